@@ -178,7 +178,7 @@ impl JournalEntry {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         ENTRY_BYTES + self.subject.len() + self.body.len()
     }
 }

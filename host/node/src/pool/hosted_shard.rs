@@ -9,6 +9,7 @@ use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::backlog::Backlog;
 use super::cell::Cell;
 use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
@@ -86,6 +87,7 @@ pub(crate) struct HostedShard {
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
+    pub(super) backlog: Backlog,
     pub(super) published_end: u64,
     /// What it is to end with, once it was told to.
     pub(super) ending: Option<PendingStop>,
@@ -148,6 +150,7 @@ impl HostedShard {
             batches: 0,
             took_inputs: false,
             output_end: 0,
+            backlog: Backlog::default(),
             published_end: 0,
             ending: None,
             restart: Restart::default(),
@@ -164,9 +167,14 @@ impl HostedShard {
         self.ending.as_ref().is_some_and(|end| end.has_given_up)
     }
 
-    /// Whether it must pause: the outbox is full, and has something of this shard.
-    pub(super) fn must_pause<C: Transport>(&self, outbox: &Outbox<C>) -> bool {
-        outbox.is_full() && self.output_end > outbox.begin()
+    /// Whether it must pause: the outbox is full and has something of this shard, or has too much
+    /// of it.
+    pub(super) fn must_pause<C: Transport>(&mut self, outbox: &Outbox<C>) -> bool {
+        let begin = outbox.begin();
+        let has_much = outbox
+            .shard_bytes_max()
+            .is_some_and(|max| self.backlog.bytes_from(begin) >= max);
+        has_much || outbox.is_full() && self.output_end > begin
     }
 
     /// Whether it has more to do now than what waits in its lanes.

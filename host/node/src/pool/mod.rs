@@ -6,6 +6,7 @@
 //! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
+mod backlog;
 mod cell;
 mod hosted_shard;
 mod instances;
@@ -100,6 +101,8 @@ impl ThreadFigures {
 pub(crate) struct OutboxSettings {
     /// How many bytes of messages that the broker hasn't acknowledged.
     pub(crate) bytes_max: usize,
+    /// How many of them may be of one shard, while there is a connection; none if all may.
+    pub(crate) shard_bytes_max: Option<usize>,
     /// How often each source has a beacon, in milliseconds.
     pub(crate) beacon_ms: u64,
 }
@@ -159,13 +162,9 @@ impl Pool {
         // One time for all: tenants may have shards on several.
         let began = Instant::now();
         for (number, handed) in handed.into_iter().enumerate() {
-            let OutboxSettings {
-                bytes_max,
-                beacon_ms,
-            } = settings;
             let mailbox = Arc::<Mailbox>::default();
             let figures = Arc::<ThreadFigures>::default();
-            let outbox = Outbox::new(transport.clone(), handed, bytes_max, beacon_ms);
+            let outbox = Outbox::new(transport.clone(), handed, settings);
             let stopwatch = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;

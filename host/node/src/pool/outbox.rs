@@ -18,6 +18,8 @@ use crate::clock;
 use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, Passage};
 use crate::link::progress::DeliveryProgress;
 
+use super::OutboxSettings;
+
 /// How often is looked whether the connection has changed, where something waits for that,
 /// in milliseconds.
 pub(super) const LOOK_MS: u64 = 50;
@@ -45,6 +47,7 @@ pub(super) struct Outbox<C> {
     transport: C,
     handed: Arc<DeliveryProgress>,
     journal: Journal,
+    shard_bytes_max: Option<usize>,
     /// The connection that messages are handed to.
     link: u64,
     /// The place of the message that is handed over next.
@@ -69,18 +72,21 @@ pub(super) struct Outbox<C> {
 }
 
 impl<C: Transport> Outbox<C> {
-    /// An empty one. `bytes_max`: how much may be in it; `beacon_ms`: how often each
-    /// source says how far it has come.
+    /// An empty one.
     pub(super) fn new(
         transport: C,
         handed: Arc<DeliveryProgress>,
-        bytes_max: usize,
-        beacon_ms: u64,
+        OutboxSettings {
+            bytes_max,
+            shard_bytes_max,
+            beacon_ms,
+        }: OutboxSettings,
     ) -> Self {
         Self {
             transport,
             handed,
             journal: Journal::new(bytes_max),
+            shard_bytes_max,
             link: 0,
             next: 0,
             handed_before: 0,
@@ -108,6 +114,12 @@ impl<C: Transport> Outbox<C> {
     /// Whether there is no room for more.
     pub(super) fn is_full(&self) -> bool {
         !self.journal.has_room()
+    }
+
+    /// How many bytes in it may be of one shard: what others have to say waits behind them. Without a
+    /// connection, nothing is said, and all of it may be.
+    pub(super) fn shard_bytes_max(&self) -> Option<usize> {
+        self.shard_bytes_max.filter(|_| self.is_connected)
     }
 
     /// The place of the first message that is still in it.

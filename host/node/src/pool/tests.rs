@@ -140,14 +140,19 @@ struct Tenant {
 impl Node {
     /// Its outbox holds so many bytes; each time that time is measured, so much is over.
     fn new(bytes_max: usize, step_ns: u64) -> Self {
-        Self::with_beacons(bytes_max, step_ns, 3_600_000)
+        let settings = OutboxSettings {
+            bytes_max,
+            shard_bytes_max: None,
+            beacon_ms: 3_600_000,
+        };
+        Self::with(settings, step_ns)
     }
 
-    /// As [`Self::new`], with beacons so often, in milliseconds.
-    fn with_beacons(bytes_max: usize, step_ns: u64, beacon_ms: u64) -> Self {
+    /// As [`Self::new`], with an outbox of these settings.
+    fn with(settings: OutboxSettings, step_ns: u64) -> Self {
         let mut sources = Sources::new(1_000);
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
-        let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, beacon_ms);
+        let outbox = Outbox::new(broker.clone(), sources.add(), settings);
         let ns = AtomicU64::default();
         let stopwatch = move || step_ns + ns.fetch_add(step_ns, Ordering::Relaxed);
         let figures = Arc::<ThreadFigures>::default();
@@ -396,6 +401,47 @@ fn while_the_outbox_is_full_only_shards_rest_that_have_something_in_it() {
         .collect();
     let expected: Vec<_> = (1..=512).map(|seq| format!("t0/0 1 {seq}")).collect();
     assert_eq!(loud, expected, "in order, and each once");
+}
+
+#[test]
+fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_connection() {
+    let settings = OutboxSettings {
+        bytes_max: 64_000,
+        shard_bytes_max: Some(8_000),
+        beacon_ms: 3_600_000,
+    };
+    let mut node = Node::with(settings, 1);
+    let (loud, quiet) = (node.tenant(1), node.tenant(1));
+    node.work();
+    for batch in 0..4 {
+        offer(&loud.handles[0], connects(batch * 256, 256, None));
+    }
+    node.work();
+    let first = node.broker.count(ONLINE, &loud);
+    for user in 0..3 {
+        offer(&quiet.handles[0], connects(user, 1, None));
+        node.work();
+    }
+    assert_eq!(node.broker.count(ONLINE, &quiet), 3, "it doesn't rest");
+    assert_eq!(node.broker.count(ONLINE, &loud), first);
+    node.acknowledge();
+    node.work();
+    let second = node.broker.count(ONLINE, &loud);
+    assert!(second > first && second < 1_024, "{first} {second}");
+    // Without a connection, nobody waits for what it says.
+    node.broker.set(|taken| taken.is_connected = false);
+    node.work();
+    let online = loud.handles[0].figures.online_users.load(Ordering::Relaxed);
+    assert!(online as usize > second, "{online}");
+    node.broker
+        .set(|taken| (taken.link, taken.is_connected) = (2, true));
+    let mut rounds = 0;
+    while node.broker.count(ONLINE, &loud) < 1_024 {
+        node.acknowledge();
+        node.work();
+        rounds += 1;
+        assert!(rounds < 1_000);
+    }
 }
 
 #[test]

@@ -494,7 +494,11 @@ impl HostedShard {
     fn push<C: Transport>(&mut self, entry: JournalEntry, outbox: &mut Outbox<C>) -> bool {
         let is_once = entry.is_once();
         let is_numbered = matches!(entry.counting, Counting::Numbered(_));
+        let bytes = entry.bytes();
         self.output_end = outbox.push(entry);
+        if outbox.shard_bytes_max().is_some() {
+            self.backlog.push(self.output_end, bytes);
+        }
         if !is_once {
             self.published_end = self.output_end;
         }

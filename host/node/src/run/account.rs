@@ -25,6 +25,11 @@ use crate::tasks::Tasks;
 /// How long a client may take to note that it is to close.
 const CLOSE: Duration = Duration::from_millis(500);
 
+/// Of several tenants, one shard may have a part of the outbox in so many, and no fewer bytes: what
+/// others have to say waits behind it.
+const SHARD_PART: usize = 16;
+const SHARD_BYTES_MIN: usize = 262_144;
+
 /// An account. Each part of it is made when it is first needed.
 pub(super) struct Account {
     pub(super) access: BrokerAccess,
@@ -107,13 +112,17 @@ impl Account {
             broker.drops.read_by_several();
         }
         let (broker, tasks) = (Arc::new(broker), tasks.group());
+        let bytes_max = config.nats.journal_bytes / threads.max(1);
+        let is_shared = config.tenants.is_some();
+        let shard_bytes_max = is_shared.then(|| (bytes_max / SHARD_PART).max(SHARD_BYTES_MIN));
         Self {
             access: BrokerAccess::new(config),
             doubts: Doubts::start(Arc::clone(&broker), &tasks),
             broker,
             threads,
             outbox: OutboxSettings {
-                bytes_max: config.nats.journal_bytes / threads.max(1),
+                bytes_max,
+                shard_bytes_max,
                 beacon_ms: config.nats.beacon_ms,
             },
             timeout_ms: config.tracker.timeout_ms,

@@ -128,7 +128,12 @@ fn a_panic_anywhere_in_a_shards_work_restarts_that_shard_alone() {
         PanicPoint::Save,
         PanicPoint::Beacon,
     ] {
-        let mut node = Node::with_beacons(1 << 20, 1, 1);
+        let settings = OutboxSettings {
+            bytes_max: 1 << 20,
+            shard_bytes_max: None,
+            beacon_ms: 1,
+        };
+        let mut node = Node::with(settings, 1);
         let tenant = node.tenant(2);
         node.work();
         node.mailbox.put_first(FIRST, Task::Begin);
@@ -251,6 +256,7 @@ async fn a_panic_outside_of_all_shards_ends_the_node_and_nobody_waits_for_the_th
     let (tasks, mut faults) = Tasks::new();
     let settings = OutboxSettings {
         bytes_max: 1 << 20,
+        shard_bytes_max: None,
         beacon_ms: 1_000,
     };
     let handed = vec![Sources::new(1_000).add()];

@@ -1,0 +1,58 @@
+//! What a shard has in the outbox that the broker hasn't acknowledged, in bytes.
+
+use std::collections::VecDeque;
+
+/// Messages are counted together up to so many bytes.
+const PART_BYTES: usize = 16_384;
+
+/// How much of a shard's messages the broker hasn't acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    /// Each part of it: the place behind it, and how many bytes it has.
+    parts: VecDeque<(u64, usize)>,
+    bytes: usize,
+}
+
+impl Backlog {
+    /// A message of so many bytes is in the outbox before this place.
+    pub(super) fn push(&mut self, end: u64, bytes: usize) {
+        self.bytes += bytes;
+        match self.parts.back_mut() {
+            Some((last, of_last)) if *of_last < PART_BYTES => {
+                (*last, *of_last) = (end, *of_last + bytes);
+            }
+            _ => self.parts.push_back((end, bytes)),
+        }
+    }
+
+    /// How many bytes there are still, where the outbox begins at this place.
+    pub(super) fn bytes_from(&mut self, begin: u64) -> usize {
+        while let Some((end, bytes)) = self.parts.front().copied()
+            && end <= begin
+        {
+            self.parts.pop_front();
+            self.bytes -= bytes;
+        }
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_acknowledged_is_forgotten_part_by_part() {
+        let mut backlog = Backlog::default();
+        for end in 1..=10 {
+            backlog.push(end, PART_BYTES / 2);
+        }
+        assert_eq!(backlog.parts.len(), 5);
+        assert_eq!(backlog.bytes_from(0), 5 * PART_BYTES);
+        assert_eq!(backlog.bytes_from(3), 4 * PART_BYTES);
+        backlog.push(11, 3 * PART_BYTES);
+        assert_eq!(backlog.bytes_from(10), 3 * PART_BYTES);
+        assert_eq!(backlog.bytes_from(11), 0);
+        assert!(backlog.parts.is_empty());
+    }
+}
