@@ -6,22 +6,25 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wasmtime::{Store, UpdateDeadline};
 
 use crate::call::Call;
 
+/// What is done while a call is paused. It says how long it took.
+type Work = dyn Fn() -> Duration;
+
 thread_local! {
     /// What this thread does while a call is paused.
-    static WORK: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+    static WORK: RefCell<Option<Rc<Work>>> = const { RefCell::new(None) };
     /// For how long calls on this thread have been paused.
     static PAUSED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Has this thread do something else each time that a call on it is to pause. In it, other plugins
-/// may be called, whose calls pause as well.
-pub fn while_paused(work: Rc<dyn Fn()>) {
+/// Has this thread do something else each time that a call on it may pause, and say how long that took. In
+/// it, other plugins may be called, whose calls may pause as well.
+pub fn while_paused(work: Rc<dyn Fn() -> Duration>) {
     WORK.set(Some(work));
 }
 
@@ -90,15 +93,15 @@ impl Deadline {
 
     /// Pauses the call. Says whether it may go on.
     fn pause(&mut self) -> bool {
-        let (begun, before) = (Instant::now(), self.ticks.now());
-        let work = WORK.with_borrow(Clone::clone);
-        if let Some(work) = work {
-            let paused = PAUSED.get();
-            work();
+        if let Some(work) = WORK.with_borrow(Clone::clone) {
+            let (paused, before) = (PAUSED.get(), self.ticks.now());
+            let took = work();
             // With the calls that were paused meanwhile.
-            PAUSED.set(paused + begun.elapsed());
-            let took = self.ticks.now().saturating_sub(before);
-            self.at = self.at.saturating_add(took);
+            PAUSED.set(paused + took);
+            let ticks = self.ticks.now().saturating_sub(before);
+            if !took.is_zero() {
+                self.at = self.at.saturating_add(ticks);
+            }
         }
         self.ticks.now() < self.at
     }

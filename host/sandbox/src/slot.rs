@@ -316,6 +316,7 @@ impl<A, R> Slot<A, R> {
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
+    use std::time::Instant;
 
     use presence_core::audience::Audience;
     use presence_core::directory::Directory;
@@ -424,12 +425,14 @@ mod tests {
         let pauses = Rc::new(Cell::new(0));
         let (clock, counted) = (engine.clone(), Rc::clone(&pauses));
         while_paused(Rc::new(move || {
+            let begun = Instant::now();
             counted.set(counted.get() + 1);
             let answer = other.try_borrow_mut().map(|mut it| call(&mut it, || ()));
             assert_eq!(answer.unwrap(), Ok(0), "another plugin is called meanwhile");
             for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
                 clock.ticks.tick(&clock.wasmtime);
             }
+            begun.elapsed()
         }));
         let pauser = Pauser::new(&engine.wasmtime);
         let began = Began::now();

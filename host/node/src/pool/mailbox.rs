@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::FixedState;
@@ -27,6 +28,8 @@ pub(crate) struct Mailbox {
     freed: Notify,
     /// What has calls of plugins pause.
     pauser: OnceLock<Pauser>,
+    /// Whether something has come for another tenant than the one whose turn it is.
+    is_awaited: AtomicBool,
 }
 
 #[derive(Default)]
@@ -133,7 +136,13 @@ impl Mailbox {
         let _ = self.pauser.set(pauser);
     }
 
+    /// Whether another tenant has begun to wait since this was last asked.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed) && self.is_awaited.swap(false, Ordering::Relaxed)
+    }
+
     fn pause(&self) {
+        self.is_awaited.store(true, Ordering::Relaxed);
         if let Some(pauser) = self.pauser.get() {
             pauser.pause();
         }

@@ -171,6 +171,7 @@ impl<C: Transport> Outbox<C> {
             (true, Some(since)) if now >= since + FULL_MS && !self.is_full_told => {
                 self.is_full_told = true;
                 tracing::warn!(
+                    parent: None,
                     bytes = self.journal.bytes(),
                     "NATS doesn't acknowledge messages, and the journal of this thread is full \
                      ([nats] journal_bytes): its shards process no input until it does"
@@ -277,7 +278,7 @@ impl<C: Transport> Outbox<C> {
     /// The message at `next` has been handed over.
     fn sent(&mut self, sent: anyhow::Result<()>) {
         if let Err(error) = sent {
-            tracing::error!("a message could not be published: {error:#}");
+            tracing::error!(parent: None, "a message could not be published: {error:#}");
         }
         self.stuck = None;
         let entry = self.journal.get(self.next);

@@ -95,17 +95,7 @@ impl<C: Transport> Thread<C> {
     /// Looks what there is to do. Says whether to go on.
     pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
-        self.outbox.borrow_mut().update(now);
-        let goes_on = self.receive();
-        while let Some((at, address)) = self.timers.first().copied()
-            && at <= now
-        {
-            self.timers.pop_first();
-            if let Some(hosted) = self.residents.get_mut(address) {
-                hosted.timer = None;
-            }
-            self.make_ready(address);
-        }
+        let goes_on = self.look(now);
         let is_beacon_due = self.outbox.borrow_mut().is_beacon_due(now);
         if is_beacon_due {
             for address in self.residents.addresses() {
@@ -113,7 +103,6 @@ impl<C: Transport> Thread<C> {
             }
             self.outbox.borrow_mut().hand_over();
         }
-        self.resume_paused();
         self.save_acknowledged();
         self.check_watched();
         if now >= self.release_at {
@@ -126,8 +115,29 @@ impl<C: Transport> Thread<C> {
         goes_on
     }
 
+    /// Takes note of what has come and fallen due, and of what the broker has. Says whether to go on.
+    pub(super) fn look(&mut self, now: u64) -> bool {
+        self.outbox.borrow_mut().update(now);
+        let goes_on = self.receive();
+        let mut is_out = None;
+        while let Some((at, address)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            match self.residents.get_mut(address) {
+                Some(hosted) => hosted.timer = None,
+                None => is_out = Some((at, address)),
+            }
+            self.make_ready(address);
+        }
+        // Its turn is paused, and it sets its timer anew when that is over.
+        self.timers.extend(is_out);
+        self.resume_paused();
+        goes_on
+    }
+
     /// Takes note of what has come.
-    pub(super) fn receive(&mut self) -> bool {
+    fn receive(&mut self) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
         let goes_on = self.mailbox.take_touched(&mut touched);
         for address in touched.drain(..) {

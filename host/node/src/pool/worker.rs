@@ -3,7 +3,7 @@
 //!
 //! A turn may pause in the middle of a plugin's call, while others wait: then the shards of other
 //! tenants have their turns inside it, as the rounds say, and the call goes on afterwards. So
-//! while a shard has its turn, nothing of the thread is borrowed but what the shard has been lent: itself,
+//! while rules are called, nothing of the thread is borrowed but what the shard has been lent: itself,
 //! and its tenant's instances. The outbox is borrowed for a message at a time.
 
 use std::cell::{Cell, RefCell};
@@ -99,9 +99,8 @@ impl<C: Transport> Worker<C> {
         });
         let pausing = Rc::downgrade(&worker);
         while_paused(Rc::new(move || {
-            if let Some(worker) = pausing.upgrade() {
-                worker.pause();
-            }
+            let worker = pausing.upgrade();
+            worker.map_or(Duration::ZERO, |worker| worker.pause())
         }));
         worker
     }
@@ -196,24 +195,26 @@ impl<C: Transport> Worker<C> {
         self.mailbox.begin_turn(turn.map(|it| it.tenant));
     }
 
-    /// A call of a plugin pauses. Others have their turns, unless this is in another's pause.
-    fn pause(&self) {
+    /// A call of a plugin may pause: where others wait, they have their turns, unless this is in
+    /// another's pause. Says how long that took.
+    fn pause(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
-            return;
-        };
-        let Ok(mut thread) = self.thread.try_borrow_mut() else {
-            return;
+            return Duration::ZERO;
         };
         let now = (self.stopwatch)();
         let took = now.saturating_sub(current.counted_ns);
         let total = current.took_ns + took;
+        if !self.mailbox.is_awaited() && total < current.limit_ns {
+            return Duration::ZERO;
+        }
+        let mut thread = self.thread.borrow_mut();
         if total > current.limit_ns.saturating_add(SLOW_NS) {
             thread.rounds.note_slow(current.tenant, now);
         }
         if current.is_within {
-            return;
+            return Duration::ZERO;
         }
-        thread.receive();
+        thread.look(clock::now_ms());
         thread.rounds.pause(current.tenant, now, took);
         thread.spare.was_busy(took);
         drop(thread);
@@ -223,6 +224,7 @@ impl<C: Transport> Worker<C> {
         self.thread.borrow_mut().rounds.resume();
         (current.counted_ns, current.took_ns) = ((self.stopwatch)(), total);
         self.begin(Some(current));
+        Duration::from_nanos(current.counted_ns.saturating_sub(now))
     }
 
     fn work(
@@ -257,8 +259,13 @@ impl<C: Transport> Worker<C> {
                     let after = pipelines.assignment();
                     let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
                     self.thread.borrow().note_pauser(&pipelines);
-                    let instances = &mut *self.instances.borrow_mut();
-                    instances.change(address.tenant, hosted, pipelines);
+                    // Enrichers hand their states over, in calls that don't pause.
+                    let current = self.current.take();
+                    let instances = &self.instances;
+                    instances
+                        .borrow_mut()
+                        .change(address.tenant, hosted, pipelines);
+                    self.current.set(current);
                     Task::Input(Input::Reassigned {
                         before,
                         after,
