@@ -1,7 +1,7 @@
 //! A plugin's call that takes long keeps its own tenant waiting, and no other on the same thread.
 
 use anyhow::{Result, ensure};
-use presence_tests::client::{Client, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::component;
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
@@ -23,6 +23,7 @@ async fn a_call_that_goes_on_for_ever_keeps_no_other_tenant_waiting() -> Result<
     );
     let site = site
         .with("engine.workers", 1)?
+        .with("tracker.timeout_ms", 2_000)?
         .with("engine.fuel", 1_000_000_000_000_i64)?
         .with("engine.deadline_ms", 60_000)?
         .with("tenant", vec![busy, tenant("quiet")])?;
@@ -38,11 +39,16 @@ async fn a_call_that_goes_on_for_ever_keeps_no_other_tenant_waiting() -> Result<
     for number in 0..20 {
         let user = format!("user-{number}");
         connect("quiet", &user).await?;
-        let came = |user: &str, seen: &presence_tests::client::ReceivedMessage| {
+        let came = |user: &str, seen: &ReceivedMessage| {
             seen.subject == "quiet.presence.events.user_online" && seen.body["userId"] == *user
         };
         tape.next("their online", |seen| came(&user, seen)).await?;
     }
+    // They send no heartbeats.
+    let left = |seen: &ReceivedMessage| {
+        seen.subject == "quiet.presence.events.user_offline" && seen.body["userId"] == "user-19"
+    };
+    tape.next("their time-out", left).await?;
     let seen = tape.seen().iter();
     let of_busy = seen.filter(|seen| seen.subject.starts_with("busy."));
     ensure!(of_busy.count() == 0, "its call is under way still");

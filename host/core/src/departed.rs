@@ -407,6 +407,17 @@ impl Departed {
         }
     }
 
+    /// A user's last departure is another than the one that is remembered, and isn't stored.
+    pub(crate) fn forget(&mut self, user: Id) {
+        let Some(place) = self.places.get(&user).copied() else {
+            return;
+        };
+        self.keep_place(place);
+        self.places.remove(&user);
+        self.verdicts.forget(user);
+        self.changes.saved.remove(&user);
+    }
+
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
@@ -512,6 +523,23 @@ mod tests {
         );
         note(&mut departed, &offline(&names, "a", 9));
         assert_eq!(remembered(&departed, &names), pairs(&[("a", 9)]));
+    }
+
+    #[test]
+    fn a_departure_that_another_has_followed_is_forgotten_and_its_place_used_again() {
+        let names = Names::new();
+        let mut departed = Departed::new(2);
+        let first = offline(&names, "a", 7);
+        note(&mut departed, &first);
+        departed.forget(first.user);
+        assert!(departed.event(first.user, &names).is_none());
+        for (user, at) in [("b", 8), ("c", 9)] {
+            note(&mut departed, &offline(&names, user, at));
+        }
+        let kept = [("b", 8), ("c", 9)];
+        assert_eq!(remembered(&departed, &names), pairs(&kept));
+        departed.forget(first.user);
+        assert_eq!(remembered(&departed, &names), pairs(&kept));
     }
 
     #[test]

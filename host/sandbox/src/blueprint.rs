@@ -152,7 +152,7 @@ impl Blueprint {
     /// What has calls of its plugins pause; none if it has no plugin.
     pub fn pauser(&self) -> Option<Pauser> {
         let stage = self.stages.first()?;
-        Some(Pauser::new(stage.linked().component().engine()))
+        Some(Pauser(stage.plugin.ticks.clone()))
     }
 
     /// How long decisions take, since the node has run.

@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use wasmtime::Config;
 use wasmtime::component::Component;
@@ -82,21 +81,9 @@ impl Engine {
         let stopped = Arc::new(AtomicBool::new(false));
         let ticks = Ticks::default();
         let (engine, clock, stop) = (wasmtime.clone(), ticks.clone(), Arc::clone(&stopped));
-        // A thread of its own: a component that spins must not keep it from ticking.
         std::thread::Builder::new()
             .name("epochs".into())
-            .spawn(move || {
-                let (begin, mut told) = (Instant::now(), 0);
-                while !stop.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_millis(TICK_MS));
-                    // On a busy machine it may have slept for longer.
-                    let due = begin.elapsed().as_millis() / u128::from(TICK_MS);
-                    while told < due {
-                        clock.tick(&engine);
-                        told += 1;
-                    }
-                }
-            })
+            .spawn(move || clock.run(&engine, &stop))
             .map_err(|error| LoadError::Engine(error.to_string()))?;
         Ok(Self {
             wasmtime,

@@ -2,15 +2,16 @@
 //! is paused, and goes on afterwards. How long it was paused is none of its time.
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use wasmtime::{Store, UpdateDeadline};
 
 use crate::call::Call;
+use crate::engine::TICK_MS;
 
 /// What is done while a call is paused. It says how long it took.
 type Work = dyn Fn() -> Duration;
@@ -33,41 +34,71 @@ pub(crate) fn paused() -> Duration {
     PAUSED.get()
 }
 
-/// Has the calls that are under way pause. Cloning it shares it.
-#[derive(Clone)]
-pub struct Pauser(wasmtime::Engine);
+/// How long a call is let go on before it pauses, where others have begun to wait. Most calls are
+/// over by then.
+const PAUSE_AFTER: Duration = Duration::from_micros(500);
+
+/// Has calls pause that go on for too long. Cloning it shares it.
+#[derive(Clone, Debug)]
+pub struct Pauser(pub(crate) Ticks);
 
 impl Pauser {
-    pub(crate) fn new(engine: &wasmtime::Engine) -> Self {
-        Self(engine.clone())
-    }
-
-    /// Has each call pause that is under way on any thread. It takes no longer than to write a
-    /// number.
-    pub fn pause(&self) {
-        self.0.increment_epoch();
-    }
-}
-
-impl fmt::Debug for Pauser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Pauser")
+    /// Has the calls that are under way on any thread half a millisecond from now pause.
+    pub fn pause_soon(&self) {
+        let Ticks(clock) = &self.0;
+        if !clock.is_asked.swap(true, Ordering::Relaxed)
+            && let Some(thread) = clock.thread.get()
+        {
+            thread.unpark();
+        }
     }
 }
 
 /// Counts the ticks of an engine's clock. Cloning it shares it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ticks(Arc<AtomicU64>);
+pub(crate) struct Ticks(Arc<Clock>);
+
+#[derive(Debug, Default)]
+struct Clock {
+    ticks: AtomicU64,
+    /// Whether calls are to pause before the next tick.
+    is_asked: AtomicBool,
+    /// Which raises the epoch.
+    thread: OnceLock<Thread>,
+}
 
 impl Ticks {
+    /// Raises the epoch of an engine at each tick, and when calls are to pause, until it is stopped. It is
+    /// called once, on a thread of its own: a component that spins must not keep it from ticking.
+    pub(crate) fn run(&self, engine: &wasmtime::Engine, stop: &AtomicBool) {
+        let Self(clock) = self;
+        // There is no other one.
+        let _ = clock.thread.set(thread::current());
+        let (begin, tick) = (Instant::now(), Duration::from_millis(TICK_MS));
+        let mut told = 0;
+        while !stop.load(Ordering::Relaxed) {
+            thread::park_timeout((tick * (told + 1)).saturating_sub(begin.elapsed()));
+            if clock.is_asked.load(Ordering::Relaxed) {
+                thread::sleep(PAUSE_AFTER);
+                clock.is_asked.store(false, Ordering::Relaxed);
+                engine.increment_epoch();
+            }
+            // On a busy machine it may have slept for longer.
+            while tick * (told + 1) <= begin.elapsed() {
+                self.tick(engine);
+                told += 1;
+            }
+        }
+    }
+
     /// One more, at which calls whose time is over end.
     pub(crate) fn tick(&self, engine: &wasmtime::Engine) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.ticks.fetch_add(1, Ordering::Relaxed);
         engine.increment_epoch();
     }
 
     fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.ticks.load(Ordering::Relaxed)
     }
 }
 

@@ -134,9 +134,13 @@ impl Shard {
                     decisions.ledger.offline(user);
                 }
             }
-            Record::Departed { departure, .. } => {
-                let departures = departure.into_iter().collect();
-                decisions.departed.restore(departures, &common.names);
+            Record::Departed {
+                departure: Some(departure),
+                ..
+            } => decisions.departed.restore(vec![departure], &common.names),
+            Record::Departed { user, .. } => {
+                let user = common.names.intern(user.as_str());
+                decisions.departed.forget(user);
             }
             Record::Waiting { user, steps } => {
                 let until = common.now() + common.settings.answer_wait_ms;

@@ -4,7 +4,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::FixedState;
@@ -28,8 +27,6 @@ pub(crate) struct Mailbox {
     freed: Notify,
     /// What has calls of plugins pause.
     pauser: OnceLock<Pauser>,
-    /// Whether something has come for another tenant than the one whose turn it is.
-    is_awaited: AtomicBool,
 }
 
 #[derive(Default)]
@@ -125,7 +122,7 @@ impl Mailbox {
             self.arrived.notify_one();
         }
         if is_first && is_others {
-            self.pause();
+            self.pause_soon();
         }
         Ok(())
     }
@@ -136,26 +133,22 @@ impl Mailbox {
         let _ = self.pauser.set(pauser);
     }
 
-    /// Whether another tenant has begun to wait since this was last asked.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.is_awaited.load(Ordering::Relaxed) && self.is_awaited.swap(false, Ordering::Relaxed)
-    }
-
-    fn pause(&self) {
-        self.is_awaited.store(true, Ordering::Relaxed);
+    /// Others wait for the thread: a call that goes on for long is to pause.
+    pub(super) fn pause_soon(&self) {
         if let Some(pauser) = self.pauser.get() {
-            pauser.pause();
+            pauser.pause_soon();
         }
     }
 
-    /// A tenant's turn begins, or goes on; none if the thread is at nobody's.
-    pub(super) fn begin_turn(&self, tenant: Option<u32>) {
+    /// A tenant's turn begins, or goes on; none if the thread is at nobody's. `is_awaited`: whether others
+    /// have been waiting for theirs.
+    pub(super) fn begin_turn(&self, tenant: Option<u32>, is_awaited: bool) {
         let mut state = self.state();
         state.current = tenant;
-        let is_late = tenant.is_some() && !state.touched.is_empty();
+        let is_awaited = is_awaited || !state.touched.is_empty();
         drop(state);
-        if is_late {
-            self.pause();
+        if tenant.is_some() && is_awaited {
+            self.pause_soon();
         }
     }
 

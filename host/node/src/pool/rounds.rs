@@ -89,6 +89,11 @@ impl Rounds {
         }
     }
 
+    /// Whether others wait beside the tenant whose turn it is.
+    pub(super) fn is_contended(&self) -> bool {
+        self.queue.len() > 1
+    }
+
     /// A call of a tenant's plugins has taken long.
     pub(super) fn note_slow(&self, tenant: u32, now_ns: u64) {
         if let Some(tenant) = self.tenants.get(&tenant) {

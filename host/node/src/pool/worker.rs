@@ -192,11 +192,13 @@ impl<C: Transport> Worker<C> {
     /// A turn begins, or goes on; none if none does.
     fn begin(&self, turn: Option<Current>) {
         self.current.set(turn);
-        self.mailbox.begin_turn(turn.map(|it| it.tenant));
+        let is_awaited = self.thread.borrow().rounds.is_contended();
+        self.mailbox
+            .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
 
-    /// A call of a plugin may pause: where others wait, they have their turns, unless this is in
-    /// another's pause. Says how long that took.
+    /// A call of a plugin may pause: where its turn has had its time, others have theirs, unless this is
+    /// in another's pause. Says how long that took.
     fn pause(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
             return Duration::ZERO;
@@ -204,7 +206,9 @@ impl<C: Transport> Worker<C> {
         let now = (self.stopwatch)();
         let took = now.saturating_sub(current.counted_ns);
         let total = current.took_ns + took;
-        if !self.mailbox.is_awaited() && total < current.limit_ns {
+        if total < current.limit_ns {
+            // It may go on for longer.
+            self.begin(Some(current));
             return Duration::ZERO;
         }
         let mut thread = self.thread.borrow_mut();

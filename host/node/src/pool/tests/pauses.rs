@@ -8,6 +8,9 @@ use crate::beside::Pipelines;
 
 const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
 
+/// Each time that time is measured, a turn has had its own.
+const STEP_NS: u64 = 1_000_000;
+
 /// Has a tenant of one shard go by a rule.
 fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
     node.work();
@@ -35,7 +38,7 @@ fn order(node: &Node) -> Vec<String> {
 
 #[test]
 fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
-    let mut node = Node::new(1 << 20, 1);
+    let mut node = Node::new(1 << 20, STEP_NS);
     let (busy, quiet) = (node.tenant(1), node.tenant(1));
     let _engine = by_a_rule(&mut node, 0);
     offer(&busy.handles[0], connects(0, 2, None));
@@ -52,7 +55,7 @@ fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
 
 #[test]
 fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on() {
-    let mut node = Node::new(1 << 20, 1);
+    let mut node = Node::new(1 << 20, STEP_NS);
     let (busy, quiet) = (node.tenant(1), node.tenant(1));
     let _engine = by_a_rule(&mut node, 0);
     offer(&busy.handles[0], connects(0, 2, None));
@@ -74,7 +77,7 @@ fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on
 
 #[test]
 fn the_other_shards_of_the_tenant_wait_for_the_call_as_does_the_shard_itself() {
-    let mut node = Node::new(1 << 20, 1);
+    let mut node = Node::new(1 << 20, STEP_NS);
     let busy = node.tenant(2);
     let _engine = by_a_rule(&mut node, 0);
     offer(&busy.handles[0], connects(0, 1, None));
