@@ -34,7 +34,7 @@ pub(super) struct Rounds {
     resting: Vec<u32>,
     /// The tenant whose turn is paused: it is the first of the queue when that ends.
     paused: Option<u32>,
-    /// The tenants that have no turn while another's is paused, since their calls take long.
+    /// The tenants that have no turn while another's is paused, since their calls may take long.
     put_off: Vec<u32>,
     /// Whether the first of the queue has been given its time in this round.
     is_begun: bool,
@@ -224,7 +224,9 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn push(rounds: &mut Rounds, shard: Address) {
-        rounds.push(shard, &Arc::default());
+        let share = Arc::<ThreadShare>::default();
+        share.note_quick();
+        rounds.push(shard, &share);
     }
 
     fn address(tenant: u32, shard: u32) -> Address {

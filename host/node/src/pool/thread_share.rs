@@ -9,20 +9,26 @@ use presence_core::quota::{Quota, Rate};
 use crate::tenant::quotas::Exceeded;
 
 /// For how long a tenant's plugins are taken for slow, after a call that was, in nanoseconds.
-const SLOW_NS: u64 = 1_000_000_000;
+const SLOW_NS: u64 = 10_000_000_000;
 
 /// A tenant's share of the threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ThreadShare {
     /// How many parts of the time it gets, where others get one.
     weight: AtomicU64,
     /// How much time it may use, in microseconds.
     cpu: Rate,
-    /// Until when its plugins are taken for slow.
+    /// Until when its plugins are taken for slow: for ever, until it has had a turn that wasn't.
     slow_until_ns: AtomicU64,
     /// On how many threads it waits, since it has used that up.
     resting: AtomicUsize,
     exceeded: Arc<Exceeded>,
+}
+
+impl Default for ThreadShare {
+    fn default() -> Self {
+        Self::new(1, Rate::default(), Arc::default())
+    }
 }
 
 impl ThreadShare {
@@ -31,7 +37,7 @@ impl ThreadShare {
         Self {
             weight: weight.into(),
             cpu,
-            slow_until_ns: AtomicU64::new(0),
+            slow_until_ns: AtomicU64::new(u64::MAX),
             resting: AtomicUsize::new(0),
             exceeded,
         }
@@ -75,6 +81,13 @@ impl ThreadShare {
     pub(super) fn note_slow(&self, now_ns: u64) {
         let until_ns = now_ns.saturating_add(SLOW_NS);
         self.slow_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    /// It has had a turn with inputs that wasn't slow.
+    pub(super) fn note_quick(&self) {
+        let unknown = u64::MAX;
+        let slow_until_ns = &self.slow_until_ns;
+        let _ = slow_until_ns.compare_exchange(unknown, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Whether calls of its plugins may take long.

@@ -166,6 +166,7 @@ impl<C: Transport> Worker<C> {
         let current = self.current.get();
         self.begin(outer);
         let took_inputs = hosted.took_inputs;
+        let share = Arc::clone(&hosted.tenant.share);
         let thread = &mut *self.thread.borrow_mut();
         thread.residents.put_back(shard, hosted);
         match worked {
@@ -180,8 +181,11 @@ impl<C: Transport> Worker<C> {
             }
         }
         let ended = (self.stopwatch)();
-        let counted_ns = current.map_or(begun, |it| it.counted_ns);
+        let (counted_ns, before) = current.map_or((begun, 0), |it| (it.counted_ns, it.took_ns));
         let took = ended.saturating_sub(counted_ns);
+        if took_inputs && !is_slow(before + took, limit_ns) {
+            share.note_quick();
+        }
         thread.rounds.took(shard.tenant, ended, took);
         thread.spare.was_busy(took);
         if !took_inputs {
@@ -212,7 +216,7 @@ impl<C: Transport> Worker<C> {
             return Duration::ZERO;
         }
         let mut thread = self.thread.borrow_mut();
-        if total > current.limit_ns.saturating_add(SLOW_NS) {
+        if is_slow(total, current.limit_ns) {
             thread.rounds.note_slow(current.tenant, now);
         }
         if current.is_within {
@@ -369,6 +373,11 @@ impl<C: Transport> Worker<C> {
         self.thread.borrow_mut().spare.was_idle(idle);
         self.background_ns.set(0);
     }
+}
+
+/// Whether a turn has taken so much longer than it should that its plugins are taken for slow.
+fn is_slow(took_ns: u64, limit_ns: u64) -> bool {
+    took_ns > limit_ns.saturating_add(SLOW_NS)
 }
 
 /// What has come of a turn.
