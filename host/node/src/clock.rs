@@ -63,6 +63,12 @@ pub(crate) fn wall_now_us() -> u64 {
     wall_us(START.offset_file.as_ref())
 }
 
+/// How much of a processor this thread has used.
+pub(crate) fn thread_cpu() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.try_into().unwrap_or_default()
+}
+
 /// How long the machine has run, with the time in which it slept.
 fn since_boot() -> Duration {
     #[cfg(any(target_os = "linux", target_os = "android"))]

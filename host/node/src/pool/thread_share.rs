@@ -11,6 +11,9 @@ use crate::tenant::quotas::Exceeded;
 /// For how long a tenant's plugins are taken for slow, after a call that was, in nanoseconds.
 const SLOW_NS: u64 = 10_000_000_000;
 
+/// Until when they are taken for slow while nothing is known of them.
+const UNKNOWN_NS: u64 = u64::MAX;
+
 /// A tenant's share of the threads.
 #[derive(Debug)]
 pub(crate) struct ThreadShare {
@@ -37,7 +40,7 @@ impl ThreadShare {
         Self {
             weight: weight.into(),
             cpu,
-            slow_until_ns: AtomicU64::new(u64::MAX),
+            slow_until_ns: AtomicU64::new(UNKNOWN_NS),
             resting: AtomicUsize::new(0),
             exceeded,
         }
@@ -83,11 +86,18 @@ impl ThreadShare {
         self.slow_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
+    /// Whether it has had no turn yet that shows how long its calls take.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.slow_until_ns.load(Ordering::Relaxed) == UNKNOWN_NS
+    }
+
     /// It has had a turn with inputs that wasn't slow.
     pub(super) fn note_quick(&self) {
-        let unknown = u64::MAX;
-        let slow_until_ns = &self.slow_until_ns;
-        let _ = slow_until_ns.compare_exchange(unknown, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let relaxed = Ordering::Relaxed;
+        // One that is known to be slow stays so.
+        let _ = self
+            .slow_until_ns
+            .compare_exchange(UNKNOWN_NS, 0, relaxed, relaxed);
     }
 
     /// Whether calls of its plugins may take long.

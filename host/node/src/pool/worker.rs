@@ -36,9 +36,8 @@ const NS_PER_MS: u64 = 1_000_000;
 /// itself may let a thread run for several milliseconds while another waits for the processor.
 const YIELD_NS: u64 = 100_000;
 
-/// By how many nanoseconds a turn may be longer than it should be before the tenant's plugins are taken
-/// for slow.
-const SLOW_NS: u64 = 5_000_000;
+/// By how much a turn may be longer than it should be, and then how much processor time it may take, before the tenant's plugins are taken for slow. A thread may wait long for the processor.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// A thread at work.
 pub(super) struct Worker<C> {
@@ -67,6 +66,8 @@ struct Current {
     took_ns: u64,
     /// How long it should take.
     limit_ns: u64,
+    /// What processor time the thread had taken when the turn was first seen to be long.
+    cpu: Option<Duration>,
     /// Whether it is in the pause of another.
     is_within: bool,
 }
@@ -151,9 +152,12 @@ impl<C: Transport> Worker<C> {
             counted_ns: begun,
             took_ns: 0,
             limit_ns,
+            cpu: None,
             is_within: outer.is_some(),
         }));
         let mut out = self.out.take();
+        let share = Arc::clone(&hosted.tenant.share);
+        let cpu = share.is_unknown().then(clock::thread_cpu);
         let span = hosted.tenant.span.clone();
         let worked = catch_unwind(AssertUnwindSafe(|| {
             let _tenant = span.as_ref().map(Span::enter);
@@ -166,7 +170,6 @@ impl<C: Transport> Worker<C> {
         let current = self.current.get();
         self.begin(outer);
         let took_inputs = hosted.took_inputs;
-        let share = Arc::clone(&hosted.tenant.share);
         let thread = &mut *self.thread.borrow_mut();
         thread.residents.put_back(shard, hosted);
         match worked {
@@ -181,9 +184,12 @@ impl<C: Transport> Worker<C> {
             }
         }
         let ended = (self.stopwatch)();
-        let (counted_ns, before) = current.map_or((begun, 0), |it| (it.counted_ns, it.took_ns));
+        let counted_ns = current.map_or(begun, |it| it.counted_ns);
         let took = ended.saturating_sub(counted_ns);
-        if took_inputs && !is_slow(before + took, limit_ns) {
+        if let Some(cpu) = cpu
+            && took_inputs
+            && clock::thread_cpu().saturating_sub(cpu) <= SLOW
+        {
             share.note_quick();
         }
         thread.rounds.took(shard.tenant, ended, took);
@@ -216,10 +222,16 @@ impl<C: Transport> Worker<C> {
             return Duration::ZERO;
         }
         let mut thread = self.thread.borrow_mut();
-        if is_slow(total, current.limit_ns) {
-            thread.rounds.note_slow(current.tenant, now);
+        if Duration::from_nanos(total.saturating_sub(current.limit_ns)) > SLOW {
+            let cpu = clock::thread_cpu();
+            let since = *current.cpu.get_or_insert(cpu);
+            if cpu.saturating_sub(since) > SLOW {
+                thread.rounds.note_slow(current.tenant, now);
+            }
         }
         if current.is_within {
+            drop(thread);
+            self.begin(Some(current));
             return Duration::ZERO;
         }
         thread.look(clock::now_ms());
@@ -373,11 +385,6 @@ impl<C: Transport> Worker<C> {
         self.thread.borrow_mut().spare.was_idle(idle);
         self.background_ns.set(0);
     }
-}
-
-/// Whether a turn has taken so much longer than it should that its plugins are taken for slow.
-fn is_slow(took_ns: u64, limit_ns: u64) -> bool {
-    took_ns > limit_ns.saturating_add(SLOW_NS)
 }
 
 /// What has come of a turn.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use presence_config::State;
 use presence_core::names::Names;
 use presence_core::record::Record;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::position::ShardPosition;
@@ -276,7 +275,7 @@ impl Task {
 
     /// Does what is to be done, and says until when nothing more is to be handed over.
     fn try_to(&mut self, work: &mut Work) -> Result<(), Fault> {
-        let begun = cpu_time();
+        let begun = clock::thread_cpu();
         if let Some((_, last)) = work.taken {
             let records = work.encode();
             self.write(last, &work.batches, &work.positions)?;
@@ -291,7 +290,7 @@ impl Task {
             self.merge_if_long();
         }
         let rest = match work.taken {
-            Some(_) => rest_after(cpu_time().saturating_sub(begun)),
+            Some(_) => rest_after(clock::thread_cpu().saturating_sub(begun)),
             None => Duration::ZERO,
         };
         let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
@@ -367,12 +366,6 @@ impl Task {
 /// How long to wait after a write that took so much of a processor.
 fn rest_after(used: Duration) -> Duration {
     (used * REST).min(REST_MAX)
-}
-
-/// How much of a processor this thread has used.
-fn cpu_time() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    used.try_into().unwrap_or_default()
 }
 
 #[cfg(test)]
