@@ -386,6 +386,9 @@ impl Departed {
 
     /// What is in a place is about to change, or to be no user's last.
     fn keep_place(&mut self, place: u32) {
+        if self.readings.is_empty() {
+            return;
+        }
         let mut readings = std::mem::take(&mut self.readings);
         readings.keep(place, || self.stored(place));
         self.readings = readings;

@@ -45,9 +45,14 @@ impl<T: Clone> Readings<T> {
         });
     }
 
+    /// Whether nobody reads.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What has this number is about to change. It is given as it is, if it is there.
     pub(crate) fn keep(&mut self, number: u32, value: impl FnOnce() -> Option<T>) {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return;
         }
         self.forget_ended();
