@@ -82,7 +82,7 @@ impl Statements {
         }
     }
 
-    /// The numbers of the users of whom any holds.
+    /// The numbers of all users who have a statement.
     pub(crate) fn users(&self) -> impl Iterator<Item = u32> {
         self.users.keys().map(|user| user.0)
     }

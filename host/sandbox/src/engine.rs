@@ -13,9 +13,6 @@ use crate::artefacts::Artefacts;
 use crate::error::one_line;
 use crate::pause::Ticks;
 
-/// How often the clock ticks. A deadline is kept to within one tick.
-pub(crate) const TICK_MS: u64 = 10;
-
 /// Compiles and runs components. Cloning it shares it.
 #[derive(Clone)]
 pub struct Engine {

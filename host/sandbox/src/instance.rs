@@ -4,17 +4,16 @@
 use std::sync::Arc;
 
 use presence_core::rules::{Context, Failure};
-use wasmtime::Store;
 use wasmtime::component::InstancePre;
+use wasmtime::{Store, UpdateDeadline};
 
 use crate::api::{Api, Export, Find, Stateful};
 use crate::call::{Call, Observations};
-use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
 use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
 use crate::manifest::Role;
 use crate::memory::{Memory, MemoryBudget};
-use crate::pause::{self, Deadline};
+use crate::pause::{Deadline, TICK_MS};
 use crate::{Limits, LoadError, Plugin, Stage};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
@@ -300,7 +299,7 @@ impl<A, R> Instance<A, R> {
         let deadline = Deadline::new(&self.plugin.ticks);
         let call = Call::new(name, log, memory, deadline, limits.metadata);
         let mut store = Store::new(self.linked.component().engine(), call);
-        pause::follow_deadline(&mut store);
+        follow_deadline(&mut store);
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
@@ -344,4 +343,16 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     let ticks = limits.deadline_ms.map(|ms| ms.div_ceil(TICK_MS) + 1);
     store.data_mut().deadline.begin(ticks);
     Ok(())
+}
+
+/// Has calls of this store pause, and end at their deadline. The engine's clock and a [`Pauser`] raise the
+/// epoch; each time, a call is asked whether it may go on. One that begins afterwards is asked as well, so no
+/// pause is missed that was wanted between two calls; and so is the first of a store.
+fn follow_deadline(store: &mut Store<Call>) {
+    store.epoch_deadline_callback(|mut store| {
+        Ok(match store.data_mut().deadline.pause() {
+            true => UpdateDeadline::Continue(1),
+            false => UpdateDeadline::Interrupt,
+        })
+    });
 }

@@ -8,10 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use wasmtime::{Store, UpdateDeadline};
-
-use crate::call::Call;
-use crate::engine::TICK_MS;
+/// How often the clock ticks. A deadline is kept to within one tick.
+pub(crate) const TICK_MS: u64 = 10;
 
 /// What is done while a call is paused. It says how long it took.
 type Work = dyn Fn() -> Duration;
@@ -123,7 +121,7 @@ impl Deadline {
     }
 
     /// Pauses the call. Says whether it may go on.
-    fn pause(&mut self) -> bool {
+    pub(crate) fn pause(&mut self) -> bool {
         if let Some(work) = WORK.with_borrow(Clone::clone) {
             let (paused, before) = (PAUSED.get(), self.ticks.now());
             let took = work();
@@ -136,16 +134,4 @@ impl Deadline {
         }
         self.ticks.now() < self.at
     }
-}
-
-/// Has calls of this store pause, and end at their deadline. The engine's clock and a [`Pauser`] raise the
-/// epoch; each time, a call is asked whether it may go on. One that begins afterwards is asked as well, so no
-/// pause is missed that was wanted between two calls; and so is the first of a store.
-pub(crate) fn follow_deadline(store: &mut Store<Call>) {
-    store.epoch_deadline_callback(|mut store| {
-        Ok(match store.data_mut().deadline.pause() {
-            true => UpdateDeadline::Continue(1),
-            false => UpdateDeadline::Interrupt,
-        })
-    });
 }

@@ -325,8 +325,7 @@ mod tests {
 
     use super::*;
     use crate::api::{EventArg, Kind};
-    use crate::engine::TICK_MS;
-    use crate::pause::while_paused;
+    use crate::pause::{TICK_MS, while_paused};
     use crate::{Engine, Plugin, self_test};
 
     /// How long a call may take here: long enough for a busy machine.

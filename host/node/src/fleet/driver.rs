@@ -34,8 +34,7 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::{Tasks, blocking};
 
-/// How often the member is looked at, at least: a twelfth of the lease, which is the margin by which
-/// nodes may differ, within these limits. Each tenant has such a look.
+/// How often the member is looked at, at least: a twelfth of the lease, within these limits. Each tenant has such a look.
 const LOOK_MS: (u64, u64) = (100, 1_000);
 
 /// How long is waited before the bucket is watched again after that has failed.

@@ -9,7 +9,6 @@ use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::backlog::Backlog;
 use super::cell::Cell;
 use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
@@ -17,6 +16,7 @@ use super::rules::{Comparisons, ShardRules};
 use super::shards::ShardFigures;
 use super::thread_share::ThreadShare;
 use super::turn::CurrentBatch;
+use super::unacknowledged::Unacknowledged;
 use super::work::Generation;
 #[cfg(test)]
 use super::work::PanicPoint;
@@ -87,7 +87,7 @@ pub(crate) struct HostedShard {
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
-    pub(super) backlog: Backlog,
+    pub(super) unacknowledged: Unacknowledged,
     pub(super) published_end: u64,
     /// What it is to end with, once it was told to.
     pub(super) ending: Option<PendingStop>,
@@ -150,7 +150,7 @@ impl HostedShard {
             batches: 0,
             took_inputs: false,
             output_end: 0,
-            backlog: Backlog::default(),
+            unacknowledged: Unacknowledged::default(),
             published_end: 0,
             ending: None,
             restart: Restart::default(),
@@ -173,7 +173,7 @@ impl HostedShard {
         let begin = outbox.begin();
         let has_much = outbox
             .shard_bytes_max()
-            .is_some_and(|max| self.backlog.bytes_from(begin) >= max);
+            .is_some_and(|max| self.unacknowledged.bytes_from(begin) >= max);
         has_much || outbox.is_full() && self.output_end > begin
     }
 

@@ -6,7 +6,6 @@
 //! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
-mod backlog;
 mod cell;
 mod hosted_shard;
 mod instances;
@@ -25,6 +24,7 @@ mod tests;
 mod thread;
 mod thread_share;
 mod turn;
+mod unacknowledged;
 mod work;
 mod worker;
 

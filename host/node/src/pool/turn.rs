@@ -497,7 +497,7 @@ impl HostedShard {
         let bytes = entry.bytes();
         self.output_end = outbox.push(entry);
         if outbox.shard_bytes_max().is_some() {
-            self.backlog.push(self.output_end, bytes);
+            self.unacknowledged.push(self.output_end, bytes);
         }
         if !is_once {
             self.published_end = self.output_end;

@@ -26,8 +26,8 @@ const USERS_AT_ONCE: usize = 64;
 pub(super) struct Beginning {
     /// Whether it has heard all that the other one did.
     sure: bool,
-    /// Users whom viewers were told of or are to be told of, and those of whom something was missed
-    /// or stated.
+    /// Users who are in the ledger or wait in the queue, who have a statement, or about whom something was
+    /// missed.
     users: RoaringBitmap,
     /// The places of the tracker's users: who is online may be one whom viewers were not told of.
     tracked: Range<usize>,

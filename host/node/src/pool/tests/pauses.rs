@@ -2,6 +2,7 @@
 
 use presence_sandbox::{Engine, Plugin, Stage};
 
+use super::super::rounds::Turn;
 use super::super::work::PanicPoint;
 use super::*;
 use crate::beside::Pipelines;
@@ -29,60 +30,76 @@ fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
     engine
 }
 
-#[test]
-fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
+/// Two tenants on a thread, and the turn of the first, which goes by a rule: it is to begin now. The other
+/// one has had a turn before, if `is_known`.
+struct Scene {
+    node: Node,
+    busy: Tenant,
+    other: Tenant,
+    turn: Turn,
+    _engine: Engine,
+}
+
+fn scene(is_known: bool) -> Scene {
     let mut node = Node::new(1 << 20, STEP_NS);
-    let (busy, quiet) = (node.tenant(1), node.tenant(1));
-    let _engine = by_a_rule(&mut node, 0);
-    offer(&quiet.handles[0], connects(0, 1, None));
-    node.work();
+    let (busy, other) = (node.tenant(1), node.tenant(1));
+    let engine = by_a_rule(&mut node, 0);
+    if is_known {
+        offer(&other.handles[0], connects(0, 1, None));
+        node.work();
+    }
     offer(&busy.handles[0], connects(0, 2, None));
     assert!(node.worker.check_for_work());
     let turn = node.worker.next().unwrap();
-    offer(&quiet.handles[0], connects(1, 1, None));
-    node.worker.turn(turn);
-    assert_eq!(node.broker.count(ONLINE, &quiet), 2);
-    node.work();
-    assert_eq!(node.broker.count(ONLINE, &busy), 2);
+    Scene {
+        node,
+        busy,
+        other,
+        turn,
+        _engine: engine,
+    }
+}
+
+#[test]
+fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
+    let mut scene = scene(true);
+    offer(&scene.other.handles[0], connects(1, 1, None));
+    scene.node.worker.turn(scene.turn);
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 2);
+    scene.node.work();
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.busy), 2);
 }
 
 #[test]
 fn one_whose_calls_may_take_long_waits_for_the_end_of_a_call() {
-    let mut node = Node::new(1 << 20, STEP_NS);
-    let (busy, unknown) = (node.tenant(1), node.tenant(1));
-    let _engine = by_a_rule(&mut node, 0);
-    offer(&busy.handles[0], connects(0, 1, None));
-    assert!(node.worker.check_for_work());
-    let turn = node.worker.next().unwrap();
-    offer(&unknown.handles[0], connects(0, 1, None));
-    node.worker.turn(turn);
-    assert_eq!(node.broker.count(ONLINE, &unknown), 0);
-    node.work();
-    assert_eq!(node.broker.count(ONLINE, &unknown), 1);
+    let mut scene = scene(false);
+    offer(&scene.other.handles[0], connects(0, 1, None));
+    scene.node.worker.turn(scene.turn);
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 0);
+    scene.node.work();
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 1);
 }
 
 #[test]
 fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on() {
-    let mut node = Node::new(1 << 20, STEP_NS);
-    let (busy, quiet) = (node.tenant(1), node.tenant(1));
-    let _engine = by_a_rule(&mut node, 0);
-    offer(&quiet.handles[0], connects(0, 1, None));
-    node.work();
-    offer(&busy.handles[0], connects(0, 2, None));
-    assert!(node.worker.check_for_work());
-    let turn = node.worker.next().unwrap();
+    let mut scene = scene(true);
+    let (busy, other) = (scene.busy, scene.other);
     let address = Address {
         tenant: 1,
         shard: 0,
     };
-    node.mailbox
-        .put_first(address, Task::Panic(PanicPoint::Turn));
-    node.worker.turn(turn);
-    let restarts = &quiet.handles[0].figures.restarts;
+    let panic = Task::Panic(PanicPoint::Turn);
+    scene.node.mailbox.put_first(address, panic);
+    scene.node.worker.turn(scene.turn);
+    let restarts = &other.handles[0].figures.restarts;
     assert_eq!(restarts.load(Ordering::Relaxed), 1);
-    node.until(|node| node.broker.count(ONLINE, &busy) == 2);
-    offer(&quiet.handles[0], connects(1, 1, None));
-    node.until(|node| node.broker.count(ONLINE, &quiet) == 2);
+    scene
+        .node
+        .until(|node| node.broker.count(ONLINE, &busy) == 2);
+    offer(&other.handles[0], connects(1, 1, None));
+    scene
+        .node
+        .until(|node| node.broker.count(ONLINE, &other) == 2);
 }
 
 #[test]

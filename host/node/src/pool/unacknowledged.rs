@@ -7,13 +7,13 @@ const PART_BYTES: usize = 16_384;
 
 /// How much of a shard's messages the broker hasn't acknowledged.
 #[derive(Debug, Default)]
-pub(super) struct Backlog {
+pub(super) struct Unacknowledged {
     /// Each part of it: the place behind it, and how many bytes it has.
     parts: VecDeque<(u64, usize)>,
     bytes: usize,
 }
 
-impl Backlog {
+impl Unacknowledged {
     /// A message of so many bytes is in the outbox before this place.
     pub(super) fn push(&mut self, end: u64, bytes: usize) {
         self.bytes += bytes;
@@ -43,16 +43,16 @@ mod tests {
 
     #[test]
     fn what_is_acknowledged_is_forgotten_part_by_part() {
-        let mut backlog = Backlog::default();
+        let mut messages = Unacknowledged::default();
         for end in 1..=10 {
-            backlog.push(end, PART_BYTES / 2);
+            messages.push(end, PART_BYTES / 2);
         }
-        assert_eq!(backlog.parts.len(), 5);
-        assert_eq!(backlog.bytes_from(0), 5 * PART_BYTES);
-        assert_eq!(backlog.bytes_from(3), 4 * PART_BYTES);
-        backlog.push(11, 3 * PART_BYTES);
-        assert_eq!(backlog.bytes_from(10), 3 * PART_BYTES);
-        assert_eq!(backlog.bytes_from(11), 0);
-        assert!(backlog.parts.is_empty());
+        assert_eq!(messages.parts.len(), 5);
+        assert_eq!(messages.bytes_from(0), 5 * PART_BYTES);
+        assert_eq!(messages.bytes_from(3), 4 * PART_BYTES);
+        messages.push(11, 3 * PART_BYTES);
+        assert_eq!(messages.bytes_from(10), 3 * PART_BYTES);
+        assert_eq!(messages.bytes_from(11), 0);
+        assert!(messages.parts.is_empty());
     }
 }
