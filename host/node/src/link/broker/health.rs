@@ -147,6 +147,14 @@ impl BrokerHealth {
         Some(format!("not connected to NATS{}", why.unwrap_or_default()))
     }
 
+    /// Whether there is no connection, and no longer just not yet: it was lost, or it is known why it
+    /// can't be made.
+    pub(crate) fn is_away(&self) -> bool {
+        let is_expected =
+            self.connects.load(Ordering::Relaxed) == 0 && self.unreachable().is_none();
+        !self.connected.load(Ordering::Relaxed) && !is_expected
+    }
+
     /// Notes that there is a connection.
     pub(super) fn reached(&self) {
         *self.unreachable() = None;
@@ -291,6 +299,20 @@ mod tests {
         );
         health.reached();
         assert_eq!(health.disconnected().unwrap(), "not connected to NATS");
+    }
+
+    #[test]
+    fn one_that_is_just_being_connected_to_is_not_away() {
+        let health = BrokerHealth::default();
+        assert!(!health.is_away());
+        health.cannot_reach("a:1", "refused".into());
+        assert!(health.is_away());
+        health.reached();
+        health.connected.store(true, Ordering::Relaxed);
+        health.connects.fetch_add(1, Ordering::Relaxed);
+        assert!(!health.is_away());
+        health.connected.store(false, Ordering::Relaxed);
+        assert!(health.is_away());
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl TenantEntry {
             return self.phase == TenantPhase::Begun;
         };
         // Others needn't wait for its broker.
-        if board.broker.disconnected().is_some() {
+        if board.broker.is_away() {
             return false;
         }
         let status = board.status.get();
