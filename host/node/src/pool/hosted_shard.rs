@@ -84,6 +84,8 @@ pub(crate) struct HostedShard {
     pub(super) batches: usize,
     /// Whether its last turn was one with inputs.
     pub(super) took_inputs: bool,
+    /// Whether its rules were called in it.
+    pub(super) called_rules: bool,
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
@@ -149,6 +151,7 @@ impl HostedShard {
             position: None,
             batches: 0,
             took_inputs: false,
+            called_rules: false,
             output_end: 0,
             unacknowledged: Unacknowledged::default(),
             published_end: 0,

@@ -169,11 +169,13 @@ impl Instances {
                     beside,
                     comparisons: std::mem::take(&mut hosted.comparisons),
                 }),
+            is_called: false,
         };
         let done = span.in_scope(|| work(hosted, &mut rules));
         if let Some(beside) = &mut rules.beside {
             hosted.comparisons = std::mem::take(&mut beside.comparisons);
         }
+        hosted.called_rules |= rules.is_called;
         drop(rules);
         (hosted.own, hosted.own_beside) = (own, own_beside);
         done

@@ -30,7 +30,7 @@ mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 use tokio::task::unconstrained;
@@ -60,6 +60,14 @@ pub(crate) struct Address {
 
 /// Counts nanoseconds, from whenever.
 type Stopwatch = Box<dyn Fn() -> u64 + Send>;
+
+/// What a thread measures time by.
+struct Clocks {
+    /// What passes.
+    elapsed: Stopwatch,
+    /// What the thread uses of a processor.
+    processor: Stopwatch,
+}
 
 /// A thread's figures, as it last told them.
 #[derive(Debug, Default)]
@@ -165,13 +173,17 @@ impl Pool {
             let mailbox = Arc::<Mailbox>::default();
             let figures = Arc::<ThreadFigures>::default();
             let outbox = Outbox::new(transport.clone(), handed, settings);
-            let stopwatch = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            let clocks = Clocks {
+                elapsed: Box::new(move || ns(began.elapsed())),
+                processor: Box::new(move || ns(clock::thread_cpu())),
+            };
             let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // It shares the runtime with nothing that it would have to give way to.
             let run = move || {
                 priority.take();
-                let worker = Worker::new(inbox, outbox, told, Box::new(stopwatch));
+                let worker = Worker::new(inbox, outbox, told, clocks);
                 runtime.block_on(unconstrained(worker.run()));
             };
             let name = match priority {

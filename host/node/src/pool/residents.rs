@@ -1,6 +1,7 @@
 //! The shards that live on a thread. One that has its turn is out meanwhile.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use foldhash::fast::FixedState;
 
@@ -9,49 +10,67 @@ use super::hosted_shard::HostedShard;
 
 /// The shards of one thread.
 #[derive(Default)]
-pub(super) struct Residents(HashMap<Address, Option<Box<HostedShard>>, FixedState>);
+pub(super) struct Residents {
+    shards: HashMap<Address, Option<Box<HostedShard>>, FixedState>,
+    /// How many there are of each tenant.
+    tenants: HashMap<u32, usize, FixedState>,
+}
 
 impl Residents {
     /// A shard lives here from now on.
     pub(super) fn place(&mut self, address: Address, hosted: Box<HostedShard>) {
-        self.0.insert(address, Some(hosted));
+        if self.shards.insert(address, Some(hosted)).is_none() {
+            *self.tenants.entry(address.tenant).or_default() += 1;
+        }
     }
 
     /// Whether a shard lives here.
     pub(super) fn has(&self, address: Address) -> bool {
-        self.0.contains_key(&address)
+        self.shards.contains_key(&address)
     }
 
     /// A shard that lives here and is in.
     pub(super) fn get_mut(&mut self, address: Address) -> Option<&mut HostedShard> {
-        self.0.get_mut(&address)?.as_deref_mut()
+        self.shards.get_mut(&address)?.as_deref_mut()
     }
 
     /// Takes a shard out for its turn. It is put back by [`Self::put_back`].
     pub(super) fn take_out(&mut self, address: Address) -> Option<Box<HostedShard>> {
-        self.0.get_mut(&address)?.take()
+        self.shards.get_mut(&address)?.take()
     }
 
     /// A shard's turn is over.
     pub(super) fn put_back(&mut self, address: Address, hosted: Box<HostedShard>) {
-        if let Some(place) = self.0.get_mut(&address) {
+        if let Some(place) = self.shards.get_mut(&address) {
             *place = Some(hosted);
         }
     }
 
     /// A shard lives here no more.
     pub(super) fn remove(&mut self, address: Address) -> Option<Box<HostedShard>> {
-        self.0.remove(&address)?
+        let hosted = self.shards.remove(&address)?;
+        if let Entry::Occupied(mut count) = self.tenants.entry(address.tenant) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        hosted
+    }
+
+    /// Whether they are of more than one tenant.
+    pub(super) fn has_several_tenants(&self) -> bool {
+        self.tenants.len() > 1
     }
 
     /// All that live here.
     pub(super) fn addresses(&self) -> Vec<Address> {
-        self.0.keys().copied().collect()
+        self.shards.keys().copied().collect()
     }
 
     /// How many live here.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.shards.len()
     }
 }

@@ -77,6 +77,8 @@ pub(super) struct ShardRules<'a> {
     pub(super) active: BorrowedPipeline<'a>,
     pub(super) number: u64,
     pub(super) beside: Option<CandidateRules<'a>>,
+    /// Whether any of them has been called.
+    pub(super) is_called: bool,
 }
 
 /// What runs beside the active pipeline.
@@ -229,6 +231,7 @@ impl ShardRules<'_> {
         context: Context<'_>,
         call: impl FnOnce(&mut BorrowedPipeline<'_>) -> Decision,
     ) -> Decision {
+        self.is_called = true;
         let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
             return call(&mut self.active);
         };
@@ -250,6 +253,7 @@ impl ShardRules<'_> {
 
 impl Rules for ShardRules<'_> {
     fn enrich(&mut self, context: Context<'_>) -> Enriched {
+        self.is_called = true;
         // What both have in common has one state.
         if let Some(beside) = &mut self.beside
             && beside.has(context.event.name.as_str())
@@ -282,6 +286,7 @@ impl Rules for ShardRules<'_> {
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
+        self.is_called = true;
         match &mut self.beside {
             Some(beside) if beside.has(context.event.name.as_str()) => beside
                 .span

@@ -150,11 +150,22 @@ impl Node {
 
     /// As [`Self::new`], with an outbox of these settings.
     fn with(settings: OutboxSettings, step_ns: u64) -> Self {
+        Self::measured(settings, step_ns, step_ns)
+    }
+
+    /// As [`Self::with`]. The thread uses so much of a processor each time that this is measured.
+    fn measured(settings: OutboxSettings, step_ns: u64, processor_ns: u64) -> Self {
         let mut sources = Sources::new(1_000);
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
         let outbox = Outbox::new(broker.clone(), sources.add(), settings);
-        let ns = AtomicU64::default();
-        let stopwatch = move || step_ns + ns.fetch_add(step_ns, Ordering::Relaxed);
+        let stopwatch = |step_ns| -> Stopwatch {
+            let ns = AtomicU64::default();
+            Box::new(move || step_ns + ns.fetch_add(step_ns, Ordering::Relaxed))
+        };
+        let clocks = Clocks {
+            elapsed: stopwatch(step_ns),
+            processor: stopwatch(processor_ns),
+        };
         let figures = Arc::<ThreadFigures>::default();
         let limits = Limits {
             fuel: 1_000_000,
@@ -169,12 +180,7 @@ impl Node {
         };
         let blueprint = Blueprint::prepare(Vec::new(), limits, None);
         Self {
-            worker: Worker::new(
-                Arc::clone(&mailbox),
-                outbox,
-                Arc::clone(&figures),
-                Box::new(stopwatch),
-            ),
+            worker: Worker::new(Arc::clone(&mailbox), outbox, Arc::clone(&figures), clocks),
             broker,
             sources,
             mailbox,

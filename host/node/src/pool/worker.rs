@@ -25,7 +25,7 @@ use super::rounds::Turn;
 use super::thread::Thread;
 use super::turn::{TurnContext, TurnResult};
 use super::work::Task;
-use super::{Address, Stopwatch, ThreadFigures};
+use super::{Address, Clocks, ThreadFigures};
 use crate::clock;
 use crate::tasks;
 
@@ -36,8 +36,12 @@ const NS_PER_MS: u64 = 1_000_000;
 /// itself may let a thread run for several milliseconds while another waits for the processor.
 const YIELD_NS: u64 = 100_000;
 
-/// By how much a turn may be longer than it should be, and then how much processor time it may take, before the tenant's plugins are taken for slow. A thread may wait long for the processor.
-const SLOW: Duration = Duration::from_millis(5);
+/// How much more of a processor than its time a turn may use before it pauses where others wait: what is
+/// over soon needs no pause. What passes says little, since a thread may wait long for a processor.
+const PAUSE_NS: u64 = 250_000;
+
+/// How much more it may use before the tenant's plugins are taken for slow.
+const SLOW_NS: u64 = 5_000_000;
 
 /// A thread at work.
 pub(super) struct Worker<C> {
@@ -46,8 +50,7 @@ pub(super) struct Worker<C> {
     figures: Arc<ThreadFigures>,
     instances: Rc<RefCell<Instances>>,
     outbox: Rc<RefCell<Outbox<C>>>,
-    /// Counts nanoseconds.
-    stopwatch: Stopwatch,
+    clocks: Clocks,
     /// The turn that is under way. In its pause, that of another.
     current: Cell<Option<Current>>,
     /// What came of turns, between two of them.
@@ -66,8 +69,9 @@ struct Current {
     took_ns: u64,
     /// How long it should take.
     limit_ns: u64,
-    /// What processor time the thread had taken when the turn was first seen to be long.
-    cpu: Option<Duration>,
+    /// What the thread had used of a processor when it began, and in its pauses since; none if that isn't
+    /// known yet, since the tenant had the thread for itself.
+    processor_ns: Option<u64>,
     /// Whether it is in the pause of another.
     is_within: bool,
 }
@@ -77,7 +81,7 @@ impl<C: Transport> Worker<C> {
         mailbox: Arc<Mailbox>,
         outbox: Outbox<C>,
         figures: Arc<ThreadFigures>,
-        stopwatch: Stopwatch,
+        clocks: Clocks,
     ) -> Rc<Self> {
         let outbox = Rc::new(RefCell::new(outbox));
         let instances = Rc::<RefCell<Instances>>::default();
@@ -93,7 +97,7 @@ impl<C: Transport> Worker<C> {
             figures,
             instances,
             outbox,
-            stopwatch,
+            clocks,
             current: Cell::new(None),
             out: Cell::default(),
             background_ns: Cell::new(0),
@@ -130,7 +134,10 @@ impl<C: Transport> Worker<C> {
 
     /// Whose turn it is, if it is anybody's.
     pub(super) fn next(&self) -> Option<Turn> {
-        self.thread.borrow_mut().rounds.next((self.stopwatch)())
+        self.thread
+            .borrow_mut()
+            .rounds
+            .next((self.clocks.elapsed)())
     }
 
     /// How many shards live here, and how many timers they have.
@@ -141,23 +148,24 @@ impl<C: Transport> Worker<C> {
 
     /// Has a shard take its turn.
     pub(super) fn turn(&self, Turn { shard, limit_ns }: Turn) {
-        let hosted = self.thread.borrow_mut().residents.take_out(shard);
+        let (hosted, has_others) = {
+            let residents = &mut self.thread.borrow_mut().residents;
+            (residents.take_out(shard), residents.has_several_tenants())
+        };
         let Some(mut hosted) = hosted else {
             return;
         };
-        let begun = (self.stopwatch)();
+        let begun = (self.clocks.elapsed)();
         let outer = self.current.get();
         self.begin(Some(Current {
             tenant: shard.tenant,
             counted_ns: begun,
             took_ns: 0,
             limit_ns,
-            cpu: None,
+            processor_ns: has_others.then(&self.clocks.processor),
             is_within: outer.is_some(),
         }));
         let mut out = self.out.take();
-        let share = Arc::clone(&hosted.tenant.share);
-        let cpu = share.is_unknown().then(clock::thread_cpu);
         let span = hosted.tenant.span.clone();
         let worked = catch_unwind(AssertUnwindSafe(|| {
             let _tenant = span.as_ref().map(Span::enter);
@@ -170,6 +178,10 @@ impl<C: Transport> Worker<C> {
         let current = self.current.get();
         self.begin(outer);
         let took_inputs = hosted.took_inputs;
+        let is_judged = has_others && hosted.called_rules && hosted.tenant.share.is_unknown();
+        if is_judged && current.is_some_and(|mut it| self.over_ns(&mut it) <= SLOW_NS) {
+            hosted.tenant.share.note_quick();
+        }
         let thread = &mut *self.thread.borrow_mut();
         thread.residents.put_back(shard, hosted);
         match worked {
@@ -183,15 +195,9 @@ impl<C: Transport> Worker<C> {
                 });
             }
         }
-        let ended = (self.stopwatch)();
+        let ended = (self.clocks.elapsed)();
         let counted_ns = current.map_or(begun, |it| it.counted_ns);
         let took = ended.saturating_sub(counted_ns);
-        if let Some(cpu) = cpu
-            && took_inputs
-            && clock::thread_cpu().saturating_sub(cpu) <= SLOW
-        {
-            share.note_quick();
-        }
         thread.rounds.took(shard.tenant, ended, took);
         thread.spare.was_busy(took);
         if !took_inputs {
@@ -207,13 +213,13 @@ impl<C: Transport> Worker<C> {
             .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
 
-    /// A call of a plugin may pause: where its turn has had its time, others have theirs, unless this is
-    /// in another's pause. Says how long that took.
+    /// A call of a plugin may pause: where its turn has had its time and goes on, others have theirs, unless
+    /// this is in another's pause. Says how long that took.
     fn pause(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
             return Duration::ZERO;
         };
-        let now = (self.stopwatch)();
+        let now = (self.clocks.elapsed)();
         let took = now.saturating_sub(current.counted_ns);
         let total = current.took_ns + took;
         if total < current.limit_ns {
@@ -221,15 +227,12 @@ impl<C: Transport> Worker<C> {
             self.begin(Some(current));
             return Duration::ZERO;
         }
+        let over_ns = self.over_ns(&mut current);
         let mut thread = self.thread.borrow_mut();
-        if Duration::from_nanos(total.saturating_sub(current.limit_ns)) > SLOW {
-            let cpu = clock::thread_cpu();
-            let since = *current.cpu.get_or_insert(cpu);
-            if cpu.saturating_sub(since) > SLOW {
-                thread.rounds.note_slow(current.tenant, now);
-            }
+        if over_ns > SLOW_NS {
+            thread.rounds.note_slow(current.tenant, now);
         }
-        if current.is_within {
+        if current.is_within || over_ns < PAUSE_NS {
             drop(thread);
             self.begin(Some(current));
             return Duration::ZERO;
@@ -242,9 +245,20 @@ impl<C: Transport> Worker<C> {
             self.turn(turn);
         }
         self.thread.borrow_mut().rounds.resume();
-        (current.counted_ns, current.took_ns) = ((self.stopwatch)(), total);
+        (current.counted_ns, current.took_ns) = ((self.clocks.elapsed)(), total);
+        let processor_ns = (self.clocks.processor)();
+        current.processor_ns = Some(processor_ns.saturating_sub(current.limit_ns + over_ns));
         self.begin(Some(current));
         Duration::from_nanos(current.counted_ns.saturating_sub(now))
+    }
+
+    /// How much more of a processor a turn has used than its time, as far as is known.
+    fn over_ns(&self, turn: &mut Current) -> u64 {
+        let processor_ns = (self.clocks.processor)();
+        let begun = *turn.processor_ns.get_or_insert(processor_ns);
+        processor_ns
+            .saturating_sub(begun)
+            .saturating_sub(turn.limit_ns)
     }
 
     fn work(
@@ -255,6 +269,7 @@ impl<C: Transport> Worker<C> {
         out: &mut Vec<Output>,
     ) -> Worked {
         hosted.run_state = RunState::Idle;
+        hosted.called_rules = false;
         let mut context = TurnContext {
             address,
             mailbox: &self.mailbox,
@@ -262,7 +277,7 @@ impl<C: Transport> Worker<C> {
             out,
             figures: &self.figures,
             until_ns,
-            stopwatch: &self.stopwatch,
+            stopwatch: &self.clocks.elapsed,
         };
         while !hosted.has_given_up() {
             // One that begins anew publishes nothing, and needs no room for it.
@@ -327,7 +342,7 @@ impl<C: Transport> Worker<C> {
         let Some(hosted) = thread.residents.get_mut(address) else {
             return true;
         };
-        let begun = (self.stopwatch)();
+        let begun = (self.clocks.elapsed)();
         self.figures.is_busy(clock::now_ms());
         let compared = catch_unwind(AssertUnwindSafe(|| {
             let fetch =
@@ -349,7 +364,7 @@ impl<C: Transport> Worker<C> {
         if hosted.has_comparisons {
             thread.comparing.push_back(address);
         }
-        let took = (self.stopwatch)().saturating_sub(begun);
+        let took = (self.clocks.elapsed)().saturating_sub(begun);
         thread.spare.spend(took);
         true
     }
@@ -358,7 +373,7 @@ impl<C: Transport> Worker<C> {
     async fn wait(&self) {
         self.figures.is_idle();
         let now = clock::now_ms();
-        let begun = (self.stopwatch)();
+        let begun = (self.clocks.elapsed)();
         let due = {
             let thread = self.thread.borrow();
             let free_at = thread.rounds.free_at_ns();
@@ -381,7 +396,7 @@ impl<C: Transport> Worker<C> {
             }
             None => woken.await,
         }
-        let idle = (self.stopwatch)().saturating_sub(begun);
+        let idle = (self.clocks.elapsed)().saturating_sub(begun);
         self.thread.borrow_mut().spare.was_idle(idle);
         self.background_ns.set(0);
     }

@@ -41,7 +41,10 @@ struct Scene {
 }
 
 fn scene(is_known: bool) -> Scene {
-    let mut node = Node::new(1 << 20, STEP_NS);
+    scene_on(Node::new(1 << 20, STEP_NS), is_known)
+}
+
+fn scene_on(mut node: Node, is_known: bool) -> Scene {
     let (busy, other) = (node.tenant(1), node.tenant(1));
     let engine = by_a_rule(&mut node, 0);
     if is_known {
@@ -68,6 +71,21 @@ fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
     assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 2);
     scene.node.work();
     assert_eq!(scene.node.broker.count(ONLINE, &scene.busy), 2);
+}
+
+#[test]
+fn a_call_that_waits_for_a_processor_goes_on_without_a_pause() {
+    let settings = OutboxSettings {
+        bytes_max: 1 << 20,
+        shard_bytes_max: None,
+        beacon_ms: 3_600_000,
+    };
+    let mut scene = scene_on(Node::measured(settings, STEP_NS, 1_000), true);
+    offer(&scene.other.handles[0], connects(1, 1, None));
+    scene.node.worker.turn(scene.turn);
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 1);
+    scene.node.work();
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 2);
 }
 
 #[test]
