@@ -130,6 +130,8 @@ impl Client {
 pub struct ReceivedMessage {
     /// Where it was published.
     pub subject: String,
+    /// Where an answer is wanted, if one is.
+    pub reply: Option<String>,
     /// Its headers.
     pub headers: BTreeMap<String, String>,
     /// Its body; null if that isn't JSON.
@@ -281,6 +283,7 @@ impl Recording {
             .filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
         let seen = ReceivedMessage {
             subject: message.subject.to_string(),
+            reply: message.reply.map(|reply| reply.to_string()),
             headers: headers.collect(),
             body: serde_json::from_slice(&message.payload).unwrap_or_default(),
             bytes: message.payload.to_vec(),

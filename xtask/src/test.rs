@@ -17,8 +17,9 @@ const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin
 
 /// What has the processors to itself, at the end, and on how many threads: a browser that draws
 /// without a graphics card takes a minute for what takes it a second when it is alone, and nodes that
-/// are held up for longer than a lease show nothing of what is promised.
-const ALONE: [(&str, usize); 2] = [("page::", 1), ("fleet_faults::", 4)];
+/// are held up for longer than a lease show nothing of what is promised. Three of them, with their
+/// brokers and users, take most of a processor.
+const ALONE: [(&str, usize); 2] = [("page::", 1), ("fleet_faults::", 2)];
 
 /// What is asked of the task.
 #[derive(clap::Args)]

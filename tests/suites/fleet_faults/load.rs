@@ -169,7 +169,7 @@ fn persons(gateway: usize) -> Vec<Person> {
 /// How many there are on each gateway whom no viewer sees, and how often they are heard: so often
 /// that the owner of their shard tells its standby of heartbeats.
 const CROWD: usize = 8;
-const CROWD_MS: u64 = 60;
+const CROWD_MS: u64 = 100;
 
 /// One of those who are in the same shard as the crowd of a gateway: users of all habits.
 fn in_crowded_shard(gateway: usize) -> usize {

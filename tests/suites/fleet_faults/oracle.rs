@@ -44,8 +44,8 @@ pub(super) struct Verdict {
     pub(super) told: usize,
     /// How many epochs followed another one.
     pub(super) successions: usize,
-    /// How many users were surely connected, without a pause, for more than half of the time, up to
-    /// the end: of them the first promise is judged throughout.
+    /// How many users were surely connected, without a pause, for three quarters of the time since the
+    /// first one came, up to the end: of them the first promise is judged throughout.
     pub(super) steady: usize,
     /// How often something was held up that the test didn't make.
     pub(super) stalls: usize,
@@ -102,12 +102,17 @@ pub(super) fn judge(terms: Terms, trace: &[Entry]) -> Verdict {
     open.into_iter().for_each(|it| oracle.violated(it));
     let mut verdict = oracle.verdict;
     verdict.successions = oracle.tellings.successions;
+    // Starting all that there is takes a while before that.
+    let begin = trace
+        .iter()
+        .find(|it| matches!(it.fact, Fact::Opens { .. }))
+        .map_or(0, |it| it.at);
+    let quarter = begin + oracle.now.saturating_sub(begin) / 4;
     let ends_steady = |user: &usize| {
         let mut conns = oracle.conns.range((*user, 0)..=(*user, u64::MAX));
         conns.any(|(_, conn)| {
             let silent_ms = oracle.now.saturating_sub(conn.spoke_at);
-            conn.steady_since
-                .is_some_and(|since| since < oracle.now / 4)
+            conn.steady_since.is_some_and(|since| since < quarter)
                 && silent_ms <= terms.silence_ms_max()
         })
     };
