@@ -242,6 +242,14 @@ impl Shard {
         ends.into_iter().flatten().any(|at| at <= now)
     }
 
+    /// Whether something that has happened by `now` is still to be announced: it has begun to lead, or
+    /// has much to do. Those who are online may be still to be decided on again.
+    pub fn is_behind(&self, now: u64) -> bool {
+        let announces = self.presence.events.next_deadline(now);
+        let is_due = announces.is_some_and(|at| at <= now);
+        self.presence.is_beginning() || self.has_expiries(now) || is_due
+    }
+
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
         let (common, presence) = (&self.common, &self.presence);

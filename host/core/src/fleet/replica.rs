@@ -362,10 +362,10 @@ impl Replica {
             self.tell(outputs, out);
         }
         self.tell_heard(now, out);
+        self.is_behind &= self.shard.is_behind(now);
         if self.is_due(now) {
             return;
         }
-        self.is_behind = false;
         if now >= self.digest_at {
             self.digest_at = now + self.settings.fleet.digest_ms;
             self.say_digest(out);

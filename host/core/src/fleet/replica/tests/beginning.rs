@@ -75,6 +75,25 @@ fn what_was_missed_of_a_user_comes_before_what_they_send() {
 }
 
 #[test]
+fn viewers_are_answered_once_what_was_missed_is_announced_though_all_are_still_to_be_decided_on() {
+    let mut side = beginning();
+    let is_answered = |side: &mut Side, user: &str| {
+        let users = [user].into_iter();
+        let answers = side
+            .replica
+            .query(AT, "anyone", users, &mut Everyone, &mut side.out);
+        answers.is_some()
+    };
+    assert!(!is_answered(&mut side, "user-1"));
+    while side.replica.shard().is_behind(AT) {
+        assert!(!is_answered(&mut side, "user-1"));
+        side.advance(AT);
+    }
+    assert!(side.replica.shard().backlog() > 100);
+    assert!(is_answered(&mut side, "user-1"));
+}
+
+#[test]
 fn a_snapshot_is_given_once_everyone_has_been_looked_after() {
     let mut side = beginning();
     let node: Arc<str> = "next".into();
