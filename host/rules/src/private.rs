@@ -65,21 +65,19 @@ pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, |_| Ok(()))
 }
 
+/// It is written beside its place first, under a name of its own: others may be writing the same file.
 fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = anew(&new)?;
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(ErrorKind::InvalidFilename.into());
+    };
+    let mut named = tempfile::Builder::new();
+    // Others can't read it.
+    named.prefix(name).suffix(".new");
+    let mut file = named.tempfile_in(folder)?;
     file.write_all(bytes)?;
-    sync(&file)?;
-    fs::rename(&new, path)
-}
-
-/// Makes a file that others can't read. What is there is removed, and not written to: it may be a
-/// link to a file that is somewhere else.
-fn anew(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => options().create_new(true).open(path),
-    }
+    sync(file.as_file())?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// The key in a folder, which is made when it is first asked for, and made anew if it
@@ -237,6 +235,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_whole_at_all_times_however_many_write_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let bytes = vec![7; 1 << 16];
+        note(&path, &bytes).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        note(&path, &bytes).unwrap();
+                        assert_eq!(fs::read(&path).unwrap(), bytes);
+                    }
+                });
+            }
+        });
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn a_folder_that_others_can_write_in_is_not_trusted() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("a").join("b");
@@ -334,7 +352,8 @@ mod tests {
         );
         fs::write(&victim, "theirs").unwrap();
         for write in [write, note] {
-            symlink(&victim, around.path().join("acme.new")).unwrap();
+            let _ = fs::remove_file(&path);
+            symlink(&victim, &path).unwrap();
             write(&path, b"1").unwrap();
             assert_eq!(fs::read(&victim).unwrap(), b"theirs");
             assert_eq!(
@@ -342,10 +361,6 @@ mod tests {
                 (0o600, &b"1"[..])
             );
         }
-        // One that was left behind is written anew.
-        fs::write(around.path().join("acme.new"), "longer").unwrap();
-        write(&path, b"2").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"2");
     }
 
     #[test]
