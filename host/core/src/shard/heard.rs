@@ -190,6 +190,10 @@ impl Shard {
                         || connection_metadata(broadcast, conn, metadata),
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
+                    if adopted && handled.effect == Effect::Renewed {
+                        // It was known here before, but perhaps not that it ended a statement.
+                        presence.end_stated_online(user, common);
+                    }
                     if handled.effect == Effect::Renewed && !is_status {
                         continue;
                     }

@@ -77,6 +77,16 @@ impl Shard {
         self.presence.tidy_followed(&mut self.common);
     }
 
+    /// As [`Self::follow`], of an input that the shard may have handled of whose records this one was made.
+    /// Connections are as they were later than the rest, so what came of it for the rest is made up for.
+    pub fn follow_again(&mut self, now: u64, input: Input) {
+        self.common.clock.pass(now);
+        if let Input::Message { message, .. } | Input::Excess { message, .. } = &input {
+            self.presence.make_up_for(message, &self.common);
+        }
+        self.follow(now, input);
+    }
+
     /// Ends what has run out by `now`, as [`Self::advance`] does, without deciding or
     /// publishing anything.
     pub fn follow_time(&mut self, now: u64) {
@@ -364,6 +374,27 @@ impl Presence {
             }
         };
         self.tracked(&user, timestamp, &payload, handled, common);
+    }
+
+    /// A message is to be handled again. Where its connection is as the message makes it already, the
+    /// tracker finds nothing new.
+    fn make_up_for(&mut self, message: &Message, common: &Common) {
+        let Message { user, payload, .. } = message;
+        let is_live = |conn: &str| common.tracker.is_live(user, conn);
+        match payload {
+            Payload::Connect { conn, .. } | Payload::Heartbeat { conn, .. }
+                if is_live(conn) == Some(true) =>
+            {
+                self.end_stated_online(user, common);
+            }
+            Payload::Disconnect { conn, reason } if is_live(conn) == Some(false) => {
+                self.end_stated_online(user, common);
+                if let Some(left) = common.tracker.departure(user, reason.reason) {
+                    self.missed(left, common);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The tracker has taken a message.

@@ -3,7 +3,7 @@
 //! a disconnect that was sent behind it.
 
 use super::connection::{Close, Order, State};
-use super::types::{InputResult, Transition};
+use super::types::{InputResult, Reason, Transition};
 use super::{ExpiredConnection, Tracker};
 
 /// What another host made of a heartbeat.
@@ -93,6 +93,30 @@ impl<M: Clone> Tracker<M> {
         if let Some(key) = self.roster.find_user(user) {
             self.finish_grace(key);
         }
+    }
+
+    /// Whether a connection is live; none if nothing is known of it.
+    pub fn is_live(&self, user: &str, conn: &str) -> Option<bool> {
+        let key = self.roster.find(user, conn)?;
+        match &self.roster.connections[key].state {
+            State::Live(_) => Some(true),
+            State::Closed(_) => Some(false),
+            State::Unknown => None,
+        }
+    }
+
+    /// That a user has left of whom only closes are known; none of any other. Where users have a
+    /// grace, it says when they leave.
+    pub fn departure(&self, user: &str, reason: Reason) -> Option<Transition<M>> {
+        let user = &self.roster.users[self.roster.find_user(user)?];
+        let has_left = !user.is_online() && self.settings.grace_ms == 0;
+        has_left.then(|| Transition::Offline {
+            user: user.name.clone(),
+            at: self.clock.stamp(),
+            last_seen: user.last_seen,
+            reason,
+            last_heartbeat: None,
+        })
     }
 
     /// Whether connections that time out are kept from now on, for [`Self::take_expired`].

@@ -195,7 +195,7 @@ impl Replica {
     /// Goes on from a snapshot by what has been heard since.
     fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<Out>) {
         for input in catching_up.inputs {
-            self.shard.follow(now, input);
+            self.shard.follow_again(now, input);
         }
         self.hearing.held_ms = now.saturating_sub(catching_up.since);
         let taken = catching_up.told.into_iter().try_for_each(|told| {

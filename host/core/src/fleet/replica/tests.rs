@@ -1,3 +1,4 @@
+mod again;
 mod beginning;
 mod ends;
 mod heartbeats;

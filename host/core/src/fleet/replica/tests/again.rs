@@ -1,0 +1,190 @@
+//! What a standby handles again of what is in its snapshot: of connections, that has more than of the rest.
+
+use super::*;
+use crate::Settings;
+use crate::message::Message;
+use crate::record::Record;
+use crate::status::StatusSettings;
+
+const AT: u64 = NOW + 2_000;
+
+/// An owner of many users, and a standby that catches up: it has heard what these are told, while chunks of
+/// the snapshot were on their way.
+fn catches_up(before: &[(Kind, &str)], meanwhile: &[(Kind, &str)]) -> (Side, Side) {
+    catches_up_from(false, &[], before, meanwhile)
+}
+
+/// As [`catches_up`], of an owner that resigns as soon as it is asked.
+fn after_resigning(before: &[(Kind, &str)], meanwhile: &[(Kind, &str)]) -> (Side, Side) {
+    catches_up_from(true, &[], before, meanwhile)
+}
+
+/// `earlier`: what the standby hasn't heard, since it didn't listen by then.
+fn catches_up_from(
+    resigns: bool,
+    earlier: &[(Kind, &str)],
+    before: &[(Kind, &str)],
+    meanwhile: &[(Kind, &str)],
+) -> (Side, Side) {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.advance(NOW);
+    for side in [&mut owner, &mut standby] {
+        let settings = Settings {
+            status: Some(StatusSettings {
+                min_interval_ms: 300,
+                typing_ms: 500,
+                users_max: 100,
+            }),
+            ..Settings::default()
+        };
+        side.input(NOW, Input::Settings(Box::new(settings)));
+    }
+    // They are read before all others. Ann has been there, too.
+    for number in 0..100 {
+        owner.hear(NOW, Kind::Connect, &format!("user-{number}"), "c1");
+    }
+    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.hear(NOW + 1, Kind::Disconnect, "ann", "c1");
+    for (kind, user) in earlier {
+        let nobody = &mut Side::new("nobody");
+        owner.says(nobody, NOW + 2, *kind, user);
+    }
+    standby.follow(AT, 5, "owner");
+    for (kind, user) in before {
+        owner.says(&mut standby, AT + 10, *kind, user);
+    }
+    standby.advance(AT + 1_000);
+    let nonce = standby.out.iter().find_map(|out| match out {
+        Out::Ask { nonce, .. } => Some(*nonce),
+        _ => None,
+    });
+    owner.out.clear();
+    if resigns {
+        let role = Role::Resign { epoch: 5 };
+        owner.replica.set_role(AT + 1_000, role, &mut owner.out);
+    }
+    owner.replica.asked(
+        AT + 1_000,
+        &"standby".into(),
+        nonce.unwrap(),
+        &mut owner.out,
+    );
+    owner.advance(AT + 1_000);
+    for (kind, user) in meanwhile {
+        owner.says(&mut standby, AT + 1_001, *kind, user);
+    }
+    while let Some(at) = owner.replica.snapshots.next_at() {
+        owner.advance(at.max(AT + 1_010));
+    }
+    for out in std::mem::take(&mut owner.out) {
+        match out {
+            Out::Chunk(_, chunk) => {
+                let chunk = standby.replica.chunk(AT + 1_020, &chunk, &mut standby.out);
+                chunk.unwrap();
+            }
+            Out::Told(told) => {
+                let told = standby.replica.told(AT + 1_005, &told, &mut standby.out);
+                told.unwrap();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(standby.replica.holds(), Some(5));
+    (owner, standby)
+}
+
+impl Side {
+    /// Hears something with another one. Who connects has a status.
+    fn says(&mut self, other: &mut Self, now: u64, kind: Kind, user: &str) {
+        let body = serde_json::json!({
+            "userId": user,
+            "connId": "c1",
+            "timestamp": now,
+            "metadata": { "status": { "text": "busy" } },
+        });
+        for side in [self, other] {
+            let message = Message::parse(kind, &body.to_string().into(), 1 << 20).unwrap();
+            side.input(
+                now,
+                Input::Message {
+                    message,
+                    reply: None,
+                },
+            );
+        }
+    }
+}
+
+fn stated(side: &Side) -> Vec<String> {
+    let statements = side.replica.shard().statements();
+    statements.map(|(user, _)| user.as_str().into()).collect()
+}
+
+#[test]
+fn who_connects_while_the_snapshot_is_read_is_stated_to_be_online_no_longer() {
+    let stays = [(Kind::Connect, "ann")];
+    let leaves = [(Kind::Connect, "ann"), (Kind::Disconnect, "ann")];
+    for meanwhile in [&stays[..], &leaves] {
+        let (owner, standby) = catches_up_from(false, &[(Kind::Online, "ann")], &[], meanwhile);
+        assert_eq!(stated(&owner), Vec::<String>::new());
+        assert_eq!(stated(&standby), stated(&owner), "{meanwhile:?}");
+    }
+}
+
+#[test]
+fn what_was_stated_of_a_connected_user_who_has_left_since_holds_nowhere() {
+    let said = [
+        (Kind::Connect, "ann"),
+        (Kind::Online, "ann"),
+        (Kind::Disconnect, "ann"),
+    ];
+    for parted in 0..=3 {
+        let (before, meanwhile) = said.split_at(parted);
+        let (owner, mut standby) = catches_up(before, meanwhile);
+        assert_eq!(stated(&owner), Vec::<String>::new());
+        assert_eq!(stated(&standby), stated(&owner), "{parted}");
+        standby.out.clear();
+        let before = Before {
+            epoch: 5,
+            told: None,
+        };
+        standby.lead(AT + 9_000, 8, before);
+        assert_eq!(standby.viewers_told(), [], "{parted}: nothing differs");
+    }
+}
+
+#[test]
+fn what_is_stated_of_a_user_who_has_left_holds() {
+    let said = [
+        (Kind::Connect, "ann"),
+        (Kind::Disconnect, "ann"),
+        (Kind::Online, "ann"),
+    ];
+    for parted in 0..=3 {
+        let (before, meanwhile) = said.split_at(parted);
+        let (owner, standby) = catches_up(before, meanwhile);
+        assert_eq!(stated(&owner), ["ann"]);
+        assert_eq!(stated(&standby), stated(&owner), "{parted}");
+    }
+}
+
+#[test]
+fn who_leaves_while_the_snapshot_is_read_has_no_status() {
+    let (_, mut standby) = catches_up(&[(Kind::Connect, "ann")], &[(Kind::Disconnect, "ann")]);
+    let records = standby.replica.shard.all_records();
+    let has_status = |record: &Record| matches!(record, Record::Status { .. });
+    assert!(!records.iter().any(has_status));
+}
+
+#[test]
+fn who_leaves_an_owner_that_has_resigned_is_gone_as_soon_as_another_leads() {
+    let (_, mut standby) = after_resigning(&[(Kind::Connect, "ann")], &[(Kind::Disconnect, "ann")]);
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(AT + 9_000, 8, before);
+    assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
+}
