@@ -184,6 +184,8 @@ impl Presence {
             && let Some(entry) = ledger.get_mut(user)
         {
             entry.lag_ms = common.clock.wall().saturating_sub(timestamp);
+            // As a rule, that they came has been noted. It may wait behind something else.
+            ledger.note(user);
         }
     }
 }

@@ -1,9 +1,14 @@
 //! What a standby handles again of what is in its snapshot: of connections, that has more than of the rest.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::Settings;
+use crate::audience::Audience;
+use crate::directory::Question;
 use crate::message::Message;
 use crate::record::Record;
+use crate::rules::{Context, Decision, Enriched};
 use crate::status::StatusSettings;
 
 const AT: u64 = NOW + 2_000;
@@ -187,4 +192,45 @@ fn who_leaves_an_owner_that_has_resigned_is_gone_as_soon_as_another_leads() {
     };
     standby.lead(AT + 9_000, 8, before);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
+}
+
+/// Everyone may see everyone, and events wait for the directory.
+struct Waiting;
+
+impl Rules for Waiting {
+    fn enrich(&mut self, context: Context<'_>) -> Enriched {
+        Enriched {
+            cache_misses: BTreeSet::from([Question::Groups(context.event.user)]),
+            ..Enriched::default()
+        }
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        Everyone.decide(context)
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        Everyone.redact(context, told)
+    }
+}
+
+#[test]
+fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they_left() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.advance(NOW);
+    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    for (kind, conn) in [(Kind::Disconnect, "c1"), (Kind::Connect, "c2")] {
+        let input = message(kind, "ann", conn, AT + 1_000);
+        let out = &mut owner.out;
+        owner.replica.input(AT + 1_500, input, &mut Waiting, out);
+    }
+    let mut standby = Side::new("standby");
+    standby.follow(AT, 5, "owner");
+    owner.out.clear();
+    standby.catch_up(&mut owner, AT + 1_501);
+    standby.out.clear();
+    owner.replica.say_digest(&mut owner.out);
+    owner.tell(&mut standby, AT + 1_502);
+    assert_eq!(standby.reasons(), []);
 }
