@@ -67,7 +67,10 @@ impl Replica {
         match &self.role {
             Role::None => false,
             Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
-            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
+            // One that leads no longer has perhaps still to announce what it alone knows.
+            Role::Lead { epoch, .. } | Role::Resign { epoch } => {
+                self.epoch == *epoch && (self.is_leading || !self.shard.is_beginning())
+            }
         }
     }
 

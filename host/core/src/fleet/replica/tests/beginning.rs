@@ -107,3 +107,30 @@ fn a_snapshot_is_given_once_everyone_has_been_looked_after() {
     side.replica.send_snapshots(AT, &mut side.out);
     assert!(side.out.iter().any(is_chunk));
 }
+
+#[test]
+fn one_that_leads_no_longer_gives_no_snapshot_without_what_it_has_still_to_announce() {
+    let resigns = |side: &mut Side| {
+        let role = Role::Resign { epoch: 8 };
+        side.replica.set_role(AT + 1, role, &mut side.out);
+    };
+    let loses_its_lease = |side: &mut Side| side.replica.renewed(AT + 1, AT, &mut side.out);
+    for ends in [&resigns as &dyn Fn(&mut Side), &loses_its_lease] {
+        for is_asked_before in [false, true] {
+            let mut side = beginning();
+            let asked = |side: &mut Side| {
+                let other = "other".into();
+                side.replica.asked(AT + 1, &other, 1, &mut side.out);
+            };
+            if is_asked_before {
+                asked(&mut side);
+            }
+            ends(&mut side);
+            asked(&mut side);
+            side.advance(AT + 2);
+            assert_eq!(side.replica.snapshots.next_at(), None);
+            let gives = |out: &Out| matches!(out, Out::Chunk(..));
+            assert!(!side.out.iter().any(gives));
+        }
+    }
+}
