@@ -3,6 +3,7 @@
 //! Who reads holds the [`Moment`]. Of what has not been read by then, the first change keeps what was
 //! there before. So nothing is copied at once, and nothing is kept while nobody reads.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use roaring::RoaringBitmap;
@@ -24,7 +25,7 @@ struct Reading<T> {
     /// With which of them it goes on.
     next: u32,
     /// What has changed since, as it was.
-    kept: Vec<T>,
+    kept: VecDeque<T>,
 }
 
 impl<T> Default for Readings<T> {
@@ -41,7 +42,7 @@ impl<T: Clone> Readings<T> {
             moment: Arc::downgrade(&moment.0),
             left: numbers,
             next: first,
-            kept: Vec::new(),
+            kept: VecDeque::new(),
         });
     }
 
@@ -128,6 +129,8 @@ impl<T> Reading<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -139,6 +142,21 @@ mod tests {
         drop(moment);
         readings.keep(5, || Some("five"));
         assert_eq!(readings.kept().count(), 0);
+    }
+
+    #[test]
+    fn what_is_kept_of_many_is_not_moved_each_time_that_some_are_read() {
+        const COUNT: u32 = 600_000;
+        let (mut readings, moment) = (Readings::default(), Moment::default());
+        readings.begin(&moment, (0..COUNT).collect(), 0);
+        for number in 0..COUNT {
+            readings.keep(number, || Some([number; 28]));
+        }
+        let (begun, mut read) = (Instant::now(), 0);
+        while readings.read(&moment, 64, |_| None, |_| read += 1) {}
+        assert_eq!(read, COUNT);
+        // It takes hundreds of times as long where they are moved.
+        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
