@@ -8,7 +8,8 @@
 //! What a turn will take isn't known before. So a tenant may overdraw what it is given in a
 //! round, by a step at most, and pays for that out of the next ones. It begins to pay while its
 //! turn is paused in the middle of a plugin's call: then others have their turns until it would have
-//! the next.
+//! the next. Who may have none in a pause is next after it, and what is paid in the pause counts for those
+//! who had turns in it alone.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,8 +33,9 @@ pub(super) struct Rounds {
     tenants: HashMap<u32, Tenant, FixedState>,
     /// The tenants that have used up their time, and wait until there is some again.
     resting: Vec<u32>,
-    /// The tenant whose turn is paused: it is the first of the queue when that ends.
-    paused: Option<u32>,
+    /// The tenant whose turn is paused, which is the first of the queue when that ends, and how much time
+    /// it had left when it was, in nanoseconds.
+    paused: Option<(u32, i64)>,
     /// The tenants that have no turn while another's is paused, since their calls may take long.
     put_off: Vec<u32>,
     /// Whether the first of the queue has been given its time in this round.
@@ -47,6 +49,9 @@ struct Tenant {
     shards: VecDeque<u32>,
     /// How much time it may still take, in nanoseconds; what it has overdrawn, if negative.
     left_ns: i64,
+    /// What it was given while its turn was paused and others were put off, in nanoseconds: it pays that
+    /// back when the turn is over.
+    owes_ns: i64,
     /// What was used and isn't spent yet, in nanoseconds: less than a microsecond.
     unspent_ns: u64,
     /// Whether it waits for its turn, or rests.
@@ -69,6 +74,7 @@ impl Rounds {
             share: Arc::clone(share),
             shards: VecDeque::new(),
             left_ns: 0,
+            owes_ns: 0,
             unspent_ns: 0,
             is_queued: false,
         });
@@ -82,11 +88,13 @@ impl Rounds {
     /// have theirs until this one would have its next.
     pub(super) fn pause(&mut self, tenant: u32, now_ns: u64, ns: u64) {
         self.took(tenant, now_ns, ns);
-        self.paused = Some(tenant);
+        let mut left_ns = 0;
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             // It leaves the rest of its time to those who wait.
             tenant.left_ns = tenant.left_ns.min(0);
+            left_ns = tenant.left_ns;
         }
+        self.paused = Some((tenant, left_ns));
     }
 
     /// Whether others wait beside the tenant whose turn it is.
@@ -101,16 +109,27 @@ impl Rounds {
         }
     }
 
-    /// The turn that was paused goes on.
+    /// The turn that was paused goes on. Those who were put off are next after it, and it has paid nothing
+    /// to them.
     pub(super) fn resume(&mut self) {
-        let Some(tenant) = self.paused.take() else {
+        let Some((number, left_ns)) = self.paused.take() else {
             return;
         };
-        let place = self.queue.iter().position(|it| *it == tenant);
-        if let Some(place) = place {
-            self.queue.rotate_left(place);
+        if !self.put_off.is_empty()
+            && let Some(tenant) = self.tenants.get_mut(&number)
+        {
+            let given_ns = tenant.left_ns.saturating_sub(left_ns);
+            tenant.owes_ns = tenant.owes_ns.saturating_add(given_ns);
         }
-        self.queue.extend(self.put_off.drain(..));
+        let place = self.queue.iter().position(|it| *it == number);
+        if let Some(place) = place {
+            self.queue.rotate_left(place + 1);
+            self.queue.pop_back();
+        }
+        for put_off in self.put_off.drain(..).rev() {
+            self.queue.push_front(put_off);
+        }
+        self.queue.push_front(number);
         self.is_begun = true;
     }
 
@@ -128,7 +147,7 @@ impl Rounds {
                 self.queue.pop_front();
                 continue;
             };
-            let is_paused = self.paused == Some(*first);
+            let is_paused = self.paused.is_some_and(|(it, _)| it == *first);
             if self.paused.is_some() && !is_paused && tenant.share.is_slow(now_ns) {
                 self.put_off.extend(self.queue.pop_front());
                 self.is_begun = false;
@@ -139,6 +158,10 @@ impl Rounds {
                 self.resting.extend(self.queue.pop_front());
                 self.is_begun = false;
                 continue;
+            }
+            if self.paused.is_none() {
+                let owes_ns = std::mem::take(&mut tenant.owes_ns);
+                tenant.left_ns = tenant.left_ns.saturating_sub(owes_ns);
             }
             let is_alone = self.queue.len() == 1;
             if !std::mem::replace(&mut self.is_begun, true) {
@@ -453,6 +476,80 @@ mod tests {
             next.collect::<Vec<_>>().contains(&2),
             "it has its turn afterwards"
         );
+    }
+
+    /// Has tenant 1 work whose turns take 100 ms and pause every millisecond, beside others whose turns
+    /// take one and don't pause, until so much time is over. Says how long each has worked.
+    fn with_pauses(slow: &[u32], quick: &[u32], until_ns: u64) -> HashMap<u32, u64> {
+        let mut rounds = Rounds::default();
+        push(&mut rounds, address(1, 0));
+        for tenant in slow.iter().chain(quick) {
+            push(&mut rounds, address(*tenant, 0));
+        }
+        let (mut now, mut worked) = (0, HashMap::<u32, u64>::new());
+        let mut work = |rounds: &mut Rounds, tenant, now: &mut u64| {
+            *now += MS;
+            *worked.entry(tenant).or_default() += MS;
+            if tenant != 1 {
+                rounds.took(tenant, 0, MS);
+                push(rounds, address(tenant, 0));
+            }
+        };
+        while now < until_ns {
+            slow.iter().for_each(|it| rounds.note_slow(*it, 0));
+            let turn = rounds.next(0).unwrap();
+            if turn.shard.tenant != 1 {
+                work(&mut rounds, turn.shard.tenant, &mut now);
+                continue;
+            }
+            for _ in 0..100 {
+                work(&mut rounds, 1, &mut now);
+                rounds.pause(1, 0, MS);
+                while let Some(turn) = rounds.next(0) {
+                    work(&mut rounds, turn.shard.tenant, &mut now);
+                }
+                rounds.resume();
+            }
+            push(&mut rounds, address(1, 0));
+        }
+        worked
+    }
+
+    #[test]
+    fn who_has_no_turn_in_pauses_gets_as_much_time_as_who_pauses() {
+        for quick in [&[][..], &[3], &[3, 4, 5]] {
+            let worked = with_pauses(&[2], quick, 10_000 * MS);
+            assert!(worked[&2] + 200 * MS >= worked[&1], "{worked:?}");
+            assert!(
+                quick.iter().all(|it| worked[it] >= worked[&1]),
+                "{worked:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_no_turn_in_pauses_waits_for_no_more_than_a_round_of_those_who_pause() {
+        let mut rounds = Rounds::default();
+        let busy = 1..=30_u32;
+        busy.clone()
+            .for_each(|it| push(&mut rounds, address(it, 0)));
+        // Nothing is known of it yet.
+        rounds.push(address(99, 0), &Arc::default());
+        for _ in 0..1_000 {
+            let tenant = rounds.next(0).unwrap().shard.tenant;
+            if tenant == 99 {
+                return;
+            }
+            rounds.pause(tenant, 0, MS);
+            while let Some(turn) = rounds.next(0) {
+                rounds.took(turn.shard.tenant, 0, MS);
+                push(&mut rounds, turn.shard);
+            }
+            rounds.resume();
+            rounds.took(tenant, 0, MS / 10);
+            push(&mut rounds, address(tenant, 0));
+        }
+        panic!("it has no turn");
     }
 
     #[test]
