@@ -44,14 +44,15 @@ pub(crate) struct Sampler(u8);
 
 /// When a call began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Began {
+pub struct Began {
     pub(crate) at: Instant,
     /// For how long calls on this thread had been paused by then.
     paused: Duration,
 }
 
 impl Began {
-    pub(crate) fn now() -> Self {
+    /// It begins.
+    pub fn now() -> Self {
         Self {
             at: Instant::now(),
             paused: paused(),
@@ -59,7 +60,7 @@ impl Began {
     }
 
     /// How long it has taken, without the time in which it was paused.
-    pub(crate) fn elapsed(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         let paused = paused().saturating_sub(self.paused);
         self.at.elapsed().saturating_sub(paused)
     }

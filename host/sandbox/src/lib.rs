@@ -45,7 +45,7 @@ pub use engine::Engine;
 pub use error::LoadError;
 pub use health::PluginHealth;
 pub use instance::CallCost;
-pub use latency::{Histogram, Latency};
+pub use latency::{Began, Histogram, Latency};
 pub use limits::Limits;
 pub use manifest::{Manifest, OnFailure};
 pub use memory::MemoryBudget;

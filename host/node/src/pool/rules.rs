@@ -17,7 +17,7 @@ use presence_core::event::Event;
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Decision, Enriched, Explanation, Failure, Rules};
 use presence_core::verdicts::Verdict;
-use presence_sandbox::{BorrowedPipeline, StageCall};
+use presence_sandbox::{Began, BorrowedPipeline, StageCall};
 use tracing::Span;
 
 use crate::beside::meter::Side;
@@ -235,7 +235,7 @@ impl ShardRules<'_> {
         let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
             return call(&mut self.active);
         };
-        let begun = Instant::now();
+        let begun = Began::now();
         let (side, done) = match beside.has(context.event.name.as_str()) {
             true => {
                 let done = beside.span.in_scope(|| call(&mut beside.rules));

@@ -1,8 +1,10 @@
 //! A pipeline beside the active one: a canary decides on its share alone, a shadow on nobody,
 //! and neither keeps the active one from anything.
 
+use std::cell::Cell;
+
 use presence_core::share::{Share, place};
-use presence_sandbox::{Engine, Plugin, Stage};
+use presence_sandbox::{Engine, Plugin, Stage, while_paused};
 use serde_json::Value;
 
 use super::*;
@@ -230,4 +232,29 @@ fn a_decision_for_which_the_directory_has_no_answer_counts_for_no_rule() {
     world.connect(0, 3);
     let calls = world.meter.calls(Side::Candidate);
     assert_eq!(calls.calls.load(Ordering::Relaxed), 0);
+}
+
+/// As long as a call is paused, it is none of the time by which pipelines are compared.
+#[test]
+fn what_others_take_in_the_pause_of_a_call_is_no_time_of_a_canary() {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut world = World::new(2, CONTACTS);
+    world.canary(10_000);
+    world.connect(0, 1);
+    let pauses = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&pauses);
+    while_paused(Rc::new(move || {
+        counted.set(counted.get() + 1);
+        if counted.get() > 1 {
+            return Duration::ZERO;
+        }
+        std::thread::sleep(PAUSE);
+        PAUSE
+    }));
+    // The clock of the engine ticks meanwhile.
+    std::thread::sleep(Duration::from_millis(100));
+    world.connect(1, 1);
+    assert!(pauses.get() > 0);
+    let times = world.meter.calls(Side::Candidate).latency.counts();
+    assert!(times.percentile(100).unwrap() < PAUSE);
 }
