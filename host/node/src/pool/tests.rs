@@ -450,6 +450,39 @@ fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_conne
     }
 }
 
+#[tokio::test]
+async fn a_shard_that_rests_goes_on_once_the_connection_is_lost() {
+    let settings = OutboxSettings {
+        bytes_max: 64_000,
+        shard_bytes_max: Some(8_000),
+        beacon_ms: 3_600_000,
+    };
+    let mut node = Node::with(settings, 1);
+    let tenant = node.tenant(1);
+    offer(&tenant.handles[0], connects(0, 256, None));
+    offer(&tenant.handles[0], connects(256, 256, None));
+    node.work();
+    let online = || {
+        tenant.handles[0]
+            .figures
+            .online_users
+            .load(Ordering::Relaxed)
+    };
+    let first = online();
+    let goes_on = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(online(), first, "it rests");
+        node.broker.set(|taken| taken.is_connected = false);
+        while online() == first {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = Rc::clone(&node.worker).run() => {}
+        goes_on = tokio::time::timeout(Duration::from_secs(10), goes_on) => goes_on.unwrap(),
+    }
+}
+
 #[test]
 fn what_the_client_has_no_room_for_waits_in_order_and_holds_up_no_shard() {
     let mut node = Node::new(1 << 20, 1);

@@ -357,6 +357,8 @@ impl<C: Transport> Thread<C> {
             self.timers.first().map(|(at, _)| *at),
             self.outbox.borrow().due(now),
             (!self.watched.is_empty()).then_some(now + LOOK_MS),
+            // They wait for no room that the broker gives where there is no connection.
+            (!self.paused.is_empty()).then_some(now + LOOK_MS),
             (!self.instances.borrow().is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
         ];
