@@ -110,16 +110,18 @@ impl Rounds {
     }
 
     /// The turn that was paused goes on. Those who were put off are next after it, and it has paid nothing
-    /// to them.
-    pub(super) fn resume(&mut self) {
+    /// to them. Says how much time it has, in nanoseconds.
+    pub(super) fn resume(&mut self) -> u64 {
         let Some((number, left_ns)) = self.paused.take() else {
-            return;
+            return 0;
         };
-        if !self.put_off.is_empty()
-            && let Some(tenant) = self.tenants.get_mut(&number)
-        {
-            let given_ns = tenant.left_ns.saturating_sub(left_ns);
-            tenant.owes_ns = tenant.owes_ns.saturating_add(given_ns);
+        let mut has_ns = 0;
+        if let Some(tenant) = self.tenants.get_mut(&number) {
+            has_ns = u64::try_from(tenant.left_ns).unwrap_or(0);
+            if !self.put_off.is_empty() {
+                let given_ns = tenant.left_ns.saturating_sub(left_ns);
+                tenant.owes_ns = tenant.owes_ns.saturating_add(given_ns);
+            }
         }
         let place = self.queue.iter().position(|it| *it == number);
         if let Some(place) = place {
@@ -131,6 +133,7 @@ impl Rounds {
         }
         self.queue.push_front(number);
         self.is_begun = true;
+        has_ns
     }
 
     /// Whose turn it is; none if there is nothing to do, or if a turn that was paused is to go on.

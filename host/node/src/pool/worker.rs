@@ -69,6 +69,8 @@ struct Current {
     took_ns: u64,
     /// How long it should take.
     limit_ns: u64,
+    /// How long it may take before its next pause: with what it is given in those before.
+    may_take_ns: u64,
     /// What the thread had used of a processor when it began, and in its pauses since; none if that isn't
     /// known yet, since the tenant had the thread for itself.
     processor_ns: Option<u64>,
@@ -162,6 +164,7 @@ impl<C: Transport> Worker<C> {
             counted_ns: begun,
             took_ns: 0,
             limit_ns,
+            may_take_ns: limit_ns,
             processor_ns: has_others.then(&self.clocks.processor),
             is_within: outer.is_some(),
         }));
@@ -215,14 +218,14 @@ impl<C: Transport> Worker<C> {
 
     /// A call of a plugin may pause: where its turn has had its time and goes on, others have theirs, unless
     /// this is in another's pause. Says how long that took.
-    fn pause(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
             return Duration::ZERO;
         };
         let now = (self.clocks.elapsed)();
         let took = now.saturating_sub(current.counted_ns);
         let total = current.took_ns + took;
-        if total < current.limit_ns {
+        if total < current.may_take_ns {
             // It may go on for longer.
             self.begin(Some(current));
             return Duration::ZERO;
@@ -244,7 +247,8 @@ impl<C: Transport> Worker<C> {
         while let Some(turn) = self.next() {
             self.turn(turn);
         }
-        self.thread.borrow_mut().rounds.resume();
+        let given_ns = self.thread.borrow_mut().rounds.resume();
+        current.may_take_ns = total.saturating_add(given_ns);
         (current.counted_ns, current.took_ns) = ((self.clocks.elapsed)(), total);
         let processor_ns = (self.clocks.processor)();
         current.processor_ns = Some(processor_ns.saturating_sub(current.limit_ns + over_ns));

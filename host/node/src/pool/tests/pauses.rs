@@ -1,6 +1,9 @@
 //! While a plugin's call is under way, others who come have their turns inside it.
 
-use presence_sandbox::{Engine, Plugin, Stage};
+use std::cell::Cell;
+
+use presence_core::quota::Rate;
+use presence_sandbox::{Engine, Plugin, Stage, while_paused};
 
 use super::super::rounds::Turn;
 use super::super::work::PanicPoint;
@@ -137,4 +140,37 @@ fn the_other_shards_of_the_tenant_wait_for_the_call_as_does_the_shard_itself() {
     assert!(own && !published.is_empty(), "{published:?}");
     node.work();
     assert_eq!(node.broker.count(ONLINE, &busy), 3);
+}
+
+#[test]
+fn a_call_goes_on_for_as_long_between_two_pauses_as_its_tenant_has_time() {
+    const WEIGHT: u64 = 40;
+    const CHECKS: usize = 400;
+    let mut node = Node::new(1 << 20, STEP_NS / 4);
+    let share = Arc::new(ThreadShare::new(WEIGHT, Rate::default(), Arc::default()));
+    let common = TenantContext {
+        share,
+        ..TenantContext::default()
+    };
+    let busy = node.tenant_with(1, Arc::default(), common, || None);
+    let other = node.tenant(1);
+    let _engine = by_a_rule(&mut node, 0);
+    offer(&other.handles[0], connects(0, 1, None));
+    node.work();
+    offer(&busy.handles[0], connects(0, 1, None));
+    assert!(node.worker.check_for_work());
+    let turn = node.worker.next().unwrap();
+    for user in 1..=CHECKS {
+        offer(&other.handles[0], connects(user, 1, None));
+    }
+    // As if the epoch were raised so often in its first call.
+    let (worker, is_first) = (Rc::clone(&node.worker), Cell::new(true));
+    while_paused(Rc::new(move || {
+        let checks = if is_first.take() { CHECKS } else { 0 };
+        (0..checks).map(|_| worker.pause()).sum()
+    }));
+    node.worker.turn(turn);
+    let turns = node.broker.count(ONLINE, &other) - 1;
+    // The other has one fortieth of the time, and each of its turns takes several checks.
+    assert!((1..=CHECKS / 20).contains(&turns), "{turns}");
 }
