@@ -30,6 +30,7 @@ mod beside;
 mod failures;
 mod fleet;
 mod pauses;
+mod resting;
 
 const ONLINE: &str = "presence.events.user_online";
 
@@ -47,6 +48,8 @@ struct Taken {
     messages: Vec<(String, String)>,
     /// The body of each.
     bodies: Vec<Bytes>,
+    /// Whether who asks for the connection panics.
+    panics: bool,
 }
 
 impl Default for Taken {
@@ -57,6 +60,7 @@ impl Default for Taken {
             room: usize::MAX,
             messages: Vec::new(),
             bodies: Vec::new(),
+            panics: false,
         }
     }
 }
@@ -94,7 +98,12 @@ impl Transport for Broker {
     }
 
     fn is_connected(&self) -> bool {
-        self.0.lock().unwrap().is_connected
+        let (panics, is_connected) = {
+            let taken = self.0.lock().unwrap();
+            (taken.panics, taken.is_connected)
+        };
+        assert!(!panics, "told to");
+        is_connected
     }
 
     fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>> {
@@ -407,80 +416,6 @@ fn while_the_outbox_is_full_only_shards_rest_that_have_something_in_it() {
         .collect();
     let expected: Vec<_> = (1..=512).map(|seq| format!("t0/0 1 {seq}")).collect();
     assert_eq!(loud, expected, "in order, and each once");
-}
-
-#[test]
-fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_connection() {
-    let settings = OutboxSettings {
-        bytes_max: 64_000,
-        shard_bytes_max: Some(8_000),
-        beacon_ms: 3_600_000,
-    };
-    let mut node = Node::with(settings, 1);
-    let (loud, quiet) = (node.tenant(1), node.tenant(1));
-    node.work();
-    for batch in 0..4 {
-        offer(&loud.handles[0], connects(batch * 256, 256, None));
-    }
-    node.work();
-    let first = node.broker.count(ONLINE, &loud);
-    for user in 0..3 {
-        offer(&quiet.handles[0], connects(user, 1, None));
-        node.work();
-    }
-    assert_eq!(node.broker.count(ONLINE, &quiet), 3, "it doesn't rest");
-    assert_eq!(node.broker.count(ONLINE, &loud), first);
-    node.acknowledge();
-    node.work();
-    let second = node.broker.count(ONLINE, &loud);
-    assert!(second > first && second < 1_024, "{first} {second}");
-    // Without a connection, nobody waits for what it says.
-    node.broker.set(|taken| taken.is_connected = false);
-    node.work();
-    let online = loud.handles[0].figures.online_users.load(Ordering::Relaxed);
-    assert!(online as usize > second, "{online}");
-    node.broker
-        .set(|taken| (taken.link, taken.is_connected) = (2, true));
-    let mut rounds = 0;
-    while node.broker.count(ONLINE, &loud) < 1_024 {
-        node.acknowledge();
-        node.work();
-        rounds += 1;
-        assert!(rounds < 1_000);
-    }
-}
-
-#[tokio::test]
-async fn a_shard_that_rests_goes_on_once_the_connection_is_lost() {
-    let settings = OutboxSettings {
-        bytes_max: 64_000,
-        shard_bytes_max: Some(8_000),
-        beacon_ms: 3_600_000,
-    };
-    let mut node = Node::with(settings, 1);
-    let tenant = node.tenant(1);
-    offer(&tenant.handles[0], connects(0, 256, None));
-    offer(&tenant.handles[0], connects(256, 256, None));
-    node.work();
-    let online = || {
-        tenant.handles[0]
-            .figures
-            .online_users
-            .load(Ordering::Relaxed)
-    };
-    let first = online();
-    let goes_on = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(online(), first, "it rests");
-        node.broker.set(|taken| taken.is_connected = false);
-        while online() == first {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::select! {
-        () = Rc::clone(&node.worker).run() => {}
-        goes_on = tokio::time::timeout(Duration::from_secs(10), goes_on) => goes_on.unwrap(),
-    }
 }
 
 #[test]

@@ -6,8 +6,9 @@
 //! while rules are called, nothing of the thread is borrowed but what the shard has been lent: itself,
 //! and its tenant's instances. The outbox is borrowed for a message at a time.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -53,6 +54,9 @@ pub(super) struct Worker<C> {
     clocks: Clocks,
     /// The turn that is under way. In its pause, that of another.
     current: Cell<Option<Current>>,
+    /// What ended the work in a pause, of no shard's turn: it ends the thread, once the turn that was
+    /// paused is over.
+    panic: Cell<Option<Box<dyn Any + Send>>>,
     /// What came of turns, between two of them.
     out: Cell<Vec<Output>>,
     /// How many nanoseconds turns without inputs have taken since it last waited, or gave way.
@@ -101,6 +105,7 @@ impl<C: Transport> Worker<C> {
             outbox,
             clocks,
             current: Cell::new(None),
+            panic: Cell::default(),
             out: Cell::default(),
             background_ns: Cell::new(0),
         });
@@ -178,6 +183,9 @@ impl<C: Transport> Worker<C> {
         // Nothing is published that came of one that has panicked.
         out.clear();
         self.out.set(out);
+        if let Some(panic) = self.panic.take() {
+            resume_unwind(panic);
+        }
         let current = self.current.get();
         self.begin(outer);
         let took_inputs = hosted.took_inputs;
@@ -216,9 +224,21 @@ impl<C: Transport> Worker<C> {
             .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
 
-    /// A call of a plugin may pause: where its turn has had its time and goes on, others have theirs, unless
-    /// this is in another's pause. Says how long that took.
+    /// A call of a plugin may pause. Says how long that took. What panics meanwhile, but for a turn, has
+    /// nothing to do with the call.
     pub(super) fn pause(&self) -> Duration {
+        let paused = catch_unwind(AssertUnwindSafe(|| self.give_way()));
+        paused.unwrap_or_else(|panic| {
+            // No call pauses any more.
+            self.current.set(None);
+            self.panic.set(Some(panic));
+            Duration::ZERO
+        })
+    }
+
+    /// Where a turn has had its time and goes on, others have theirs, unless this is in another's pause. Says
+    /// how long that took.
+    fn give_way(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
             return Duration::ZERO;
         };

@@ -1,6 +1,7 @@
 //! While a plugin's call is under way, others who come have their turns inside it.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use presence_core::quota::Rate;
 use presence_sandbox::{Engine, Plugin, Stage, while_paused};
@@ -121,6 +122,18 @@ fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on
     scene
         .node
         .until(|node| node.broker.count(ONLINE, &other) == 2);
+}
+
+#[test]
+fn a_panic_of_the_thread_itself_in_a_pause_ends_the_thread_and_is_no_failure_of_the_shard() {
+    let scene = scene(true);
+    offer(&scene.other.handles[0], connects(1, 1, None));
+    scene.node.broker.set(|taken| taken.panics = true);
+    let worker = &scene.node.worker;
+    let ended = catch_unwind(AssertUnwindSafe(|| worker.turn(scene.turn)));
+    assert!(ended.is_err());
+    let restarts = &scene.busy.handles[0].figures.restarts;
+    assert_eq!(restarts.load(Ordering::Relaxed), 0);
 }
 
 #[test]
