@@ -175,6 +175,11 @@ impl InputStream {
             }
         })?;
         let info = stream.cached_info();
+        // A server that has lost the others of its cluster may tell of the stream nevertheless.
+        if info.cluster.as_ref().is_some_and(|it| it.leader.is_none()) {
+            let why = "it has no leader: do the servers that keep it reach each other?";
+            return Err(OpenError::Away(why.into()));
+        }
         if let Some(why) = unfit(&info.config, subjects) {
             return Err(OpenError::Refused(why));
         }
