@@ -256,7 +256,8 @@ impl Shard {
         let (tracker, events, now) = (&common.tracker, &presence.events, common.now());
         let typing = common.settings.status;
         let deadlines = [
-            presence.is_beginning().then_some(now),
+            // Inputs that wait have earlier times.
+            presence.is_beginning().then_some(0),
             tracker.next_deadline(),
             tracker.has_reshown().then_some(now),
             typing.and_then(|status| tracker.next_typing_end(status.typing_ms)),

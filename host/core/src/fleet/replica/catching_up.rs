@@ -53,13 +53,20 @@ impl CatchingUp {
         self.ask_at
     }
 
-    pub(super) fn hear(&mut self, now: u64, input: &Input) {
+    pub(super) fn hear(&mut self, now: u64, input: &Input, delay_ms: u64) {
         if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
             self.inputs.push(input.clone());
+            if self.held() > HELD_MAX {
+                self.begin_again(now, delay_ms);
+            }
         } else if let Some(assembly) = &mut self.assembly {
             // It was made with what held until now.
             assembly.change(now, input.clone());
         }
+    }
+
+    fn held(&self) -> usize {
+        self.inputs.len() + self.told.len()
     }
 
     /// All the numbers of ids that are held here.
@@ -72,10 +79,11 @@ impl CatchingUp {
         self.told.push(told);
     }
 
-    pub(super) fn begin_again(&mut self, now: u64) {
+    /// What is held is of no use. It listens for so long before it asks again.
+    pub(super) fn begin_again(&mut self, now: u64, delay_ms: u64) {
         *self = Self {
             tries: self.tries,
-            ..Self::new(now, self.ask_at.max(now))
+            ..Self::new(now, self.ask_at.max(now + delay_ms))
         };
     }
 }
@@ -170,11 +178,9 @@ impl Replica {
         if now < catching_up.ask_at {
             return;
         }
-        let held = catching_up.inputs.len() + catching_up.told.len();
         // What is handled twice is not to be older than a connection may be silent.
-        if held > HELD_MAX || now > catching_up.since + timeout_ms / 2 {
-            catching_up.begin_again(now);
-            catching_up.ask_at = now + delay_ms;
+        if now > catching_up.since + timeout_ms / 2 {
+            catching_up.begin_again(now, delay_ms);
             return;
         }
         self.nonce += 1;
@@ -221,7 +227,7 @@ impl Replica {
     }
 
     /// For how long it listens before it asks.
-    fn delay_ms(&self) -> u64 {
+    pub(super) fn delay_ms(&self) -> u64 {
         self.settings.fleet.answer_ms / 4
     }
 }

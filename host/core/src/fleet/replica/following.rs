@@ -187,8 +187,9 @@ impl Replica {
             return;
         }
         let is_lost = matches!(input, Input::LostUpTo { .. });
+        let delay_ms = self.delay_ms();
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hear(now, &input);
+            catching_up.hear(now, &input, delay_ms);
         }
         self.shard.follow(now, input);
         // What nobody publishes from here needn't be noted for those who follow.
@@ -198,7 +199,7 @@ impl Replica {
         }
         // What is under way lacks what was lost.
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.begin_again(now);
+            catching_up.begin_again(now, delay_ms);
         }
         match &self.role {
             Role::Follow { .. } if self.is_sure => {

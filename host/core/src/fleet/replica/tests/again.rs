@@ -125,6 +125,42 @@ impl Side {
     }
 }
 
+#[test]
+fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again() {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    standby.follow(AT, 5, "owner");
+    let mut asks = |side: &mut Side, now: u64| {
+        side.advance(now);
+        let asked = side.out.drain(..).find_map(|out| match out {
+            Out::Ask { nonce, .. } => Some(nonce),
+            _ => None,
+        });
+        asked.map(|nonce| owner.sends(now, nonce))
+    };
+    let chunks = asks(&mut standby, AT + 1_000).unwrap();
+    let input = message(Kind::Heartbeat, "ann", "c1", AT + 1_001);
+    for _ in 0..=1 << 18 {
+        standby.input(AT + 1_001, input.clone());
+    }
+    for chunk in chunks {
+        standby
+            .replica
+            .chunk(AT + 1_002, &chunk, &mut standby.out)
+            .unwrap();
+    }
+    assert_eq!(standby.replica.holds(), None);
+    let chunks = asks(&mut standby, AT + 9_000).unwrap();
+    for chunk in chunks {
+        standby
+            .replica
+            .chunk(AT + 9_000, &chunk, &mut standby.out)
+            .unwrap();
+    }
+    assert_eq!(standby.replica.holds(), Some(5));
+}
+
 fn stated(side: &Side) -> Vec<String> {
     let statements = side.replica.shard().statements();
     statements.map(|(user, _)| user.as_str().into()).collect()
