@@ -3,7 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -23,6 +23,7 @@ pub struct Kit {
     around: TempDir,
     name: String,
     variables: Vec<(&'static str, OsString)>,
+    _turn: Option<File>,
 }
 
 impl Kit {
@@ -36,6 +37,7 @@ impl Kit {
             around,
             name: name.into(),
             variables: Vec::new(),
+            _turn: (language == "rust").then(|| turn(name)).transpose()?,
         };
         kit.succeed(&["new", name, "--role", role, "--lang", language])?;
         if language == "typescript" {
@@ -132,6 +134,19 @@ pub fn fetch() -> Result<()> {
         variables(language).with_context(|| format!("for plugins in {language}"))?;
     }
     Ok(())
+}
+
+/// Waits until no other project in Rust of this name is worked on, for as long as what is returned is kept. All
+/// are built in one folder, where two of one name have the same place.
+///
+/// # Errors
+/// When the file that says so can't be written.
+pub fn turn(name: &str) -> Result<File> {
+    let folder = tools::target().join("plugin-kit");
+    fs::create_dir_all(&folder)?;
+    let file = File::create(folder.join(format!("{name}.lock")))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// What a language's tools need in their surroundings.

@@ -1,7 +1,7 @@
 //! A page's blocks, done one after the other in a folder of their own.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -26,6 +26,9 @@ pub(super) struct Script {
     output: String,
     /// The last file that nothing has been done with yet.
     untried: Option<String>,
+    /// Whether plugins are written in Rust, and the turns of those that are.
+    is_rust: bool,
+    turns: Vec<File>,
 }
 
 impl Script {
@@ -59,6 +62,8 @@ impl Script {
             variables,
             output: String::new(),
             untried: None,
+            is_rust: language == "rust",
+            turns: Vec::new(),
         };
         script.stand_ins(port)?;
         Ok(script)
@@ -139,6 +144,13 @@ impl Script {
         if let Some(words) = &block.orders.logged {
             let logged = self.wait_for_log(words).await;
             logged.with_context(|| block.place.clone())?;
+        }
+        if self.is_rust
+            && block.language == "sh"
+            && let Some((_, after)) = block.code.split_once("presence plugin new ")
+            && let Some(name) = after.split_whitespace().next()
+        {
+            self.turns.push(kit::turn(name)?);
         }
         let done = match (&*block.language, &block.orders.file) {
             (_, Some(path)) => self.write(path, block),
