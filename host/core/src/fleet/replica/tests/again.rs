@@ -64,25 +64,34 @@ fn catches_up_from(
         owner.says(&mut standby, AT + 10, *kind, user);
     }
     standby.advance(AT + 1_000);
-    let nonce = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
-        _ => None,
-    });
+    let nonce = asked(&standby);
     owner.out.clear();
     if resigns {
         let role = Role::Resign { epoch: 5 };
         owner.replica.set_role(AT + 1_000, role, &mut owner.out);
     }
-    owner.replica.asked(
-        AT + 1_000,
-        &"standby".into(),
-        nonce.unwrap(),
-        &mut owner.out,
-    );
+    owner
+        .replica
+        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (kind, user) in meanwhile {
         owner.says(&mut standby, AT + 1_001, *kind, user);
     }
+    arrives(&mut owner, &mut standby);
+    (owner, standby)
+}
+
+/// The number of the question for a snapshot.
+fn asked(standby: &Side) -> u64 {
+    let asked = standby.out.iter().find_map(|out| match out {
+        Out::Ask { nonce, .. } => Some(*nonce),
+        _ => None,
+    });
+    asked.unwrap()
+}
+
+/// All of the snapshot comes, and what was told meanwhile.
+fn arrives(owner: &mut Side, standby: &mut Side) {
     while let Some(at) = owner.replica.snapshots.next_at() {
         owner.advance(at.max(AT + 1_010));
     }
@@ -100,7 +109,6 @@ fn catches_up_from(
         }
     }
     assert_eq!(standby.replica.holds(), Some(5));
-    (owner, standby)
 }
 
 impl Side {
@@ -317,40 +325,18 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     }
     standby.follow(AT, 5, "owner");
     standby.advance(AT + 1_000);
-    let nonce = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
-        _ => None,
-    });
+    let nonce = asked(&standby);
     owner.out.clear();
-    owner.replica.asked(
-        AT + 1_000,
-        &"standby".into(),
-        nonce.unwrap(),
-        &mut owner.out,
-    );
+    owner
+        .replica
+        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (now, conn) in [(AT + 1_001, "c2"), (AT + 1_002, "c3")] {
         for side in [&mut owner, &mut standby] {
             side.input(now, connect("ann", conn, now));
         }
     }
-    while let Some(at) = owner.replica.snapshots.next_at() {
-        owner.advance(at.max(AT + 1_010));
-    }
-    for out in std::mem::take(&mut owner.out) {
-        match out {
-            Out::Chunk(_, chunk) => {
-                let chunk = standby.replica.chunk(AT + 1_020, &chunk, &mut standby.out);
-                chunk.unwrap();
-            }
-            Out::Told(told) => {
-                let told = standby.replica.told(AT + 1_005, &told, &mut standby.out);
-                told.unwrap();
-            }
-            _ => {}
-        }
-    }
-    assert_eq!(standby.replica.holds(), Some(5));
+    arrives(&mut owner, &mut standby);
     standby.out.clear();
     let before = Before {
         epoch: 5,
