@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustix::fs::OFlags;
+use tempfile::NamedTempFile;
 
 /// The bits that let the group, or everyone, write in a folder.
 const OTHERS_WRITE: u32 = 0o022;
@@ -65,19 +66,23 @@ pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, |_| Ok(()))
 }
 
-/// It is written beside its place first, under a name of its own: others may be writing the same file.
 fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
+    let file = beside(path, bytes)?;
+    sync(file.as_file())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// What is to be in a file, written beside its place and under a name of its own, where others can't
+/// read it: somebody else may be writing the same file.
+fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(ErrorKind::InvalidFilename.into());
     };
     let mut named = tempfile::Builder::new();
-    // Others can't read it.
-    named.prefix(name).suffix(".new");
-    let mut file = named.tempfile_in(folder)?;
+    let mut file = named.prefix(name).suffix(".new").tempfile_in(folder)?;
     file.write_all(bytes)?;
-    sync(file.as_file())?;
-    file.persist(path)?;
-    Ok(())
+    Ok(file)
 }
 
 /// The key in a folder, which is made when it is first asked for, and made anew if it
@@ -97,8 +102,7 @@ pub fn key(dir: &Path) -> anyhow::Result<Key> {
     let random = SystemRandom::new().fill(&mut key);
     random.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
     let cant = || format!("can't write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(cant)?;
-    file.write_all(&key).with_context(cant)?;
+    let file = beside(&path, &key).with_context(cant)?;
     file.as_file().sync_all().with_context(cant)?;
     match file.persist_noclobber(&path) {
         Ok(_) => Ok(key),

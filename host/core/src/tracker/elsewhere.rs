@@ -96,7 +96,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Whether a connection is live; none if nothing is known of it.
-    pub fn is_live(&self, user: &str, conn: &str) -> Option<bool> {
+    pub(crate) fn is_live(&self, user: &str, conn: &str) -> Option<bool> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
             State::Live(_) => Some(true),
@@ -105,9 +105,9 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// That a user has left of whom only closes are known; none of any other. Where users have a
-    /// grace, it says when they leave.
-    pub fn departure(&self, user: &str, reason: Reason) -> Option<Transition<M>> {
+    /// That a known user has left; none if the user is online, or isn't known. Where users have a grace,
+    /// its end says when they have left, and there is none here.
+    pub(crate) fn departure(&self, user: &str, reason: Reason) -> Option<Transition<M>> {
         let user = &self.roster.users[self.roster.find_user(user)?];
         let has_left = !user.is_online() && self.settings.grace_ms == 0;
         has_left.then(|| Transition::Offline {

@@ -149,21 +149,25 @@ struct Tenant {
 impl Node {
     /// Its outbox holds so many bytes; each time that time is measured, so much is over.
     fn new(bytes_max: usize, step_ns: u64) -> Self {
+        Self::measured(bytes_max, step_ns, step_ns)
+    }
+
+    /// As [`Self::new`]. The thread uses so much of a processor each time that this is measured.
+    fn measured(bytes_max: usize, step_ns: u64, processor_ns: u64) -> Self {
         let settings = OutboxSettings {
             bytes_max,
             shard_bytes_max: None,
             beacon_ms: 3_600_000,
         };
-        Self::with(settings, step_ns)
+        Self::begin(settings, step_ns, processor_ns)
     }
 
     /// As [`Self::new`], with an outbox of these settings.
     fn with(settings: OutboxSettings, step_ns: u64) -> Self {
-        Self::measured(settings, step_ns, step_ns)
+        Self::begin(settings, step_ns, step_ns)
     }
 
-    /// As [`Self::with`]. The thread uses so much of a processor each time that this is measured.
-    fn measured(settings: OutboxSettings, step_ns: u64, processor_ns: u64) -> Self {
+    fn begin(settings: OutboxSettings, step_ns: u64, processor_ns: u64) -> Self {
         let mut sources = Sources::new(1_000);
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
         let outbox = Outbox::new(broker.clone(), sources.add(), settings);

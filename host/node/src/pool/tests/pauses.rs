@@ -79,12 +79,7 @@ fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
 
 #[test]
 fn a_call_that_waits_for_a_processor_goes_on_without_a_pause() {
-    let settings = OutboxSettings {
-        bytes_max: 1 << 20,
-        shard_bytes_max: None,
-        beacon_ms: 3_600_000,
-    };
-    let mut scene = scene_on(Node::measured(settings, STEP_NS, 1_000), true);
+    let mut scene = scene_on(Node::measured(1 << 20, STEP_NS, 1_000), true);
     offer(&scene.other.handles[0], connects(1, 1, None));
     scene.node.worker.turn(scene.turn);
     assert_eq!(scene.node.broker.count(ONLINE, &scene.other), 1);

@@ -2,14 +2,16 @@
 
 use super::*;
 
+/// A shard rests with an eighth of what the outbox holds.
+const SETTINGS: OutboxSettings = OutboxSettings {
+    bytes_max: 64_000,
+    shard_bytes_max: Some(8_000),
+    beacon_ms: 3_600_000,
+};
+
 #[test]
 fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_connection() {
-    let settings = OutboxSettings {
-        bytes_max: 64_000,
-        shard_bytes_max: Some(8_000),
-        beacon_ms: 3_600_000,
-    };
-    let mut node = Node::with(settings, 1);
+    let mut node = Node::with(SETTINGS, 1);
     let (loud, quiet) = (node.tenant(1), node.tenant(1));
     node.work();
     for batch in 0..4 {
@@ -45,12 +47,7 @@ fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_conne
 
 #[tokio::test]
 async fn a_shard_that_rests_goes_on_once_the_connection_is_lost() {
-    let settings = OutboxSettings {
-        bytes_max: 64_000,
-        shard_bytes_max: Some(8_000),
-        beacon_ms: 3_600_000,
-    };
-    let mut node = Node::with(settings, 1);
+    let mut node = Node::with(SETTINGS, 1);
     let tenant = node.tenant(1);
     offer(&tenant.handles[0], connects(0, 256, None));
     offer(&tenant.handles[0], connects(256, 256, None));
