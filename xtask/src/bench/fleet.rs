@@ -53,7 +53,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
     eprintln!("Measuring a fleet with {} connections", args.connections);
     scene.start(owns)?;
     scene.until_owner(owns)?;
-    scene.connect_all()?;
+    scene.send_for_all("connect")?;
     let heartbeats = Heartbeats::begin(&scene)?;
     scene.until_sure()?;
     happenings.push(scene.happens("nothing happens", |_, _| {

@@ -339,7 +339,13 @@ pub(crate) fn fleet(figures: &fleet::Figures) -> String {
     }
     let lease = figures.lease.as_secs_f64();
     let _ = writeln!(text, "  the lease is {lease} s");
-    let heads = ["messages", "owner, µs each", "standby, µs each", "share"];
+    let heads = [
+        "messages",
+        "dropped",
+        "owner, µs each",
+        "standby, µs each",
+        "share",
+    ];
     line(
         &mut text,
         "a standby beside its owner",
@@ -350,6 +356,7 @@ pub(crate) fn fleet(figures: &fleet::Figures) -> String {
         let (owner, standby) = (each(it.owner_ns), each(it.standby_ns));
         let cells = [
             grouped(it.messages as f64),
+            grouped(it.dropped),
             format!("{owner:.2}"),
             format!("{standby:.2}"),
             format!("{:.2}", standby / owner),

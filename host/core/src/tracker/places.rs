@@ -50,6 +50,11 @@ impl OrderCounter {
         self.adopted
     }
 
+    /// Whether an order has been given by then.
+    pub(super) fn knows(&self, order: i64) -> bool {
+        (self.adopted..=self.opened).contains(&without_mark(order))
+    }
+
     pub(super) fn know(&mut self, order: i64) {
         self.opened = self.opened.max(without_mark(order));
         self.adopted = self.adopted.min(order);

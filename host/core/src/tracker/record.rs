@@ -13,6 +13,7 @@ use super::Tracker;
 use super::activity::Activity;
 use super::changes::UnsavedChanges;
 use super::connection::{Close, Connection, LiveConnection, ReceivedAt, SaveState, State};
+use super::places::OrderCounter;
 use super::roster::Roster;
 use super::silence::StartsWithoutMessage;
 use super::slab::Key;
@@ -99,6 +100,8 @@ pub struct UserState {
 pub struct Cursor {
     connections: Range<usize>,
     users: Range<usize>,
+    /// The orders that had been given when it began.
+    orders: OrderCounter,
 }
 
 /// How much of a pause a grace may seem to run in, in milliseconds, after a restart.
@@ -194,12 +197,13 @@ impl<M: Clone> Tracker<M> {
         Cursor {
             connections: 0..self.roster.connections.slots(),
             users: 0..self.roster.users.slots(),
+            orders: self.orders,
         }
     }
 
     /// Reads on, as of [`Self::all_records`]: so many slots at most. With each live connection comes the
-    /// end of its lease, by [`Self::heard_ms`]. What takes a new slot meanwhile isn't read. Says whether
-    /// there is more.
+    /// end of its lease, by [`Self::heard_ms`]. What is opened meanwhile isn't read, wherever it is: who
+    /// handles that again opens it, and in its order. Says whether there is more.
     pub fn read(
         &mut self,
         cursor: &mut Cursor,
@@ -213,6 +217,11 @@ impl<M: Clone> Tracker<M> {
                 continue;
             };
             let end = match &connection.state {
+                State::Live(life)
+                    if !connection.id.is_empty() && !cursor.orders.knows(life.place.order) =>
+                {
+                    continue;
+                }
                 State::Live(life) => Some(life.lease_from.saturating_add(self.settings.timeout_ms)),
                 State::Closed(_) | State::Unknown => None,
             };

@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use self::heartbeats::Heartbeats;
 use self::silence::Silence;
-use super::parts::PartChange;
+use super::parts::{PartChange, PartSender};
 use super::{Fleet, FleetStart, node_subject};
 use crate::clock;
 use crate::link::broker::BrokerHealth;
@@ -93,7 +93,7 @@ struct Driver {
     heard: watch::Receiver<u64>,
     subjects: Subjects,
     shards: Shards,
-    parts: mpsc::UnboundedSender<PartChange>,
+    parts: PartSender,
     /// This node's part in each shard, and whether the node listens to the shard.
     roles: Vec<(Role, Listening)>,
     heartbeats: Vec<Heartbeats>,
@@ -121,7 +121,7 @@ pub(crate) async fn start(
     start: FleetStart,
     (connection, broker): (&Connection, Arc<BrokerHealth>),
     subjects: Subjects,
-    (shards, parts): (Shards, mpsc::UnboundedSender<PartChange>),
+    (shards, parts): (Shards, PartSender),
     (connects, heard, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
 ) -> anyhow::Result<()> {
     let FleetStart {
@@ -338,8 +338,7 @@ impl Driver {
                 *listening = Listening::No;
                 self.fleet.set_part(shard, false);
                 self.forget_heartbeats(shard);
-                // The intake is gone when the node ends.
-                let _ = self.parts.send(PartChange::Leaves(shard));
+                self.parts.change(PartChange::Leaves(shard));
                 self.tell(shard, FleetTask::Role(Role::None));
             }
             (role, Listening::Yes) => {
@@ -493,8 +492,7 @@ impl Driver {
             Ok(messages) => {
                 *listening = Listening::Yes;
                 let role = role.clone();
-                // The intake is gone when the node ends.
-                let _ = self.parts.send(PartChange::Listens(shard, messages));
+                self.parts.change(PartChange::Listens(shard, messages));
                 self.fleet.set_part(shard, true);
                 self.tell(shard, FleetTask::Role(role));
             }

@@ -5,6 +5,7 @@
 //! the broker, and other nodes: a task ([`driver`]) that owns the member, and what the rest of the
 //! node knows of the fleet ([`Fleet`]).
 
+pub(crate) mod behind;
 pub(crate) mod driver;
 mod figures;
 pub(crate) mod parts;

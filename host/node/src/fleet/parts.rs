@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesUnordered, ReadyChunks, SelectAll, Stream, Str
 use tokio::sync::mpsc;
 
 use crate::link::connection::{Incoming, Subscription};
+use crate::pool::FleetTask;
 
 /// How many messages are taken from one subscription before another one has its turn.
 const TURN_MAX: usize = 32;
@@ -41,6 +42,43 @@ impl Stream for Inputs {
             Self::Alone(messages) => messages.poll_next_unpin(context),
             Self::Parts(parts) => parts.poll_next_unpin(context),
         }
+    }
+}
+
+/// Tells what reads the inputs of a node of a fleet of the node's parts.
+pub(crate) struct PartSender {
+    changes: mpsc::UnboundedSender<PartChange>,
+    behind: mpsc::UnboundedSender<(u32, FleetTask)>,
+}
+
+/// Where that is told.
+pub(crate) struct PartReceiver {
+    pub(crate) changes: mpsc::UnboundedReceiver<PartChange>,
+    pub(crate) behind: mpsc::UnboundedReceiver<(u32, FleetTask)>,
+}
+
+/// Both.
+pub(crate) fn part_channel() -> (PartSender, PartReceiver) {
+    let (change, changes) = mpsc::unbounded_channel();
+    let (tell, behind) = mpsc::unbounded_channel();
+    let sender = PartSender {
+        changes: change,
+        behind: tell,
+    };
+    (sender, PartReceiver { changes, behind })
+}
+
+impl PartSender {
+    /// A part changes.
+    pub(crate) fn change(&self, change: PartChange) {
+        // The reader is gone when the node ends.
+        let _ = self.changes.send(change);
+    }
+
+    /// Tells a shard something behind all that has arrived for it.
+    pub(crate) fn tell_behind(&self, shard: u32, task: FleetTask) {
+        // As above.
+        let _ = self.behind.send((shard, task));
     }
 }
 

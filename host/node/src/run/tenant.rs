@@ -19,6 +19,7 @@ use super::account::Account;
 use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
 use super::start_room::{StartPlace, StartRoom};
 use crate::clock;
+use crate::fleet::parts::part_channel;
 use crate::fleet::{self, FleetStart};
 use crate::link::admin::Admin;
 use crate::link::alerts::{Alerts, Quarantine};
@@ -357,14 +358,14 @@ impl TenantParts {
             reload.config.nats.intake_queue,
         );
         let tenant = &reload.tenant;
-        let (change, changes) = mpsc::unbounded_channel();
-        let changes = fleet.is_some().then_some(changes);
+        let (parts, told_of_parts) = part_channel();
+        let told_of_parts = fleet.is_some().then_some(told_of_parts);
         let reader = tenant.listen(
             connection,
             Arc::clone(&broker),
             heard.clone(),
             queue,
-            changes,
+            told_of_parts,
         );
         let mut reader = reader.await?;
         let timeout_ms = reload.config.tracker.timeout_ms;
@@ -407,7 +408,7 @@ impl TenantParts {
         }
         if let Some(start) = fleet.take() {
             let broker = (&*connection, Arc::clone(&broker));
-            let shards = (tenant.shards.clone(), change);
+            let shards = (tenant.shards.clone(), parts);
             let links = (connects.clone(), heard.clone(), tasks);
             fleet::driver::start(start, broker, tenant.subjects.clone(), shards, links).await?;
         }

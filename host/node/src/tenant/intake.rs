@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
+use crate::fleet::behind::Behind;
 use crate::fleet::parts::Inputs;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming};
@@ -24,7 +25,7 @@ use crate::link::drops::SubscriptionKind;
 use crate::link::input_stream::KINDS;
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
-use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
+use crate::pool::{self, BATCH_MAX, Batch, FleetTask, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
 use crate::tenant::router::{Router, Sorted};
 use crate::tenant::stream_intake::CaughtUp;
@@ -63,6 +64,8 @@ pub(crate) struct Intake {
     /// What makes traces of messages, if any are made.
     pub(crate) tracer: Option<Tracer>,
     pub(crate) watermark: Watermark,
+    /// What shards are told behind all that has arrived for them.
+    pub(crate) behind: Behind,
 }
 
 /// Counts the messages that the client has received and dropped. It drops those that the
@@ -140,6 +143,10 @@ impl Intake {
                     self.send_watermark(at);
                     continue;
                 }
+                (shard, task) = self.behind.now() => {
+                    self.tell(shard, task);
+                    continue;
+                }
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
@@ -149,6 +156,15 @@ impl Intake {
                     .look_for_drops(clock::now_ms(), self.drops.read, events);
                 self.send_watermark(at);
             }
+            while let Some((shard, task)) = self.behind.after(self.drops.read) {
+                self.tell(shard, task);
+            }
+        }
+    }
+
+    fn tell(&self, shard: u32, task: FleetTask) {
+        if let Some(shard) = self.shards.get(shard as usize) {
+            shard.tell(task);
         }
     }
 

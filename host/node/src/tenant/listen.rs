@@ -3,30 +3,32 @@
 use std::sync::Arc;
 
 use presence_config::Queues;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 use super::Tenant;
 use super::ask::{Budget, Counts, QueryService};
 use super::intake::{DropCounter, Intake};
 use super::router::{self, Router};
 use crate::fleet::Fleet;
-use crate::fleet::parts::{Inputs, PartChange, PartInputs};
+use crate::fleet::behind::Behind;
+use crate::fleet::parts::{Inputs, PartInputs, PartReceiver};
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
 use crate::link::drops::SubscriptionKind;
 use crate::link::watermark::Watermark;
 
 impl Tenant {
-    /// Subscribes to what is published for the tenant. `changes`: how the parts change that a node
-    /// of a fleet has.
+    /// Subscribes to what is published for the tenant. `parts`: where it is told of
+    /// the parts that a node of a fleet has.
     pub(crate) async fn listen(
         &self,
         connection: &Connection,
         broker: Arc<BrokerHealth>,
         heard: watch::Receiver<u64>,
         intake_queue: usize,
-        changes: Option<mpsc::UnboundedReceiver<PartChange>>,
+        parts: Option<PartReceiver>,
     ) -> anyhow::Result<Intake> {
+        let (changes, tasks) = parts.map(|it| (it.changes, it.behind)).unzip();
         let messages = match changes {
             None => {
                 // One subscription, so that one order holds over all subjects.
@@ -58,6 +60,7 @@ impl Tenant {
             connection: connection.clone(),
             drops: DropCounter::default(),
             tracer: self.tracer.clone(),
+            behind: Behind::new(tasks, intake_queue),
             watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
         })
     }

@@ -20,12 +20,16 @@ const AWAY: usize = 900;
 /// How much later a standby is told of what its owner has heard, at most, and has handled it.
 const TOLD: Duration = Duration::from_millis(scene::LEASE.as_millis() as u64 / 4);
 
+const DROPS: &str = "presence_slow_consumer_drops_total";
+
 /// What a standby takes beside its owner, under one load.
 pub(crate) struct Beside {
     pub(crate) title: &'static str,
     pub(crate) messages: usize,
     pub(crate) owner_ns: u64,
     pub(crate) standby_ns: u64,
+    /// How many messages the two had no room for.
+    pub(crate) dropped: f64,
 }
 
 /// What a node takes that only passes messages on.
@@ -37,9 +41,12 @@ pub(crate) struct Routed {
 
 /// Loads the shard, and looks at what its owner and its standby take.
 pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Vec<Beside>> {
-    let pids = [owner, standby].map(|it| scene.host(it).map(|host| host.process.id()));
-    let [owner, standby] = pids;
-    let (owner, standby) = (owner?, standby?);
+    let hosts = [scene.host(owner)?, scene.host(standby)?];
+    let [owner, standby] = hosts.map(|it| it.process.id());
+    let dropped = || -> Result<f64> {
+        let each = hosts.map(|it| scene.broker.runtime.block_on(it.metric(DROPS, &["inputs"])));
+        each.into_iter().sum()
+    };
     // One in so many messages is of a user who goes or comes back; none, where it is 0.
     let loads = [
         ("heartbeats alone", 0),
@@ -52,6 +59,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         // What the standby is yet to be told of that is no part of the load.
         std::thread::sleep(TOLD);
         let before = [cpu_ns(owner)?, cpu_ns(standby)?];
+        let dropped_before = dropped()?;
         // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
         let message = |text: &mut String, number: usize| {
             let pair = number / 2;
@@ -77,6 +85,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
             messages,
             owner_ns: cpu_ns(owner)? - before[0],
             standby_ns: cpu_ns(standby)? - before[1],
+            dropped: dropped()? - dropped_before,
         })
     });
     let rows = rows.collect();
@@ -87,11 +96,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
 /// Has every connection heard from: no load is about all of them, and together they last longer than
 /// a connection may be silent.
 fn hear_all(scene: &Scene<'_>) -> Result<()> {
-    let mut text = String::new();
-    for user in 0..scene.users {
-        publish(&mut text, "heartbeat", &body(user, "c", "heartbeat"));
-    }
-    deliver(plain(scene.broker.server.port())?, &text)?;
+    scene.send_for_all("heartbeat")?;
     scene.until_answered()
 }
 

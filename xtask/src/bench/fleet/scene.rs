@@ -33,7 +33,7 @@ const VIEWERS: usize = 10;
 
 const REPLIES: &str = "_INBOX.load.fleet";
 
-/// How many users' connects are laid out at once.
+/// How many users' messages are laid out at once.
 const PIECE: usize = 20_000;
 
 /// How long is waited between looks, and for one answer.
@@ -164,8 +164,8 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Has all users connect.
-    pub(super) fn connect_all(&self) -> Result<()> {
+    /// Has something of this kind be sent for every connection, not faster than it is answered.
+    pub(super) fn send_for_all(&self, kind: &str) -> Result<()> {
         let mut generator = Generator::connect(self.broker.server.port(), REPLIES)?;
         let window = Window {
             messages: 4_096,
@@ -176,7 +176,7 @@ impl<'a> Scene<'a> {
             let to = self.users.min(next + PIECE);
             let mut frames = Frames::default();
             for user in next..to {
-                frames.push(&subject("connect"), REPLIES, &body(user, "c", "connect"));
+                frames.push(&subject(kind), REPLIES, &body(user, "c", kind));
             }
             generator.feed(&frames, window)?;
             next = to;

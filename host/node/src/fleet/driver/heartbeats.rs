@@ -77,8 +77,7 @@ impl Driver {
             (Listened::Apart { .. }, false) => {
                 heartbeats.listened = Listened::Apart { heartbeats: false };
                 self.fleet.set_heartbeats(shard, false);
-                // The intake is gone when the node ends.
-                let _ = self.parts.send(PartChange::NoHeartbeats(shard));
+                self.parts.change(PartChange::NoHeartbeats(shard));
             }
             (Listened::Apart { .. }, true) => {
                 heartbeats.is_changing = true;
@@ -154,8 +153,7 @@ impl Driver {
                     true => PartChange::Heartbeats(shard, messages),
                     false => PartChange::Replaces(shard, messages),
                 };
-                // The intake is gone when the node ends.
-                let _ = self.parts.send(change);
+                self.parts.change(change);
             }
             // It has no part in it any more, or has begun anew.
             Ok(_) => {}

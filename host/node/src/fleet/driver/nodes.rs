@@ -42,7 +42,10 @@ impl Driver {
         match what {
             NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
             NodeSubject::Snapshot => match serde_json::from_slice(payload) {
-                Ok(Asked { node, nonce }) => self.tell(shard, FleetTask::Asked(node.into(), nonce)),
+                Ok(Asked { node, nonce }) => {
+                    let task = FleetTask::Asked(node.into(), nonce);
+                    self.parts.tell_behind(shard, task);
+                }
                 Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),
             },
             NodeSubject::Synced => match serde_json::from_slice(payload) {

@@ -282,3 +282,74 @@ fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they
     owner.tell(&mut standby, AT + 1_502);
     assert_eq!(standby.reasons(), []);
 }
+
+/// A connect that says by which device.
+fn connect(user: &str, conn: &str, now: u64) -> Input {
+    let body = serde_json::json!({
+        "userId": user,
+        "connId": conn,
+        "timestamp": now,
+        "metadata": { "device": conn },
+    });
+    let message = Message::parse(Kind::Connect, &body.to_string().into(), 1 << 20);
+    Input::Message {
+        message: message.unwrap(),
+        reply: None,
+    }
+}
+
+#[test]
+fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_snapshot() {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    let begin = AT - 100_000;
+    with_statuses(begin, [&mut owner, &mut standby]);
+    owner.lead(begin - 40_000, 5, Before::default());
+    owner.advance(begin);
+    let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
+    for user in &users {
+        owner.hear(begin, Kind::Connect, user, "c1");
+    }
+    owner.input(begin, connect("ann", "c1", begin));
+    // The slots of two closes are used again, that of the first one at last.
+    owner.hear(begin + 1, Kind::Disconnect, "user-99", "c1");
+    owner.hear(begin + 2, Kind::Disconnect, "user-5", "c1");
+    for now in (begin..=AT).step_by(10_000) {
+        for user in users
+            .iter()
+            .filter(|user| !["user-5", "user-99"].contains(&&***user))
+        {
+            owner.hear(now, Kind::Heartbeat, user, "c1");
+        }
+        owner.hear(now, Kind::Heartbeat, "ann", "c1");
+        owner.advance(now);
+    }
+    standby.follow(AT, 5, "owner");
+    standby.advance(AT + 1_000);
+    let nonce = asked(&standby);
+    owner.out.clear();
+    owner
+        .replica
+        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
+    owner.advance(AT + 1_000);
+    for (now, conn) in [(AT + 1_001, "c2"), (AT + 1_002, "c3")] {
+        for side in [&mut owner, &mut standby] {
+            side.input(now, connect("ann", conn, now));
+        }
+    }
+    arrives(&mut owner, &mut standby);
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(AT + 9_000, 8, before);
+    while standby.replica.is_due(AT + 9_000) {
+        standby.advance(AT + 9_000);
+    }
+    let device = |side: &Side| {
+        let shown = side.replica.shard().shown("ann").unwrap();
+        shown.get("device").unwrap().to_owned()
+    };
+    assert_eq!(device(&owner), r#""c3""#);
+    assert_eq!(device(&standby), device(&owner));
+}

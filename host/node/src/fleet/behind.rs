@@ -1,0 +1,88 @@
+//! What a shard is told behind all that had arrived for it by then: that it is asked for a snapshot.
+//! What had arrived may still wait to be read, and the snapshot is to have it.
+
+use std::collections::VecDeque;
+use std::future::pending;
+
+use tokio::sync::mpsc;
+
+use crate::pool::FleetTask;
+
+/// Tasks of shards, in the order in which they arrived.
+pub(crate) struct Behind {
+    /// None outside of a fleet.
+    tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
+    /// Those that aren't due yet, and after how many messages each is.
+    waiting: VecDeque<(u64, (u32, FleetTask))>,
+    /// How many messages may wait to be read.
+    queue: u64,
+}
+
+impl Behind {
+    /// `queue`: how many messages may wait to be read.
+    pub(crate) fn new(
+        tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
+        queue: usize,
+    ) -> Self {
+        Self {
+            tasks,
+            waiting: VecDeque::new(),
+            queue: queue as u64,
+        }
+    }
+
+    /// The next one that is due after so many messages have been read in all. Other messages wait.
+    pub(crate) fn after(&mut self, read: u64) -> Option<(u32, FleetTask)> {
+        if let Some(tasks) = &mut self.tasks {
+            let end = read.saturating_add(self.queue);
+            let arrived = std::iter::from_fn(|| tasks.try_recv().ok());
+            self.waiting.extend(arrived.map(|task| (end, task)));
+        }
+        let (end, _) = self.waiting.front()?;
+        if *end > read {
+            return None;
+        }
+        self.waiting.pop_front().map(|(_, task)| task)
+    }
+
+    /// Waits for the next one while no message waits to be read.
+    pub(crate) async fn now(&mut self) -> (u32, FleetTask) {
+        if let Some((_, task)) = self.waiting.pop_front() {
+            return task;
+        }
+        let next = match &mut self.tasks {
+            Some(tasks) => tasks.recv().await,
+            None => None,
+        };
+        match next {
+            Some(task) => task,
+            // There will be no other.
+            None => pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard((shard, _): (u32, FleetTask)) -> u32 {
+        shard
+    }
+
+    #[tokio::test]
+    async fn a_task_comes_behind_all_that_had_arrived() {
+        let (sender, tasks) = mpsc::unbounded_channel();
+        let mut behind = Behind::new(Some(tasks), 10);
+        assert!(behind.after(100).is_none());
+        sender.send((1, FleetTask::Lease)).unwrap();
+        assert!(behind.after(101).is_none());
+        sender.send((2, FleetTask::Lease)).unwrap();
+        assert!(behind.after(110).is_none());
+        assert_eq!(behind.after(111).map(shard), Some(1));
+        assert!(behind.after(111).is_none());
+        sender.send((3, FleetTask::Lease)).unwrap();
+        let idle = [behind.now().await, behind.now().await];
+        assert_eq!(idle.map(shard), [2, 3], "nothing waits any more");
+    }
+}
