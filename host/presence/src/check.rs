@@ -46,7 +46,34 @@ struct Report {
     tenants: Vec<String>,
 }
 
+/// What is said of tenants, and of which: what several have in common is said once.
+struct OfTenants<T>(Vec<(T, Vec<String>)>);
+
+impl<T: PartialEq> OfTenants<T> {
+    fn add(&mut self, tenant: &str, said: T) {
+        match self.0.iter_mut().find(|(known, _)| *known == said) {
+            Some((_, tenants)) => tenants.push(tenant.to_owned()),
+            None => self.0.push((said, vec![tenant.to_owned()])),
+        }
+    }
+
+    /// Each of them, and the tenants in words.
+    fn named(self) -> impl Iterator<Item = (T, String)> {
+        self.0.into_iter().map(|(said, tenants)| {
+            let named = match &*tenants {
+                [one, other] => format!("tenants `{one}` and `{other}`"),
+                [first, others @ ..] if !others.is_empty() => {
+                    format!("tenant `{first}` and {} others", others.len())
+                }
+                few => format!("tenant `{}`", few.concat()),
+            };
+            (said, named)
+        })
+    }
+}
+
 /// One thing that is wrong.
+#[derive(PartialEq)]
 struct Problem {
     text: String,
     /// Where in the configuration, if it is there.
@@ -114,6 +141,7 @@ impl Report {
                 .collect(),
             ..Self::default()
         };
+        let (mut problems, mut warnings) = (OfTenants(Vec::new()), OfTenants(Vec::new()));
         let is_wanted = |tenant: &&TenantSection| wanted.is_none_or(|name| tenant.name == name);
         let several = wanted.is_none();
         for tenant in tenants.iter().filter(is_wanted) {
@@ -125,14 +153,12 @@ impl Report {
             let mut report = Self::of(&own, args.connect)?;
             if several {
                 let name = &tenant.name;
-                let named = |problem: Problem| Problem {
-                    text: format!("tenant `{name}`: {}", problem.text),
-                    ..problem
-                };
-                all.problems.extend(report.problems.drain(..).map(named));
-                let warnings = report.warnings.drain(..);
-                all.warnings
-                    .extend(warnings.map(|it| format!("tenant `{name}`: {it}")));
+                for problem in report.problems.drain(..) {
+                    problems.add(name, problem);
+                }
+                for warning in report.warnings.drain(..) {
+                    warnings.add(name, warning);
+                }
                 all.tenants.push(format!(
                     "{name}: {}",
                     report.pipeline.map(|(line, _)| line).unwrap_or_default()
@@ -142,6 +168,13 @@ impl Report {
                 return Ok(report);
             }
         }
+        let named = problems.named().map(|(problem, of)| Problem {
+            text: format!("{of}: {}", problem.text),
+            ..problem
+        });
+        all.problems.extend(named);
+        let named = warnings.named().map(|(text, of)| format!("{of}: {text}"));
+        all.warnings.extend(named);
         Ok(all)
     }
 

@@ -90,9 +90,14 @@ impl Sources {
 
     /// How often the broker is asked.
     pub(crate) fn poll_interval(&self) -> Duration {
+        Duration::from_millis(self.poll_interval_ms())
+    }
+
+    /// As [`Self::poll_interval`], in milliseconds.
+    pub(crate) fn poll_interval_ms(&self) -> u64 {
         let intervals = locked(&self.intervals);
         let least = intervals.requested.values().min();
-        Duration::from_millis(*least.unwrap_or(&intervals.default_ms))
+        *least.unwrap_or(&intervals.default_ms)
     }
 
     /// Waits until something is there to be acknowledged.

@@ -203,7 +203,10 @@ impl Pulse {
         self.markers.retain(|marker| marker.number > number);
         self.answered = Instant::now();
         self.health.heard(at);
-        self.heard.send_replace(at);
+        // Each shard takes note of it: that isn't done for every marker of a node that is busy.
+        if at >= *self.heard.borrow() + self.sources.poll_interval_ms() / 2 {
+            self.heard.send_replace(at);
+        }
     }
 
     /// The broker has all that was handed over before a marker, unless it was to an

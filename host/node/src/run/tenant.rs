@@ -242,7 +242,8 @@ pub(super) async fn start(
         "in-force",
         reload::note_in_force(Arc::clone(&loader), running),
     );
-    tenant.follow_link(link.connects.clone(), connection.clone(), tasks);
+    let connected = (connection.clone(), Arc::clone(&broker));
+    tenant.follow_link(link.connects.clone(), connected, tasks);
     let clock = env.all.clock.clone();
     tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
     tenant.follow_corrections(&env.all.lookout, tasks);

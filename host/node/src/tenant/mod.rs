@@ -36,6 +36,7 @@ use crate::directory;
 use crate::directory::disk_copy::CopyWriter;
 use crate::directory::request::AnswerFetcher;
 use crate::fleet::{Fleet, FleetStart};
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
 use crate::link::progress::{PollInterval, Sources};
 use crate::link::reply_guard::ReplyGuard;
@@ -460,9 +461,10 @@ impl Tenant {
     pub(crate) fn follow_link(
         &self,
         mut connects: watch::Receiver<u64>,
-        connection: Connection,
+        (connection, broker): (Connection, Arc<BrokerHealth>),
         tasks: &Tasks,
     ) {
+        broker.takes_bodies(connection.body_bytes_max());
         let shards = self.shards.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
@@ -470,6 +472,7 @@ impl Tenant {
             while connects.changed().await.is_ok() {
                 let body_bytes_max = connection.body_bytes_max();
                 known.store(body_bytes_max, Ordering::Relaxed);
+                broker.takes_bodies(body_bytes_max);
                 if let Some(fetcher) = &fetcher {
                     fetcher.reconnected();
                 }

@@ -1,10 +1,10 @@
 //! What is known of the connection to the broker, and what the log is told of it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use presence_config::Config;
+use presence_config::{Config, HEADER_BYTES_MAX};
 
 use super::RECONNECT_MS_MAX;
 use super::permissions::{BrokerErrorKind, Operation, Permissions, Refusal, refusal};
@@ -19,6 +19,9 @@ const COMPLAINT_TOLD_MS: u64 = 1_000;
 
 /// From when on a silence is one, in milliseconds: a pulse comes several times a second.
 const SILENT_MS: u64 = 3_000;
+
+/// How long bodies may be at least, in bytes, where the node is of use.
+const BODY_BYTES_MIN: usize = 1_024;
 
 /// What is known of the connection.
 #[derive(Debug, Default)]
@@ -44,6 +47,8 @@ pub(crate) struct BrokerHealth {
     /// When the connection was made, by the host's clock: the client subscribes again then.
     connected_at: AtomicU64,
     is_silence_told: AtomicBool,
+    /// How many bytes of bodies the broker lacks of those that the node needs at least.
+    lacks_bytes: AtomicUsize,
     /// Whether the pulse has to do without its own connection.
     is_pulse_away: AtomicBool,
     /// Whether the name of a server could not be looked up when that was last tried.
@@ -158,6 +163,27 @@ impl BrokerHealth {
     /// Notes that there is a connection.
     pub(super) fn reached(&self) {
         *self.unreachable() = None;
+    }
+
+    /// Notes how long bodies the broker takes, in bytes, and has the log know if they are too short.
+    pub(crate) fn takes_bodies(&self, bytes_max: usize) {
+        let lacks = BODY_BYTES_MIN.saturating_sub(bytes_max);
+        let before = self.lacks_bytes.swap(lacks, Ordering::Relaxed);
+        if let Some(why) = self.short_bodies().filter(|_| before != lacks) {
+            tracing::error!("{why}. Until then the node isn't ready");
+        }
+    }
+
+    /// Why the broker takes no messages of use, if it takes none.
+    pub(crate) fn short_bodies(&self) -> Option<String> {
+        let needed = HEADER_BYTES_MAX + BODY_BYTES_MIN;
+        (self.lacks_bytes.load(Ordering::Relaxed) > 0).then(|| {
+            format!(
+                "NATS takes only messages that are too short for events and answers: raise \
+                 max_payload in the server's configuration to {needed} bytes at least (its \
+                 default is 1 MiB)"
+            )
+        })
     }
 
     fn unreachable(&self) -> MutexGuard<'_, Option<Unreachable>> {
@@ -355,5 +381,20 @@ mod tests {
         assert!(health.hello_is_forbidden(acme));
         health.try_hello(acme);
         assert!(!health.hello_is_forbidden(acme));
+    }
+
+    #[test]
+    fn a_broker_that_takes_short_messages_alone_is_of_no_use() {
+        let health = BrokerHealth::default();
+        assert_eq!(health.short_bodies(), None);
+        // As with a max_payload of 1,024.
+        health.takes_bodies(0);
+        let why = health.short_bodies().unwrap_or_default();
+        assert!(
+            why.contains("max_payload") && why.contains("2048 bytes"),
+            "{why}"
+        );
+        health.takes_bodies(BODY_BYTES_MIN);
+        assert_eq!(health.short_bodies(), None);
     }
 }

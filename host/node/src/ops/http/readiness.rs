@@ -40,6 +40,7 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
         let what = "NATS is not known to have the node's subscriptions yet";
         reasons.push(what.into());
     }
+    reasons.extend(status.broker.short_bodies().filter(|_| is_connected));
     if is_connected && let Some(silent_ms) = status.broker.silence() {
         let seconds = silent_ms / 1_000;
         reasons.push(format!("no message from NATS for {seconds} s"));
