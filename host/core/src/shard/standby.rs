@@ -184,6 +184,12 @@ impl Shard {
         self.presence.unsure_ms(&self.common)
     }
 
+    /// Whether it is to be told again and again up to when everything has been received. Otherwise
+    /// nothing goes by that: it is told when there is an input for it, before that.
+    pub fn needs_clock(&self) -> bool {
+        !self.common.tracker.is_empty() || self.unsure_ms() > 0
+    }
+
     /// It is unsure for so long, since the shard that its state is from is.
     pub fn set_unsure(&mut self, unsure_ms: u64) {
         self.presence.be_unsure(unsure_ms, &self.common);

@@ -160,6 +160,8 @@ pub(crate) struct Process {
     until: u64,
     beacon_at: u64,
     flush_at: u64,
+    /// For each shard, up to when all had been heard when it was last not told so.
+    skipped: Vec<Option<u64>>,
     /// How often a replica caught up, by the reason.
     pub(crate) differed: Vec<Difference>,
 }
@@ -233,6 +235,7 @@ impl Node {
             replicas: replicas.collect(),
             member: Member::new(FLEET, &self.name, self.session * 1_000, SHARDS),
             roles: vec![Role::None; SHARDS as usize],
+            skipped: vec![None; SHARDS as usize],
             names,
             t,
             rules: TwoOfThree { generation },
@@ -299,9 +302,7 @@ impl Process {
                     message,
                     reply: None,
                 };
-                self.with(shard, |replica, out| {
-                    replica.input(now, input, rules, out);
-                });
+                self.hand_over(now, shard, input);
                 // Behind all that has come of it.
                 if self.replicas[shard as usize].is_leading(now) {
                     self.sent.push(Sent::Handled(sequence));
@@ -318,10 +319,7 @@ impl Process {
                     }
                     _ => None,
                 };
-                let input = Input::Message { message, reply };
-                self.with(shard, |replica, out| {
-                    replica.input(now, input, rules, out);
-                });
+                self.hand_over(now, shard, Input::Message { message, reply });
             }
             Arrival::Told(shard, bytes) => {
                 self.with(shard, |replica, out| {
@@ -366,14 +364,31 @@ impl Process {
         self.settle(now);
     }
 
+    /// Hands an input to a shard, and first what it hasn't been told of the time until then.
+    fn hand_over(&mut self, now: u64, shard: u32, input: Input) {
+        let rules = &mut self.rules.clone();
+        let skipped = self.skipped[shard as usize].take();
+        self.with(shard, |replica, out| {
+            if let Some(at) = skipped {
+                replica.input(now, Input::ReceivedUpTo { at }, rules, out);
+            }
+            replica.input(now, input, rules, out);
+        });
+    }
+
     fn tick(&mut self, now: u64, is_connected: bool) {
         let rules = &mut self.rules.clone();
         self.member.advance(now);
         self.settle(now);
         let in_touch = self.member.is_in_touch(now);
+        for (replica, skipped) in self.replicas.iter().zip(&mut self.skipped) {
+            let skips = in_touch && is_connected && !replica.needs_clock();
+            *skipped = skips.then_some(now);
+        }
+        let mut skipped = self.skipped.clone().into_iter();
         self.all(|replica, out| {
             let heard = match in_touch {
-                true if !is_connected => None,
+                true if !is_connected || skipped.next().flatten().is_some() => None,
                 true => Some(Input::ReceivedUpTo { at: now }),
                 false => Some(Input::LostUpTo { at: now }),
             };

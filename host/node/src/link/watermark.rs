@@ -1,6 +1,7 @@
 //! The watermark of received messages: the time up to which a shard has received all that
 //! the broker sent. A shard gets it after the messages that arrived before that time. If
-//! some of these were dropped, the shard gets the time as lost instead.
+//! some of these were dropped, the shard gets the time as lost instead. A shard where nothing goes by
+//! that gets none, until there is a message for it: one that nobody uses has nothing to do.
 
 use presence_core::Input;
 use tokio::sync::watch;
@@ -14,8 +15,16 @@ pub(crate) struct Watermark {
     pending: Option<(u64, u64)>,
     /// For each shard, when inputs for it were dropped last, until it knows.
     dropped_at: Vec<Option<u64>>,
+    /// For each shard, the last watermark, if it wasn't given that.
+    skipped: Vec<Option<u64>>,
+    /// For each shard, how many watermarks it gets whatever it says: it may not have handled yet what
+    /// it was handed.
+    promised: Vec<u8>,
     overflow: OverflowDetector,
 }
+
+/// For how many watermarks a shard that has been handed a message gets each of them.
+const PROMISED: u8 = 8;
 
 impl Watermark {
     /// `queue`: how many messages may wait to be read.
@@ -25,6 +34,8 @@ impl Watermark {
             queue: queue as u64,
             pending: None,
             dropped_at: vec![None; shards],
+            skipped: vec![None; shards],
+            promised: vec![PROMISED; shards],
             overflow: OverflowDetector::default(),
         }
     }
@@ -80,6 +91,30 @@ impl Watermark {
             Some(Some(_)) => Input::LostUpTo { at },
             _ => Input::ReceivedUpTo { at },
         }
+    }
+
+    /// Whether a shard, which says that nothing there goes by watermarks, or that something does, gets
+    /// none of this time.
+    pub(crate) fn skips(&mut self, shard: usize, at: u64, goes_without: bool) -> bool {
+        let (Some(skipped), Some(promised)) =
+            (self.skipped.get_mut(shard), self.promised.get_mut(shard))
+        else {
+            return false;
+        };
+        let has_lost = self.dropped_at.get(shard).is_some_and(Option::is_some);
+        let skips = goes_without && *promised == 0 && !has_lost;
+        *promised = promised.saturating_sub(1);
+        *skipped = skips.then_some(at);
+        skips
+    }
+
+    /// A shard is about to be handed a message. Says which watermark it is to get before that, if any.
+    pub(crate) fn before_message(&mut self, shard: usize) -> Option<Input> {
+        if let Some(promised) = self.promised.get_mut(shard) {
+            *promised = PROMISED;
+        }
+        let at = self.skipped.get_mut(shard)?.take()?;
+        Some(self.input(shard, at))
     }
 
     /// A shard has the watermark of a time. What was dropped arrived before it was dropped,
@@ -180,6 +215,26 @@ mod tests {
         );
         watermark.all_is_read(41, 30, 4);
         assert_eq!(send(&mut watermark, 50), [true, true], "another's event");
+    }
+
+    #[test]
+    fn a_shard_where_nothing_goes_by_watermarks_gets_one_before_a_message() {
+        let (_sender, mut watermark) = watermark();
+        for at in 0..u64::from(PROMISED) {
+            assert!(!watermark.skips(0, at, true), "it may have more to handle");
+            assert!(!watermark.skips(1, at, false));
+        }
+        assert!(watermark.skips(0, 20, true) && !watermark.skips(1, 20, false));
+        assert!(watermark.skips(0, 30, true));
+        let before = watermark.before_message(0);
+        assert!(matches!(before, Some(Input::ReceivedUpTo { at: 30 })));
+        assert!(!watermark.skips(0, 40, true), "it may not know of that yet");
+        assert!(watermark.before_message(0).is_none());
+        for at in 50..50 + u64::from(PROMISED) {
+            watermark.skips(0, at, true);
+        }
+        watermark.dropped(0, 60);
+        assert!(!watermark.skips(0, 70, true), "it is to know of that");
     }
 
     #[tokio::test]

@@ -269,6 +269,14 @@ impl Cell {
         }
     }
 
+    /// Whether it is to be told again and again up to when everything has been received.
+    pub(super) fn needs_clock(&self) -> bool {
+        match self {
+            Self::Alone(shard) => shard.needs_clock(),
+            Self::Replica(hosted) => hosted.replica.needs_clock(),
+        }
+    }
+
     /// Whether it decides and publishes.
     pub(super) fn is_leading(&self, now: u64) -> bool {
         match self {

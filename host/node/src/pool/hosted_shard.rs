@@ -301,6 +301,10 @@ impl HostedShard {
         figures.leads.store(leads.into(), Ordering::Relaxed);
         let in_step = self.shard.is_in_step();
         figures.in_step.store(in_step.into(), Ordering::Relaxed);
+        let without_clock = !self.shard.needs_clock();
+        figures
+            .goes_without_clock
+            .store(without_clock, Ordering::Relaxed);
         let own = |count: usize| if leads { count as u64 } else { 0 };
         let online_users = own(self.shard.online_users());
         figures.online_users.store(online_users, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! the figures that they tell.
 
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use foldhash::fast::FixedState;
@@ -49,6 +49,16 @@ pub(crate) struct ShardFigures {
     pub(crate) leads: AtomicU64,
     /// Whether it is in step with its owner, which is another node of the fleet.
     pub(crate) in_step: AtomicU64,
+    /// Whether nothing of it goes by the time up to which everything has been received.
+    pub(super) goes_without_clock: AtomicBool,
+}
+
+impl ShardFigures {
+    /// Whether nothing of the shard goes by the time up to which everything has been received, as far as
+    /// it has said.
+    pub(crate) fn goes_without_clock(&self) -> bool {
+        self.goes_without_clock.load(Ordering::Relaxed)
+    }
 }
 
 /// One shard.

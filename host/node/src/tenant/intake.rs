@@ -49,6 +49,8 @@ pub(crate) struct Intake {
     pub(crate) stream: Option<CaughtUp>,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
+    /// Whether connects and disconnects are taken from a stream.
+    pub(crate) has_stream: bool,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
@@ -177,11 +179,17 @@ impl Intake {
 
     /// Gives the shards the watermark of a time. One that has no room for it gets the next.
     fn send_watermark(&mut self, at: u64) {
+        // What others say may not reach this node.
+        let hears = self.router.as_ref().is_none_or(Router::hears);
         for (place, shard) in self.shards.iter().enumerate() {
-            let input = match &self.router {
-                // What others say may not reach this node.
-                Some(router) if !router.hears() => Input::LostUpTo { at },
-                _ => self.watermark.input(place, at),
+            // What comes from a stream is handed over elsewhere.
+            let goes_without = !self.has_stream && shard.figures.goes_without_clock();
+            if hears && self.watermark.skips(place, at, goes_without) {
+                continue;
+            }
+            let input = match hears {
+                true => self.watermark.input(place, at),
+                false => Input::LostUpTo { at },
             };
             let batch = Batch::new(clock::now_ms(), vec![input], 0);
             if shard.offer(batch).is_ok() {
@@ -292,6 +300,10 @@ impl Intake {
             let Some(shard) = self.shards.get(place) else {
                 continue;
             };
+            if let Some(watermark) = self.watermark.before_message(place) {
+                // One that has no room for it gets the next.
+                let _ = shard.offer(Batch::new(clock::now_ms(), vec![watermark], 0));
+            }
             if stopping {
                 shard.hand_over(batch).await;
             } else if let Err(batch) = shard.offer(batch) {

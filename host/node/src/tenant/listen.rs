@@ -49,6 +49,7 @@ impl Tenant {
             messages,
             router,
             stream: None,
+            has_stream: self.input_stream.is_some(),
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),

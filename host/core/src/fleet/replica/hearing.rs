@@ -64,6 +64,13 @@ impl Replica {
         !self.hearing.is_told
     }
 
+    /// Whether it is to be told up to when everything has been received: see [`Shard::needs_clock`].
+    ///
+    /// [`Shard::needs_clock`]: crate::Shard::needs_clock
+    pub fn needs_clock(&self) -> bool {
+        self.catching_up.is_some() || self.shard.needs_clock()
+    }
+
     /// It begins to lead.
     pub(super) fn begin_to_tell(&mut self, now: u64) {
         let figures = self.settings.fleet;
