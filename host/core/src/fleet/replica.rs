@@ -216,6 +216,10 @@ pub struct Replica {
     /// Whether what is held here goes back to the shard's first owner without a break: there was
     /// nothing before that a client could know.
     is_first: bool,
+    /// The epoch in which it led last; 0 if it didn't, or has forgotten that.
+    led: u64,
+    /// Whether all is known that viewers have been told.
+    has_ledger: bool,
     /// When what is held here is forgotten, since the node has no part in the shard.
     forget_at: Option<u64>,
 }
@@ -259,6 +263,8 @@ impl Replica {
             is_behind: false,
             waits_since: None,
             is_first: false,
+            led: 0,
+            has_ledger: false,
             forget_at: None,
         }
     }
@@ -432,12 +438,13 @@ impl Replica {
         Some(report)
     }
 
-    /// Whether it knows enough to answer. Of a shard that never had another owner, nobody knows
-    /// more.
+    /// Whether it knows enough to answer: what viewers have been told. Of a shard that never had another
+    /// owner, nobody knows more. One that is its own successor knows that, though it may have missed
+    /// inputs.
     fn may_answer(&mut self, now: u64, out: &mut Vec<Out>) -> bool {
         self.settle(now, out);
         let is_sure = self.shard.unsure_ms() == 0 || self.is_first;
-        self.is_leading && !self.is_behind && is_sure
+        self.is_leading && !self.is_behind && (is_sure || self.has_ledger)
     }
 
     /// The epoch of what is published.
@@ -476,6 +483,7 @@ impl Replica {
     fn forget(&mut self, out: &mut Vec<Out>) {
         self.forget_at = None;
         self.is_first = false;
+        self.led = 0;
         self.snapshots = Snapshots::default();
         let mut nobody = self.shard.replacement();
         nobody.keep_told(true);
@@ -517,6 +525,9 @@ impl Replica {
         }
         let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
         self.is_first = before.epoch == 0 || (is_sure && self.is_first);
+        let is_successor = self.led > 0 && self.led == before.epoch;
+        self.has_ledger = is_sure || self.is_first || (is_successor && self.has_ledger);
+        self.led = epoch;
         self.catching_up = None;
         self.pieces = Pieces::default();
         self.waits_since = None;

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::as_bytes;
 use super::told::Books;
-use crate::names::Names;
+use crate::names::{Id, Names};
 use crate::record::{FORMAT, Record};
 use crate::tracker::TrackerRecord;
 use crate::{Input, Shard, ShardCursor};
@@ -69,6 +69,8 @@ enum Item {
     End(End),
     /// The stream that connections' numbers are of. It is the first, where there is one.
     Stream(u64),
+    /// All connections of a user are known, though the shard is unsure.
+    Came(String),
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -152,6 +154,8 @@ pub struct Sending {
     cursor: Option<ShardCursor>,
     /// What has been read, and not written.
     read: vec::IntoIter<(Record, Option<u64>)>,
+    /// Users who are still to be told of as ones whose connections are all known.
+    came: Vec<Id>,
     end: Option<End>,
     /// What has been written, and not sent.
     written: Vec<u8>,
@@ -174,6 +178,10 @@ impl Sending {
             heard_ms: shard.heard_ms(label.at),
             cursor: Some(shard.cursor()),
             read: Vec::new().into_iter(),
+            came: match is_first {
+                true => shard.came(),
+                false => Vec::new(),
+            },
             end: Some(end),
             written: Vec::new(),
             index: 0,
@@ -207,6 +215,10 @@ impl Sending {
                 }
                 if let Some(lease) = lease {
                     self.write(&lease);
+                }
+            } else if let Some(user) = self.came.pop() {
+                if let Some(name) = names.name(user) {
+                    self.write(&Item::Came(name.as_str().to_owned()));
                 }
             } else if let Some(end) = self.end.take() {
                 self.write(&Item::End(end));
@@ -272,6 +284,7 @@ impl Sending {
         for (record, _) in self.read.as_slice() {
             ids |= record.ids();
         }
+        ids.extend(self.came.iter().map(|user| user.0));
         ids
     }
 }
@@ -405,6 +418,7 @@ impl Assembly {
                 Item::Lease(user, conn, left_ms) => leases.push((user, conn, left_ms)),
                 Item::End(it) => end = Some(it),
                 Item::Stream(it) => self.shard.begin_with_stream(it),
+                Item::Came(user) => self.shard.has_come(&user),
             }
             rest = others;
         }

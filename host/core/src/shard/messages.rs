@@ -343,19 +343,17 @@ pub(super) fn with_other_keys(
     let is_same = given
         .entries()
         .all(|entry| entry.public == is_public(entry.key));
-    let lacks_conn = is_public("connId") && given.get("connId").is_none();
+    let lacks_conn = !conn.is_empty() && is_public("connId") && given.get("connId").is_none();
     (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, given))
 }
 
 fn publish_keys(broadcast: &[String], conn: &str, given: &Metadata) -> Metadata {
-    let conn = json::quoted(conn);
+    // One without an id stands for others, and has theirs.
+    let conn = (!conn.is_empty()).then(|| json::quoted(conn));
     let mut metadata = Metadata::default().edit();
     for key in broadcast {
-        let value = if key == "connId" {
-            Some(&*conn)
-        } else {
-            given.get(key)
-        };
+        let conn = conn.as_deref().filter(|_| key == "connId");
+        let value = conn.or_else(|| given.get(key));
         if let Some(value) = value {
             metadata.set(key, value, true);
         }

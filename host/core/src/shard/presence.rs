@@ -64,15 +64,26 @@ impl Presence {
             None => false,
         };
         // Whom another connection stood for has been waited for.
-        self.followed.expected.remove(&user);
-        if is_said_otherwise || self.is_kept(&event, env.common) {
+        let event = self.followed.is_over(event);
+        if !is_said_otherwise && self.is_kept(&event, env.common) {
             return;
         }
-        self.events.announce(event, true, env);
+        self.has_left(&event, env.common);
+        if !is_said_otherwise {
+            self.events.announce(event, true, env);
+        }
     }
 
-    /// A transition as an event. A user who has left has no status any more.
-    pub(super) fn event_of(&mut self, transition: Transition<Metadata>, common: &Common) -> Event {
+    /// A user who has left has no status any more.
+    pub(super) fn has_left(&mut self, event: &Event, common: &Common) {
+        if event.change != Change::Online {
+            let updates = &mut self.events.updates;
+            updates.user_left(event.user, &event.name, common);
+        }
+    }
+
+    /// A transition as an event.
+    pub(super) fn event_of(&self, transition: Transition<Metadata>, common: &Common) -> Event {
         match transition {
             Transition::Online {
                 user, at, metadata, ..
@@ -91,10 +102,7 @@ impl Presence {
                     metadata.set("lastHeartbeat", &heartbeat.to_string(), true);
                 }
                 let change = Change::Offline { last_seen, reason };
-                let event = common.event(&user, at, change, metadata.build());
-                let updates = &mut self.events.updates;
-                updates.user_left(event.user, &event.name, common);
-                event
+                common.event(&user, at, change, metadata.build())
             }
         }
     }
@@ -112,9 +120,12 @@ impl Presence {
             Change::Offline { .. } => Some(Statement::Offline),
             // Connections know better when the user goes.
             _ if self.is_connected(user, name.as_str(), common) => None,
-            _ => Some(Statement::Online {
-                timestamp: event.timestamp,
-            }),
+            _ => {
+                self.has_come(name.as_str(), common);
+                Some(Statement::Online {
+                    timestamp: event.timestamp,
+                })
+            }
         };
         match statement {
             Some(statement) => self.statements.state(common.now(), user, name, statement),

@@ -51,12 +51,14 @@ pub(super) struct Followed {
     /// Users who are expected, and since when they are online, in milliseconds since the Unix
     /// epoch.
     pub(super) expected: BTreeMap<Id, u64>,
+    /// How those of them left who seem to have.
+    left: BTreeMap<Id, Event>,
     /// Until when it is unsure, by the tracker's `heard_ms`.
     unsure_until: u64,
     /// Whether no shard was before this one.
     is_first: bool,
-    /// Users who came by a connect while it was unsure, though no shard was before it. Nobody knows
-    /// of others of their connections.
+    /// Users who came by a connect, or by what an application stated, while it was unsure, though no
+    /// shard was before it. Nobody knows of others of their connections.
     came: BTreeSet<Id>,
     /// Whom it has still to look after, if it has begun to lead.
     beginning: Option<Beginning>,
@@ -168,6 +170,17 @@ impl Shard {
         self.presence.followed.is_copy = true;
     }
 
+    /// Users of whom all connections are known, though this shard is unsure.
+    pub fn came(&self) -> Vec<Id> {
+        self.presence.followed.came.iter().copied().collect()
+    }
+
+    /// As the shard that its state is from says, all of a user's connections are known.
+    pub fn has_come(&mut self, user: &str) {
+        let user = self.common.names.intern(user);
+        self.presence.followed.came.insert(user);
+    }
+
     /// No shard was before this one: as of a node that starts alone, users who come by a connect
     /// have no other connections.
     pub fn is_first(&mut self, is_first: bool) {
@@ -228,6 +241,7 @@ impl Followed {
     /// All the numbers of ids in here.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         let users = self.missed.keys().chain(self.expected.keys());
+        let users = users.chain(self.left.keys());
         users.chain(&self.came).map(|user| user.0)
     }
 
@@ -237,6 +251,19 @@ impl Followed {
             && (event.change == Change::Online) == online
         {
             self.missed.remove(&user);
+        }
+    }
+
+    /// A connection has ended, or begun, of a user who may have been expected: they left as they did when
+    /// they seemed to.
+    pub(super) fn is_over(&mut self, event: Event) -> Event {
+        let was_expected = self.expected.remove(&event.user).is_some();
+        match self.left.remove(&event.user) {
+            Some(left) if was_expected && event.change != Change::Online => Event {
+                timestamp: event.timestamp,
+                ..left
+            },
+            _ => event,
         }
     }
 
@@ -262,7 +289,9 @@ impl Presence {
         if expected.is_empty() {
             return None;
         }
-        let since = expected.remove(&common.names.find(user)?)?;
+        let id = common.names.find(user)?;
+        let since = expected.remove(&id)?;
+        self.followed.left.remove(&id);
         let now = common.now();
         let tracker = &mut common.tracker;
         let handled = tracker.disconnect(now, user, EXPECTED, since, Reason::Disconnect);
@@ -312,22 +341,25 @@ impl Presence {
     /// unsure whether all of the user's connections are known.
     pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
         let left_ms = self.unsure_ms(common);
-        if left_ms == 0 || event.change == Change::Online {
-            return false;
-        }
-        if self.followed.came.contains(&event.user) {
+        if event.change == Change::Online || self.knows_all_of(event.user, common) {
             return false;
         }
         let Some(told) = self.will_be_told(event.user) else {
             return false;
         };
         self.expect(&told, common);
+        self.followed.left.insert(event.user, event.clone());
         let tracker = &mut common.tracker;
         tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
         true
     }
 
-    /// A user has come online by a connect.
+    /// Whether all of a user's connections are known.
+    fn knows_all_of(&self, user: Id, common: &Common) -> bool {
+        self.unsure_ms(common) == 0 || self.followed.came.contains(&user)
+    }
+
+    /// A user has come online by a connect, or as an application states.
     pub(super) fn has_come(&mut self, user: &str, common: &Common) {
         if self.unsure_ms(common) == 0 {
             self.followed.came.clear();
@@ -428,6 +460,9 @@ impl Presence {
             self.followed.is_back(common.names.intern(user), user);
         }
         if let Some(transition) = handled.transition {
+            if handled.effect == Effect::Opened && matches!(transition, Transition::Online { .. }) {
+                self.has_come(user, common);
+            }
             self.missed(transition, common);
         }
     }
@@ -435,6 +470,7 @@ impl Presence {
     /// A transition that the other shard announces.
     pub(super) fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
         let event = self.event_of(transition, common);
+        self.has_left(&event, common);
         let user = event.user;
         match event.change {
             _ if self.statements.is_offline(user) => {}
@@ -443,7 +479,7 @@ impl Presence {
                 self.followed.is_back(user, event.name.as_str());
             }
             Change::Offline { .. } => {
-                self.followed.expected.remove(&user);
+                let event = self.followed.is_over(event);
                 self.followed.reshown.remove(event.name.as_str());
                 self.followed.missed.insert(user, (event, true));
             }

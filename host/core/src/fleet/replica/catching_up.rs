@@ -130,6 +130,7 @@ impl Replica {
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.pieces = Pieces::default();
                 self.is_first = snapshot.is_first;
+                self.shard.is_first(self.is_first);
                 self.is_sure = true;
                 self.differed = [0; PARTS];
                 self.replay(now, catching_up, out);

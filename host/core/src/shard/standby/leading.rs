@@ -189,7 +189,9 @@ impl Presence {
             None if common.tracker.is_online(name.as_str()) => {}
             Some(Statement::Online { .. }) => {}
             Some(Statement::Offline) | None => match gone {
-                Some((gone, ours)) if sure || stated.is_some() => {
+                Some((gone, ours))
+                    if sure || stated.is_some() || self.knows_all_of(user, common) =>
+                {
                     let step = Step::Announce(Arc::new(gone.clone()), *ours);
                     self.events.queue_step(step, common);
                 }
@@ -204,7 +206,11 @@ impl Presence {
                     let step = Step::Announce(Arc::new(gone), false);
                     self.events.queue_step(step, common);
                 }
-                _ => self.expect(&event, common),
+                _ => {
+                    self.expect(&event, common);
+                    let left = gone.map(|(gone, _)| (user, gone.clone()));
+                    self.followed.left.extend(left);
+                }
             },
         }
     }

@@ -1,0 +1,166 @@
+//! Owners that may not have heard of all connections: since no shard was before theirs, or since they have
+//! missed something.
+
+use super::*;
+use crate::Settings;
+use crate::message::Message;
+use crate::tracker::TrackerSettings;
+
+const GRACE_MS: u64 = 5_000;
+const STATEMENT_MS: u64 = 3_000;
+
+/// The first owner of a shard, and a standby that has caught up in the first seconds.
+fn first_pair(earlier: impl FnOnce(&mut Side)) -> (Side, Side) {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    owner.lead(NOW, 5, Before::default());
+    owner.advance(NOW);
+    for side in [&mut owner, &mut standby] {
+        let tracker = TrackerSettings {
+            timeout_ms: 30_000,
+            grace_ms: GRACE_MS,
+            ..TrackerSettings::default()
+        };
+        let settings = Settings {
+            tracker,
+            statement_ttl_ms: STATEMENT_MS,
+            ..Settings::default()
+        };
+        side.input(NOW, Input::Settings(Box::new(settings)));
+    }
+    earlier(&mut owner);
+    owner.out.clear();
+    standby.follow(NOW + 10, 5, "owner");
+    standby.catch_up(&mut owner, NOW + 1_000);
+    standby.out.clear();
+    (owner, standby)
+}
+
+/// A disconnect of the only connection that is known of a user.
+fn logout(user: &str, at: u64) -> Input {
+    let body = serde_json::json!({
+        "userId": user,
+        "connId": "c1",
+        "timestamp": at,
+        "reason": "logout",
+    });
+    let message = Message::parse(Kind::Disconnect, &body.to_string().into(), 1 << 20);
+    Input::Message {
+        message: message.unwrap(),
+        reply: None,
+    }
+}
+
+fn take_over(side: &mut Side, now: u64) {
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    side.lead(now, 8, before);
+    settle(side, now);
+}
+
+fn settle(side: &mut Side, now: u64) {
+    side.advance(now);
+    while side.replica.is_due(now) {
+        side.advance(now);
+    }
+}
+
+/// The bodies of what it publishes of departures.
+fn departures(side: &mut Side) -> Vec<serde_json::Value> {
+    let published = side.out.drain(..).filter_map(|out| match out {
+        Out::Shard(Output::Publish(it)) if it.subject == Subject::Offline => Some(it.body),
+        _ => None,
+    });
+    published
+        .map(|body| serde_json::from_slice(&body).unwrap())
+        .collect()
+}
+
+fn reason(body: &serde_json::Value) -> &str {
+    body["reason"].as_str().unwrap()
+}
+
+#[test]
+fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_hands() {
+    // Ann came before the standby listened, and bob after that.
+    let (mut owner, mut standby) =
+        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+    let at = NOW + 2_000;
+    both(&mut owner, &mut standby, at, Kind::Connect, "bob", "c1");
+    owner.tell(&mut standby, at);
+    for user in ["ann", "bob"] {
+        owner.input(at + 10, logout(user, at + 10));
+        standby.input(at + 10, logout(user, at + 10));
+    }
+    take_over(&mut standby, at + 1_000);
+    assert!(standby.replica.shard().unsure_ms() > 20_000);
+    assert_eq!(departures(&mut standby), Vec::<serde_json::Value>::new());
+    settle(&mut standby, at + 10 + GRACE_MS);
+    let gone = departures(&mut standby);
+    assert_eq!(gone.iter().map(reason).collect::<Vec<_>>(), ["logout"; 2]);
+}
+
+#[test]
+fn who_is_waited_for_has_left_as_they_seemed_to() {
+    // Other connections of hers may not have been heard of yet.
+    let (mut owner, mut standby) =
+        first_pair(|owner| owner.hear(NOW + 5, Kind::Heartbeat, "ann", "c1"));
+    let at = NOW + 2_000;
+    owner.tell(&mut standby, at);
+    take_over(&mut standby, at + 1_000);
+    standby.out.clear();
+    standby.input(at + 1_100, logout("ann", at + 1_100));
+    settle(&mut standby, at + 1_100 + GRACE_MS);
+    // Viewers are told nothing at first, and nothing else.
+    assert_eq!(standby.viewers_told(), []);
+    let mut gone = Vec::new();
+    for second in 1..=60 {
+        settle(&mut standby, at + second * 1_000);
+        gone.extend(departures(&mut standby));
+    }
+    assert_eq!(gone.len(), 1);
+    assert_eq!(reason(&gone[0]), "logout");
+    assert_eq!(gone[0]["lastSeen"], at + 1_100);
+    assert!(gone[0]["metadata"].get("timeoutDuration").is_none());
+}
+
+#[test]
+fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
+    let (mut owner, mut standby) =
+        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "zoe", "c1"));
+    let at = NOW + 2_000;
+    both(&mut owner, &mut standby, at, Kind::Online, "ann", "c1");
+    owner.tell(&mut standby, at);
+    let ends = at + STATEMENT_MS;
+    standby.advance(ends);
+    take_over(&mut standby, ends);
+    assert!(standby.replica.shard().unsure_ms() > 0);
+    assert_eq!(departures(&mut standby).len(), 1);
+}
+
+#[test]
+fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
+    let (mut owner, _) = first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+    let ask = |side: &mut Side, at: u64| {
+        let (replica, users) = (&mut side.replica, ["ann"].into_iter());
+        let answers = replica.query(at, "v1", users, &mut Everyone, &mut side.out);
+        answers.is_some()
+    };
+    let again = |side: &mut Side, at: u64, epoch: u64, before: u64| {
+        side.replica.set_role(at, Role::None, &mut side.out);
+        side.input(at, Input::LostUpTo { at });
+        let before = Before {
+            epoch: before,
+            told: None,
+        };
+        side.lead(at, epoch, before);
+        settle(side, at);
+        assert!(side.replica.shard().unsure_ms() > 0);
+    };
+    again(&mut owner, NOW + 4_000, 8, 5);
+    assert!(ask(&mut owner, NOW + 4_000));
+    // Another one had it meanwhile, and may have told anything.
+    again(&mut owner, NOW + 8_000, 15, 11);
+    assert!(!ask(&mut owner, NOW + 8_000));
+}
