@@ -30,6 +30,12 @@ impl PartedDigest {
         *part = part.wrapping_sub(digest);
     }
 
+    /// All of another set is in the set.
+    pub fn add_all(&mut self, other: &Self) {
+        let parts = self.0.iter_mut().zip(other.0);
+        parts.for_each(|(part, digest)| *part = part.wrapping_add(digest));
+    }
+
     /// The digests of the parts.
     pub fn parts(&self) -> &[u64; PARTS] {
         &self.0

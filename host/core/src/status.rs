@@ -17,6 +17,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::changed::ChangedUsers;
+use crate::digest::{PartedDigest, digest};
 use crate::json::push_number;
 use crate::metadata::Metadata;
 use crate::moment::{Moment, Readings};
@@ -178,6 +179,14 @@ impl OwnStatus {
         let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= wall);
         self.status.as_ref().filter(|status| !expired(status))
     }
+
+    /// The digest of what it says; none if that is nothing.
+    fn digest(&self, user: &Name) -> Option<u64> {
+        let Status { text, expires_at } = self.status.as_ref()?;
+        let expires_at = expires_at.unwrap_or_default().to_le_bytes();
+        let user = user.as_str().as_bytes();
+        Some(digest(&[user, &[], text.as_bytes(), &expires_at]))
+    }
 }
 
 impl StatusKeys {
@@ -241,6 +250,8 @@ pub struct Statuses {
     /// How many users have set one.
     words: usize,
     changed: ChangedUsers,
+    /// The digest of what users say of themselves.
+    digest: PartedDigest,
     /// Who reads what users say of themselves, as it was at some moment: nothing of it changes but
     /// behind [`Self::keep`].
     readings: Readings<(Id, OwnStatus)>,
@@ -282,17 +293,20 @@ impl Statuses {
             text: text.into(),
             expires_at,
         });
-        let before = entry.word.replace(OwnStatus { timestamp, status });
-        self.words += usize::from(before.is_none());
+        self.put(user, name, Some(OwnStatus { timestamp, status }));
         self.changed.note(user, name);
         true
     }
 
     /// Puts back what a user last said of themselves.
-    pub fn restore(&mut self, user: Id, word: OwnStatus) {
+    pub fn restore(&mut self, user: Id, name: &Name, word: OwnStatus) {
         self.keep(user);
-        let before = self.users.entry(user).or_default().word.replace(word);
-        self.words += usize::from(before.is_none());
+        self.put(user, name, Some(word));
+    }
+
+    /// The digest of what users say of themselves.
+    pub fn digest(&self) -> &PartedDigest {
+        &self.digest
     }
 
     /// What a user says of themselves at a wall time, as a JSON object; none within if that is
@@ -385,26 +399,34 @@ impl Statuses {
     /// Forgets what a user says of themselves.
     pub fn clear(&mut self, user: Id, name: &Name) {
         self.keep(user);
-        if let Some(entry) = self.users.get_mut(&user)
-            && entry.word.take().is_some()
-        {
-            self.words -= 1;
+        if self.users.contains_key(&user) && self.put(user, name, None) {
             self.changed.note(user, name);
         }
     }
 
+    /// What a user says of themselves is this from now on. Says whether there was anything before.
+    fn put(&mut self, user: Id, name: &Name, word: Option<OwnStatus>) -> bool {
+        let after = word.as_ref().and_then(|word| word.digest(name));
+        let is_kept = word.is_some();
+        let entry = self.users.entry(user).or_default();
+        let before = std::mem::replace(&mut entry.word, word);
+        self.words += usize::from(is_kept);
+        self.words -= usize::from(before.is_some());
+        if let Some(digest) = before.as_ref().and_then(|word| word.digest(name)) {
+            self.digest.remove(digest);
+        }
+        if let Some(digest) = after {
+            self.digest.add(digest);
+        }
+        before.is_some()
+    }
+
     /// Forgets a user who has no connection any more.
     pub fn forget(&mut self, user: Id, name: &Name) {
-        self.keep(user);
-        let Some(entry) = self.users.remove(&user) else {
-            return;
-        };
-        if let Some(at) = entry.check_at {
+        self.clear(user, name);
+        let at = self.users.remove(&user).and_then(|entry| entry.check_at);
+        if let Some(at) = at {
             self.timers.remove(&(at, user));
-        }
-        if entry.word.is_some() {
-            self.words -= 1;
-            self.changed.note(user, name);
         }
     }
 

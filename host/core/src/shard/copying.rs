@@ -97,9 +97,12 @@ impl Shard {
         self.common.tracker.leases()
     }
 
-    /// The digest of the live connections that have an id. It is kept from the first time on.
+    /// The digest of the live connections that have an id, and of users' statuses. It is kept from the
+    /// first time on.
     pub fn live_digest(&mut self) -> PartedDigest {
-        self.common.tracker.live_digest()
+        let mut digest = self.common.tracker.live_digest();
+        digest.add_all(self.presence.events.updates.statuses.digest());
+        digest
     }
 
     /// What applications have stated of users, as far as it holds.

@@ -92,7 +92,7 @@ impl Shard {
                 Record::Status { user, word } => {
                     if let Some(word) = word {
                         let id = common.names.intern(user.as_str());
-                        updates.statuses.restore(id, word);
+                        updates.statuses.restore(id, &user, word);
                     }
                 }
                 Record::Stated { user, statement } => {

@@ -118,6 +118,16 @@ impl<M> LiveConnection<M> {
         self.take_silence().is_some()
     }
 
+    /// What it has said of itself, as far as replicas compare it; 0 of one that was opened and has said nothing more. "Typing" ends by itself.
+    pub(super) fn said(&self) -> u8 {
+        let activity = match self.activity {
+            None => 0,
+            Some(Activity::Idle) => 1,
+            Some(Activity::Active | Activity::Typing) => 2,
+        };
+        activity + 4 * u8::from(self.place.order < 0)
+    }
+
     /// Over which starts of the host it has been silent.
     pub(super) fn silence(&self) -> Option<StartsWithoutMessage> {
         self.rare.as_ref()?.silence

@@ -39,7 +39,9 @@ impl<M: Clone> Tracker<M> {
         if life.activity == Some(activity) {
             return;
         }
-        let before = life.activity.replace(activity);
+        let before = life.activity;
+        self.roster
+            .change_live(key, |life| life.activity = Some(activity));
         self.count_activity(key, before, Some(activity));
         self.note(key);
     }
@@ -65,7 +67,8 @@ impl<M: Clone> Tracker<M> {
                 self.typing.push(Reverse((life.typing_at(), key)));
                 continue;
             }
-            life.activity = Some(Activity::Active);
+            self.roster
+                .change_live(key, |life| life.activity = Some(Activity::Active));
             self.count_activity(key, Some(Activity::Typing), Some(Activity::Active));
             self.note(key);
         }
@@ -100,9 +103,10 @@ impl<M: Clone> Tracker<M> {
     pub fn forget_activities(&mut self) -> Vec<Arc<str>> {
         self.changed_activities.clear();
         for key in self.roster.connections.keys() {
-            if let State::Live(life) = &mut self.roster.connections[key].state
-                && let Some(activity) = life.activity.take()
+            if let State::Live(life) = &self.roster.connections[key].state
+                && let Some(activity) = life.activity
             {
+                self.roster.change_live(key, |life| life.activity = None);
                 self.count_activity(key, Some(activity), None);
                 self.note(key);
             }

@@ -186,9 +186,9 @@ impl<M: Clone> Tracker<M> {
                     // Only now has it said what it is.
                     if was_adopted {
                         self.unlink(key);
-                        if let State::Live(life) = &mut self.roster.connections[key].state {
-                            life.place.order = self.orders.opened();
-                        }
+                        let order = self.orders.opened();
+                        self.roster
+                            .change_live(key, |life| life.place.order = order);
                         self.link(key);
                     }
                     if self.is_shown(key) && (was_adopted || says_otherwise) {

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hash};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use super::connection::{Connection, NOT_QUEUED, SaveState, State};
+use super::connection::{Connection, LiveConnection, NOT_QUEUED, SaveState, State};
 use super::slab::{Key, Slab, Slot};
 use super::user::User;
 use crate::digest::{PartedDigest, digest};
@@ -60,26 +60,41 @@ impl<M> Roster<M> {
 
     /// Notes what is known of a connection from now on.
     pub(super) fn set_state(&mut self, key: Key, state: State<M>) {
-        let is_live = matches!(state, State::Live(_));
-        let before = std::mem::replace(&mut self.connections[key].state, state);
-        if matches!(before, State::Live(_)) == is_live || self.live.is_none() {
+        self.change(key, |before| *before = state);
+    }
+
+    /// Changes what is known of a live connection, beside when it was heard from and its metadata.
+    pub(super) fn change_live(&mut self, key: Key, change: impl FnOnce(&mut LiveConnection<M>)) {
+        self.change(key, |state| {
+            if let State::Live(life) = state {
+                change(life);
+            }
+        });
+    }
+
+    fn change(&mut self, key: Key, change: impl FnOnce(&mut State<M>)) {
+        let digest = |roster: &Self| {
+            roster.live?;
+            roster.digest_of(&roster.connections[key])
+        };
+        let before = digest(self);
+        change(&mut self.connections[key].state);
+        let after = digest(self);
+        if before == after {
             return;
         }
-        let digest = self.digest_of(&self.connections[key]);
-        if let Some((live, digest)) = self.live.as_mut().zip(digest) {
-            match is_live {
-                true => live.add(digest),
-                false => live.remove(digest),
-            }
+        if let Some(live) = &mut self.live {
+            before.into_iter().for_each(|digest| live.remove(digest));
+            after.into_iter().for_each(|digest| live.add(digest));
         }
     }
 
-    /// The digest of the live connections. One without an id only stands for others.
+    /// The digest of the live connections, and of what they say that their users are doing. One without
+    /// an id only stands for others.
     pub(super) fn live_digest(&mut self) -> PartedDigest {
         let all = || {
             let connections = self.connections.values();
-            let live = connections.filter(|it| matches!(it.state, State::Live(_)));
-            live.filter_map(|it| self.digest_of(it)).collect()
+            connections.filter_map(|it| self.digest_of(it)).collect()
         };
         let live = self.live.unwrap_or_else(all);
         debug_assert_eq!(live, all());
@@ -88,9 +103,15 @@ impl<M> Roster<M> {
     }
 
     fn digest_of(&self, connection: &Connection<M>) -> Option<u64> {
+        let State::Live(life) = &connection.state else {
+            return None;
+        };
         let user = self.users[connection.user].name.as_bytes();
         let id = (!connection.id.is_empty()).then_some(connection.id.as_bytes())?;
-        Some(digest(&[user, id]))
+        Some(match life.said() {
+            0 => digest(&[user, id]),
+            said => digest(&[user, id, &[said]]),
+        })
     }
 
     /// Forgets a connection that isn't live. Its user may then be spent.

@@ -131,6 +131,13 @@ impl Replica {
         }
     }
 
+    /// Those who follow are to know all that has been heard.
+    pub(super) fn tell_all_heard(&mut self, out: &mut Vec<Out>) {
+        if self.hearing.tells && self.shard.heard().is_some_and(|heard| heard.count() > 0) {
+            self.say_heard(true, out);
+        }
+    }
+
     /// Those who follow are to take in heartbeats themselves.
     pub(super) fn tell_no_more(&mut self, out: &mut Vec<Out>) {
         if std::mem::take(&mut self.hearing.tells) {

@@ -34,6 +34,7 @@ impl Replica {
     }
 
     pub(super) fn say_digest(&mut self, out: &mut Vec<Out>) {
+        self.tell_all_heard(out);
         let said = Said::Digest {
             ledger: self.ledger_digest(),
             connections: Box::new(self.connections()),

@@ -409,3 +409,24 @@ fn metadata_of_a_connection_that_goes_on_is_no_news_where_there_are_no_statuses(
     let said = owner.said();
     assert!(matches!(&said[..], [Said::Changes(_)]), "{said:?}");
 }
+
+#[test]
+fn what_is_compared_comes_behind_all_that_has_been_heard() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    // Digests are said as often as this, and heartbeats are told of ten times as often.
+    let digest_at = begun + FleetSettings::default().digest_ms;
+    owner.advance(digest_at);
+    owner.out.clear();
+    let now = digest_at + FleetSettings::default().digest_ms;
+    owner.advance(now - 1);
+    owner.out.clear();
+    owner.hear(now - 1, Kind::Heartbeat, "ann", "c1");
+    assert_eq!(owner.said(), []);
+    owner.advance(now);
+    let said = owner.said();
+    assert!(
+        matches!(said[..], [Said::Heard { .. }, Said::Digest { .. }]),
+        "{said:?}"
+    );
+}

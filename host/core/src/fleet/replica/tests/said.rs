@@ -1,5 +1,7 @@
 //! Who is said to be online or offline, by connects and by applications, in a fleet.
 
+mod statuses;
+
 use super::*;
 
 impl Side {
