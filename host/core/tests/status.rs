@@ -253,6 +253,21 @@ fn who_is_active_anywhere_is_active_and_who_types_anywhere_types() {
 }
 
 #[test]
+fn what_a_connect_says_counts_though_a_heartbeat_overtakes_it() {
+    World::new(Some(0), 0).run(
+        r#"
+        1000 connect web                                    | 1000 online - -
+        1500 heartbeat phone                                |
+        1501 connect phone sent=1400 activity="idle"        | 1501 updated idle -
+        1502 heartbeat phone sent=1450 activity="active"    |
+        2000 disconnect phone                               | 2000 updated - -
+        2500 connect phone                                  |
+        2501 heartbeat phone sent=1999 activity="typing"    |
+        "#,
+    );
+}
+
+#[test]
 fn what_a_connection_said_ends_with_it_and_late_words_count_for_nothing() {
     World::new(Some(0), 0).run(
         r#"

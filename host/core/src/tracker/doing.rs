@@ -10,8 +10,9 @@ use super::slab::Key;
 
 impl<M: Clone> Tracker<M> {
     /// A connection says what its user is doing, in a connect or heartbeat that was
-    /// just handed over. It holds until the connection says otherwise or ends. What
-    /// a newer message has overtaken is ignored.
+    /// just handed over. It holds until the connection says otherwise or ends. What a newer
+    /// message has overtaken is ignored, unless the connection has said nothing of it yet: heartbeats
+    /// may overtake the connect that says it.
     pub fn set_activity(
         &mut self,
         now: u64,
@@ -27,7 +28,8 @@ impl<M: Clone> Tracker<M> {
         let State::Live(life) = &mut self.roster.connections[key].state else {
             return;
         };
-        if timestamp < life.newest {
+        let is_overtaken = timestamp < life.newest && life.activity.is_some();
+        if is_overtaken || timestamp < life.opened {
             return;
         }
         if activity == Activity::Typing {

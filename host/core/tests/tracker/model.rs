@@ -198,9 +198,13 @@ impl Model {
         let mut connections = self.connections.iter_mut();
         let found = connections.find(|it| it.user == user && it.id == id);
         if let Some(State::Live {
-            newest, activity, ..
+            newest,
+            opened,
+            activity,
+            ..
         }) = found.map(|it| &mut it.state)
-            && timestamp.min(now) == *newest
+            && (timestamp.min(now) == *newest
+                || (activity.is_none() && timestamp.min(now) >= *opened))
         {
             *activity = Some(said);
         }
