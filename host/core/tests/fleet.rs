@@ -14,6 +14,8 @@
     reason = "a test may panic"
 )]
 
+#[path = "fleet/agreement.rs"]
+mod agreement;
 #[path = "fleet/broker.rs"]
 mod broker;
 #[path = "fleet/client.rs"]
@@ -30,6 +32,8 @@ mod rules;
 mod seeds;
 #[path = "fleet/statements.rs"]
 mod statements;
+#[path = "fleet/statuses.rs"]
+mod statuses;
 #[path = "fleet/stream.rs"]
 mod stream;
 #[path = "fleet/users.rs"]

@@ -177,6 +177,8 @@ pub enum Mutation {
     NoHeartbeats,
     /// Those who follow take in nothing that applications state, and nobody compares that.
     NoStatements,
+    /// Those who follow compare no connections, statuses and statements.
+    NoComparison,
 }
 
 /// A shard as one node has it.

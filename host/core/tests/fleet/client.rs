@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use presence_core::fleet::sources::{Heard, Sources};
 use presence_core::publish::Subject;
 
-use crate::rules::VIEWERS;
+use crate::rules::{Shows, VIEWERS};
+use crate::wires::is_filtered;
 use crate::world::SHARDS;
 
 /// A filtered event, as it is published.
@@ -19,8 +20,8 @@ pub(crate) struct Event {
     pub(crate) seq: u64,
     pub(crate) user: usize,
     pub(crate) online: bool,
-    /// Of which device, if the user is online.
-    pub(crate) device: String,
+    /// What is shown, if the user is online.
+    pub(crate) shows: Shows,
     pub(crate) visible_to: [bool; VIEWERS],
 }
 
@@ -32,8 +33,8 @@ pub(crate) struct Answer {
     pub(crate) question: u64,
     /// When its owner answered so.
     pub(crate) decided: u64,
-    /// Each user, and of which device where the user is online.
-    pub(crate) users: Vec<(usize, Option<String>)>,
+    /// Each user, and what is shown where the user is online.
+    pub(crate) users: Vec<(usize, Option<Shows>)>,
 }
 
 /// A user who is online, as far as a client knows.
@@ -41,7 +42,7 @@ pub(crate) struct Answer {
 pub(crate) struct Shown {
     /// When an owner last said so.
     pub(crate) said_at: u64,
-    pub(crate) device: String,
+    pub(crate) shows: Shows,
 }
 
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Client {
             }
             let shown = event.online.then(|| Shown {
                 said_at: event.decided,
-                device: event.device.clone(),
+                shows: event.shows.clone(),
             });
             self.set(event.user, shown, &mut taken);
         }
@@ -117,9 +118,8 @@ impl Client {
     }
 
     pub(crate) fn beacon(&mut self, shard: u32, epoch: u64, seqs: &[(Subject, u64)]) -> Taken {
-        let filtered = seqs.iter().copied().filter(|(subject, _)| {
-            matches!(subject, Subject::FilteredOnline | Subject::FilteredOffline)
-        });
+        let filtered = seqs.iter().copied();
+        let filtered = filtered.filter(|(subject, _)| is_filtered(*subject));
         let heard = self.sources.hear_beacon(shard, epoch, filtered);
         Taken {
             ask: matches!(heard, Heard::New | Heard::Gap),
@@ -152,11 +152,11 @@ impl Client {
             return taken;
         }
         self.asking.remove(&answer.shard);
-        for (user, device) in &answer.users {
+        for (user, shows) in &answer.users {
             if !since.contains(user) {
-                let shown = device.clone().map(|device| Shown {
+                let shown = shows.clone().map(|shows| Shown {
                     said_at: answer.decided,
-                    device,
+                    shows,
                 });
                 self.set(*user, shown, &mut taken);
             }

@@ -13,10 +13,12 @@ use presence_core::message::{Message, Payload};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
 use presence_core::record::Record;
+use presence_core::status::StatusSettings;
 use presence_core::tracker::TrackerSettings;
 use presence_core::{Input, Output, Settings, Shard};
 
-use crate::rules::{TwoOfThree, user_id};
+use crate::rules::{Shows, TwoOfThree, user_id};
+use crate::statuses::{MIN_INTERVAL_MS, TYPING_MS};
 use crate::stream::StreamMode;
 use crate::world::{Options, SHARDS};
 
@@ -106,7 +108,7 @@ pub(crate) enum Sent {
         question: u64,
         /// When it was asked.
         at: u64,
-        users: Vec<(usize, Option<String>)>,
+        users: Vec<(usize, Option<Shows>)>,
     },
     ToNode(Arc<str>, Box<Arrival>),
     Write {
@@ -166,7 +168,8 @@ pub(crate) struct Process {
     pub(crate) differed: Vec<Difference>,
 }
 
-fn shard_settings(stream: StreamMode, grace_ms: u64) -> Settings {
+fn shard_settings(options: &Options) -> Settings {
+    let (stream, grace_ms) = (options.stream, options.grace_ms);
     let tracker = TrackerSettings::default();
     Settings {
         tracker: TrackerSettings {
@@ -179,9 +182,13 @@ fn shard_settings(stream: StreamMode, grace_ms: u64) -> Settings {
             timeout_ms: TIMEOUT_MS,
             grace_ms,
             receive_step_ms: Some(150),
-            shows_newest: false,
             ..tracker
         },
+        status: options.statuses.then_some(StatusSettings {
+            min_interval_ms: MIN_INTERVAL_MS,
+            typing_ms: TYPING_MS,
+            users_max: 100,
+        }),
         ..Settings::default()
     }
 }
@@ -218,11 +225,7 @@ impl Node {
         };
         let replicas = (0..SHARDS).map(|number| {
             let directory = Arc::new(Directory::new());
-            let shard = Shard::new(
-                shard_settings(options.stream, options.grace_ms),
-                Arc::clone(&names),
-                directory,
-            );
+            let shard = Shard::new(shard_settings(options), Arc::clone(&names), directory);
             let mut replica = Replica::new(number, settings.clone(), Arc::clone(&names), shard);
             if let Some((at, records)) = self.disk.get(&number) {
                 let decode =

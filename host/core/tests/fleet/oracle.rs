@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::client::{Client, Event};
 use crate::node::{FLEET, TIMEOUT_MS};
-use crate::rules::{VIEWERS, may_see};
+use crate::rules::{Shows, VIEWERS, may_see};
+use crate::stream::StreamMode;
 use crate::users::{HEARTBEAT_MS, Last, User};
 
 /// How long a user who has left may be shown as online: a timeout, a lease, and this margin.
 /// In it are the heartbeat and the message that were on their way, the two margins of a lease, the
 /// claim, a beacon, and a question with one repetition.
 pub(crate) const MARGIN_MS: u64 = 900;
-const SHOWN_MS_MAX: u64 = TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS;
+pub(crate) const SHOWN_MS_MAX: u64 = TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS;
 
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
@@ -37,8 +38,8 @@ pub(crate) struct Oracle {
 #[derive(Debug, Default)]
 struct Telling {
     epoch: u64,
-    /// What each viewer was told last of a user: of which device, or that the user is offline.
-    shown: BTreeMap<(usize, usize), Option<String>>,
+    /// What each viewer was told last of a user: what is shown, or that the user is offline.
+    shown: BTreeMap<(usize, usize), Option<Shows>>,
 }
 
 impl Oracle {
@@ -119,7 +120,7 @@ impl Oracle {
             telling.epoch = event.epoch;
         }
         for viewer in (0..VIEWERS).filter(|viewer| event.visible_to[*viewer]) {
-            let told = event.online.then(|| event.device.clone());
+            let told = event.online.then(|| event.shows.clone());
             let before = telling.shown.insert((viewer, event.user), told.clone());
             if before == Some(told) {
                 let what = format!(
@@ -147,14 +148,14 @@ impl Oracle {
     }
 
     /// The third: in the end, each viewer knows exactly what is.
-    pub(crate) fn end(&mut self, t: u64, clients: &[Client], users: &[User]) {
+    pub(crate) fn end(&mut self, t: u64, clients: &[Client], users: &[User], stream: StreamMode) {
         for client in clients {
             for user in users {
                 let is_online =
                     user.is_online() && may_see(client.number, user.number, self.generation);
                 let shown = client.view.get(&user.number);
                 let is_wrong = match shown {
-                    Some(shown) => !(is_online && user.has(&shown.device)),
+                    Some(shown) => !(is_online && user.is_shown(&shown.shows, stream)),
                     None => is_online,
                 };
                 if is_wrong {

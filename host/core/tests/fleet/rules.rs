@@ -39,7 +39,7 @@ pub(crate) struct TwoOfThree {
 fn renditions(audience: Audience) -> Vec<Rendition> {
     vec![Rendition {
         audience,
-        keys: ["device".into()].into(),
+        keys: ["device", "activity", "status"].map(Into::into).into(),
         last_seen: true,
     }]
 }
@@ -68,18 +68,31 @@ impl Rules for TwoOfThree {
     }
 }
 
-/// Of which device each of the users is that a viewer asked after, if the user is online.
-pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<Option<String>> {
-    let places = (0..).map_while(|place| answers.get(place));
-    let device = |answer: &[u8]| {
-        let answer: Value = serde_json::from_slice(answer).unwrap();
-        (answer["status"] == "online").then(|| device(&answer))
-    };
-    places.map(device).collect()
+/// What is shown of an online user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shows {
+    pub(crate) device: String,
+    pub(crate) activity: Option<String>,
+    pub(crate) status: Option<String>,
 }
 
-/// The device that a body shows.
-pub(crate) fn device(body: &Value) -> String {
-    let device = body["metadata"]["device"].as_str();
-    device.unwrap_or_default().to_owned()
+/// What is shown of each of the users that a viewer asked after, if the user is online.
+pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<Option<Shows>> {
+    let places = (0..).map_while(|place| answers.get(place));
+    let shown = |answer: &[u8]| {
+        let answer: Value = serde_json::from_slice(answer).unwrap();
+        (answer["status"] == "online").then(|| shows(&answer))
+    };
+    places.map(shown).collect()
+}
+
+/// What a body shows.
+pub(crate) fn shows(body: &Value) -> Shows {
+    let metadata = &body["metadata"];
+    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+    Shows {
+        device: text(&metadata["device"]).unwrap_or_default(),
+        activity: text(&metadata["activity"]),
+        status: text(&metadata["status"]["text"]),
+    }
 }

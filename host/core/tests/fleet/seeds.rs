@@ -202,6 +202,11 @@ fn a_standby_that_takes_in_no_statements_is_noticed() {
 }
 
 #[test]
+fn a_standby_that_compares_nothing_but_the_ledger_is_noticed() {
+    caught(mutation(Mutation::NoComparison), &["says", "has c"]);
+}
+
+#[test]
 fn an_owner_that_keeps_heartbeats_to_itself_is_noticed() {
     caught(mutation(Mutation::NoHeartbeats), &[FALSE_OFFLINE]);
 }

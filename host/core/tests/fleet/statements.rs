@@ -24,8 +24,8 @@ enum Stated {
 
 #[derive(Debug)]
 pub(crate) struct App {
-    /// Whether its user has no connections, and is online only by what it states. Of any other it
-    /// states nothing but that the user is offline, which holds until the user connects.
+    /// Whether its user has no connections, and is online only by what it states. What it states of any
+    /// other holds until the user connects.
     pub(crate) is_alone: bool,
     /// Whether it states nothing again once an owner has answered.
     relies_on_answers: bool,
@@ -38,6 +38,8 @@ pub(crate) struct App {
     holds: Stated,
     /// When it last stated that the user is offline.
     hidden_at: Option<u64>,
+    /// When it last stated that the user is online.
+    shown_at: Option<u64>,
     is_calm: bool,
     /// How often it has begun to state something. Its user is of another device each time.
     times: u64,
@@ -72,6 +74,7 @@ impl App {
             },
             holds: Stated::Nothing,
             hidden_at: None,
+            shown_at: None,
             is_calm: false,
             times: 0,
         }
@@ -98,10 +101,16 @@ impl App {
                 (false, true) => t + random.within(600, 2_000),
                 (false, false) => t + random.within(2_000, 6_000),
             };
+            // Where nothing is repeated, nobody knows whether an owner hears it before the user's last
+            // connection has ended.
+            let shows = !self.is_alone && !self.relies_on_answers && random.chance(40);
             let next = match self.says {
+                _ if shows => Stated::Online,
                 Stated::Offline if self.is_alone => Stated::Online,
                 Stated::Offline if self.relies_on_answers => Stated::Offline,
-                Stated::Offline if !self.is_calm => Stated::Nothing,
+                Stated::Offline | Stated::Online if !self.is_alone && !self.is_calm => {
+                    Stated::Nothing
+                }
                 Stated::Nothing if self.is_alone => Stated::Online,
                 _ => Stated::Offline,
             };
@@ -111,9 +120,12 @@ impl App {
             self.repeats_at = t + REPEAT_MS;
             self.holds = self.says;
             acts.states = Some(match self.says {
-                Stated::Online => Payload::Online {
-                    metadata: Some(metadata(&self.device())),
-                },
+                Stated::Online => {
+                    self.shown_at = Some(t);
+                    Payload::Online {
+                        metadata: Some(metadata(&self.device(), "")),
+                    }
+                }
                 Stated::Offline | Stated::Nothing => {
                     self.hidden_at = Some(t);
                     Payload::Offline {
@@ -193,6 +205,24 @@ impl App {
             Stated::Online => true,
             Stated::Offline => false,
         }
+    }
+
+    /// Whether it is stating that its user is online.
+    pub(crate) fn is_showing(&self) -> bool {
+        self.says == Stated::Online
+    }
+
+    /// Whether it has ever stated its user to be of a device.
+    pub(crate) fn has_shown(&self, device: &str) -> bool {
+        let number = device.strip_prefix('s').and_then(|it| it.parse().ok());
+        number.is_some_and(|number: u64| number <= self.times)
+    }
+
+    /// Whether its user may be online by what it has stated, though it doesn't state that any more, and
+    /// though the user connected at `came_at`: until they connect again.
+    pub(crate) fn may_show_from(&self, came_at: u64) -> bool {
+        let is_stated = self.shown_at.is_some_and(|at| came_at <= at + HELD_MS);
+        is_stated && !self.is_alone && self.says != Stated::Offline
     }
 
     /// Whether its user may be online by a connection, though it has stated otherwise: it doesn't repeat that.

@@ -6,9 +6,13 @@ use presence_core::event::Reason;
 use presence_core::message::{Message, Payload, StatedReason};
 
 use crate::broker::Random;
-use crate::node::BEGINNING;
-use crate::rules::user_id;
+use crate::node::{BEGINNING, GRACE_MS};
+use crate::oracle::SHOWN_MS_MAX;
+use crate::rules::{Shows, user_id};
 use crate::statements::{App, REPEAT_MS};
+use crate::statuses::Says;
+use crate::stream::StreamMode;
+use crate::world::CALM_FROM;
 
 /// How many users there are with connections, and how many with such as only applications tell of.
 pub(crate) const CONNECTED_USERS: usize = 6;
@@ -51,21 +55,28 @@ pub(crate) struct User {
     pub(crate) connects_at: u64,
     /// Whether it connects though it is calm.
     comes_back: bool,
+    /// Whether it is calm, and whether it has connected since.
+    is_calm: bool,
+    came_back: bool,
+    /// When it connected last.
+    came_at: u64,
     /// Since when it has had no connection.
     pub(crate) left_at: u64,
     /// When a connection of it was closed last.
     pub(crate) closed_at: u64,
     /// The application that states of it whether it is online, if one does.
     pub(crate) app: Option<App>,
+    /// What it says that it is doing, and of itself, if it does.
+    pub(crate) says: Option<Says>,
 }
 
 fn conn_id(conn: u64) -> String {
     format!("c{conn}")
 }
 
-/// Each connection is of a device of its own.
-pub(crate) fn metadata(device: &str) -> ByteString {
-    format!(r#"{{"device":"{device}"}}"#).into()
+/// Each connection is of a device of its own. `keys`: what else is said.
+pub(crate) fn metadata(device: &str, keys: &str) -> ByteString {
+    format!(r#"{{"device":"{device}"{keys}}}"#).into()
 }
 
 impl User {
@@ -80,10 +91,14 @@ impl User {
             conns: Vec::new(),
             next_conn: 0,
             comes_back: false,
+            is_calm: false,
+            came_back: false,
             connects_at: random.within(50, 1_500),
+            came_at: 0,
             left_at: 0,
             closed_at: 0,
             app: None,
+            says: None,
         }
     }
 
@@ -110,7 +125,11 @@ impl User {
             message.raw = self.reply_to().into();
             sent.push(message);
         }
-        if acts.connects {
+        let begins_calm = calm && !std::mem::replace(&mut self.is_calm, calm);
+        // Of some it is known at the end what they said last.
+        let is_early = t < CALM_FROM + 2 * HEARTBEAT_MS;
+        let says_again = begins_calm && is_early && self.says.is_some() && random.chance(50);
+        if acts.connects || (says_again && self.app.is_none()) {
             self.connects_at = t + random.within(100, 600);
             self.comes_back = true;
         }
@@ -121,10 +140,12 @@ impl User {
                 false => u64::MAX,
             };
             if !calm || std::mem::take(&mut self.comes_back) {
+                self.came_back = calm;
                 if let Some(app) = &mut self.app {
                     app.is_overtaken(t);
                 }
                 self.next_conn += 1;
+                self.came_at = t;
                 let stays_ms = match random.chance(40) {
                     true => random.within(100, 2_000),
                     false => random.within(2_000, 9_000),
@@ -136,10 +157,11 @@ impl User {
                     closes_at: t + stays_ms,
                 });
                 let conn = self.next_conn;
+                let keys = self.keys(t, conn, true, random);
                 sent.push(self.message(
                     t,
                     |id| Payload::Connect {
-                        metadata: Some(metadata(&id)),
+                        metadata: Some(metadata(&id, &keys)),
                         conn: id,
                     },
                     conn,
@@ -167,10 +189,12 @@ impl User {
                 }
             } else if t >= conn.next_heartbeat {
                 self.conns[index].next_heartbeat = t + HEARTBEAT_MS;
+                let is_bare = self.is_bare();
+                let keys = self.keys(t, conn.id, false, random);
                 sent.push(self.message(
                     t,
                     |id| Payload::Heartbeat {
-                        metadata: Some(metadata(&id)),
+                        metadata: (!is_bare).then(|| metadata(&id, &keys)),
                         conn: id,
                     },
                     conn.id,
@@ -207,7 +231,13 @@ impl User {
             if !app.hides_nobody(t) {
                 return false;
             }
-            let shows_since = app.shows_since().map(|since| since.max(last.owned_from));
+            // A connection that has ended may be taken for live, and ends what is stated since.
+            let stands_from = match app.is_alone {
+                true => 0,
+                false => self.closed_at + SHOWN_MS_MAX + GRACE_MS,
+            };
+            let shows_since = app.shows_since();
+            let shows_since = shows_since.map(|since| since.max(last.owned_from).max(stands_from));
             if shows_since.is_some_and(|since| t >= since + 2 * REPEAT_MS + 50) {
                 return true;
             }
@@ -241,16 +271,60 @@ impl User {
     pub(crate) fn offline_since(&self) -> Option<u64> {
         let hides_since = self.app.as_ref().and_then(App::hides_since);
         let is_clear = self.app.as_ref().is_none_or(|app| !app.is_unclear());
+        let shown_late = self
+            .app
+            .as_ref()
+            .is_some_and(|app| app.may_show_from(self.came_at));
+        if shown_late {
+            return None;
+        }
         let has_left = !self.is_online() && (is_clear || self.conns.is_empty());
         hides_since.or_else(|| has_left.then_some(self.left_at))
     }
 
-    /// Whether one of its connections is of a device, or else what an application states of it.
-    pub(crate) fn has(&self, device: &str) -> bool {
+    /// Whether viewers are shown in the end what its connections and its application have said.
+    pub(crate) fn is_shown(&self, shows: &Shows, stream: StreamMode) -> bool {
+        let is_heard = stream == StreamMode::OneFault;
+        let newest = self.came_back.then_some(self.next_conn);
+        let is_stated = match &self.app {
+            Some(app) if app.is_showing() => {
+                if app.device() != shows.device {
+                    return false;
+                }
+                true
+            }
+            // The first connection goes on being shown, or what was stated of it.
+            Some(app) if self.says.is_none() && app.has_shown(&shows.device) => true,
+            _ => false,
+        };
         let mut conns = self.conns.iter();
-        let stated = self.app.as_ref().filter(|app| app.is_alone);
-        conns.any(|conn| conn_id(conn.id) == device)
-            || stated.is_some_and(|app| app.device() == device)
+        let is_connected = match newest.filter(|_| self.says.is_some()) {
+            Some(newest) => conn_id(newest) == shows.device,
+            // One whose connect was lost is of no device.
+            None if !is_heard && self.is_bare() && shows.device.is_empty() => true,
+            None => conns.any(|conn| conn_id(conn.id) == shows.device),
+        };
+        let Some(says) = self.says.as_ref().filter(|_| !self.conns.is_empty()) else {
+            return (is_stated || is_connected)
+                && shows.activity.is_none()
+                && shows.status.is_none();
+        };
+        let last = newest.or_else(|| is_heard.then_some(self.next_conn));
+        (is_stated || is_connected) && says.is_shown(shows, &self.conns, last, is_heard)
+    }
+
+    /// Whether its connections say nothing of themselves in heartbeats.
+    fn is_bare(&self) -> bool {
+        self.says.as_ref().is_some_and(|says| !says.repeats)
+    }
+
+    /// What a message of a connection says beside of its user.
+    fn keys(&mut self, t: u64, conn: u64, is_connect: bool, random: &mut Random) -> String {
+        let times = (t, BEGINNING);
+        let says = self.says.as_mut();
+        says.map_or_else(String::new, |says| {
+            says.keys(times, conn, is_connect, random)
+        })
     }
 
     fn message(&self, t: u64, payload: impl Fn(ByteString) -> Payload, conn: u64) -> Message {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::broker::End;
 use crate::client::{Answer, Event, Taken};
 use crate::node::{Arrival, Sent};
-use crate::rules::{VIEWERS, device, user_of, viewer_id};
+use crate::rules::{VIEWERS, shows, user_of, viewer_id};
 use crate::stream::StreamMode;
 use crate::users::Last;
 use crate::world::{CALM_FROM, Happens, SHARDS, TICK_MS, ToClient, World};
@@ -367,8 +367,8 @@ impl World {
             subject,
             seq: publication.seq,
             user: user_of(body["userId"].as_str().unwrap()),
-            online: subject == Subject::FilteredOnline,
-            device: device(&body),
+            online: subject != Subject::FilteredOffline,
+            shows: shows(&body),
             visible_to,
         };
         let after = self.handed_over.get(&(shard, epoch)).copied();
@@ -449,6 +449,10 @@ impl World {
     }
 }
 
-fn is_filtered(subject: Subject) -> bool {
-    matches!(subject, Subject::FilteredOnline | Subject::FilteredOffline)
+/// Whether messages on a subject are for viewers.
+pub(crate) fn is_filtered(subject: Subject) -> bool {
+    matches!(
+        subject,
+        Subject::FilteredOnline | Subject::FilteredOffline | Subject::FilteredUpdated
+    )
 }

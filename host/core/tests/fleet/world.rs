@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use presence_core::fleet::member::Key;
-use presence_core::fleet::replica::{Mutation, Role};
+use presence_core::fleet::replica::Mutation;
 use presence_core::publish::Subject;
 
+use crate::agreement;
 use crate::broker::{Bucket, Random, Servers};
 use crate::client::{Answer, Client, Event};
 use crate::faults::{self, Fault};
@@ -14,6 +15,7 @@ use crate::node::{Arrival, FLEET, GRACE_MS, Node, TIMEOUT_MS};
 use crate::oracle::{MARGIN_MS, Oracle};
 use crate::rules::VIEWERS;
 use crate::statements::App;
+use crate::statuses::Says;
 use crate::stream::{Stream, StreamMistake, StreamMode};
 use crate::users::{CONNECTED_USERS, USERS, User};
 
@@ -35,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) grace_ms: u64,
     /// Whether applications state of some users whether they are online.
     pub(crate) statements: bool,
+    /// Whether users say what they are doing, and something of themselves.
+    pub(crate) statuses: bool,
     pub(crate) trace: bool,
 }
 
@@ -110,6 +114,7 @@ pub(crate) fn run(seed: u64, mut options: Options) -> Report {
     }
     // In some, applications state of some users whether they are online.
     options.statements = seed.is_multiple_of(2);
+    options.statuses = seed % 4 < 2;
     World::new(seed, options).run()
 }
 
@@ -155,6 +160,9 @@ impl World {
             }
         }
         for user in &mut users {
+            if options.statuses {
+                user.says = Some(Says::new(&mut random));
+            }
             user.is_stored = options.stream != StreamMode::None;
         }
         if options.stream == StreamMode::OneFault {
@@ -461,70 +469,15 @@ impl World {
 
     /// When everything has settled, viewers, owners and standbys agree.
     fn end(&mut self) {
-        self.oracle.end(self.t, &self.clients, &self.users);
+        self.oracle
+            .end(self.t, &self.clients, &self.users, self.options.stream);
         let unhandled: Vec<_> = self.stream.unhandled().cloned().collect();
         for message in unhandled {
             let what = format!("in the end, nobody has acknowledged {message:?}");
             self.oracle.violated(self.t, what);
         }
-        let running = self
-            .nodes
-            .iter()
-            .filter(|node| node.process.is_some())
-            .count();
-        for shard in 0..SHARDS {
-            let replicas: Vec<_> = self
-                .nodes
-                .iter()
-                .filter_map(|node| {
-                    let process = node.process.as_ref()?;
-                    Some((
-                        node,
-                        &process.replicas[shard as usize],
-                        &process.roles[shard as usize],
-                    ))
-                })
-                .collect();
-            let leader = replicas
-                .iter()
-                .find(|(node, replica, _)| replica.is_leading(node.now(self.t)));
-            let Some((_, leader, _)) = leader else {
-                let what = format!("in the end, nobody owns shard {shard}");
-                self.oracle.violated(self.t, what);
-                continue;
-            };
-            let books = |replica: &presence_core::fleet::replica::Replica| {
-                let entries = replica.shard().ledger();
-                let told = entries.map(|entry| {
-                    (
-                        entry.event.name.as_str().to_owned(),
-                        entry.recipients.audience().len(),
-                    )
-                });
-                told.collect::<BTreeSet<_>>()
-            };
-            let expected = books(leader);
-            let mut standbys = 0;
-            let mut wrong = Vec::new();
-            for (node, replica, role) in &replicas {
-                if matches!(role, Role::Follow { .. }) && replica.holds() == Some(leader.epoch()) {
-                    standbys += 1;
-                    if books(replica) != expected {
-                        wrong.push(format!("in the end, the standby {} of shard {shard} differs: {:?}, not {expected:?}", node.name, books(replica)));
-                    }
-                }
-            }
-            if standbys != 1.min(running - 1) {
-                let states = replicas.iter().map(|(node, replica, role)| {
-                    let differed = node.process.as_ref().map(|it| it.differed.clone());
-                    (&node.name, role, replica.holds(), differed)
-                });
-                let states: Vec<_> = states.collect();
-                wrong.push(format!("in the end, shard {shard} has {standbys} standbys of {running} nodes: {states:?}"));
-            }
-            for what in wrong {
-                self.oracle.violated(self.t, what);
-            }
+        for what in agreement::disagreements(self.t, &mut self.nodes) {
+            self.oracle.violated(self.t, what);
         }
     }
 }

@@ -1,0 +1,113 @@
+//! When everything has settled, each shard has an owner, and a standby that holds the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use presence_core::fleet::replica::{Replica, Role};
+use presence_core::record::Record;
+use presence_core::tracker::{Activity, Connected, TrackerRecord};
+
+use crate::node::Node;
+use crate::world::SHARDS;
+
+/// What is wrong with the owners and standbys at `t`.
+pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let running = nodes.iter().filter(|node| node.process.is_some()).count();
+    for shard in 0..SHARDS as usize {
+        let mut held = BTreeMap::new();
+        for node in nodes.iter_mut() {
+            if let Some(process) = &mut node.process {
+                held.insert(node.number, held_by(&mut process.replicas[shard]));
+            }
+        }
+        let replicas = nodes.iter().filter_map(|node| {
+            let process = node.process.as_ref()?;
+            Some((node, &process.replicas[shard], &process.roles[shard]))
+        });
+        let replicas: Vec<_> = replicas.collect();
+        let leader = replicas
+            .iter()
+            .find(|(node, replica, _)| replica.is_leading(node.now(t)));
+        let Some((owner, leader, _)) = leader else {
+            wrong.push(format!("in the end, nobody owns shard {shard}"));
+            continue;
+        };
+        let expected = &held[&owner.number];
+        let mut standbys = 0;
+        for (node, replica, role) in &replicas {
+            if !matches!(role, Role::Follow { .. }) || replica.holds() != Some(leader.epoch()) {
+                continue;
+            }
+            standbys += 1;
+            let held = &held[&node.number];
+            if held != expected {
+                let lacks: Vec<_> = expected.difference(held).collect();
+                let has: Vec<_> = held.difference(expected).collect();
+                wrong.push(format!(
+                    "in the end, the standby {} of shard {shard} differs: {has:?}, not {lacks:?}",
+                    node.name
+                ));
+            }
+        }
+        if standbys != 1.min(running - 1) {
+            let states = replicas.iter().map(|(node, replica, role)| {
+                let differed = node.process.as_ref().map(|it| it.differed.clone());
+                (&node.name, role, replica.holds(), differed)
+            });
+            let states: Vec<_> = states.collect();
+            wrong.push(format!(
+                "in the end, shard {shard} has {standbys} standbys of {running} nodes: {states:?}"
+            ));
+        }
+    }
+    wrong
+}
+
+/// What a replica holds that decides what viewers are told.
+fn held_by(replica: &mut Replica) -> BTreeSet<String> {
+    let records = replica.shard_mut().all_records().into_iter();
+    let held = records.filter_map(|record| match record {
+        Record::Ledger {
+            user,
+            entry: Some(entry),
+        } => {
+            let viewers = entry.recipients.audience().len();
+            Some(format!("{} is told to {viewers}", user.as_str()))
+        }
+        Record::Tracker(TrackerRecord::Connection {
+            user,
+            conn,
+            state:
+                Some(Connected::Live {
+                    activity,
+                    metadata,
+                    order,
+                    ..
+                }),
+        }) if !conn.is_empty() => {
+            // An owner ends "typing", and a standby doesn't.
+            let activity = activity.map(|it| it.min(Activity::Active));
+            let device = metadata.get("device");
+            let is_opened = order >= 0;
+            Some(format!(
+                "{user} has {conn}, {device:?} {activity:?} {is_opened}"
+            ))
+        }
+        Record::Status {
+            user,
+            word: Some(word),
+        } => {
+            let status = word.status.filter(|status| status.expires_at.is_none())?;
+            Some(format!("{} says {}", user.as_str(), status.text))
+        }
+        Record::Stated {
+            user,
+            statement: Some((_, statement)),
+        } => {
+            let statement = std::mem::discriminant(&statement);
+            Some(format!("{} is stated as {statement:?}", user.as_str()))
+        }
+        _ => None,
+    });
+    held.collect()
+}

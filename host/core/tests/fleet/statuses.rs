@@ -1,0 +1,112 @@
+//! What users say that they are doing, and of themselves. Some say it once, with each connect; the
+//! others with each heartbeat, and change it now and then.
+
+use std::fmt::Write as _;
+
+use crate::broker::Random;
+use crate::rules::Shows;
+use crate::users::Conn;
+use crate::world::CALM_FROM;
+
+/// How soon a user is updated again at the earliest, and how long "typing" holds.
+pub(crate) const MIN_INTERVAL_MS: u64 = 150;
+pub(crate) const TYPING_MS: u64 = 1_200;
+
+/// How long a connection says that its user does the same.
+const ACTIVITY_MS: u64 = 700;
+
+const ACTIVITIES: [&str; 3] = ["idle", "active", "typing"];
+
+#[derive(Debug)]
+pub(crate) struct Says {
+    /// Whether it is said with each heartbeat.
+    pub(crate) repeats: bool,
+    /// What its user says: which text, if any, and until when by the wall clock of the run.
+    text: Option<u64>,
+    expires_at: Option<u64>,
+    times: u64,
+    changes_at: u64,
+}
+
+impl Says {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        Self {
+            repeats: random.chance(50),
+            text: None,
+            expires_at: None,
+            times: 0,
+            changes_at: 0,
+        }
+    }
+
+    /// What a message says at `t`, as keys behind others of its metadata.
+    pub(crate) fn keys(
+        &mut self,
+        (t, beginning): (u64, u64),
+        conn: u64,
+        is_connect: bool,
+        random: &mut Random,
+    ) -> String {
+        let mut keys = String::new();
+        if !self.repeats {
+            if is_connect {
+                let activity = ACTIVITIES[Self::calm_activity(conn)];
+                let _ = write!(
+                    keys,
+                    r#","activity":"{activity}","status":{{"text":"said by c{conn}"}}"#
+                );
+            }
+            return keys;
+        }
+        if t >= self.changes_at && t < CALM_FROM - 1_000 {
+            self.changes_at = t + random.within(200, 2_500);
+            self.times += 1;
+            self.text = random.chance(80).then_some(self.times);
+            self.expires_at = random.chance(30).then(|| t + random.within(100, 1_000));
+        }
+        let activity = match t < CALM_FROM {
+            true => (conn + t / ACTIVITY_MS) as usize % ACTIVITIES.len(),
+            false => Self::calm_activity(conn),
+        };
+        let activity = ACTIVITIES[activity];
+        let _ = write!(keys, r#","activity":"{activity}","status":"#);
+        let _ = match (self.text, self.expires_at) {
+            (None, _) => write!(keys, "null"),
+            (Some(text), None) => write!(keys, r#"{{"text":"text {text}"}}"#),
+            (Some(text), Some(at)) => {
+                let at = beginning + at;
+                write!(keys, r#"{{"text":"text {text}","expiresAt":{at}}}"#)
+            }
+        };
+        keys
+    }
+
+    /// Whether viewers are shown in the end what was said. `last`: the number of the last
+    /// connect, if it is sure that it was taken. `is_heard`: whether all connects were.
+    pub(crate) fn is_shown(
+        &self,
+        shows: &Shows,
+        conns: &[Conn],
+        last: Option<u64>,
+        is_heard: bool,
+    ) -> bool {
+        let foremost = conns.iter().map(|conn| Self::calm_activity(conn.id)).max();
+        let status = shows.status.as_deref();
+        if self.repeats {
+            let text = self.text.filter(|_| self.expires_at.is_none());
+            let text = text.map(|text| format!("text {text}"));
+            let activity = foremost.map(|activity| ACTIVITIES[activity]);
+            return status == text.as_deref() && shows.activity.as_deref() == activity;
+        }
+        // Who was said to be typing is active again.
+        let activity = foremost.map(|activity| ACTIVITIES[activity.min(1)]);
+        let has_activity = !is_heard || shows.activity.as_deref() == activity;
+        let text = last.map(|conn| format!("said by c{conn}"));
+        has_activity && text.is_none_or(|text| status == Some(&text))
+    }
+
+    /// What a connection's user does when all has settled.
+    fn calm_activity(conn: u64) -> usize {
+        conn as usize % ACTIVITIES.len()
+    }
+}
