@@ -65,8 +65,24 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
 
 /// What a replica holds that decides what viewers are told.
 fn held_by(replica: &mut Replica) -> BTreeSet<String> {
-    let records = replica.shard_mut().all_records().into_iter();
-    let held = records.filter_map(|record| match record {
+    let records = replica.shard_mut().all_records();
+    let mut shown = BTreeMap::new();
+    for record in &records {
+        if let Record::Tracker(TrackerRecord::Connection {
+            user,
+            conn,
+            state: Some(Connected::Live { order, .. }),
+        }) = record
+        {
+            let newest = shown.entry(user.to_string()).or_insert((*order, ""));
+            *newest = (*order, &**conn).max(*newest);
+        }
+    }
+    let shown = shown.iter();
+    let mut held: BTreeSet<_> = shown
+        .map(|(user, (_, conn))| format!("{user} is shown by {conn}"))
+        .collect();
+    held.extend(records.iter().filter_map(|record| match record {
         Record::Ledger {
             user,
             entry: Some(entry),
@@ -88,7 +104,7 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
             // An owner ends "typing", and a standby doesn't.
             let activity = activity.map(|it| it.min(Activity::Active));
             let device = metadata.get("device");
-            let is_opened = order >= 0;
+            let is_opened = *order >= 0;
             Some(format!(
                 "{user} has {conn}, {device:?} {activity:?} {is_opened}"
             ))
@@ -97,17 +113,20 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
             user,
             word: Some(word),
         } => {
-            let status = word.status.filter(|status| status.expires_at.is_none())?;
+            let status = word
+                .status
+                .as_ref()
+                .filter(|status| status.expires_at.is_none())?;
             Some(format!("{} says {}", user.as_str(), status.text))
         }
         Record::Stated {
             user,
             statement: Some((_, statement)),
         } => {
-            let statement = std::mem::discriminant(&statement);
+            let statement = std::mem::discriminant(statement);
             Some(format!("{} is stated as {statement:?}", user.as_str()))
         }
         _ => None,
-    });
-    held.collect()
+    }));
+    held
 }

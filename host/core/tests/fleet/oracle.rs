@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::client::{Client, Event};
 use crate::node::{FLEET, TIMEOUT_MS};
 use crate::rules::{Shows, VIEWERS, may_see};
+use crate::statuses;
 use crate::stream::StreamMode;
 use crate::users::{HEARTBEAT_MS, Last, User};
 
@@ -33,6 +34,10 @@ pub(crate) struct Oracle {
     /// What was told in each epoch of a shard, and whether what was told before is known.
     told: BTreeMap<u32, Telling>,
     pub(crate) events: usize,
+    /// Whether nothing that is said is lost.
+    hears_all: bool,
+    /// The status that each viewer was told last of a user who is online.
+    statuses: BTreeMap<(usize, usize), u64>,
 }
 
 #[derive(Debug, Default)]
@@ -43,9 +48,10 @@ struct Telling {
 }
 
 impl Oracle {
-    pub(crate) fn new(grace_ms: u64) -> Self {
+    pub(crate) fn new(grace_ms: u64, stream: StreamMode) -> Self {
         Self {
             grace_ms,
+            hears_all: stream == StreamMode::OneFault,
             ..Self::default()
         }
     }
@@ -133,6 +139,28 @@ impl Oracle {
             }
             if event.online && !sights[viewer].1 {
                 let what = format!("viewer {viewer} may not see user {}", event.user);
+                self.violations.push(format!("{t}: {what}"));
+            }
+        }
+        if self.hears_all {
+            self.keeps_statuses(t, event);
+        }
+    }
+
+    /// What a user has said once of themselves is taken back by nobody while they are online.
+    fn keeps_statuses(&mut self, t: u64, event: &Event) {
+        let status = statuses::said_once(&event.shows);
+        for viewer in (0..VIEWERS).filter(|viewer| event.visible_to[*viewer]) {
+            let place = (viewer, event.user);
+            let before = match status.filter(|_| event.online) {
+                Some(status) => self.statuses.insert(place, status),
+                None => self.statuses.remove(&place),
+            };
+            if event.online && before > status {
+                let what = format!(
+                    "viewer {viewer} was told that user {} says {:?} again, after {before:?}",
+                    event.user, event.shows.status
+                );
                 self.violations.push(format!("{t}: {what}"));
             }
         }

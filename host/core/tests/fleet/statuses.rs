@@ -17,6 +17,12 @@ const ACTIVITY_MS: u64 = 700;
 
 const ACTIVITIES: [&str; 3] = ["idle", "active", "typing"];
 
+/// The number of the connection that said the status that is shown, if it says such once.
+pub(crate) fn said_once(shows: &Shows) -> Option<u64> {
+    let status = shows.status.as_deref()?;
+    status.strip_prefix("said by c")?.parse().ok()
+}
+
 #[derive(Debug)]
 pub(crate) struct Says {
     /// Whether it is said with each heartbeat.

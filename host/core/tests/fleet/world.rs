@@ -184,7 +184,7 @@ impl World {
             nodes,
             users,
             clients: clients.collect(),
-            oracle: Oracle::new(options.grace_ms),
+            oracle: Oracle::new(options.grace_ms, options.stream),
             unlucky: BTreeSet::new(),
             handed_over: BTreeMap::new(),
             owned_from: BTreeMap::new(),
