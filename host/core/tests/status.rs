@@ -268,6 +268,38 @@ fn what_a_connect_says_counts_though_a_heartbeat_overtakes_it() {
 }
 
 #[test]
+fn who_connects_after_an_application_has_said_so_is_shown_with_the_status_at_once() {
+    let mut world = World::new(Some(1_000), 0);
+    let stated = json!({"userId": "ann", "timestamp": 1_000, "metadata": {"device": "bot"}});
+    let told = world.message(Kind::Online, &stated);
+    assert_eq!(
+        told.iter().filter_map(to_ben).collect::<Vec<_>>(),
+        ["1000 online - -"]
+    );
+    world.now = 1_100;
+    let said = json!({"activity": "idle", "status": {"text": "away"}});
+    let told = world.says(Kind::Connect, "c1", 1_100, said.clone());
+    assert_eq!(
+        told.iter().filter_map(to_ben).collect::<Vec<_>>(),
+        ["1100 updated idle away"]
+    );
+    let online = told
+        .iter()
+        .find(|(subject, _)| subject == "presence.events.user_online");
+    let (_, online) = online.unwrap();
+    assert_eq!(online["metadata"]["status"], said["status"]);
+    // What is said soon after that waits.
+    world.now = 1_200;
+    let told = world.says(Kind::Heartbeat, "c1", 1_200, json!({"activity": "active"}));
+    assert_eq!(told.iter().filter_map(to_ben).count(), 0);
+    let told = world.wait(2_200);
+    assert_eq!(
+        told.iter().filter_map(to_ben).collect::<Vec<_>>(),
+        ["2100 updated active away"]
+    );
+}
+
+#[test]
 fn what_a_connection_said_ends_with_it_and_late_words_count_for_nothing() {
     World::new(Some(0), 0).run(
         r#"

@@ -224,14 +224,14 @@ impl Events {
         until: u64,
         env: &mut Env<'_>,
     ) -> Result<(), PendingFetch> {
-        let event = self.updates.with_status(event, env.common);
+        let event = self.updates.with_status(event, ours, env.common);
         let enriched = match enrich(&event, until, env) {
             Ok(enriched) => enriched,
             Err(questions) => return Err((Step::Announce(event, ours), questions)),
         };
         let event = broadcast(event, enriched, ours, env);
         if event.change == Change::Online {
-            self.updates.decisions.online(&event, env);
+            self.updates.online(&event, env);
             return Ok(());
         }
         let status_waits = self.updates.waits(event.user, env.common);

@@ -71,9 +71,15 @@ impl Updates {
         None
     }
 
-    /// An online event with the user's current status in it. Those who have been told
-    /// of the user already are told what differs as of any other change.
-    pub(super) fn with_status(&mut self, event: Arc<Event>, common: &Common) -> Arc<Event> {
+    /// An online event with the user's current status in it. If viewers have been told of the user
+    /// already, that is an update, which may have to wait; and an application's own event
+    /// (not `ours`) is none.
+    pub(super) fn with_status(
+        &mut self,
+        event: Arc<Event>,
+        ours: bool,
+        common: &Common,
+    ) -> Arc<Event> {
         // A user without a connection is described by an application alone.
         if common.settings.status.is_none()
             || event.change != Change::Online
@@ -81,22 +87,36 @@ impl Updates {
         {
             return event;
         }
-        let reading = match self.decisions.ledger.get(event.user) {
-            Some(entry) => {
+        let told = self.decisions.ledger.get(event.user);
+        let told = told.map(|entry| Arc::clone(&entry.event));
+        let waits = !ours || self.next_at(event.user, common).is_some();
+        let reading = match told {
+            Some(told) if waits => {
                 self.statuses.check_at(event.user, common.now());
-                StatusKeys::of(&entry.event.metadata)
+                StatusKeys::of(&told.metadata)
             }
-            None => {
+            told => {
                 let clock = &common.clock;
                 if let Some(at) = self.statuses.expires_at(clock.wall(), event.user) {
                     self.statuses.check_at(event.user, clock.now_at(at));
                 }
-                self.reading(&event, common)
+                self.reading(told.as_ref().unwrap_or(&event), common)
             }
         };
         let mut event = Arc::unwrap_or_clone(event);
         event.metadata = reading.put_into(&event.metadata);
         Arc::new(event)
+    }
+
+    /// A user has been announced to have come online. If viewers have been told of the user already, the
+    /// event may have updated the status.
+    pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
+        let told = self.decisions.ledger.get(event.user);
+        let told = told.map(|entry| StatusKeys::of(&entry.event.metadata));
+        if told.is_some_and(|told| told != StatusKeys::of(&event.metadata)) {
+            self.statuses.note_broadcast(env.common.now(), event.user);
+        }
+        self.decisions.online(event, env);
     }
 
     /// Whether a change of a user's status waits until it may be told, and so hasn't
