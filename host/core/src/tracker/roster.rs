@@ -80,6 +80,16 @@ impl<M> Roster<M> {
         let before = digest(self);
         change(&mut self.connections[key].state);
         let after = digest(self);
+        self.exchange(before, after);
+    }
+
+    /// A user may be shown by another connection than by one of this digest.
+    pub(super) fn shown_changed(&mut self, user: Key, before: Option<u64>) {
+        let after = self.shown_digest(user);
+        self.exchange(before, after);
+    }
+
+    fn exchange(&mut self, before: Option<u64>, after: Option<u64>) {
         if before == after {
             return;
         }
@@ -89,12 +99,30 @@ impl<M> Roster<M> {
         }
     }
 
-    /// The digest of the live connections, and of what they say that their users are doing. One without
-    /// an id only stands for others.
+    /// The digest of the connection that a user of several is shown by, if anybody asks for such.
+    pub(super) fn shown_digest(&self, user: Key) -> Option<u64> {
+        self.live?;
+        self.digest_of_shown(&self.users[user])
+    }
+
+    fn digest_of_shown(&self, user: &User) -> Option<u64> {
+        let shown = user
+            .list
+            .newest
+            .filter(|_| user.list.newest != user.list.oldest)?;
+        let id = &self.connections[shown].id;
+        (!id.is_empty()).then(|| digest(&[user.name.as_bytes(), id.as_bytes(), b"shown"]))
+    }
+
+    /// The digest of the live connections, of what they say that their users are doing, and of which of
+    /// them users are shown by. One without an id only stands for others.
     pub(super) fn live_digest(&mut self) -> PartedDigest {
         let all = || {
             let connections = self.connections.values();
-            connections.filter_map(|it| self.digest_of(it)).collect()
+            let connections = connections.filter_map(|it| self.digest_of(it));
+            let users = self.users.values();
+            let shown = users.filter_map(|it| self.digest_of_shown(it));
+            connections.chain(shown).collect()
         };
         let live = self.live.unwrap_or_else(all);
         debug_assert_eq!(live, all());

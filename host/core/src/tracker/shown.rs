@@ -139,6 +139,7 @@ impl<M: Clone> Tracker<M> {
             return;
         };
         let user = self.roster.connections[key].user;
+        let shown = self.roster.shown_digest(user);
         match older {
             Some(older) => self.change(older, |place| place.newer = newer),
             None => self.roster.users[user].list.oldest = newer,
@@ -147,6 +148,7 @@ impl<M: Clone> Tracker<M> {
             Some(newer) => self.change(newer, |place| place.older = older),
             None => self.roster.users[user].list.newest = older,
         }
+        self.roster.shown_changed(user, shown);
     }
 
     fn link_newest(&mut self, key: Key) {
@@ -170,6 +172,8 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn link_between(&mut self, older: Option<Key>, key: Key, newer: Option<Key>) {
+        let user = self.roster.connections[key].user;
+        let shown = self.roster.shown_digest(user);
         match older {
             Some(older) => self.change(older, |place| place.newer = Some(key)),
             None => self.ends(key).oldest = Some(key),
@@ -179,6 +183,7 @@ impl<M: Clone> Tracker<M> {
             None => self.ends(key).newest = Some(key),
         }
         self.change(key, |place| (place.older, place.newer) = (older, newer));
+        self.roster.shown_changed(user, shown);
     }
 
     /// The ends of the list of a connection's user.

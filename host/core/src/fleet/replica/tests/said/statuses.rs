@@ -96,6 +96,29 @@ fn a_standby_that_missed_a_connect_and_heard_the_heartbeats_after_it_catches_up(
 }
 
 #[test]
+fn a_standby_that_heard_of_two_connections_the_other_way_round_catches_up() {
+    let (mut owner, mut standby) = pair_with_statuses();
+    let now = NOW + 2_000;
+    for conn in ["c2", "c3"] {
+        owner.hear(now, Kind::Connect, "ann", conn);
+    }
+    for conn in ["c3", "c2"] {
+        standby.hear(now, Kind::Connect, "ann", conn);
+    }
+    owner.tell(&mut standby, now);
+    assert!(differs(&mut owner, &mut standby, now, &["c1", "c2", "c3"]));
+    let now = NOW + 21_000;
+    standby.catch_up(&mut owner, now);
+    assert_eq!(standby.replica.connections(), owner.replica.connections());
+    // Whichever goes, the rest is the same.
+    for conn in ["c3", "c1", "c2"] {
+        both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", conn);
+        assert_eq!(standby.replica.connections(), owner.replica.connections());
+    }
+    assert_eq!(standby.replica.connections(), [0; 32]);
+}
+
+#[test]
 fn a_user_who_goes_leaves_nothing_to_compare() {
     let (mut owner, mut standby) = pair_with_statuses();
     let now = NOW + 2_000;
