@@ -9,6 +9,7 @@
 //! cautious: it takes nobody for gone whom it may not have heard, and answers no query before it has
 //! heard for a whole time-out.
 
+mod answering;
 mod catching_up;
 mod following;
 mod hearing;
@@ -25,8 +26,6 @@ use self::hearing::Hearing;
 use self::sending::Snapshots;
 use super::FleetSettings;
 use super::told::{Books, Pieces, Said};
-use crate::body::explain::ExplainReport;
-use crate::body::query::Answers;
 use crate::digest::PARTS;
 use crate::names::Names;
 use crate::record::Record;
@@ -285,8 +284,7 @@ impl Replica {
         if matches!(self.role, Role::Resign { .. }) {
             self.tell_no_more(out);
         }
-        self.is_leading = false;
-        self.stop_telling();
+        self.stop_leading();
         self.hear_by_itself(now);
         self.waits_since = None;
         self.forget_at = None;
@@ -337,6 +335,12 @@ impl Replica {
     /// The node's session is over.
     pub fn session_lost(&mut self) {
         self.until = 0;
+        self.stop_leading();
+    }
+
+    fn stop_leading(&mut self) {
+        // Who has led for so long has told of everyone.
+        self.has_ledger |= self.is_leading && self.shard.unsure_ms() == 0;
         self.is_leading = false;
         self.stop_telling();
     }
@@ -404,51 +408,6 @@ impl Replica {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Answers a viewer on users of this shard; none where another node is to be asked, or
-    /// this one doesn't know enough yet.
-    pub fn query<'a>(
-        &mut self,
-        now: u64,
-        viewer: &str,
-        users: impl Iterator<Item = &'a str>,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Out>,
-    ) -> Option<Answers> {
-        if !self.may_answer(now, out) {
-            return None;
-        }
-        let mut outputs = Vec::new();
-        let answers = self.shard.query(now, viewer, users, rules, &mut outputs);
-        self.tell(outputs, out);
-        Some(answers)
-    }
-
-    /// Explains a decision on a user of this shard; none as of [`Self::query`].
-    pub fn explain(
-        &mut self,
-        now: u64,
-        (viewer, user): (&str, &str),
-        rules: &mut dyn Rules,
-        out: &mut Vec<Out>,
-    ) -> Option<ExplainReport> {
-        if !self.may_answer(now, out) {
-            return None;
-        }
-        let mut outputs = Vec::new();
-        let report = self.shard.explain(now, viewer, user, rules, &mut outputs);
-        self.tell(outputs, out);
-        Some(report)
-    }
-
-    /// Whether it knows enough to answer: what viewers have been told. Of a shard that never had another
-    /// owner, nobody knows more. One that is its own successor knows that, though it may have missed
-    /// inputs.
-    fn may_answer(&mut self, now: u64, out: &mut Vec<Out>) -> bool {
-        self.settle(now, out);
-        let is_sure = self.shard.unsure_ms() == 0 || self.is_first;
-        self.is_leading && !self.is_behind && (is_sure || self.has_ledger)
-    }
-
     /// The epoch of what is published.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -509,9 +468,7 @@ impl Replica {
             return;
         }
         if self.is_leading {
-            self.is_leading = false;
-            self.stop_telling();
-            return;
+            return self.stop_leading();
         }
         let (epoch, before) = (*epoch, before.clone());
         if self.epoch == epoch {
@@ -528,7 +485,7 @@ impl Replica {
         let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
         self.is_first = before.epoch == 0 || (is_sure && self.is_first);
         let is_successor = self.led > 0 && self.led == before.epoch;
-        self.has_ledger = is_sure || self.is_first || (is_successor && self.has_ledger);
+        self.has_ledger = self.is_first || (is_successor && self.has_ledger);
         self.led = epoch;
         self.catching_up = None;
         self.pieces = Pieces::default();

@@ -142,6 +142,8 @@ fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
 #[test]
 fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     let (mut owner, _) = first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+    // It hasn't been unsure for long.
+    owner.replica.shard_mut().set_unsure(0);
     let ask = |side: &mut Side, at: u64| {
         let (replica, users) = (&mut side.replica, ["ann"].into_iter());
         let answers = replica.query(at, "v1", users, &mut Everyone, &mut side.out);
