@@ -52,11 +52,11 @@ struct Written<'a> {
 }
 
 impl Recorded {
-    /// Reads a line.
+    /// Reads a line. `before`: when the message of the line before arrived, for one that doesn't say when.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(line: &str) -> anyhow::Result<Self> {
+    pub fn parse(line: &str, before: Option<u64>) -> anyhow::Result<Self> {
         ensure!(
             line.trim_start().starts_with('{'),
             "a recorded line is a JSON object with `subject` and `data`"
@@ -83,6 +83,7 @@ impl Recorded {
         let at = line
             .at
             .or_else(stamp)
+            .or(before)
             .context("neither `at` nor a timestamp says when")?;
         let headers = line.headers;
         Ok(Self {
@@ -148,10 +149,12 @@ impl<'a> Capture<'a> {
     /// What is wrong with a line, or with what is done with it; the error says which.
     pub fn read(self, mut take: impl FnMut(Recorded) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let path = self.path.display();
+        let mut before = None;
         for (number, line) in self.input.lines().enumerate() {
             let line = line.with_context(|| format!("can't read {path}"))?;
             if !line.trim().is_empty() {
-                Recorded::parse(&line)
+                Recorded::parse(&line, before)
+                    .inspect(|recorded| before = Some(recorded.at))
                     .and_then(&mut take)
                     .with_context(|| format!("{path}:{}", number + 1))?;
             }
@@ -205,8 +208,15 @@ mod tests {
             let line = String::from_utf8(recorded.line().unwrap()).unwrap();
             let expected = format!("{{\"at\":5,\"subject\":\"presence.connect\",{stands}\n");
             assert_eq!(line, expected);
-            assert_eq!(Recorded::parse(&line).unwrap(), recorded);
+            assert_eq!(Recorded::parse(&line, None).unwrap(), recorded);
         }
+    }
+
+    #[test]
+    fn a_message_that_does_not_say_when_it_arrived_came_with_the_one_before() {
+        let line = r#"{"subject":"presence.connect","data":{"userId":"ann"}}"#;
+        assert_eq!(Recorded::parse(line, Some(7)).unwrap().at, 7);
+        assert!(Recorded::parse(line, None).is_err());
     }
 
     #[test]

@@ -50,12 +50,12 @@ pub fn directory(bytes: &[u8]) -> bool {
 
 /// A line of recorded traffic: what is written of it reads as the same.
 pub fn capture(line: &str) -> bool {
-    let Ok(recorded) = Recorded::parse(line) else {
+    let Ok(recorded) = Recorded::parse(line, None) else {
         return false;
     };
     let written = recorded.line().expect("what was read can be written");
     let text = String::from_utf8(written).expect("a line is text");
-    let again = Recorded::parse(&text).expect("what is written can be read");
+    let again = Recorded::parse(&text, None).expect("what is written can be read");
     // The header that says who published it isn't written.
     let again = Recorded {
         is_nodes: recorded.is_nodes,

@@ -74,8 +74,12 @@ impl Text {
     /// Whether a running node may take it in the place of what it runs by.
     ///
     /// # Errors
-    /// If it sets nothing, or has no `[[pipeline]]`, where the running one does.
+    /// If it sets nothing, or has no `[[pipeline]]`, where the running one does. What is wrong with one that
+    /// can't be read is found when it is read.
     pub fn may_follow(&self, running: &Self) -> anyhow::Result<()> {
+        if DeTable::parse(&self.0).is_err() {
+            return Ok(());
+        }
         anyhow::ensure!(
             !self.sets_nothing() || running.sets_nothing(),
             "nothing is set in the file any more: write what is to hold"
