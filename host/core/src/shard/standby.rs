@@ -170,9 +170,10 @@ impl Shard {
         self.presence.followed.is_copy = true;
     }
 
-    /// Users of whom all connections are known, though this shard is unsure.
+    /// Users whose connections are all known, though this shard is unsure; none where it isn't.
     pub fn came(&self) -> Vec<Id> {
-        self.presence.followed.came.iter().copied().collect()
+        let came = self.presence.followed.came.iter().copied();
+        came.filter(|_| self.unsure_ms() > 0).collect()
     }
 
     /// As the shard that its state is from says, all of a user's connections are known.

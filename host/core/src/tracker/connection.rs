@@ -118,7 +118,8 @@ impl<M> LiveConnection<M> {
         self.take_silence().is_some()
     }
 
-    /// What it has said of itself, as far as replicas compare it; 0 of one that was opened and has said nothing more. "Typing" ends by itself.
+    /// What it has said of itself, as far as replicas compare it; 0 of one that was opened and has said
+    /// nothing more. "Typing" ends by itself.
     pub(super) fn said(&self) -> u8 {
         let activity = match self.activity {
             None => 0,
