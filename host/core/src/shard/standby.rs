@@ -38,6 +38,15 @@ const MISSED_MAX: usize = 1_024;
 /// The id of the connection that stands for those that aren't known: no other has it.
 const EXPECTED: &str = "";
 
+/// A user who is expected.
+#[derive(Debug)]
+struct Expected {
+    /// Since when they are online, in milliseconds since the Unix epoch.
+    since: u64,
+    /// How they left, if they seem to have.
+    left: Option<Event>,
+}
+
 /// What a shard saw while it followed another one.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
@@ -48,11 +57,8 @@ pub(super) struct Followed {
     reshown: BTreeSet<Arc<str>>,
     /// Whether there may be more of them.
     is_copy: bool,
-    /// Users who are expected, and since when they are online, in milliseconds since the Unix
-    /// epoch.
-    pub(super) expected: BTreeMap<Id, u64>,
-    /// How those of them left who seem to have.
-    left: BTreeMap<Id, Event>,
+    /// Users who are expected.
+    expected: BTreeMap<Id, Expected>,
     /// Until when it is unsure, by the tracker's `heard_ms`.
     unsure_until: u64,
     /// Whether no shard was before this one.
@@ -242,7 +248,6 @@ impl Followed {
     /// All the numbers of ids in here.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         let users = self.missed.keys().chain(self.expected.keys());
-        let users = users.chain(self.left.keys());
         users.chain(&self.came).map(|user| user.0)
     }
 
@@ -258,9 +263,9 @@ impl Followed {
     /// A connection has ended, or begun, of a user who may have been expected: they left as they did when
     /// they seemed to.
     pub(super) fn is_over(&mut self, event: Event) -> Event {
-        let was_expected = self.expected.remove(&event.user).is_some();
-        match self.left.remove(&event.user) {
-            Some(left) if was_expected && event.change != Change::Online => Event {
+        let expected = self.expected.remove(&event.user);
+        match expected.and_then(|it| it.left) {
+            Some(left) if event.change != Change::Online => Event {
                 timestamp: event.timestamp,
                 ..left
             },
@@ -290,9 +295,7 @@ impl Presence {
         if expected.is_empty() {
             return None;
         }
-        let id = common.names.find(user)?;
-        let since = expected.remove(&id)?;
-        self.followed.left.remove(&id);
+        let Expected { since, .. } = expected.remove(&common.names.find(user)?)?;
         let now = common.now();
         let tracker = &mut common.tracker;
         let handled = tracker.disconnect(now, user, EXPECTED, since, Reason::Disconnect);
@@ -306,7 +309,8 @@ impl Presence {
             && let Some(Connected::Live { opened, .. }) = state
         {
             let expected = &mut self.followed.expected;
-            expected.insert(common.names.intern(user), *opened);
+            let (since, left) = (*opened, None);
+            expected.insert(common.names.intern(user), Expected { since, left });
         }
     }
 
@@ -348,8 +352,7 @@ impl Presence {
         let Some(told) = self.will_be_told(event.user) else {
             return false;
         };
-        self.expect(&told, common);
-        self.followed.left.insert(event.user, event.clone());
+        self.expect(&told, Some(event.clone()), common);
         let tracker = &mut common.tracker;
         tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
         true
@@ -378,11 +381,13 @@ impl Presence {
         until.saturating_sub(common.tracker.heard_ms())
     }
 
-    /// A connection stands for those of a user that aren't known.
-    fn expect(&mut self, event: &Event, common: &mut Common) {
+    /// A connection stands for those of a user that aren't known. `left`: how they left, if they seem to
+    /// have.
+    fn expect(&mut self, event: &Event, left: Option<Event>, common: &mut Common) {
         let now = common.now();
         let since = event.timestamp.min(common.clock.stamp());
-        self.followed.expected.insert(event.user, since);
+        let expected = &mut self.followed.expected;
+        expected.insert(event.user, Expected { since, left });
         let (tracker, metadata) = (&mut common.tracker, || event.metadata.clone());
         tracker.connect(now, event.name.as_str(), EXPECTED, since, metadata);
     }

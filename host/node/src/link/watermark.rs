@@ -13,14 +13,19 @@ pub(crate) struct Watermark {
     queue: u64,
     /// A watermark that isn't due yet, and after how many messages it is.
     pending: Option<(u64, u64)>,
-    /// For each shard, when inputs for it were dropped last, until it knows.
-    dropped_at: Vec<Option<u64>>,
-    /// For each shard, the last watermark, if it wasn't given that.
-    skipped: Vec<Option<u64>>,
-    /// For each shard, how many watermarks it gets whatever it says: it may not have handled yet what
-    /// it was handed.
-    promised: Vec<u8>,
+    shards: Vec<Shard>,
     overflow: OverflowDetector,
+}
+
+/// What is known of a shard.
+#[derive(Clone)]
+struct Shard {
+    /// When inputs for it were dropped last, until it knows.
+    dropped_at: Option<u64>,
+    /// The last watermark, if it wasn't given that.
+    skipped: Option<u64>,
+    /// How many watermarks it gets whatever it says: it may not have handled yet what it was handed.
+    promised: u8,
 }
 
 /// For how many watermarks a shard that has been handed a message gets each of them.
@@ -33,9 +38,14 @@ impl Watermark {
             received,
             queue: queue as u64,
             pending: None,
-            dropped_at: vec![None; shards],
-            skipped: vec![None; shards],
-            promised: vec![PROMISED; shards],
+            shards: vec![
+                Shard {
+                    dropped_at: None,
+                    skipped: None,
+                    promised: PROMISED,
+                };
+                shards
+            ],
             overflow: OverflowDetector::default(),
         }
     }
@@ -65,8 +75,8 @@ impl Watermark {
 
     /// Inputs for a shard were dropped.
     pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
-        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
-            *dropped_at = Some(now);
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.dropped_at = Some(now);
         }
     }
 
@@ -75,7 +85,9 @@ impl Watermark {
     /// they may have been for any shard.
     pub(crate) fn look_for_drops(&mut self, now: u64, read: u64, events: u64) {
         if self.overflow.may_have_overflowed(read, events, self.queue) {
-            self.dropped_at.fill(Some(now));
+            for shard in &mut self.shards {
+                shard.dropped_at = Some(now);
+            }
         }
     }
 
@@ -87,41 +99,38 @@ impl Watermark {
 
     /// The input that gives a shard the watermark of a time.
     pub(crate) fn input(&self, shard: usize, at: u64) -> Input {
-        match self.dropped_at.get(shard) {
-            Some(Some(_)) => Input::LostUpTo { at },
-            _ => Input::ReceivedUpTo { at },
+        let shard = self.shards.get(shard);
+        match shard.is_some_and(|it| it.dropped_at.is_some()) {
+            true => Input::LostUpTo { at },
+            false => Input::ReceivedUpTo { at },
         }
     }
 
     /// Whether a shard, which says that nothing there goes by watermarks, or that something does, gets
     /// none of this time.
     pub(crate) fn skips(&mut self, shard: usize, at: u64, goes_without: bool) -> bool {
-        let (Some(skipped), Some(promised)) =
-            (self.skipped.get_mut(shard), self.promised.get_mut(shard))
-        else {
+        let Some(shard) = self.shards.get_mut(shard) else {
             return false;
         };
-        let has_lost = self.dropped_at.get(shard).is_some_and(Option::is_some);
-        let skips = goes_without && *promised == 0 && !has_lost;
-        *promised = promised.saturating_sub(1);
-        *skipped = skips.then_some(at);
+        let skips = goes_without && shard.promised == 0 && shard.dropped_at.is_none();
+        shard.promised = shard.promised.saturating_sub(1);
+        shard.skipped = skips.then_some(at);
         skips
     }
 
     /// A shard is about to be handed a message. Says which watermark it is to get before that, if any.
     pub(crate) fn before_message(&mut self, shard: usize) -> Option<Input> {
-        if let Some(promised) = self.promised.get_mut(shard) {
-            *promised = PROMISED;
-        }
-        let at = self.skipped.get_mut(shard)?.take()?;
+        let known = self.shards.get_mut(shard)?;
+        known.promised = PROMISED;
+        let at = known.skipped.take()?;
         Some(self.input(shard, at))
     }
 
     /// A shard has the watermark of a time. What was dropped arrived before it was dropped,
     /// so the next watermark is true if this one is later than that.
     pub(crate) fn sent(&mut self, shard: usize, at: u64) {
-        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
-            dropped_at.take_if(|dropped_at| *dropped_at < at);
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.dropped_at.take_if(|dropped_at| *dropped_at < at);
         }
     }
 }

@@ -50,15 +50,7 @@ pub(crate) struct ShardFigures {
     /// Whether it is in step with its owner, which is another node of the fleet.
     pub(crate) in_step: AtomicU64,
     /// Whether nothing of it goes by the time up to which everything has been received.
-    pub(super) goes_without_clock: AtomicBool,
-}
-
-impl ShardFigures {
-    /// Whether nothing of the shard goes by the time up to which everything has been received, as far as
-    /// it has said.
-    pub(crate) fn goes_without_clock(&self) -> bool {
-        self.goes_without_clock.load(Ordering::Relaxed)
-    }
+    pub(crate) goes_without_clock: AtomicBool,
 }
 
 /// One shard.

@@ -183,7 +183,8 @@ impl Intake {
         let hears = self.router.as_ref().is_none_or(Router::hears);
         for (place, shard) in self.shards.iter().enumerate() {
             // What comes from a stream is handed over elsewhere.
-            let goes_without = !self.has_stream && shard.figures.goes_without_clock();
+            let goes_without =
+                !self.has_stream && shard.figures.goes_without_clock.load(Ordering::Relaxed);
             if hears && self.watermark.skips(place, at, goes_without) {
                 continue;
             }

@@ -58,8 +58,8 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         hear_all(scene)?;
         // What the standby is yet to be told of that is no part of the load.
         std::thread::sleep(TOLD);
-        let before = [cpu_ns(owner)?, cpu_ns(standby)?];
         let dropped_before = dropped()?;
+        let before = [cpu_ns(owner)?, cpu_ns(standby)?];
         // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
         let message = |text: &mut String, number: usize| {
             let pair = number / 2;

@@ -207,9 +207,8 @@ impl Presence {
                     self.events.queue_step(step, common);
                 }
                 _ => {
-                    self.expect(&event, common);
-                    let left = gone.map(|(gone, _)| (user, gone.clone()));
-                    self.followed.left.extend(left);
+                    let left = gone.map(|(gone, _)| gone.clone());
+                    self.expect(&event, left, common);
                 }
             },
         }
