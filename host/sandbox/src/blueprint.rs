@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::latency::{Histogram, Latency};
 use crate::manifest::{Effect, Role};
 use crate::pause::Pauser;
+use crate::pipeline::StatefulEnrichers;
 use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 
 /// A chain that has been checked: one generation of the whole pipeline.
@@ -117,6 +118,11 @@ impl Blueprint {
     pub fn pipeline(&self) -> Pipeline {
         let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
         spares.pop().unwrap_or_else(|| self.unmade())
+    }
+
+    /// What each shard that shares [`Self::pipeline`] has of its own.
+    pub fn own(&self) -> StatefulEnrichers {
+        StatefulEnrichers::new(&self.stages, self.limits)
     }
 
     fn unmade(&self) -> Pipeline {

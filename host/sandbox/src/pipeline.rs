@@ -55,6 +55,18 @@ pub struct StatefulEnrichers {
 }
 
 impl StatefulEnrichers {
+    /// Nothing of it is made yet.
+    pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Self {
+        let has_state = |stage: &&Arc<Stage>| {
+            stage.plugin.manifest.role == Role::Enricher && stage.plugin.keeps_state
+        };
+        let enrichers = stages.iter().filter(has_state);
+        Self {
+            enrichers: enrichers.map(|stage| enricher(stage, limits)).collect(),
+            replaced: 0,
+        }
+    }
+
     /// Has the enrichers take over the state of those whose place they take, which
     /// are of no use afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
@@ -72,6 +84,10 @@ impl StatefulEnrichers {
     pub fn exchange_same(&mut self, active: &mut Self) {
         exchange_same(&mut self.enrichers, &mut active.enrichers);
     }
+}
+
+fn enricher(stage: &Arc<Stage>, limits: Limits) -> Enricher {
+    Slot::new(stage, |api| api.enrich, limits)
 }
 
 /// A pipeline while it is a shard's turn.
@@ -131,10 +147,7 @@ impl Pipeline {
         };
         for stage in stages {
             match stage.plugin.manifest.role {
-                Role::Enricher => {
-                    let enricher = Slot::new(stage, |api| api.enrich, limits);
-                    pipeline.enrichers.push(enricher);
-                }
+                Role::Enricher => pipeline.enrichers.push(enricher(stage, limits)),
                 Role::Filter => {
                     let filter = Slot::new(stage, |api| api.filter, limits);
                     pipeline.filters.push(filter);
@@ -187,16 +200,6 @@ impl Pipeline {
         let redactor = self.redactor.iter().map(Slot::last_cost);
         let all = enrichers.chain(filters).chain(redactor).flatten();
         all.map(|spent| spent.memory_bytes).sum()
-    }
-
-    /// What one more shard that shares it has of its own.
-    pub fn own(&self) -> StatefulEnrichers {
-        let enrichers = self.enrichers.iter();
-        let enrichers = enrichers.filter(|enricher| enricher.stage.plugin.keeps_state);
-        StatefulEnrichers {
-            enrichers: enrichers.map(Slot::another).collect(),
-            replaced: 0,
-        }
     }
 
     /// The same for a shard's turn, with what the shard has of its own.

@@ -79,11 +79,6 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// The same stage in the same place, for another: nothing of it is made yet.
-    pub(crate) fn another(&self) -> Self {
-        Self::new(&self.stage, self.export, self.limits)
-    }
-
     /// Has its instance made now.
     pub(crate) fn make(&mut self) -> Result<(), LoadError> {
         self.instance.make()

@@ -165,6 +165,15 @@ impl HostedShard {
         }
     }
 
+    /// Its enrichers begin anew, and know nothing; what waits to be compared is not.
+    pub(super) fn reset_rules(&mut self) {
+        let beside = self.pipelines.beside.as_ref();
+        let own_beside = beside.map(|it| it.generation.blueprint.own());
+        self.own = self.pipelines.active.blueprint.own();
+        self.own_beside = own_beside.unwrap_or_default();
+        self.comparisons.clear();
+    }
+
     /// Whether it has done all that it was given before it was told to stop.
     pub(super) fn has_given_up(&self) -> bool {
         self.ending.as_ref().is_some_and(|end| end.has_given_up)

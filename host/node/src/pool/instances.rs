@@ -64,7 +64,7 @@ impl Instances {
         for generation in generations(&hosted.pipelines) {
             self.shared(tenant, hosted, generation).shards += 1;
         }
-        self.reset_shard(tenant, hosted);
+        hosted.reset_rules();
     }
 
     /// A shard goes by some pipelines no more.
@@ -123,18 +123,6 @@ impl Instances {
             }
         }
         self.leave_for(tenant, &before, Some(active));
-    }
-
-    /// A shard's enrichers begin anew, and know nothing; what waits to be compared is not.
-    pub(super) fn reset_shard(&mut self, tenant: u32, hosted: &mut HostedShard) {
-        let active = self.shared(tenant, hosted, &hosted.pipelines.active);
-        let own = active.used.borrow().pipeline.own();
-        if let Some(beside) = &hosted.pipelines.beside {
-            let beside = self.shared(tenant, hosted, &beside.generation);
-            hosted.own_beside = beside.used.borrow().pipeline.own();
-        }
-        hosted.own = own;
-        hosted.comparisons.clear();
     }
 
     /// Does something with the rules that a shard goes by. Meanwhile other tenants' shards may, too.

@@ -234,39 +234,51 @@ impl Node {
         });
         let handles = (0..shards).map(|shard| {
             let address = Address { tenant, shard };
-            let room = QueueLimits {
-                batches: 1_024,
-                input_bytes: 64 << 20,
-                questions: 16,
-            };
-            let handle = ShardHandle::new(Arc::clone(&self.mailbox), address, room);
-            let saver = saver();
-            let mut known = Shard::new(
-                Settings::default(),
-                Arc::clone(&names),
-                Arc::new(Directory::new()),
-            );
-            known.keep_records(saver.is_some());
-            let generation = Generation {
-                number: 1,
-                blueprint: Arc::clone(&self.blueprint),
-            };
-            let source = Source::new(&name, shard as usize, 1, &Subjects::new(None), false);
-            let figures = Arc::clone(&handle.figures);
-            let hosted = HostedShard::new(
-                Cell::alone(known),
-                generation,
-                Sequencer::new(source),
-                saver,
-                Arc::clone(&common),
-                figures,
-            );
-            self.mailbox
-                .put_first(address, Task::Place(Box::new(hosted)));
-            handle
+            self.place(address, 1, &names, &common, saver())
         });
         let handles = handles.collect();
         Tenant { name, handles }
+    }
+
+    /// Gives the thread one shard, which goes by that generation.
+    fn place(
+        &self,
+        address: Address,
+        number: u64,
+        names: &Arc<Names>,
+        common: &Arc<TenantContext>,
+        saver: Option<Saver>,
+    ) -> ShardHandle {
+        let room = QueueLimits {
+            batches: 1_024,
+            input_bytes: 64 << 20,
+            questions: 16,
+        };
+        let handle = ShardHandle::new(Arc::clone(&self.mailbox), address, room);
+        let mut known = Shard::new(
+            Settings::default(),
+            Arc::clone(names),
+            Arc::new(Directory::new()),
+        );
+        known.keep_records(saver.is_some());
+        let generation = Generation {
+            number,
+            blueprint: Arc::clone(&self.blueprint),
+        };
+        let name = format!("t{}", address.tenant);
+        let shard = address.shard as usize;
+        let source = Source::new(&name, shard, 1, &Subjects::new(None), false);
+        let hosted = HostedShard::new(
+            Cell::alone(known),
+            generation,
+            Sequencer::new(source),
+            saver,
+            Arc::clone(common),
+            Arc::clone(&handle.figures),
+        );
+        self.mailbox
+            .put_first(address, Task::Place(Box::new(hosted)));
+        handle
     }
 
     /// Has the thread take so many turns, or as many as there are; says how many.

@@ -288,8 +288,7 @@ impl<C: Transport> Thread<C> {
         if hosted.has_given_up() {
             return self.remove(address);
         }
-        let tenant = address.tenant;
-        self.instances.borrow_mut().reset_shard(tenant, hosted);
+        hosted.reset_rules();
         self.keep_watching(address);
     }
 

@@ -381,8 +381,7 @@ impl<C: Transport> Worker<C> {
                 "what two pipelines decide could not be compared: {}",
                 tasks::message(&*panic)
             );
-            let mut instances = self.instances.borrow_mut();
-            instances.reset_shard(address.tenant, hosted);
+            hosted.reset_rules();
         }
         hosted.has_comparisons = !hosted.comparisons.is_empty();
         if hosted.has_comparisons {

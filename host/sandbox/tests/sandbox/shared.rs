@@ -21,16 +21,16 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
     let sessions = || [configured("sessions", json!({}))];
     let before = blueprint(LIMITS, sessions(), None);
     let mut shared = before.pipeline();
-    let (mut one, mut other) = (shared.own(), shared.own());
+    let (mut one, mut other) = (before.own(), before.own());
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
     assert_eq!(online(&mut shared.lend(&mut one)), "2");
     assert_eq!(online(&mut shared.lend(&mut other)), "1");
     shared.release_unused();
     shared.release_unused();
-    let mut after = blueprint(LIMITS, sessions(), Some(&before)).pipeline();
+    let after = blueprint(LIMITS, sessions(), Some(&before));
     let mut next = after.own();
     next.take_over(&mut one);
-    assert_eq!(online(&mut after.lend(&mut next)), "3");
+    assert_eq!(online(&mut after.pipeline().lend(&mut next)), "3");
     // The other shard goes by the generation before it still.
     assert_eq!(online(&mut shared.lend(&mut other)), "2");
     assert_eq!(online(&mut shared.lend(&mut other)), "3");
@@ -38,8 +38,9 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
 
 #[test]
 fn an_enricher_that_hands_over_no_state_is_shared_and_kept() {
-    let mut shared = blueprint(LIMITS, [stage("counter")], None).pipeline();
-    let (mut one, mut other) = (shared.own(), shared.own());
+    let blueprint = blueprint(LIMITS, [stage("counter")], None);
+    let mut shared = blueprint.pipeline();
+    let (mut one, mut other) = (blueprint.own(), blueprint.own());
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
     shared.release_unused();
     shared.release_unused();
@@ -55,7 +56,7 @@ fn each_shard_notices_that_the_last_good_generation_has_taken_over() {
         Some(&before),
     );
     let mut shared = after.pipeline();
-    let (mut one, mut other) = (shared.own(), shared.own());
+    let (mut one, mut other) = (after.own(), after.own());
     for user in ["bob", "cid", "dan"] {
         let mut world = World::new(&json!({}));
         world.online(user, "{}");

@@ -24,9 +24,10 @@ fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
     let stages = vec![Stage::new(plugin, json!({}), true, None)];
     let blueprint = Blueprint::prepare(stages, node.blueprint.limits(), None);
     let blueprint = blueprint.unwrap_or_else(|problems| panic!("{problems:?}"));
+    node.blueprint = Arc::new(blueprint);
     let pipelines = Pipelines::alone(Generation {
         number: 2,
-        blueprint: Arc::new(blueprint),
+        blueprint: Arc::clone(&node.blueprint),
     });
     let address = Address { tenant, shard: 0 };
     node.mailbox.put_first(address, Task::Pipelines(pipelines));
@@ -117,6 +118,21 @@ fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on
     scene
         .node
         .until(|node| node.broker.count(ONLINE, &other) == 2);
+}
+
+#[test]
+fn a_shard_comes_to_the_thread_in_the_pause_of_another_of_its_tenant() {
+    let mut scene = scene(true);
+    let address = Address {
+        tenant: 0,
+        shard: 1,
+    };
+    let (names, common) = (Arc::default(), Arc::default());
+    let placed = scene.node.place(address, 2, &names, &common, None);
+    scene.node.worker.turn(scene.turn);
+    offer(&placed, connects(9, 1, None));
+    scene.node.work();
+    assert_eq!(scene.node.broker.count(ONLINE, &scene.busy), 3);
 }
 
 #[test]
