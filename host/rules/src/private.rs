@@ -10,6 +10,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -28,6 +29,11 @@ const STICKY: u32 = 0o1000;
 
 /// How many links a path may lead over.
 const LINKS_MAX: u32 = 40;
+
+/// How the name of a file begins that is being written, and after how long one is taken for what a
+/// process has left behind that was killed.
+const UNFINISHED: &str = ".unfinished-";
+const LEFT_BEHIND: Duration = Duration::from_secs(3_600);
 
 const KEY_BYTES: usize = 32;
 
@@ -76,13 +82,25 @@ fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Resu
 /// What is to be in a file, written beside its place and under a name of its own, where others can't
 /// read it: somebody else may be writing the same file.
 fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(ErrorKind::InvalidFilename.into());
-    };
+    let folder = path.parent().ok_or(ErrorKind::InvalidFilename)?;
     let mut named = tempfile::Builder::new();
-    let mut file = named.prefix(name).suffix(".new").tempfile_in(folder)?;
+    let mut file = named.prefix(UNFINISHED).tempfile_in(folder)?;
     file.write_all(bytes)?;
+    remove_left_behind(folder);
     Ok(file)
+}
+
+/// Removes what is left of files that processes were writing when they were killed.
+fn remove_left_behind(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        let written = entry.metadata().and_then(|about| about.modified());
+        let age = written.ok().and_then(|at| at.elapsed().ok());
+        if is_unfinished && age.is_some_and(|age| age >= LEFT_BEHIND) {
+            // Another process may have been faster.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The key in a folder, which is made when it is first asked for, and made anew if it
@@ -220,6 +238,7 @@ fn is_own(uid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{chown, symlink};
+    use std::time::SystemTime;
 
     use super::*;
 
@@ -345,6 +364,23 @@ mod tests {
             (mode(&path), &*fs::read(&path).unwrap()),
             (0o600, &b"new"[..])
         );
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_of_a_file_goes_with_the_next_one_that_is_written() {
+        let around = tempfile::tempdir().unwrap();
+        let left = |name: &str, hours: u64| {
+            let path = around.path().join(name);
+            let file = File::create(&path).unwrap();
+            let at = SystemTime::now() - Duration::from_secs(hours * 3_600);
+            file.set_modified(at).unwrap();
+            path
+        };
+        let (old, recent) = (left(".unfinished-a", 2), left(".unfinished-b", 0));
+        let other = left("notes.new", 2);
+        write(&around.path().join("epoch"), b"7").unwrap();
+        assert!(!old.exists());
+        assert!(recent.exists() && other.exists());
     }
 
     #[test]
