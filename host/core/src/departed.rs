@@ -356,6 +356,13 @@ impl Departed {
         }
     }
 
+    /// All that are stored, in no order.
+    pub(crate) fn all_stored(&self) -> impl Iterator<Item = &Departure> {
+        let last = self.places.values();
+        let last = last.filter_map(|place| self.departures.get(*place as usize));
+        last.filter(|departure| departure.is_stored())
+    }
+
     /// Those that are stored are to be read as they are now, by [`Self::read`].
     pub(crate) fn begin_reading(&mut self, moment: &Moment) {
         let mut places = RoaringBitmap::new();

@@ -275,7 +275,7 @@ impl Replica {
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.shard.restore(now, down_ms, records);
         self.shard.renew_leases(now);
-        self.books = Books::of(self.shard.ledger(), &self.names);
+        self.books = self.books_anew();
     }
 
     /// The node has another part in the shard.
@@ -493,7 +493,7 @@ impl Replica {
         (self.epoch, self.seq) = (epoch, 1);
         self.shard.renumber();
         let digest = self.ledger_digest();
-        debug_assert_eq!(digest, Books::of(self.shard.ledger(), &self.names).digest());
+        debug_assert_eq!(digest, self.books_anew().digest());
         self.say(1, Said::Begin(digest), out);
         self.shard.is_first(self.is_first);
         self.lead(now, is_sure);
@@ -538,9 +538,13 @@ impl Replica {
     /// The digest of the ledger. Books that aren't the ledger's any more are made anew.
     fn ledger_digest(&mut self) -> u64 {
         if self.books.len() != self.shard.online_users() {
-            self.books = Books::of(self.shard.ledger(), &self.names);
+            self.books = self.books_anew();
         }
         self.books.digest()
+    }
+
+    fn books_anew(&self) -> Books {
+        Books::of(self.shard.ledger(), self.shard.departures(), &self.names)
     }
 
     fn skips(&self, mutation: Mutation) -> bool {

@@ -406,12 +406,7 @@ impl Assembly {
                 Item::Record(key, value) => {
                     let record = Record::decode(&key, &value, names);
                     let mut record = record.map_err(|_| Refusal::Unreadable)?;
-                    if let Record::Ledger {
-                        entry: Some(entry), ..
-                    } = &record
-                    {
-                        self.books.put(entry, names);
-                    }
+                    self.books.put_record(&record, names);
                     record.shift(ahead_ms);
                     records.push(record);
                 }

@@ -4,8 +4,9 @@
 //! Each message has the shard, the epoch and a number, without gaps within the epoch. The first of
 //! an epoch is [`Said::Begin`]. A change is a record as a restart would use it, except that an
 //! online user's viewers are given as the difference to what was told before, with a digest of both:
-//! a correction of one viewer costs one viewer, however many there are. Of a user who comes online,
-//! all viewers are named; of one who goes, none.
+//! a correction of one viewer costs one viewer, however many there are. Those of a user who goes are
+//! kept with the departure, for as long as that is: none is named of one who goes, nor, where they are
+//! the same, of one who comes back.
 //!
 //! Where there are many heartbeats, those who follow are told of them, too, many at a time: then they
 //! needn't take them in.
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::as_bytes;
 use crate::audience::{Audience, VisitedSets};
+use crate::departed::Departure;
 use crate::digest::{PARTS, digest};
 use crate::ledger::LedgerEntry;
 use crate::names::{Id, Names};
@@ -165,44 +167,72 @@ impl Pieces {
 #[derive(Debug, Default)]
 pub struct Books {
     users: HashMap<Id, Booked, foldhash::fast::FixedState>,
-    /// The digest of all.
+    /// Of those who have gone, as far as their departures are known.
+    departed: HashMap<Id, Viewers, foldhash::fast::FixedState>,
+    /// Of those who go by the records that are being told.
+    leaving: HashMap<Id, Viewers, foldhash::fast::FixedState>,
+    /// The digest of all that is known of users.
     digest: u64,
 }
 
 #[derive(Debug)]
 struct Booked {
-    recipients: Recipients,
-    viewers: u64,
+    viewers: Viewers,
     /// What the user adds to the digest of all.
     share: u64,
 }
 
+/// The viewers of a user, and the digest of them and of what they were shown.
+#[derive(Clone, Debug, Default)]
+struct Viewers {
+    recipients: Recipients,
+    digest: u64,
+}
+
 impl Books {
-    /// Those of a ledger.
-    pub fn of<'a>(entries: impl Iterator<Item = &'a LedgerEntry>, names: &Names) -> Self {
+    /// Those of a ledger, and of departures.
+    pub fn of<'a>(
+        entries: impl Iterator<Item = &'a LedgerEntry>,
+        departures: impl Iterator<Item = &'a Departure>,
+        names: &Names,
+    ) -> Self {
         let mut books = Self::default();
-        for entry in entries {
-            books.put(entry, names);
-        }
+        entries.for_each(|entry| books.put(entry, names));
+        departures.for_each(|departure| books.put_departed(departure, names));
         books
     }
 
-    /// Notes what is in a ledger.
-    pub fn put(&mut self, entry: &LedgerEntry, names: &Names) {
-        let (key, value) = without_viewers(entry, names);
-        let recipients = entry.recipients.clone();
-        let viewers = recipients.parts().fold(0, |sum: u64, (viewers, shown)| {
-            sum.wrapping_add(viewers_digest(viewers, *shown, names))
-        });
-        self.book(entry.event.user, recipients, viewers, &key, &value);
+    /// Notes what is in a record of a ledger, or of a departure.
+    pub fn put_record(&mut self, record: &Record, names: &Names) {
+        match record {
+            Record::Ledger {
+                entry: Some(entry), ..
+            } => self.put(entry, names),
+            Record::Departed {
+                departure: Some(departure),
+                ..
+            } => self.put_departed(departure, names),
+            _ => {}
+        }
     }
 
-    /// Of how many users they are.
+    fn put(&mut self, entry: &LedgerEntry, names: &Names) {
+        let (key, value) = without_viewers(entry, names);
+        let viewers = Viewers::of(&entry.recipients, names);
+        self.book(entry.event.user, viewers, &key, &value);
+    }
+
+    fn put_departed(&mut self, departure: &Departure, names: &Names) {
+        let viewers = Viewers::of(&departure.recipients, names);
+        self.departed.insert(departure.user, viewers);
+    }
+
+    /// Of how many users they are who are online.
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether they are of nobody.
+    /// Whether they are of nobody who is online.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
@@ -211,118 +241,189 @@ impl Books {
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
         let mut seen = VisitedSets::default();
-        for (user, booked) in &self.users {
+        let online = self.users.iter().map(|(user, it)| (user, &it.viewers));
+        for (user, viewers) in online.chain(&self.departed) {
             ids.insert(user.0);
-            booked.recipients.audience().keep_in(&mut ids, &mut seen);
+            viewers.recipients.audience().keep_in(&mut ids, &mut seen);
         }
         ids
     }
 
-    /// The digest of all.
+    /// The digest of all that is known of users who are online.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// Notes a record, and writes it as the change that it is.
-    pub fn note(&mut self, record: &Record, names: &Names) -> Change {
-        let Record::Ledger { user, entry } = record else {
-            let (key, value) = record.encode(names);
-            return Change {
-                key,
-                value,
-                viewers: None,
-            };
-        };
-        let Some(entry) = entry else {
-            if let Some(id) = names.find(user.as_str()) {
-                self.forget(id);
+    /// Notes records that belong together, and writes them as the changes that they are.
+    pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<Change> {
+        let changes = records.iter().map(|record| self.note_one(record, names));
+        let changes = changes.collect();
+        self.leaving.clear();
+        changes
+    }
+
+    fn note_one(&mut self, record: &Record, names: &Names) -> Change {
+        let (key, value, viewers) = match record {
+            Record::Ledger {
+                entry: Some(entry), ..
+            } => {
+                let user = entry.event.user;
+                let (key, value) = without_viewers(entry, names);
+                let (difference, viewers) = self.difference(user, &entry.recipients, names);
+                self.book(user, viewers, &key, &value);
+                (key, Some(value), Some(difference))
             }
-            let (key, value) = record.encode(names);
-            return Change {
-                key,
-                value,
-                viewers: None,
-            };
+            Record::Departed {
+                user,
+                departure: Some(departure),
+            } => {
+                let (difference, viewers) =
+                    self.difference(departure.user, &departure.recipients, names);
+                self.departed.insert(departure.user, viewers);
+                let bare = Record::Departed {
+                    user: user.clone(),
+                    departure: Some(Departure {
+                        recipients: Recipients::default(),
+                        ..departure.clone()
+                    }),
+                };
+                let (key, value) = bare.encode(names);
+                (key, value, Some(difference))
+            }
+            other => {
+                self.forget(other, names);
+                let (key, value) = other.encode(names);
+                (key, value, None)
+            }
         };
-        let id = entry.event.user;
-        let (key, value) = without_viewers(entry, names);
-        let before = self.users.get(&id);
-        let nobody = Recipients::default();
-        let (from, before) = before.map_or((&nobody, 0), |it| (&it.recipients, it.viewers));
-        let viewers = match from.same(&entry.recipients) {
-            true => Difference {
-                before,
-                after: before,
-                lost: Vec::new(),
-                shown: Vec::new(),
-            },
-            false => difference(from, before, &entry.recipients, names),
-        };
-        self.book(id, entry.recipients.clone(), viewers.after, &key, &value);
         Change {
             key,
-            value: Some(value),
-            viewers: Some(viewers),
+            value,
+            viewers,
         }
     }
 
-    /// Takes in a change, and says which record it makes.
+    /// Takes in changes that belong together, and says which records they make.
     ///
     /// # Errors
-    /// When it doesn't fit what is known here.
-    pub fn take(&mut self, change: &Change, names: &Names) -> Result<Record, Mismatch> {
+    /// When one doesn't fit what is known here.
+    pub fn take(&mut self, changes: &[Change], names: &Names) -> Result<Vec<Record>, Mismatch> {
+        let records = changes.iter().map(|change| self.take_one(change, names));
+        let records = records.collect();
+        self.leaving.clear();
+        records
+    }
+
+    fn take_one(&mut self, change: &Change, names: &Names) -> Result<Record, Mismatch> {
         let unreadable = |_| Mismatch::Unreadable;
         let Some(value) = &change.value else {
             let record = Record::decode_gone(&change.key, names).map_err(unreadable)?;
-            if let Record::Ledger { user, .. } = &record
-                && let Some(id) = names.find(user.as_str())
-            {
-                self.forget(id);
-            }
+            self.forget(&record, names);
             return Ok(record);
         };
         let mut record = Record::decode(&change.key, value, names).map_err(unreadable)?;
-        if let Record::Ledger {
-            entry: Some(entry), ..
-        } = &mut record
-        {
-            let viewers = change.viewers.as_ref().ok_or(Mismatch::Unreadable)?;
-            let before = self.users.get(&entry.event.user);
-            let nobody = Recipients::default();
-            let (from, digest) = before.map_or((&nobody, 0), |it| (&it.recipients, it.viewers));
-            if digest != viewers.before {
-                return Err(Mismatch::Base);
-            }
-            entry.recipients = viewers.apply(from, digest, names)?;
-            let recipients = entry.recipients.clone();
-            let user = entry.event.user;
-            self.book(user, recipients, viewers.after, &change.key, value);
+        let (user, recipients) = match &mut record {
+            Record::Ledger {
+                entry: Some(entry), ..
+            } => (entry.event.user, &mut entry.recipients),
+            Record::Departed {
+                departure: Some(departure),
+                ..
+            } => (departure.user, &mut departure.recipients),
+            _ => return Ok(record),
+        };
+        let difference = change.viewers.as_ref().ok_or(Mismatch::Unreadable)?;
+        let viewers = difference.apply(self.known(user), names)?;
+        *recipients = viewers.recipients.clone();
+        match &record {
+            Record::Ledger { .. } => self.book(user, viewers, &change.key, value),
+            _ => drop(self.departed.insert(user, viewers)),
         }
         Ok(record)
     }
 
-    fn book(&mut self, user: Id, recipients: Recipients, viewers: u64, key: &[u8], value: &[u8]) {
-        let share = digest(&[key, value, &viewers.to_le_bytes()]);
-        self.digest = self.digest.wrapping_add(share);
-        let booked = Booked {
-            recipients,
-            viewers,
-            share,
+    /// The viewers of a user who were told last.
+    fn known(&self, user: Id) -> Option<&Viewers> {
+        let online = self.users.get(&user).map(|it| &it.viewers);
+        let leaving = online.or_else(|| self.leaving.get(&user));
+        leaving.or_else(|| self.departed.get(&user))
+    }
+
+    /// What differs between those who were told last and these.
+    fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (Difference, Viewers) {
+        let nobody = Viewers::default();
+        let from = self.known(user).unwrap_or(&nobody);
+        let difference = match from.recipients.same(to) {
+            true => Difference {
+                before: from.digest,
+                after: from.digest,
+                lost: Vec::new(),
+                shown: Vec::new(),
+            },
+            false => difference(&from.recipients, from.digest, to, names),
         };
+        let viewers = Viewers {
+            recipients: to.clone(),
+            digest: difference.after,
+        };
+        (difference, viewers)
+    }
+
+    fn book(&mut self, user: Id, viewers: Viewers, key: &[u8], value: &[u8]) {
+        let share = digest(&[key, value, &viewers.digest.to_le_bytes()]);
+        self.digest = self.digest.wrapping_add(share);
+        let booked = Booked { viewers, share };
         if let Some(before) = self.users.insert(user, booked) {
             self.digest = self.digest.wrapping_sub(before.share);
         }
     }
 
-    fn forget(&mut self, user: Id) {
-        if let Some(before) = self.users.remove(&user) {
-            self.digest = self.digest.wrapping_sub(before.share);
+    /// Takes note of what isn't known any more.
+    fn forget(&mut self, record: &Record, names: &Names) {
+        match record {
+            Record::Ledger { user, entry: None } => {
+                if let Some(user) = names.find(user.as_str())
+                    && let Some(before) = self.users.remove(&user)
+                {
+                    self.digest = self.digest.wrapping_sub(before.share);
+                    self.leaving.insert(user, before.viewers);
+                }
+            }
+            Record::Departed {
+                user,
+                departure: None,
+            } => {
+                if let Some(user) = names.find(user.as_str()) {
+                    self.departed.remove(&user);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Viewers {
+    fn of(recipients: &Recipients, names: &Names) -> Self {
+        let parts = recipients.parts();
+        Self {
+            recipients: recipients.clone(),
+            digest: parts.fold(0, |sum: u64, (viewers, shown)| {
+                sum.wrapping_add(viewers_digest(viewers, *shown, names))
+            }),
         }
     }
 }
 
 impl Difference {
-    fn apply(&self, from: &Recipients, digest: u64, names: &Names) -> Result<Recipients, Mismatch> {
+    /// What it makes of the viewers who were told last, if any are known.
+    fn apply(&self, known: Option<&Viewers>, names: &Names) -> Result<Viewers, Mismatch> {
+        let nobody = Viewers::default();
+        // Who told this needn't know as much of one who has gone.
+        let from = known.filter(|_| self.before != nobody.digest);
+        let from = from.unwrap_or(&nobody);
+        if from.digest != self.before {
+            return Err(Mismatch::Base);
+        }
         if self.lost.is_empty() && self.shown.is_empty() {
             return match self.before == self.after {
                 true => Ok(from.clone()),
@@ -339,19 +440,22 @@ impl Difference {
             gone = gone.union(&viewers);
             parts.push((viewers, ShownDigest::from_bytes(*shown)));
         }
-        let mut after = digest;
-        for (viewers, shown) in from.parts() {
+        let mut digest = from.digest;
+        for (viewers, shown) in from.recipients.parts() {
             let leaving = viewers.intersection(&gone);
-            after = after.wrapping_sub(viewers_digest(&leaving, *shown, names));
+            digest = digest.wrapping_sub(viewers_digest(&leaving, *shown, names));
         }
         for (viewers, shown) in &parts {
-            after = after.wrapping_add(viewers_digest(viewers, *shown, names));
+            digest = digest.wrapping_add(viewers_digest(viewers, *shown, names));
         }
-        if after != self.after {
+        if digest != self.after {
             return Err(Mismatch::Result);
         }
-        let kept = from.without(&gone);
-        Ok(Recipients::new(kept.parts().cloned().chain(parts)))
+        let kept = from.recipients.without(&gone);
+        Ok(Viewers {
+            recipients: Recipients::new(kept.parts().cloned().chain(parts)),
+            digest,
+        })
     }
 }
 

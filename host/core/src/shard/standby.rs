@@ -22,6 +22,7 @@ use super::env::Common;
 use super::messages::{is_needed, track};
 use super::presence::{Presence, statement_ended};
 use super::types::Input;
+use crate::departed::Departure;
 use crate::event::{Change, Event, Reason};
 use crate::ledger::LedgerEntry;
 use crate::message::{Message, Payload};
@@ -241,6 +242,11 @@ impl Shard {
             .users()
             .into_iter()
             .filter_map(|user| ledger.get(user))
+    }
+
+    /// The last departures of users, as far as any viewer may know of them.
+    pub fn departures(&self) -> impl Iterator<Item = &Departure> {
+        self.decisions().departed.all_stored()
     }
 }
 

@@ -189,6 +189,8 @@ fn shard_settings(options: &Options) -> Settings {
             typing_ms: TYPING_MS,
             users_max: 100,
         }),
+        // Some are forgotten while their users come back.
+        departures_max: 2,
         ..Settings::default()
     }
 }

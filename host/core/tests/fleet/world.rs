@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use presence_core::fleet::member::Key;
-use presence_core::fleet::replica::Mutation;
+use presence_core::fleet::replica::{Difference, Mutation};
 use presence_core::publish::Subject;
 
 use crate::agreement;
@@ -251,6 +251,14 @@ impl World {
             self.happen(happens);
         }
         self.end();
+        // What was told is a difference to what is held there, unless something is missing.
+        for node in &self.nodes {
+            let differed = node.process.iter().flat_map(|it| &it.differed);
+            if differed.clone().any(|it| *it == Difference::Mismatch) {
+                let what = format!("{} was told what doesn't fit what it holds", node.name);
+                self.oracle.violated(self.t, what);
+            }
+        }
         let differed = |node: &Node| node.process.as_ref().map_or(0, |it| it.differed.len());
         Report {
             caught_up: self.nodes.iter().map(differed).sum(),

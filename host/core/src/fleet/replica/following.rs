@@ -163,10 +163,8 @@ impl Replica {
     fn take_whole(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
         match said {
             Said::Changes(changes) => {
-                for change in &changes {
-                    let record = self.books.take(change, &self.names)?;
-                    self.shard.apply(record);
-                }
+                let records = self.books.take(&changes, &self.names)?;
+                records.into_iter().for_each(|it| self.shard.apply(it));
                 Ok(())
             }
             Said::Heard {

@@ -10,9 +10,7 @@ impl Replica {
         let records = self.shard.take_told();
         if !records.is_empty() {
             self.tell_news(out);
-            let (books, names) = (&mut self.books, &self.names);
-            let changes = records.iter().map(|record| books.note(record, names));
-            let changes = changes.collect();
+            let changes = self.books.note(&records, &self.names);
             self.say_next(Said::Changes(changes), out);
         }
         out.extend(outputs.into_iter().map(Out::Shard));

@@ -76,7 +76,7 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
     let snapshot = found.unwrap();
     assert_eq!((snapshot.epoch, snapshot.seq), (17, 4));
     let mut copy = snapshot.shard;
-    let books = Books::of(copy.ledger(), &names);
+    let books = Books::of(copy.ledger(), copy.departures(), &names);
     assert_eq!(snapshot.books.digest(), books.digest());
     let leases: Vec<_> = copy
         .leases()
