@@ -2,8 +2,10 @@
 //! and nobody is reported offline for it, or twice.
 
 mod bucket;
+mod closed;
 mod heartbeats;
 mod large;
+mod late;
 mod quotas;
 mod refused;
 mod subjects;

@@ -168,6 +168,32 @@ async fn tenants_come_change_rest_and_go_without_the_others() -> Result<()> {
 }
 
 #[tokio::test]
+async fn of_two_nodes_one_serves_a_tenant_and_the_command_says_that_the_other_waits() -> Result<()>
+{
+    let (mut first, one, server) = node().await?;
+    first.ready().await?;
+    let other = site(&server)?.with("node.name", "other")?;
+    let mut second = Host::spawn(&other)?;
+    second.unready().await?;
+    until_states(&other, &[("acme", "waiting")]).await?;
+    let said = done(apply(&one, &section("beta", ""))?)?;
+    let lines: Vec<_> = said.lines().filter(|it| it.contains(": beta ")).collect();
+    let is_one = |state: &str| lines.iter().filter(|it| it.contains(state)).count() == 1;
+    let is_so = lines.len() == 2 && is_one("beta serving") && is_one("beta waiting: waiting while");
+    anyhow::ensure!(is_so, "{said}");
+    let said = change(&one, "pause", "beta")?;
+    anyhow::ensure!(said.matches("beta paused").count() == 2, "{said}");
+    let said = change(&one, "resume", "beta")?;
+    anyhow::ensure!(
+        said.matches("beta waiting: waiting while").count() == 1,
+        "{said}"
+    );
+    first.stop().await?;
+    until_states(&other, &[("acme", "serving"), ("beta", "serving")]).await?;
+    second.stop().await
+}
+
+#[tokio::test]
 async fn what_a_node_refuses_is_not_written_and_the_reason_is_said() -> Result<()> {
     let (host, site, server) = node().await?;
     for (text, reason) in [

@@ -11,6 +11,9 @@ pub const SEQ: &str = "Presence-Seq";
 /// The header of an input that a router of a fleet passes on though it is one too many.
 pub const EXCESS: &str = "Presence-Excess";
 
+/// The header of an input that a router of a fleet passes on late: by how many milliseconds, at most.
+pub const DELAYED: &str = "Presence-Delayed";
+
 /// The header of a message of the input stream that a router of a fleet passes on: where it stands,
 /// and where its owner says that it has handled it.
 pub const STORED: &str = "Presence-Stored";

@@ -65,6 +65,9 @@ pub struct Message {
     /// Where it stands in the stream that it comes from; none if it comes from none, or comes in
     /// the stream's order.
     pub stored: Option<StreamPlace>,
+    /// How much later it may have arrived than others that were sent when it was, in milliseconds: as
+    /// one that a node of a fleet held while it was stopped.
+    pub delayed_ms: u64,
 }
 
 /// A place in a stream.
@@ -308,6 +311,7 @@ impl<'a> Fields<'a> {
             payload,
             raw: text.as_bytes().clone(),
             stored: None,
+            delayed_ms: 0,
         })
     }
 

@@ -17,7 +17,7 @@ use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 
 use self::order::Order;
-pub use self::order::Said;
+pub use self::order::{Periods, Said};
 
 /// What an application stated of a user.
 // Records hold it by its place: what is added comes last.
@@ -134,10 +134,10 @@ impl Statements {
     }
 
     /// It is said of a user that they are offline, or that they are online. Says whether the
-    /// opposite was said later, and arrived before, no more than `within_ms` ago.
-    pub fn overtakes(&mut self, user: Id, is_offline: bool, said: Said, within_ms: u64) -> bool {
+    /// opposite was said later, and arrived before, no longer ago than messages may be under way.
+    pub fn overtakes(&mut self, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
         let order = self.order.as_mut();
-        order.is_some_and(|order| !order.take(user, is_offline, said, within_ms))
+        order.is_some_and(|order| !order.take(user, is_offline, said, periods))
     }
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].

@@ -238,7 +238,6 @@ fn is_own(uid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{chown, symlink};
-    use std::time::SystemTime;
 
     use super::*;
 
@@ -372,7 +371,8 @@ mod tests {
         let left = |name: &str, hours: u64| {
             let path = around.path().join(name);
             let file = File::create(&path).unwrap();
-            let at = SystemTime::now() - Duration::from_secs(hours * 3_600);
+            let now = file.metadata().unwrap().modified().unwrap();
+            let at = now - Duration::from_secs(hours * 3_600);
             file.set_modified(at).unwrap();
             path
         };

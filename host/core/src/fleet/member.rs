@@ -82,12 +82,13 @@ pub struct Member {
     lease: Lease,
     nodes: BTreeMap<Arc<str>, Known<NodeEntry>>,
     shards: Vec<ShardView>,
-    /// The nodes that live and stay, in a stable order.
-    candidates: Vec<Arc<str>>,
+    /// The nodes that live and stay, in a stable order, and whether each is closed.
+    candidates: Vec<(Arc<str>, bool)>,
     /// The writes whose outcome isn't known, and what they are.
     writes: BTreeMap<u64, Write>,
     write_id: u64,
     leaving: Leaving,
+    is_closed: bool,
     /// When to delete the lease at the earliest, in order to leave.
     farewell_from: u64,
     /// Whether it has tried to: it has no part in any shard any more.
@@ -131,6 +132,7 @@ impl Member {
             writes: BTreeMap::new(),
             write_id: 0,
             leaving: Leaving::Stays,
+            is_closed: false,
             farewell_from: 0,
             is_retired: false,
             until: None,
@@ -142,6 +144,11 @@ impl Member {
     /// As its fleet places shards: all its nodes have the same number.
     pub fn placed_by(self, placement: u64) -> Self {
         Self { placement, ..self }
+    }
+
+    /// As one that is closed, or not, before anything else: see [`Self::set_closed`].
+    pub fn begins_closed(self, is_closed: bool) -> Self {
+        Self { is_closed, ..self }
     }
 
     /// A key has changed: its value is this, or none if it was deleted. Changes that are seen
@@ -228,6 +235,17 @@ impl Member {
             view.resigned(epoch, seq);
         }
         self.review(now);
+    }
+
+    /// Whether the node can decide on nobody, as one without a directory: shards are other nodes', as long
+    /// as there is one that can. Says whether that is new.
+    pub fn set_closed(&mut self, now: u64, is_closed: bool) -> bool {
+        let is_new = std::mem::replace(&mut self.is_closed, is_closed) != is_closed;
+        if is_new {
+            self.lease.write_again();
+            self.review(now);
+        }
+        is_new
     }
 
     /// The node is to leave: it hands over what it owns, and then says [`Output::Left`].
@@ -398,6 +416,7 @@ impl Member {
                     session: self.session,
                     count,
                     leaving: self.leaving != Leaving::Stays,
+                    closed: self.is_closed,
                 };
                 let key = Key::Node(Arc::clone(&self.name));
                 self.write(Write::Renewal(count), key, Some(entry.to_json()), revision);
@@ -445,13 +464,14 @@ impl Member {
 
     fn review_shards(&mut self, now: u64) {
         let is_held = self.lease.until().is_some_and(|until| now < until);
-        let candidates = self.nodes.iter().filter(|(_, known)| {
-            let entry = known.entry.as_ref();
-            entry.is_some_and(|entry| !entry.leaving)
+        let candidates = self.nodes.iter().filter_map(|(node, known)| {
+            let entry = known.entry.as_ref().filter(|entry| !entry.leaving)?;
+            Some((node, entry.closed))
         });
-        let candidates = candidates.map(|(node, _)| node);
-        if !candidates.clone().eq(&self.candidates) {
-            self.candidates = candidates.cloned().collect();
+        let known = self.candidates.iter().map(|(node, closed)| (node, *closed));
+        if !candidates.clone().eq(known) {
+            let candidates = candidates.map(|(node, closed)| (Arc::clone(node), closed));
+            self.candidates = candidates.collect();
             for shard in &mut self.shards {
                 shard.rank(self.placement, &self.candidates);
             }

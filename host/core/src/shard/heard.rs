@@ -201,7 +201,7 @@ impl Shard {
                         conn: part(conn),
                         metadata: metadata.map(part),
                     };
-                    presence.tracked(user, timestamp, &payload, handled, common);
+                    presence.tracked(user, (timestamp, 0), &payload, handled, common);
                 }
                 Entry::Expired {
                     user,

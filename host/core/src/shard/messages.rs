@@ -11,7 +11,7 @@ use crate::json;
 use crate::message::{Message, Payload, Redrive, Rejection, StatedReason, StreamPlace};
 use crate::metadata::Metadata;
 use crate::quota::Quota;
-use crate::statements::Said;
+use crate::statements::{Periods, Said};
 use crate::tracker::{Effect, InputResult, Transition};
 
 /// After which part of its lease a connection's heartbeat is taken though there have been too
@@ -51,7 +51,9 @@ impl Presence {
             payload,
             raw: _,
             stored,
+            delayed_ms,
         } = message;
+        let sent = (timestamp, delayed_ms);
         let common = &mut *env.common;
         if common.has_taken(&user, &payload, stored) {
             return Outcome::Taken;
@@ -63,7 +65,7 @@ impl Presence {
         }
         common.counters.taken(payload.kind());
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && self.is_overtaken(&user, timestamp, &payload, common)
+            && self.is_overtaken(&user, sent, &payload, common)
         {
             common.counters.stale += 1;
             return Outcome::Ignored(ignored(user, timestamp, payload));
@@ -106,7 +108,7 @@ impl Presence {
             self.end_stated_online(&user, common);
             self.is_heard_from(&user, common);
         }
-        let lifted = self.lifts_offline(&user, timestamp, &payload, common);
+        let lifted = self.lifts_offline(&user, sent, &payload, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
             if came && handled.effect == Effect::Opened {
@@ -124,11 +126,12 @@ impl Presence {
     }
 
     /// Whether the opposite of what a message says of a user was sent after it, though it arrived
-    /// before. Nodes of a fleet pass messages on side by side.
+    /// before. Nodes of a fleet pass messages on side by side. It was sent at that time, and may be
+    /// late by so much.
     pub(super) fn is_overtaken(
         &mut self,
         user: &str,
-        timestamp: u64,
+        (timestamp, delayed_ms): (u64, u64),
         payload: &Payload,
         common: &Common,
     ) -> bool {
@@ -140,22 +143,27 @@ impl Presence {
             timestamp,
             latest: common.clock.stamp().saturating_add(AHEAD_MS),
             at: common.now(),
+            delayed_ms,
         };
-        let within_ms = common.settings.tracker.reorder_ms;
+        let tracker = &common.settings.tracker;
+        let periods = Periods {
+            within_ms: tracker.reorder_ms,
+            kept_ms: tracker.timeout_ms,
+        };
         let user = common.names.intern(user);
-        self.statements.overtakes(user, is_offline, said, within_ms)
+        self.statements.overtakes(user, is_offline, said, periods)
     }
 
     /// Whether a message is a connect by which an application's offline holds no longer.
     pub(super) fn lifts_offline(
         &mut self,
         user: &str,
-        timestamp: u64,
+        sent: (u64, u64),
         payload: &Payload,
         common: &mut Common,
     ) -> bool {
         matches!(payload, Payload::Connect { .. })
-            && !self.is_overtaken(user, timestamp, payload, common)
+            && !self.is_overtaken(user, sent, payload, common)
             && self.clear_stated_offline(user, common)
     }
 

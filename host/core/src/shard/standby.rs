@@ -405,13 +405,15 @@ impl Presence {
             payload,
             raw: _,
             stored,
+            delayed_ms,
         } = message;
+        let sent = (timestamp, delayed_ms);
         if common.has_taken(&user, &payload, stored) {
             return;
         }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && (self.refuse_statement(&user, common).is_some()
-                || self.is_overtaken(&user, timestamp, &payload, common))
+                || self.is_overtaken(&user, sent, &payload, common))
         {
             return;
         }
@@ -423,7 +425,7 @@ impl Presence {
                 return;
             }
         };
-        self.tracked(&user, timestamp, &payload, handled, common);
+        self.tracked(&user, sent, &payload, handled, common);
     }
 
     /// A message is to be handled again. Where its connection is as the message makes it already, the
@@ -451,7 +453,7 @@ impl Presence {
     pub(super) fn tracked(
         &mut self,
         user: &str,
-        timestamp: u64,
+        sent: (u64, u64),
         payload: &Payload,
         handled: InputResult<Metadata>,
         common: &mut Common,
@@ -462,13 +464,13 @@ impl Presence {
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
-            updates.take(user, conn, timestamp, metadata, common);
+            updates.take(user, conn, sent.0, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.end_stated_online(user, common);
             self.is_heard_from(user, common);
         }
-        if self.lifts_offline(user, timestamp, payload, common) {
+        if self.lifts_offline(user, sent, payload, common) {
             self.followed.is_back(common.names.intern(user), user);
         }
         if let Some(transition) = handled.transition {

@@ -8,6 +8,9 @@
 //!
 //! What one sender says of the future was said when it arrived. Where both do, it is this node's clock
 //! that is behind.
+//!
+//! A node that was stopped passes on what it held when it goes on. It says how late that may be, and so
+//! much longer may the message have been under way.
 
 use std::collections::VecDeque;
 
@@ -24,6 +27,17 @@ pub struct Said {
     pub latest: u64,
     /// When it arrived, by the monotonic time.
     pub at: u64,
+    /// How much later that may be than of other messages, in milliseconds.
+    pub delayed_ms: u64,
+}
+
+/// How long what is said may be under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Periods {
+    /// As a rule, in milliseconds.
+    pub within_ms: u64,
+    /// If it is said to be late: for so long it is remembered what was said.
+    pub kept_ms: u64,
 }
 
 impl Said {
@@ -56,8 +70,16 @@ struct Newest {
 
 impl Order {
     /// Takes what is said of a user. Says whether it counts: the opposite was not said later.
-    pub(super) fn take(&mut self, user: Id, is_offline: bool, said: Said, within_ms: u64) -> bool {
-        self.forget(said.at, within_ms);
+    pub(super) fn take(
+        &mut self,
+        user: Id,
+        is_offline: bool,
+        said: Said,
+        periods: Periods,
+    ) -> bool {
+        let kept_ms = periods.kept_ms.max(periods.within_ms);
+        self.forget(said.at, kept_ms);
+        let within_ms = periods.within_ms.saturating_add(said.delayed_ms);
         let is_new = !self.users.contains_key(&user);
         let newest = self.users.entry(user).or_default();
         let (same, opposite) = match is_offline {
@@ -89,15 +111,15 @@ impl Order {
     }
 
     /// Forgets what decides nothing any more.
-    fn forget(&mut self, now: u64, within_ms: u64) {
+    fn forget(&mut self, now: u64, kept_ms: u64) {
         while let Some((at, user)) = self.looks.front().copied() {
-            if now <= at.saturating_add(within_ms) {
+            if now <= at.saturating_add(kept_ms) {
                 return;
             }
             self.looks.pop_front();
             let newest = self.users.get(&user).copied().unwrap_or_default();
             let last = newest.online.at.max(newest.offline.at);
-            match now <= last.saturating_add(within_ms) {
+            match now <= last.saturating_add(kept_ms) {
                 true => self.looks.push_back((last, user)),
                 false => {
                     self.users.remove(&user);
@@ -113,13 +135,17 @@ mod tests {
 
     const ANN: Id = Id(1);
     const BOB: Id = Id(2);
-    const WITHIN_MS: u64 = 2_000;
+    const PERIODS: Periods = Periods {
+        within_ms: 2_000,
+        kept_ms: 9_000,
+    };
 
     fn said(timestamp: u64, at: u64) -> Said {
         Said {
             timestamp,
             latest: u64::MAX,
             at,
+            delayed_ms: 0,
         }
     }
 
@@ -128,6 +154,7 @@ mod tests {
             timestamp,
             latest,
             at,
+            delayed_ms: 0,
         }
     }
 
@@ -138,11 +165,11 @@ mod tests {
             ((true, 900_010), (false, 900_011)),
         ] {
             let mut order = Order::default();
-            assert!(order.take(ANN, second.0, heard(second.1, 600, 100), WITHIN_MS));
-            assert!(!order.take(ANN, first.0, heard(first.1, 601, 101), WITHIN_MS));
+            assert!(order.take(ANN, second.0, heard(second.1, 600, 100), PERIODS));
+            assert!(!order.take(ANN, first.0, heard(first.1, 601, 101), PERIODS));
             let mut order = Order::default();
-            assert!(order.take(ANN, first.0, heard(first.1, 600, 100), WITHIN_MS));
-            assert!(order.take(ANN, second.0, heard(second.1, 601, 101), WITHIN_MS));
+            assert!(order.take(ANN, first.0, heard(first.1, 600, 100), PERIODS));
+            assert!(order.take(ANN, second.0, heard(second.1, 601, 101), PERIODS));
         }
     }
 
@@ -150,48 +177,66 @@ mod tests {
     fn senders_whose_clocks_differ_by_more_than_messages_are_under_way_count_as_they_arrive() {
         // One is a minute behind, and hides somebody who came just before.
         let mut order = Order::default();
-        assert!(order.take(ANN, false, heard(900_000, 900_100, 100), WITHIN_MS));
-        assert!(order.take(ANN, true, heard(840_500, 900_600, 600), WITHIN_MS));
+        assert!(order.take(ANN, false, heard(900_000, 900_100, 100), PERIODS));
+        assert!(order.take(ANN, true, heard(840_500, 900_600, 600), PERIODS));
         // One is ahead by less than that.
         let mut order = Order::default();
-        assert!(order.take(ANN, false, heard(901_000, 900_100, 100), WITHIN_MS));
-        assert!(order.take(ANN, true, heard(900_500, 900_600, 600), WITHIN_MS));
+        assert!(order.take(ANN, false, heard(901_000, 900_100, 100), PERIODS));
+        assert!(order.take(ANN, true, heard(900_500, 900_600, 600), PERIODS));
         // Of the same kind, the later one counts by the same.
-        assert!(order.take(ANN, false, heard(900_600, 900_700, 700), WITHIN_MS));
-        assert!(!order.take(ANN, true, heard(900_590, 900_710, 710), WITHIN_MS));
+        assert!(order.take(ANN, false, heard(900_600, 900_700, 700), PERIODS));
+        assert!(!order.take(ANN, true, heard(900_590, 900_710, 710), PERIODS));
     }
 
     #[test]
     fn what_was_said_later_counts_in_whatever_order_it_arrives() {
         for (first, second) in [((false, 10), (true, 11)), ((true, 10), (false, 11))] {
             let mut order = Order::default();
-            assert!(order.take(ANN, first.0, said(first.1, 100), WITHIN_MS));
-            assert!(order.take(ANN, second.0, said(second.1, 101), WITHIN_MS));
+            assert!(order.take(ANN, first.0, said(first.1, 100), PERIODS));
+            assert!(order.take(ANN, second.0, said(second.1, 101), PERIODS));
             let mut order = Order::default();
-            assert!(order.take(ANN, second.0, said(second.1, 100), WITHIN_MS));
-            assert!(!order.take(ANN, first.0, said(first.1, 101), WITHIN_MS));
+            assert!(order.take(ANN, second.0, said(second.1, 100), PERIODS));
+            assert!(!order.take(ANN, first.0, said(first.1, 101), PERIODS));
             // Another user's order is their own.
-            assert!(order.take(BOB, first.0, said(first.1, 101), WITHIN_MS));
+            assert!(order.take(BOB, first.0, said(first.1, 101), PERIODS));
         }
     }
 
     #[test]
     fn of_the_same_time_the_offline_is_the_later_one() {
         let mut order = Order::default();
-        assert!(order.take(ANN, false, said(10, 100), WITHIN_MS));
-        assert!(order.take(ANN, true, said(10, 101), WITHIN_MS));
-        assert!(!order.take(ANN, false, said(10, 102), WITHIN_MS));
+        assert!(order.take(ANN, false, said(10, 100), PERIODS));
+        assert!(order.take(ANN, true, said(10, 101), PERIODS));
+        assert!(!order.take(ANN, false, said(10, 102), PERIODS));
     }
 
     #[test]
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
         let mut order = Order::default();
-        assert!(order.take(ANN, true, said(10, 100), WITHIN_MS));
-        assert!(!order.take(ANN, false, said(10, 2_100), WITHIN_MS));
-        assert!(order.take(ANN, false, said(10, 2_101), WITHIN_MS));
+        assert!(order.take(ANN, true, said(10, 100), PERIODS));
+        assert!(!order.take(ANN, false, said(10, 2_100), PERIODS));
+        assert!(order.take(ANN, false, said(10, 2_101), PERIODS));
         assert_eq!(order.ids().count(), 1);
-        assert!(order.take(BOB, false, said(9, 9_000), WITHIN_MS));
+        assert!(order.take(BOB, false, said(9, 11_102), PERIODS));
         assert_eq!(order.ids().collect::<Vec<_>>(), [BOB.0]);
         assert_eq!(order.looks.len(), 1);
+    }
+
+    #[test]
+    fn what_a_stopped_node_held_counts_by_when_it_was_said() {
+        let late = |timestamp, at, delayed_ms| Said {
+            delayed_ms,
+            ..said(timestamp, at)
+        };
+        for is_offline in [true, false] {
+            let mut order = Order::default();
+            assert!(order.take(ANN, is_offline, said(900_300, 400), PERIODS));
+            assert!(!order.take(ANN, !is_offline, late(900_000, 7_000, 6_900), PERIODS));
+            // Later than anything else that was said: it may be that nobody else knows.
+            assert!(order.take(ANN, !is_offline, late(900_400, 7_000, 6_900), PERIODS));
+            assert!(order.take(BOB, !is_offline, late(900_000, 7_000, 6_900), PERIODS));
+            // What was said since is forgotten after a while.
+            assert!(order.take(ANN, is_offline, late(900_200, 16_001, 15_900), PERIODS));
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::world::CALM_FROM;
 pub(crate) const REPEAT_MS: u64 = 450;
 
 /// For how long a router that is stopped may hold a statement that is not repeated any more.
-const HELD_MS: u64 = 6_000;
+const HELD_MS: u64 = 2_500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stated {

@@ -334,6 +334,7 @@ impl User {
             payload: payload(conn_id(conn).into()),
             raw: Bytes::new(),
             stored: None,
+            delayed_ms: 0,
         }
     }
 }

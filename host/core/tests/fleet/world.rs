@@ -424,10 +424,14 @@ impl World {
         for sent in held {
             self.send(node, sent);
         }
+        let stopped_ms = self.t - self.nodes[node].stopped_at;
         // It may be stopped once more by what it does then.
         while self.nodes[node].is_running()
-            && let Some(arrival) = self.nodes[node].waiting.pop_front()
+            && let Some(mut arrival) = self.nodes[node].waiting.pop_front()
         {
+            if let Arrival::Routed(message) = &mut arrival {
+                message.delayed_ms += stopped_ms;
+            }
             self.arrive(node, arrival);
         }
     }

@@ -96,7 +96,7 @@ impl DirectoryHealth {
     }
 
     /// Whether the directory in force holds something.
-    pub(super) fn holds_something(&self) -> bool {
+    pub(crate) fn holds_something(&self) -> bool {
         self.holds.load(Ordering::Relaxed)
     }
 

@@ -79,6 +79,9 @@ struct Gains {
     since: u64,
 }
 
+/// Whether the node can decide on nobody.
+pub(crate) type IsClosed = Box<dyn Fn() -> bool + Send>;
+
 /// What drives the member.
 struct Driver {
     fleet: Arc<Fleet>,
@@ -91,6 +94,7 @@ struct Driver {
     broker: Arc<BrokerHealth>,
     /// Up to when everything has been heard.
     heard: watch::Receiver<u64>,
+    is_closed: IsClosed,
     subjects: Subjects,
     shards: Shards,
     parts: PartSender,
@@ -123,6 +127,7 @@ pub(crate) async fn start(
     subjects: Subjects,
     (shards, parts): (Shards, PartSender),
     (connects, heard, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
+    is_closed: IsClosed,
 ) -> anyhow::Result<()> {
     let FleetStart {
         fleet,
@@ -136,8 +141,9 @@ pub(crate) async fn start(
     let messages = messages.await?;
     // No other run of the node ever had this number.
     let session = clock::wall_now_us();
-    let member =
-        Member::new(fleet.settings, &fleet.node, session, fleet.shards).placed_by(layout.placement);
+    let member = Member::new(fleet.settings, &fleet.node, session, fleet.shards)
+        .placed_by(layout.placement)
+        .begins_closed(is_closed());
     let driver = Driver {
         roles: (0..fleet.shards)
             .map(|_| (Role::None, Listening::No))
@@ -151,6 +157,7 @@ pub(crate) async fn start(
         connection: connection.clone(),
         broker,
         heard,
+        is_closed,
         subjects,
         shards,
         parts,
@@ -211,6 +218,16 @@ impl Driver {
     /// Looks at what has fallen due, and carries out all that the member wants.
     fn look(&mut self) {
         let now = clock::now_ms();
+        let is_closed = (self.is_closed)();
+        if self.member.set_closed(now, is_closed) {
+            match is_closed {
+                true => tracing::warn!(
+                    "this node can decide on nobody, as /readyz says: its shards are handed over to nodes \
+                     that can, if there are any"
+                ),
+                false => tracing::info!("this node can decide again, and takes its shards"),
+            }
+        }
         self.member.advance(now);
         loop {
             let outputs: Vec<_> = self.member.outputs().collect();

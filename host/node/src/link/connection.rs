@@ -242,18 +242,24 @@ impl Incoming {
         self.0.headers.is_some()
     }
 
-    /// The same with a header that says that it is so, or without one, whatever its sender wrote.
-    pub(crate) fn marked(mut self, name: &'static str, is_so: bool) -> Self {
-        let is_it = |it: &HeaderName| AsRef::<str>::as_ref(it).eq_ignore_ascii_case(name);
+    /// The same with these marks in its headers, those that have a value, and without the others,
+    /// whatever its sender wrote.
+    pub(crate) fn marked(mut self, marks: &[(&'static str, Option<String>)]) -> Self {
+        let is_mark = |it: &HeaderName| {
+            let it: &str = it.as_ref();
+            marks.iter().any(|(name, _)| it.eq_ignore_ascii_case(name))
+        };
         let headers = self.0.headers.take().unwrap_or_default();
         let mut kept = HeaderMap::new();
-        for (name, values) in headers.iter().filter(|(it, _)| !is_it(it)) {
+        for (name, values) in headers.iter().filter(|(it, _)| !is_mark(it)) {
             for value in values {
                 kept.append(name.clone(), value.clone());
             }
         }
-        if is_so {
-            kept.insert(name, "1");
+        for (name, value) in marks {
+            if let Some(value) = value {
+                kept.insert(*name, value.as_str());
+            }
         }
         self.0.headers = (!kept.is_empty()).then_some(kept);
         self
@@ -292,6 +298,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("presence-excess", "1");
         headers.append("Presence-Excess", "0");
+        headers.append("Presence-Delayed", "9");
         headers.append("traceparent", "00-1");
         let message = |headers: &HeaderMap| {
             Incoming(Message {
@@ -305,9 +312,15 @@ mod tests {
             })
         };
         for is_so in [true, false] {
-            let marked = message(&headers).marked("Presence-Excess", is_so);
+            let marks = [
+                ("Presence-Excess", is_so.then(|| "1".into())),
+                ("Presence-Delayed", is_so.then(|| "2500".into())),
+            ];
+            let marked = message(&headers).marked(&marks);
             let mark = marked.header("Presence-Excess");
             assert_eq!(mark, is_so.then_some("1"));
+            let mark = marked.header("Presence-Delayed");
+            assert_eq!(mark, is_so.then_some("2500"));
             assert_eq!(marked.header("traceparent"), Some("00-1"));
         }
     }

@@ -267,6 +267,7 @@ impl ServingTurn {
                 self.shared.serves.store(true, Ordering::Relaxed);
                 found = self.ask().await;
                 if matches!(found, HelloResult::Nobody | HelloResult::Unanswered) {
+                    board.set_yields(false);
                     return;
                 }
                 self.shared.serves.store(false, Ordering::Relaxed);
@@ -274,6 +275,7 @@ impl ServingTurn {
             match found {
                 HelloResult::Other(other) => {
                     unanswered = 0;
+                    board.set_yields(true);
                     let how = match (self.shared.me.fleet, other.fleet) {
                         (true, true) => "give one another [node] name",
                         (true, false) | (false, true) => "have both be of the fleet ([fleet])",
@@ -287,6 +289,7 @@ impl ServingTurn {
                     before_me = other.id;
                 }
                 HelloResult::Unknown(why) => {
+                    board.set_yields(false);
                     board.wait_for(format!(
                         "waiting to know whether another node serves: {why}"
                     ));

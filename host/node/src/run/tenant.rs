@@ -411,7 +411,10 @@ impl TenantParts {
             let broker = (&*connection, Arc::clone(&broker));
             let shards = (tenant.shards.clone(), parts);
             let links = (connects.clone(), heard.clone(), tasks);
-            fleet::driver::start(start, broker, tenant.subjects.clone(), shards, links).await?;
+            let known = Arc::clone(status);
+            let is_closed = Box::new(move || known.is_closed());
+            let subjects = tenant.subjects.clone();
+            fleet::driver::start(start, broker, subjects, shards, links, is_closed).await?;
         }
         let (stop, stopping) = oneshot::channel();
         readers.add(stop, tasks.spawn("questions", asks.read(stopping)));

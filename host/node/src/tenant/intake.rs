@@ -179,6 +179,9 @@ impl Intake {
 
     /// Gives the shards the watermark of a time. One that has no room for it gets the next.
     fn send_watermark(&mut self, at: u64) {
+        if let Some(router) = &mut self.router {
+            router.heard(at);
+        }
         // What others say may not reach this node.
         let hears = self.router.as_ref().is_none_or(Router::hears);
         for (place, shard) in self.shards.iter().enumerate() {
@@ -233,8 +236,8 @@ impl Intake {
         let tracer = self.tracer.as_ref();
         let messages = (&self.messages_rate, now.saturating_mul(1_000_000));
         let mut router = self.router.as_mut();
-        if let Some(router) = &router {
-            router.begin();
+        if let Some(router) = &mut router {
+            router.begin(now);
         }
         let (inputs, mut bytes) = (Cell::new(0), 0);
         let mut add = |received: &Incoming, sorted: Sorted| {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use presence_config::causes::Causes;
 use presence_config::subjects::{
-    CUT, EXCESS, FLEET_QUEUE, REDRIVE, STORED, ShardMessage, Subjects,
+    CUT, DELAYED, EXCESS, FLEET_QUEUE, REDRIVE, STORED, ShardMessage, Subjects,
 };
 use presence_core::Input;
 use presence_core::fleet::hash;
@@ -37,6 +37,10 @@ use crate::pool::{self, FleetTask, Shards};
 /// How often the log tells of messages on a wrong shard's subject, or of another stream.
 const WRONG_TOLD_MS: u64 = 10_000;
 
+/// From how late on a message that is passed on is said to be late, in milliseconds. As a rule it isn't known that
+/// any is earlier than the last time at which the broker was heard, which is asked several times a second.
+const LATE_MS: u64 = 1_000;
+
 /// Sorts what comes in for a node of a fleet.
 pub(crate) struct Router {
     fleet: Arc<Fleet>,
@@ -55,6 +59,10 @@ pub(crate) struct Router {
     passed_on: Vec<PassedOn>,
     wrong: LogLimiter,
     other_stream: LogLimiter,
+    /// Up to when everything has been received, by the host's clock; none if nothing is known of it.
+    heard_at: Option<u64>,
+    /// How late what is sorted may be, in milliseconds; 0 if it isn't late.
+    late_ms: u64,
     /// How many messages the tenant may send, and this node's part of it.
     messages: Rate,
     part: Rate,
@@ -65,6 +73,27 @@ enum PassedOn {
     One(Destination, Incoming),
     /// Heartbeats.
     Together(Destination, Bytes),
+}
+
+/// How a message is sent to a shard.
+#[derive(Clone, Copy)]
+struct Sent {
+    shard: u32,
+    /// Whether it is one too many.
+    is_excess: bool,
+    /// How late it may be, in milliseconds; 0 if it isn't late.
+    late_ms: u64,
+}
+
+impl Sent {
+    /// As most are.
+    fn to(shard: u32) -> Self {
+        Self {
+            shard,
+            is_excess: false,
+            late_ms: 0,
+        }
+    }
 }
 
 /// An input for one of the node's shards.
@@ -131,13 +160,22 @@ impl Router {
             passed_on: Vec::new(),
             wrong: LogLimiter::default(),
             other_stream: LogLimiter::default(),
+            heard_at: None,
+            late_ms: 0,
             messages,
             part: Rate::default(),
         }
     }
 
+    /// Everything has been received up to this time.
+    pub(super) fn heard(&mut self, at: u64) {
+        self.heard_at = Some(at);
+    }
+
     /// Messages are to be sorted. The nodes that live take in as many each.
-    pub(super) fn begin(&self) {
+    pub(super) fn begin(&mut self, now: u64) {
+        let since_heard = self.heard_at.map(|at| now.saturating_sub(at));
+        self.late_ms = since_heard.filter(|ms| *ms > LATE_MS).unwrap_or(0);
         let nodes = self.fleet.nodes().len();
         self.part.be_part_of(&self.messages, nodes as u64);
     }
@@ -173,10 +211,15 @@ impl Router {
         let is_excess = kind.is_some() && !self.part.take(now_ns);
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         let is_heartbeat = kind == Some(Kind::Heartbeat);
+        let late_ms = self.late_ms;
         let is_told = is_heartbeat && !self.fleet.takes_heartbeats(shard);
         if !is_told && self.fleet.has_part(shard) {
-            let input = self.input((shard, kind, is_excess), &received, replies, limits);
-            if let Some(input) = input {
+            let sent = Sent {
+                shard,
+                is_excess,
+                late_ms,
+            };
+            if let Some(input) = self.input(kind, sent, &received, replies, limits) {
                 put(
                     &received,
                     Sorted::new(shard as usize, input, received.bytes()),
@@ -210,7 +253,7 @@ impl Router {
             ShardMessage::Heartbeats => {
                 for body in Waiting::bodies(received.payload()) {
                     let bytes = body.len();
-                    let input = self.message((shard, Kind::Heartbeat, false), body, None, limits);
+                    let input = self.message(Kind::Heartbeat, Sent::to(shard), body, None, limits);
                     put(received, Sorted::new(shard as usize, input, bytes));
                 }
                 return;
@@ -218,10 +261,15 @@ impl Router {
             ShardMessage::Input(kind) => {
                 // The router that it came by has said so: the owner and its standbys
                 // are to take it for the same.
-                let is_excess = received.header(EXCESS).is_some();
-                self.input((shard, Some(kind), is_excess), received, replies, limits)
+                let late_ms = received.header(DELAYED).and_then(|it| it.parse().ok());
+                let sent = Sent {
+                    shard,
+                    is_excess: received.header(EXCESS).is_some(),
+                    late_ms: late_ms.unwrap_or(0),
+                };
+                self.input(Some(kind), sent, received, replies, limits)
             }
-            ShardMessage::Redrive => self.input((shard, None, false), received, replies, limits),
+            ShardMessage::Redrive => self.input(None, Sent::to(shard), received, replies, limits),
             ShardMessage::Stored(kind) => {
                 return self.sort_stored((shard, kind), received, limits, put);
             }
@@ -285,8 +333,12 @@ impl Router {
         let destinations = self.destinations.get(shard as usize);
         let destination = destinations.and_then(|them| them.get(number)).cloned();
         // Only a router says so.
-        let message = match is_excess || received.has_headers() {
-            true => received.marked(EXCESS, is_excess),
+        let is_late = self.late_ms > 0 && kind != Some(Kind::Heartbeat);
+        let message = match is_excess || is_late || received.has_headers() {
+            true => received.marked(&[
+                (EXCESS, is_excess.then(|| "1".into())),
+                (DELAYED, is_late.then(|| self.late_ms.to_string())),
+            ]),
             false => received,
         };
         self.passed_on
@@ -435,7 +487,8 @@ impl Router {
     /// What an input says, if it belongs to the shard that it was sent to. It may be one too many.
     fn input(
         &self,
-        (shard, kind, is_excess): (u32, Option<Kind>, bool),
+        kind: Option<Kind>,
+        sent: Sent,
         received: &Incoming,
         replies: &ReplyGuard,
         limits: Limits,
@@ -445,32 +498,38 @@ impl Router {
             let is_right = match &input {
                 Input::Redrive {
                     event: Ok(event), ..
-                } => self.is_of(&event.user, shard),
+                } => self.is_of(&event.user, sent.shard),
                 _ => true,
             };
             return is_right.then_some(input);
         };
         let reply = replies.accept(received.reply()).map(Into::into);
         let payload = received.payload().clone();
-        Some(self.message((shard, kind, is_excess), payload, reply, limits))
+        Some(self.message(kind, sent, payload, reply, limits))
     }
 
     fn message(
         &self,
-        (shard, kind, is_excess): (u32, Kind, bool),
+        kind: Kind,
+        sent: Sent,
         payload: Bytes,
         reply: Option<String>,
         limits: Limits,
     ) -> Input {
         let rejection = match Message::parse(kind, &payload, limits) {
-            Ok(message) if self.is_of(&message.user, shard) => {
-                return match is_excess {
+            Ok(message) if self.is_of(&message.user, sent.shard) => {
+                let delayed_ms = sent.late_ms;
+                let message = Message {
+                    delayed_ms,
+                    ..message
+                };
+                return match sent.is_excess {
                     true => Input::Excess { message, reply },
                     false => Input::Message { message, reply },
                 };
             }
-            Ok(message) => self.wrong_shard(shard, &message.user),
-            Err(_) if is_excess => Rejection::excess(self.messages.per_s()),
+            Ok(message) => self.wrong_shard(sent.shard, &message.user),
+            Err(_) if sent.is_excess => Rejection::excess(self.messages.per_s()),
             Err(rejection) => rejection,
         };
         Input::Rejected {

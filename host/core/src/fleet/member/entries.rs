@@ -48,6 +48,9 @@ pub struct NodeEntry {
     /// Whether the node is about to leave: it takes nothing any more.
     #[serde(default)]
     pub leaving: bool,
+    /// Whether the node can decide on nobody: it takes nothing that any other node can take.
+    #[serde(default)]
+    pub closed: bool,
 }
 
 /// Who owns a shard. The entry's revision is the epoch.

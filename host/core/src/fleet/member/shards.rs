@@ -103,9 +103,13 @@ impl ShardView {
         self.number
     }
 
-    /// These nodes live and stay.
-    pub(super) fn rank(&mut self, placement: u64, nodes: &[Arc<str>]) {
-        let ranks = hash::rank(placement, self.number, nodes.iter().map(|node| &**node));
+    /// These nodes live and stay. Those that are closed come last.
+    pub(super) fn rank(&mut self, placement: u64, nodes: &[(Arc<str>, bool)]) {
+        let ranked = |closed| {
+            let nodes = nodes.iter().filter(move |(_, is)| *is == closed);
+            hash::rank(placement, self.number, nodes.map(|(node, _)| &**node))
+        };
+        let ranks = [ranked(false), ranked(true)].concat();
         self.ranks = ranks.into_iter().map(Arc::from).collect();
     }
 

@@ -32,9 +32,13 @@ struct World {
 
 impl World {
     fn join(&mut self, name: &str) {
+        self.join_as(name, false);
+    }
+
+    fn join_as(&mut self, name: &str, is_closed: bool) {
         self.told = self.told.max(5);
         let session = 1_000 * (self.members.len() as u64 + 1) + self.t;
-        let mut member = Member::new(SETTINGS, name, session, SHARDS);
+        let mut member = Member::new(SETTINGS, name, session, SHARDS).begins_closed(is_closed);
         for (key, (value, revision)) in &self.keys {
             member.changed(self.t, key, value.as_deref(), *revision);
         }
@@ -53,6 +57,19 @@ impl World {
                 }
             }
             self.settle();
+        }
+    }
+
+    /// Those that are in step say so again, as they do when they are told a digest.
+    fn say_synced(&mut self) {
+        for ((name, shard), role) in &self.roles {
+            let Role::Follow { epoch, owner } = role else {
+                continue;
+            };
+            let owner = self.members.iter_mut().find(|it| it.name() == owner);
+            if let Some(owner) = owner.filter(|_| !self.catching_up.contains(name)) {
+                owner.synced(self.t, *shard, (*epoch, 5), name);
+            }
         }
     }
 
@@ -174,6 +191,36 @@ fn shards_go_to_the_nodes_that_are_meant_to_have_them() {
     world.writes = 0;
     world.run(2_000);
     assert!((27..=33).contains(&world.writes), "{}", world.writes);
+}
+
+#[test]
+fn a_node_that_is_closed_gets_nothing_that_another_one_can_have() {
+    let mut world = World::default();
+    // Rather than nobody, it has them.
+    world.join_as("a", true);
+    world.run(1_000);
+    assert_eq!(world.owners(), World::meant(&["a"]));
+    world.join("b");
+    world.run(1_000);
+    assert_eq!(world.owners(), World::meant(&["b"]));
+    world.join("c");
+    world.run(1_000);
+    assert_eq!(world.owners(), World::meant(&["b", "c"]));
+    let set_closed = |world: &mut World, number: usize, is_closed| {
+        let t = world.t;
+        assert!(world.members[number].set_closed(t, is_closed));
+        world.settle();
+        world.run(20);
+        world.say_synced();
+        world.run(1_000);
+    };
+    set_closed(&mut world, 0, false);
+    assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
+    set_closed(&mut world, 1, true);
+    assert_eq!(world.owners(), World::meant(&["a", "c"]));
+    set_closed(&mut world, 0, true);
+    set_closed(&mut world, 2, true);
+    assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
 }
 
 #[test]
@@ -388,6 +435,7 @@ fn a_claim_that_another_one_won_is_given_up() {
         session: 7,
         count: 1,
         leaving: false,
+        closed: false,
     };
     world.revision += 2;
     let (first, second) = (world.revision - 1, world.revision);

@@ -137,6 +137,8 @@ pub(crate) struct StatusBoard {
     about: NodeDescription,
     /// Why it doesn't serve yet.
     waits: Mutex<String>,
+    /// Whether that is since another node serves.
+    yields: AtomicBool,
     /// When it had all of its subscriptions, by the host's clock; none before that.
     subscribed_at: OnceLock<u64>,
     status: OnceLock<Arc<Status>>,
@@ -149,6 +151,7 @@ impl StatusBoard {
             broker,
             about,
             waits: Mutex::new(STARTING.into()),
+            yields: AtomicBool::new(false),
             subscribed_at: OnceLock::new(),
             status: OnceLock::new(),
         }
@@ -161,6 +164,11 @@ impl StatusBoard {
             tracing::warn!("{why}");
             *waits = why;
         }
+    }
+
+    /// Another node serves, for which this one waits, or none does any more.
+    pub(crate) fn set_yields(&self, yields: bool) {
+        self.yields.store(yields, Ordering::Relaxed);
     }
 
     /// The node is about to serve, and tells of itself from now on.
@@ -287,6 +295,11 @@ impl Status {
     /// Whether explanations are given.
     fn explains(&self) -> bool {
         self.explains.load(Ordering::Relaxed)
+    }
+
+    /// Whether the node can decide on nobody, so that nobody sees anybody.
+    pub(crate) fn is_closed(&self) -> bool {
+        readiness::is_closed(self)
     }
 
     /// Whether the node takes input.

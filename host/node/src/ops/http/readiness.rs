@@ -99,6 +99,18 @@ fn unread(stream: &StreamHealth) -> Option<String> {
 }
 
 /// Which plugins were to go on and may not.
+/// Whether it can decide on nobody, so that nobody sees anybody: there is no pipeline, a plugin of it may not
+/// run any more, or nothing is known of the directory.
+pub(super) fn is_closed(status: &Status) -> bool {
+    let directory = &status.directory;
+    status
+        .store
+        .as_ref()
+        .is_some_and(|store| store.nothing().is_some())
+        || !withdrawn(status).is_empty()
+        || (directory.outage().is_some() && !directory.holds_something())
+}
+
 fn withdrawn(status: &Status) -> Vec<String> {
     let blueprint = Arc::clone(&status.running.borrow().blueprint);
     let stages = blueprint.stages();

@@ -79,6 +79,7 @@ impl TenantEntry {
                 match (is_serving, reasons.is_empty()) {
                     (true, true) => ("serving", reasons),
                     (true, false) => ("impaired", reasons),
+                    (false, _) if board.yields.load(Ordering::Relaxed) => ("waiting", reasons),
                     (false, _) => ("starting", reasons),
                 }
             }
@@ -103,7 +104,9 @@ impl TenantEntry {
 }
 
 /// The words for what a tenant is at.
-const STATES: [&str; 5] = ["starting", "serving", "impaired", "paused", "refused"];
+const STATES: [&str; 6] = [
+    "starting", "waiting", "serving", "impaired", "paused", "refused",
+];
 
 impl Tenants {
     /// Of a process that has just started.
