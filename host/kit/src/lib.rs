@@ -21,7 +21,7 @@ pub mod text;
 
 use std::path::{Path, PathBuf};
 
-use presence_config::{Config, LoadedConfig, Problems, variables};
+use presence_config::{Config, InStore, LoadedConfig, OfNode, Problems, Text, variables};
 
 /// Which configuration is meant.
 #[derive(clap::Args)]
@@ -39,9 +39,23 @@ impl ConfigArg {
     ///
     /// # Errors
     /// What is wrong with it, or if it isn't said which of several tenants is meant.
-    #[expect(clippy::disallowed_methods, reason = "the tenant is looked up here")]
     pub fn load(&self) -> anyhow::Result<Config> {
-        let config = Config::load(self.config.as_deref(), variables())?;
+        self.load_with(&[])
+    }
+
+    /// As [`Self::load`], where these tenants are in the store.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    #[expect(clippy::disallowed_methods, reason = "the tenant is looked up here")]
+    pub fn load_with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
+        let path = self.config.as_deref();
+        let text = Text::read(path)?;
+        let node = OfNode {
+            stored,
+            ..OfNode::default()
+        };
+        let config = Config::parse_with(path, text.as_ref(), variables(), node)?;
         config.for_tenant(self.tenant.as_deref())
     }
 

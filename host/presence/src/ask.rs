@@ -5,6 +5,8 @@ use presence_kit::ConfigArg;
 use presence_node::link::request_client::{self, ClientRequest};
 use serde_json::Value;
 
+use crate::tenant;
+
 /// How the answer is wanted, and from whom.
 #[derive(clap::Args)]
 pub(crate) struct RequestArgs {
@@ -21,7 +23,7 @@ pub(crate) fn answer(
     question: &ClientRequest,
     text: fn(&Value) -> String,
 ) -> anyhow::Result<()> {
-    let config = common.config.load()?;
+    let config = tenant::load_now(&common.config)?;
     let answer = request_client::ask(&config, question)?;
     if common.json {
         print_json(answer)?;

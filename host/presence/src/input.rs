@@ -8,6 +8,7 @@ use presence_node::link::input_stream::InputStreamAdmin;
 use presence_node::link::stream_setup::Retention;
 
 use crate::arguments;
+use crate::tenant;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -44,7 +45,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 
 /// Makes the stream.
 async fn init(args: &Init) -> anyhow::Result<()> {
-    let config = args.config.load()?;
+    let config = tenant::load(&args.config).await?;
     let stream = InputStreamAdmin::connect(&config).await?;
     let retention = Retention {
         bytes_max: args.max_bytes,

@@ -32,6 +32,7 @@ mod record;
 mod runtime;
 mod secrets;
 mod status;
+mod tenant;
 mod tenants;
 mod watch;
 

@@ -14,6 +14,8 @@ use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
+use crate::tenant;
+
 /// What is published.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -94,7 +96,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         | Command::Disconnect(Disconnect { config, .. })
         | Command::Event(Event { config, .. }) => config,
     };
-    let config = config.load()?;
+    let config = tenant::load_now(config)?;
     crate::runtime::wait_for(async {
         match command {
             Command::Connect(args) => connect(args, &config).await,

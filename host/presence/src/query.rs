@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::ask::RequestArgs;
 use crate::explain;
+use crate::tenant;
 
 /// About how many users who are shown as offline explanations are asked for.
 const EXPLAINED_MAX: usize = 10;
@@ -31,7 +32,7 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = args.question()?;
-    let config = args.common.config.load()?;
+    let config = tenant::load_now(&args.common.config)?;
     let answer = request_client::ask(&config, &question)?;
     if args.common.json {
         print_json(answer)?;

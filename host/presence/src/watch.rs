@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ask::RequestArgs;
+use crate::tenant;
 
 /// How many viewers of an event are named.
 const NAMED_MAX: usize = 10;
@@ -31,7 +32,7 @@ pub(crate) struct Args {
 
 /// Prints it until it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = args.common.config.load()?;
+    let config = tenant::load_now(&args.common.config)?;
     crate::runtime::wait_for(watch(args, &config))
 }
 

@@ -403,10 +403,9 @@ impl Config {
             return Ok(self);
         };
         let Some(name) = name else {
-            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
-            let names = names.join(", ");
             anyhow::bail!(
-                "the configuration has several tenants: name one with --tenant ({names})"
+                "the configuration is of several tenants: name one with --tenant ({})",
+                names(tenants)
             );
         };
         let section = self.tenant_section(name)?;
@@ -427,9 +426,19 @@ impl Config {
         let tenants = tenants.context("--tenant: the configuration has no [[tenant]] sections")?;
         let found = tenants.iter().enumerate().find(|(_, it)| it.name == name);
         found.with_context(|| {
-            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
-            let names = names.join(", ");
+            let names = names(tenants);
             format!("there is no tenant `{name}` in the configuration: {names}")
         })
+    }
+}
+
+/// The names of the file's tenants, to choose from.
+fn names(tenants: &[TenantSection]) -> String {
+    match tenants {
+        [] => "it has none itself, and `presence tenants list` shows those of the store".into(),
+        tenants => {
+            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
+            names.join(", ")
+        }
     }
 }

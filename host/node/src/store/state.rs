@@ -68,7 +68,7 @@ impl StoreState {
         let why = match (&known.refused, &known.away) {
             (Some((number, why)), _) => format!("revision {number} is refused: {why}"),
             (None, Some(why)) => why.clone(),
-            (None, None) => "there is none: `presence pipeline apply FILE` makes one".into(),
+            (None, None) => "there is none: `presence pipeline apply FILE` makes one (of one of several tenants: with --tenant NAME)".into(),
         };
         Some(format!(
             "no pipeline revision is in force, and nobody sees anybody: {why}"

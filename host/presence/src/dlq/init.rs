@@ -8,6 +8,7 @@ use presence_node::link::dlq_stream::DlqStream;
 use presence_node::link::stream_setup::Retention;
 
 use crate::arguments;
+use crate::tenant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 
 /// Makes the stream.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let config = args.config.load()?;
+    let config = tenant::load(&args.config).await?;
     let letters = DlqStream::connect(&config, None).await?;
     let retention = Retention {
         bytes_max: args.max_bytes,

@@ -10,6 +10,8 @@ use presence_config::Config;
 use presence_kit::ConfigArg;
 use presence_node::link::dlq_stream::DlqStream;
 
+use crate::tenant;
+
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// Makes the JetStream stream that keeps dead letters, or changes how much it keeps.
@@ -57,7 +59,7 @@ pub(crate) struct StreamArgs {
 impl StreamArgs {
     /// The configuration, and the stream.
     async fn open(&self) -> anyhow::Result<(Config, DlqStream)> {
-        let config = self.config.load()?;
+        let config = tenant::load(&self.config).await?;
         let letters = DlqStream::connect(&config, self.stream.as_deref()).await?;
         Ok((config, letters))
     }

@@ -16,6 +16,7 @@ use similar::TextDiff;
 use super::file::PinnedPipeline;
 use crate::changing::{ChangeOptions, who};
 use crate::secrets;
+use crate::tenant;
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
@@ -33,7 +34,7 @@ pub(crate) struct StoreSession {
 impl StoreSession {
     /// Connects, and reads the revisions.
     pub(crate) async fn open(config: &ConfigArg) -> anyhow::Result<Self> {
-        let config = config.load()?;
+        let config = tenant::load(config).await?;
         let operator = Operator::connect(&config).await?;
         let revisions = operator.store().revisions(READ_MAX).await;
         let revisions = revisions.map_err(|error| operator.complained(error))?;

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use crate::arguments::Output;
+use crate::tenant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -42,7 +43,7 @@ fn name(text: &str) -> Result<String, String> {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let config = args.output.config.load()?;
+    let config = tenant::load(&args.output.config).await?;
     let operator = Operator::connect(&config).await?;
     let mut printed = Printed::default();
     if !args.follow {

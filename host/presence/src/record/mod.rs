@@ -22,6 +22,7 @@ use presence_node::link::tap::{Tap, TappedMessage};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments;
+use crate::tenant;
 use limits::{Budget, Ended};
 use redact::Redaction;
 
@@ -59,7 +60,7 @@ pub(crate) struct Args {
 
 /// Records until the first limit is reached, or it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = args.config.load()?;
+    let config = tenant::load_now(&args.config)?;
     crate::runtime::wait_for(record(args, &config))
 }
 

@@ -1,0 +1,48 @@
+//! The configuration of the tenant that a command is about: of the file, or of the store.
+
+use anyhow::bail;
+use presence_config::{Config, InStore};
+use presence_kit::ConfigArg;
+use presence_node::store::operator::Operator;
+
+/// Reads it, before a command waits for anything else.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_now(arg: &ConfigArg) -> anyhow::Result<Config> {
+    crate::runtime::wait_for(load(arg))
+}
+
+/// Reads it. A tenant that the file doesn't have is looked up in the store, where nodes have theirs from
+/// there.
+///
+/// # Errors
+/// What is wrong with it, if there is no such tenant, or if the store can't be read.
+pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
+    let of_file = arg.load();
+    let (Err(_), Some(name)) = (&of_file, &arg.tenant) else {
+        return of_file;
+    };
+    let Ok(all) = arg.read_all() else {
+        return of_file;
+    };
+    let tenants = all.config.tenants.as_deref();
+    let is_elsewhere = tenants.is_some_and(|them| them.iter().all(|it| it.name != *name));
+    if !all.config.follows_store() || !is_elsewhere {
+        return of_file;
+    }
+    let operator = Operator::connect(&all.config).await?;
+    let store = operator.tenants();
+    let read = operator.attempt("presence-tenants", store.snapshot());
+    let entry = read.await?.entries.remove(name);
+    let Some(value) = entry.and_then(|entry| entry.tenant) else {
+        bail!(
+            "there is no tenant `{name}` in the configuration, nor in the store: `presence tenants list` \
+             shows those that nodes have"
+        );
+    };
+    arg.load_with(&[InStore {
+        name: name.clone(),
+        value,
+    }])
+}
