@@ -2,6 +2,8 @@
 //! every node validates the revision, it is written unless somebody else was faster, and every
 //! node is waited for.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, bail, ensure};
 use presence_config::Config;
 use presence_config::escape::{line, print, print_json, say};
@@ -10,7 +12,7 @@ use presence_kit::{ConfigArg, text};
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator, RevisionStatus};
 use presence_node::store::{FoundRevision, READ_MAX, WriteResult, next_number};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use similar::TextDiff;
 
 use super::file::PinnedPipeline;
@@ -212,15 +214,17 @@ impl StoreSession {
         if let Some(meant) = meant {
             meant.upload(self).await?;
         }
+        let (number, silent) = self.next(&nodes).await?;
         let revision = Revision {
-            revision: self.next(&nodes).await?,
+            revision: number,
             chain,
             candidate,
             who: self.who(),
             when: clock::now_ms(),
             why,
         };
-        self.write(&revision, &nodes, &difference, how.json).await
+        self.write(&revision, (&nodes, &silent), &difference, how.json)
+            .await
     }
 
     fn say_unchanged(&self, number: u64, how: &ChangeOptions) -> anyhow::Result<()> {
@@ -237,19 +241,22 @@ impl StoreSession {
     }
 
     /// The number of the next revision: also higher than what any node has run, as where the
-    /// bucket was lost.
+    /// bucket was lost. With it, the nodes of their fleet that haven't answered.
     ///
     /// # Errors
     /// If there is a revision that this command hasn't seen: what it makes was not made from
     /// that one.
-    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
-        let mut highest = 0;
+    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<(u64, BTreeSet<String>)> {
+        let (mut highest, mut silent) = (0, BTreeSet::new());
         for node in nodes {
             // One that can't be asked refuses, or says so, below.
             let status = self.operator.status(node).await.unwrap_or_default();
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
+            let fleet = status.pointer("/serving/fleet/nodes").and_then(Value::as_object);
+            silent.extend(fleet.into_iter().flat_map(Map::keys).cloned());
         }
+        silent.retain(|name| nodes.iter().all(|node| node.name != *name));
         // After the nodes were asked: what they run is in the bucket, unless that was lost.
         let now = self.operator.store().revisions(READ_MAX).await;
         let now = now.map_err(|error| self.operator.complained(error))?;
@@ -257,8 +264,9 @@ impl StoreSession {
         if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
             bail!("nothing was written: {}. {TRY_AGAIN}", taken(other));
         }
-        next_number(&self.revisions, highest)
-            .context("there is no higher number than that of the newest revision")
+        let number = next_number(&self.revisions, highest)
+            .context("there is no higher number than that of the newest revision")?;
+        Ok((number, silent))
     }
 
     /// Whether the store has all plugins of a revision: a node that has them on its disk doesn't
@@ -291,7 +299,7 @@ impl StoreSession {
     async fn write(
         &self,
         revision: &Revision,
-        nodes: &[FoundNode],
+        (nodes, silent): (&[FoundNode], &BTreeSet<String>),
         difference: &str,
         json: bool,
     ) -> anyhow::Result<()> {
@@ -334,7 +342,7 @@ impl StoreSession {
                 bail!("nothing was written: {}. {TRY_AGAIN}", taken(&other));
             }
         }
-        let mut failed = 0;
+        let mut failed = silent.len();
         for node in nodes {
             let status = self.operator.settled(node, number).await;
             failed += usize::from(matches!(
@@ -358,12 +366,16 @@ impl StoreSession {
             let why = "it waits for its turn, and takes the newest revision then";
             report.add(&node.name, "not asked", None, why)?;
         }
+        for node in silent {
+            let why = "it is one of the fleet and doesn't answer; it takes the newest revision when it does";
+            report.add(node, "unknown", None, why)?;
+        }
         report.end(number, true, difference)?;
         ensure!(
             failed == 0,
             "revision {number} is written, and not in force on {failed} of {} nodes: `presence \
              pipeline rollback` goes back",
-            nodes.len()
+            nodes.len() + silent.len()
         );
         Ok(())
     }
