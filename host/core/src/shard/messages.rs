@@ -228,7 +228,8 @@ pub(super) fn track(
     let handled = match payload {
         Payload::Connect { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
-            common.tracker.connect(now, user, conn, timestamp, keep)
+            let tracker = &mut common.tracker;
+            tracker.connect_at(now, (user, conn), timestamp, stored, keep)
         }
         Payload::Heartbeat { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_deref());

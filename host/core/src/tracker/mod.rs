@@ -65,6 +65,7 @@ use self::timer_queue::TimerQueue;
 pub use self::types::{Effect, InputResult, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
+use crate::message::StreamPlace;
 use crate::quota::{Cap, Held, Quota};
 
 /// A connection that has timed out: user, connection, and the newest timestamp in its messages.
@@ -164,6 +165,21 @@ impl<M: Clone> Tracker<M> {
     where
         M: PartialEq,
     {
+        self.connect_at(now, (user, conn), timestamp, None, metadata)
+    }
+
+    /// As [`Self::connect`], of a message that has this place in a stream, if it comes from one.
+    pub fn connect_at(
+        &mut self,
+        now: u64,
+        (user, conn): (&str, &str),
+        timestamp: u64,
+        place: Option<StreamPlace>,
+        metadata: impl FnOnce() -> M,
+    ) -> InputResult<M>
+    where
+        M: PartialEq,
+    {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let order = self.settings.order(conn);
         let key = self.roster.entry(user, conn);
@@ -180,13 +196,14 @@ impl<M: Clone> Tracker<M> {
                     says_otherwise = life.metadata != metadata;
                     life.metadata = metadata;
                 }
-                self.roster.users[connection.user].see(timestamp);
+                let user = connection.user;
+                self.roster.users[user].see(timestamp);
                 self.queue_lease(key);
                 if is_newest {
                     // Only now has it said what it is.
                     if was_adopted {
                         self.unlink(key);
-                        let order = self.orders.opened();
+                        let order = self.order_opened(user, place);
                         self.roster
                             .change_live(key, |life| life.place.order = order);
                         self.link(key);
@@ -205,13 +222,9 @@ impl<M: Clone> Tracker<M> {
                 Effect::Stale.into()
             }
             State::Closed(_) | State::Unknown => {
-                let life = LiveConnection::new(
-                    heard,
-                    timestamp,
-                    timestamp,
-                    metadata(),
-                    self.orders.opened(),
-                );
+                let user = connection.user;
+                let order = self.order_opened(user, place);
+                let life = LiveConnection::new(heard, timestamp, timestamp, metadata(), order);
                 self.begin(key, life, Effect::Opened)
             }
         }

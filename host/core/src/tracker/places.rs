@@ -5,6 +5,10 @@ use super::slab::Key;
 /// Added to the order of a connection that stays before those opened after it.
 pub(super) const MARK: i64 = 1 << 62;
 
+/// How far apart the orders of two connections are that were opened one after the other: there is room
+/// between them for those that are late.
+const STEP: i64 = 1 << 12;
+
 /// The two ends of a user's list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListEnds {
@@ -15,8 +19,8 @@ pub(super) struct ListEnds {
 /// A live connection's place in its user's list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
-    /// Rises with each that is opened, and is below 0 for one that was adopted. The list
-    /// goes by it.
+    /// Rises with each that is opened, unless it is late, and is below 0 for one that was adopted. The
+    /// list goes by it.
     pub(super) order: i64,
     pub(super) older: Option<Key>,
     pub(super) newer: Option<Key>,
@@ -41,7 +45,7 @@ pub(super) struct OrderCounter {
 
 impl OrderCounter {
     pub(super) fn opened(&mut self) -> i64 {
-        self.opened += 1;
+        self.opened += STEP;
         self.opened
     }
 

@@ -1,6 +1,7 @@
 //! Which connection a user is shown by: the newest of the live ones.
 //!
-//! A user's live connections are a list, in the order in which they were opened. So
+//! A user's live connections are a list, in the order in which they were opened: as they arrived here,
+//! or as a stream has it (see `stored`). So
 //! the newest is known, and the next when it goes, however many there are. One that
 //! was adopted has never said what it is, and comes after all that were opened.
 //!
@@ -120,7 +121,7 @@ impl<M: Clone> Tracker<M> {
         let shown = self.roster.users[self.roster.connections[key].user]
             .list
             .newest;
-        self.link_newest(key);
+        self.link_by_order(key);
         if let Some(shown) = shown.filter(|shown| was_opened(self.place(*shown)))
             && !self.settings.shows_newest
         {
@@ -131,6 +132,17 @@ impl<M: Clone> Tracker<M> {
             self.link_newest(shown);
             self.note(shown);
         }
+    }
+
+    /// Gives a live connection another order, by which it has the same place in the list.
+    pub(super) fn reorder(&mut self, key: Key, order: i64) {
+        self.change(key, |place| {
+            place.order = match is_marked(place.order) {
+                true => MARK + order,
+                false => order,
+            }
+        });
+        self.note(key);
     }
 
     /// Takes a live connection out of its user's list.
@@ -192,7 +204,7 @@ impl<M: Clone> Tracker<M> {
         &mut self.roster.users[user].list
     }
 
-    fn place(&self, key: Key) -> Option<&Place> {
+    pub(super) fn place(&self, key: Key) -> Option<&Place> {
         match &self.roster.connections.get(key)?.state {
             State::Live(life) => Some(&life.place),
             State::Closed(_) | State::Unknown => None,

@@ -6,9 +6,16 @@
 //! connect brings nobody back who has left since, and an old disconnect ends no newer connection,
 //! however late they come, and whatever the senders' clocks say. Messages that come from no stream
 //! are ordered by the senders' clocks alone.
+//!
+//! A connect that is late is of an older connection than those that have overtaken it: these numbers
+//! say where it stands among its user's.
+
+use std::cmp::Reverse;
 
 use super::Tracker;
 use super::connection::{Connection, State};
+use super::places::without_mark;
+use super::slab::Key;
 use crate::message::StreamPlace;
 
 /// Over how many messages of the stream one may come late. Numbers are kept to 32 bits, so a
@@ -65,6 +72,50 @@ impl<M: Clone> Tracker<M> {
         if let Some(key) = self.roster.find(user, conn) {
             self.roster.connections[key].note_stored(kept(place.sequence));
         }
+    }
+
+    /// The order of a connection that a message opens now, among its user's: it is the newest one, unless
+    /// those that are newer by the stream have overtaken it.
+    pub(super) fn order_opened(&mut self, user: Key, place: Option<StreamPlace>) -> i64 {
+        let Some(place) = place.filter(|place| place.stream == self.stream) else {
+            return self.orders.opened();
+        };
+        let mut opened = self.opened_of(user);
+        let is_newer = |key: &Key| self.roster.connections[*key].has_taken(place.sequence);
+        let newer = opened.iter().take_while(|(_, key)| is_newer(key)).count();
+        let older = opened.get(newer).map_or(0, |(order, _)| *order);
+        opened.truncate(newer);
+        let Some((next, _)) = opened.last() else {
+            return self.orders.opened();
+        };
+        let between = older.midpoint(*next);
+        if between > older {
+            return between;
+        }
+        // So many have come late to this place that there is no room for one more. A snapshot that
+        // is being read lacks those whose order changes; who takes it will find that, and take another.
+        let order = self.orders.opened();
+        for (_, key) in opened.into_iter().rev() {
+            let order = self.orders.opened();
+            self.reorder(key, order);
+        }
+        order
+    }
+
+    /// A user's live connections that were opened, the newest first, and the order of each.
+    fn opened_of(&self, user: Key) -> Vec<(i64, Key)> {
+        let mut next = self.roster.users[user].list.newest;
+        let opened = std::iter::from_fn(|| {
+            let key = next?;
+            let place = self.place(key)?;
+            next = place.older;
+            let order = without_mark(place.order);
+            (order >= 0).then_some((order, key))
+        });
+        let mut opened: Vec<_> = opened.collect();
+        // The one that stays before all others needn't be the newest.
+        opened.sort_unstable_by_key(|(order, _)| Reverse(*order));
+        opened
     }
 
     /// The stream that connections' numbers are of, as when it was made; 0 for none.
@@ -205,5 +256,119 @@ mod tests {
         };
         take(&mut copy, HOUR + 50_000, anew, true);
         assert!(copy.is_online("ann"));
+    }
+
+    /// Takes a connect of one of several connections, which says its own id of itself.
+    fn open(tracker: &mut Tracker<&'static str>, now: u64, conn: &'static str, sequence: u64) {
+        if !tracker.has_taken("ann", conn, at(sequence)) {
+            tracker.connect_at(now, ("ann", conn), now, Some(at(sequence)), || conn);
+            tracker.took("ann", conn, at(sequence));
+        }
+    }
+
+    /// The connections by which the user is shown, one after the other, each of which ends then.
+    fn shown_in_turn(mut tracker: Tracker<&'static str>) -> Vec<&'static str> {
+        let shown = std::iter::from_fn(|| {
+            let conn = *tracker.shown("ann")?;
+            tracker.disconnect(HOUR + 60_000, "ann", conn, HOUR + 60_000, Reason::Logout);
+            Some(conn)
+        });
+        shown.collect()
+    }
+
+    fn copy_of(first: &mut Tracker<&'static str>) -> Tracker<&'static str> {
+        let mut second = Tracker::new(first.settings);
+        second.begin_with_stream(first.stream());
+        for record in first.all_records() {
+            second.restore(HOUR + 20_000, 0, record);
+        }
+        second.restored();
+        second
+    }
+
+    #[test]
+    fn a_connect_that_is_late_is_of_an_older_connection_than_those_that_overtook_it() {
+        let orders = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 1, 3], [3, 1, 4, 2]];
+        for order in orders {
+            let mut tracker = Tracker::new(TrackerSettings::default());
+            for (now, number) in (HOUR..).zip(order) {
+                let conn = ["", "a", "b", "c", "d"][number];
+                open(&mut tracker, now, conn, 10 * number as u64);
+            }
+            let again = copy_of(&mut tracker);
+            let newest_first = ["d", "c", "b", "a"];
+            assert_eq!(shown_in_turn(again), newest_first, "{order:?}, put back");
+            assert_eq!(shown_in_turn(tracker), newest_first, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_shown_anew_because_of_a_connect_that_is_late() {
+        let mut tracker = Tracker::new(TrackerSettings::default());
+        open(&mut tracker, HOUR, "b", 9);
+        open(&mut tracker, HOUR + 1, "a", 5);
+        assert!(!tracker.has_reshown());
+        // It was known by heartbeats alone.
+        tracker.heartbeat(HOUR + 2, "ann", "c", HOUR + 2, || "c");
+        open(&mut tracker, HOUR + 3, "c", 7);
+        assert!(!tracker.has_reshown());
+        assert_eq!(shown_in_turn(tracker), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn who_goes_on_being_shown_does_so_where_a_connect_is_late() {
+        let settings = TrackerSettings {
+            shows_newest: false,
+            ..TrackerSettings::default()
+        };
+        let mut tracker = Tracker::new(settings);
+        for (now, (conn, sequence)) in
+            (HOUR..).zip([("b", 20), ("d", 40), ("a", 10), ("c", 30), ("e", 50)])
+        {
+            open(&mut tracker, now, conn, sequence);
+        }
+        assert!(!tracker.has_reshown());
+        assert_eq!(
+            shown_in_turn(copy_of(&mut tracker)),
+            ["b", "e", "d", "c", "a"]
+        );
+        // From now on, the newest is shown, and the first one has its place among them.
+        tracker.reconfigure(TrackerSettings::default());
+        assert_eq!(shown_in_turn(tracker), ["e", "d", "c", "b", "a"]);
+    }
+
+    #[test]
+    fn a_connect_that_is_in_time_is_of_the_newest_connection() {
+        let mut tracker = Tracker::new(TrackerSettings::default());
+        open(&mut tracker, HOUR, "a", 5);
+        open(&mut tracker, HOUR + 1, "b", 9);
+        // Its gateway says it again: that makes it no newer.
+        open(&mut tracker, HOUR + 2, "a", 12);
+        tracker.connect(HOUR + 3, "ann", "of no stream", HOUR + 3, || "of no stream");
+        open(&mut tracker, HOUR + 4, "c", 14);
+        let newest_first = ["c", "of no stream", "b", "a"];
+        assert_eq!(shown_in_turn(tracker), newest_first);
+    }
+
+    #[test]
+    fn any_number_of_connects_may_be_late() {
+        let mut tracker = Tracker::new(TrackerSettings::default());
+        open(&mut tracker, HOUR, "first", 1);
+        open(&mut tracker, HOUR, "newest", 1_000);
+        for sequence in 2..42 {
+            let conn = format!("late {sequence}");
+            tracker.connect_at(HOUR, ("ann", &conn), HOUR, Some(at(sequence)), || "late");
+            tracker.took("ann", &conn, at(sequence));
+        }
+        assert_eq!(tracker.shown("ann"), Some(&"newest"));
+        let again = copy_of(&mut tracker);
+        for mut tracker in [tracker, again] {
+            for sequence in (2..42).rev() {
+                let conn = format!("late {sequence}");
+                tracker.disconnect(HOUR + 60_000, "ann", &conn, HOUR + 60_000, Reason::Logout);
+                assert_eq!(tracker.shown("ann"), Some(&"newest"), "{sequence}");
+            }
+            assert_eq!(shown_in_turn(tracker), ["newest", "first"]);
+        }
     }
 }
