@@ -148,9 +148,13 @@ impl Shard {
                 decisions.ledger.put(entry);
             }
             Record::Ledger { user, entry: None } => {
-                if let Some(user) = common.names.find(user.as_str()) {
-                    presence.followed.is_told(user, false);
-                    decisions.ledger.offline(user);
+                if let Some(id) = common.names.find(user.as_str()) {
+                    presence.followed.is_told(id, false);
+                    decisions.ledger.offline(id);
+                    // Who was expected has left now.
+                    if !common.tracker.is_online(user.as_str()) {
+                        events.updates.statuses.forget(id, &user);
+                    }
                 }
             }
             Record::Departed {
@@ -352,16 +356,21 @@ impl Presence {
     /// unsure whether all of the user's connections are known.
     pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
         let left_ms = self.unsure_ms(common);
-        if event.change == Change::Online || self.knows_all_of(event.user, common) {
-            return false;
-        }
-        let Some(told) = self.will_be_told(event.user) else {
+        let Some(told) = self.told_of_one_to_expect(event, common) else {
             return false;
         };
         self.expect(&told, Some(event.clone()), common);
         let tracker = &mut common.tracker;
         tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
         true
+    }
+
+    /// By which event viewers know a user who seems to have left, if the user is to be expected.
+    fn told_of_one_to_expect(&self, event: &Event, common: &Common) -> Option<Arc<Event>> {
+        if event.change == Change::Online || self.knows_all_of(event.user, common) {
+            return None;
+        }
+        self.will_be_told(event.user)
     }
 
     /// Whether all of a user's connections are known.
@@ -484,8 +493,12 @@ impl Presence {
     /// A transition that the other shard announces.
     pub(super) fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
         let event = self.event_of(transition, common);
-        self.has_left(&event, common);
         let user = event.user;
+        // The other shard may expect them, and so may this one.
+        let is_stated = self.statements.get(user).is_some();
+        if is_stated || self.told_of_one_to_expect(&event, common).is_none() {
+            self.has_left(&event, common);
+        }
         match event.change {
             _ if self.statements.is_offline(user) => {}
             // The tracker knows that they are online.

@@ -88,11 +88,11 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Nobody was told that a user came online whose grace runs: nobody is to be told that they went.
-    pub fn drop_grace_of(&mut self, user: &str) {
-        if let Some(key) = self.roster.find_user(user) {
-            self.finish_grace(key);
-        }
+    /// Nobody was told that a user came online whose grace runs: they have left, and nobody is to be told
+    /// so.
+    pub fn drop_grace_of(&mut self, user: &str) -> Option<Transition<M>> {
+        let key = self.roster.find_user(user)?;
+        self.finish_grace(key)
     }
 
     /// Whether a connection is live; none if nothing is known of it.

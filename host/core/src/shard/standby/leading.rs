@@ -192,6 +192,10 @@ impl Presence {
                 Some((gone, ours))
                     if sure || stated.is_some() || self.knows_all_of(user, common) =>
                 {
+                    // They may have been waited for until now.
+                    if !common.tracker.is_online(name.as_str()) {
+                        self.has_left(gone, common);
+                    }
                     let step = Step::Announce(Arc::new(gone.clone()), *ours);
                     self.events.queue_step(step, common);
                 }
@@ -223,7 +227,10 @@ impl Presence {
             return;
         }
         // They came and went.
-        common.tracker.drop_grace_of(name.as_str());
+        if let Some(left) = common.tracker.drop_grace_of(name.as_str()) {
+            let left = self.event_of(left, common);
+            self.has_left(&left, common);
+        }
         if self.statements.is_offline(user) {
             return;
         }

@@ -11,10 +11,17 @@ use crate::tracker::TrackerSettings;
 /// An owner with a user of one connection, and a standby, where statuses are told.
 fn pair_with_statuses() -> (Side, Side) {
     let (mut owner, mut standby) = pair();
-    for side in [&mut owner, &mut standby] {
+    with_statuses([&mut owner, &mut standby], 0);
+    owner.out.clear();
+    (owner, standby)
+}
+
+fn with_statuses(sides: [&mut Side; 2], grace_ms: u64) {
+    for side in sides {
         let settings = Settings {
             tracker: TrackerSettings {
                 timeout_ms: 30_000,
+                grace_ms,
                 ..TrackerSettings::default()
             },
             status: Some(StatusSettings {
@@ -26,13 +33,15 @@ fn pair_with_statuses() -> (Side, Side) {
         };
         side.input(NOW + 1_000, Input::Settings(Box::new(settings)));
     }
-    owner.out.clear();
-    (owner, standby)
 }
 
 fn says(kind: Kind, conn: &str, timestamp: u64, metadata: &str) -> Input {
+    user_says(kind, ("ann", conn), timestamp, metadata)
+}
+
+fn user_says(kind: Kind, (user, conn): (&str, &str), timestamp: u64, metadata: &str) -> Input {
     let body = format!(
-        r#"{{"userId":"ann","connId":"{conn}","timestamp":{timestamp},"metadata":{metadata}}}"#
+        r#"{{"userId":"{user}","connId":"{conn}","timestamp":{timestamp},"metadata":{metadata}}}"#
     );
     let message = Message::parse(kind, &Bytes::from(body), 1 << 20).unwrap();
     Input::Message {
@@ -127,4 +136,106 @@ fn a_user_who_goes_leaves_nothing_to_compare() {
         side.hear(now + 100, Kind::Disconnect, "ann", "c1");
         assert_eq!(side.replica.connections(), [0; 32]);
     }
+}
+
+/// Whether something that it publishes has the status in it.
+fn publishes_status(side: &mut Side) -> bool {
+    side.out.drain(..).any(|out| match out {
+        Out::Shard(Output::Publish(it)) => {
+            String::from_utf8_lossy(&it.body).contains("in a meeting")
+        }
+        _ => false,
+    })
+}
+
+fn take_over(side: &mut Side, now: u64, epoch: u64) {
+    let before = Before {
+        epoch: side.replica.epoch(),
+        told: None,
+    };
+    side.lead(now, epoch, before);
+    settle(side, now);
+}
+
+fn settle(side: &mut Side, now: u64) {
+    side.advance(now);
+    while side.replica.is_leading && side.replica.is_due(now) {
+        side.advance(now);
+    }
+}
+
+#[test]
+fn who_came_and_went_before_a_takeover_leaves_no_status() {
+    let (mut owner, mut standby) = pair_with_statuses();
+    with_statuses([&mut owner, &mut standby], 5_000);
+    let now = NOW + 2_000;
+    // The owner has died, and no viewer was told of bob.
+    standby.input(now, user_says(Kind::Connect, ("bob", "c1"), now, STATUS));
+    standby.hear(now + 100, Kind::Disconnect, "bob", "c1");
+    take_over(&mut standby, now + 200, 8);
+    assert!(!publishes_status(&mut standby));
+    standby.hear(now + 60_000, Kind::Connect, "bob", "c2");
+    assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
+    let statuses = standby.replica.shard_mut().all_records();
+    let said =
+        |record: &crate::record::Record| matches!(record, crate::record::Record::Status { .. });
+    assert!(!statuses.iter().any(said));
+}
+
+/// Two nodes that know nothing of what was before, and a user with a status whose last known connection
+/// has ended: other connections of hers may not have been heard of.
+fn pair_that_waits() -> (Side, Side) {
+    let (mut first, mut second) = (Side::new("owner"), Side::new("standby"));
+    let before = Before {
+        epoch: 4,
+        told: None,
+    };
+    first.lead(NOW, 5, before);
+    with_statuses([&mut first, &mut second], 0);
+    first.input(NOW + 2_000, says(Kind::Connect, "c1", NOW + 2_000, STATUS));
+    assert!(publishes_status(&mut first));
+    second.follow(NOW + 3_000, 5, "owner");
+    second.catch_up(&mut first, NOW + 4_000);
+    assert!(second.replica.shard().unsure_ms() > 0);
+    let now = NOW + 5_000;
+    both(&mut first, &mut second, now, Kind::Disconnect, "ann", "c1");
+    first.tell(&mut second, now);
+    assert_eq!(first.viewers_told(), []);
+    (first, second)
+}
+
+#[test]
+fn who_is_waited_for_keeps_their_status_also_after_another_takeover() {
+    let (_, mut second) = pair_that_waits();
+    take_over(&mut second, NOW + 6_000, 8);
+    // There is one, which has said nothing of that.
+    let says_idle = r#"{"activity":"idle"}"#;
+    second.input(
+        NOW + 7_000,
+        says(Kind::Heartbeat, "c2", NOW + 7_000, says_idle),
+    );
+    second.advance(NOW + 9_000);
+    let shown = second.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("activity"), Some(r#""idle""#));
+    assert_eq!(shown.get("status"), Some(r#"{"text":"in a meeting"}"#));
+}
+
+#[test]
+fn who_was_waited_for_leaves_no_status() {
+    let ends = NOW + 35_000;
+    let (mut first, mut second) = pair_that_waits();
+    assert_ne!(second.replica.connections(), [0; 32]);
+    for side in [&mut first, &mut second] {
+        settle(side, ends);
+    }
+    first.tell(&mut second, ends);
+    assert_eq!(first.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(first.replica.connections(), [0; 32]);
+    assert_eq!(second.replica.connections(), [0; 32]);
+    // The owner may have died before.
+    let (_, mut second) = pair_that_waits();
+    settle(&mut second, ends);
+    take_over(&mut second, ends, 8);
+    assert_eq!(second.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(second.replica.connections(), [0; 32]);
 }
