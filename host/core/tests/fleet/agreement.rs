@@ -33,6 +33,12 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
             continue;
         };
         let expected = &held[&owner.number];
+        wrong.extend(expected.iter().filter_map(|held| {
+            let user = held.strip_suffix(LEFT)?;
+            Some(format!(
+                "in the end, the owner of shard {shard} keeps what {user} says, who has left"
+            ))
+        }));
         let mut standbys = 0;
         for (node, replica, role) in &replicas {
             if !matches!(role, Role::Follow { .. }) || replica.holds() != Some(leader.epoch()) {
@@ -63,6 +69,9 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
     wrong
 }
 
+/// Behind the name of a user of whom is kept what they said of themselves.
+const LEFT: &str = " has left, and says something";
+
 /// What a replica holds that decides what viewers are told.
 fn held_by(replica: &mut Replica) -> BTreeSet<String> {
     let records = replica.shard_mut().all_records();
@@ -78,8 +87,8 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
             *newest = (*order, &**conn).max(*newest);
         }
     }
-    let shown = shown.iter();
     let mut held: BTreeSet<_> = shown
+        .iter()
         .map(|(user, (_, conn))| format!("{user} is shown by {conn}"))
         .collect();
     held.extend(records.iter().filter_map(|record| match record {
@@ -108,6 +117,9 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
             Some(format!(
                 "{user} has {conn}, {device:?} {activity:?} {is_opened}"
             ))
+        }
+        Record::Status { user, .. } if !shown.contains_key(user.as_str()) => {
+            Some(format!("{}{LEFT}", user.as_str()))
         }
         Record::Status {
             user,

@@ -171,6 +171,7 @@ pub(crate) struct Process {
 fn shard_settings(options: &Options) -> Settings {
     let (stream, grace_ms) = (options.stream, options.grace_ms);
     let tracker = TrackerSettings::default();
+    let defaults = Settings::default();
     Settings {
         tracker: TrackerSettings {
             ties_close: true,
@@ -184,6 +185,10 @@ fn shard_settings(options: &Options) -> Settings {
             receive_step_ms: Some(150),
             ..tracker
         },
+        statement_ttl_ms: options
+            .statement_ttl_ms
+            .filter(|_| !options.keeps_statements)
+            .unwrap_or(defaults.statement_ttl_ms),
         status: options.statuses.then_some(StatusSettings {
             min_interval_ms: MIN_INTERVAL_MS,
             typing_ms: TYPING_MS,
@@ -191,7 +196,7 @@ fn shard_settings(options: &Options) -> Settings {
         }),
         // Some are forgotten while their users come back.
         departures_max: 2,
-        ..Settings::default()
+        ..defaults
     }
 }
 

@@ -89,7 +89,7 @@ impl Oracle {
             for user in users {
                 let fault_at = self.fault_at.max(self.alone_at[client.server]);
                 let has_left = user
-                    .offline_since()
+                    .offline_since(t)
                     .is_some_and(|since| t > since.max(fault_at) + SHOWN_MS_MAX + self.grace_ms);
                 let is_hidden = !may_see(client.number, user.number, self.generation)
                     && t > fault_at.max(self.rules_at) + SHOWN_MS_MAX;
@@ -180,7 +180,7 @@ impl Oracle {
         for client in clients {
             for user in users {
                 let is_online =
-                    user.is_online() && may_see(client.number, user.number, self.generation);
+                    user.is_online(t) && may_see(client.number, user.number, self.generation);
                 let shown = client.view.get(&user.number);
                 let is_wrong = match shown {
                     Some(shown) => !(is_online && user.is_shown(&shown.shows, stream)),

@@ -202,6 +202,15 @@ fn a_standby_that_takes_in_no_statements_is_noticed() {
 }
 
 #[test]
+fn an_owner_that_ends_nothing_that_is_not_repeated_is_noticed() {
+    let keeps_statements = Options {
+        keeps_statements: true,
+        ..Options::default()
+    };
+    caught(keeps_statements, &[GHOST, WRONG_IN_THE_END]);
+}
+
+#[test]
 fn a_standby_that_compares_nothing_but_the_ledger_is_noticed() {
     caught(mutation(Mutation::NoComparison), &["says", "has c"]);
 }

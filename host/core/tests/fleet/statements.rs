@@ -12,6 +12,9 @@ use crate::world::CALM_FROM;
 /// How often it repeats what it states.
 pub(crate) const REPEAT_MS: u64 = 450;
 
+/// For how long it holds that a user is online, where that isn't repeated, in some runs.
+pub(crate) const STATEMENT_TTL_MS: u64 = 1_500;
+
 /// For how long a router that is stopped may hold a statement that is not repeated any more.
 const HELD_MS: u64 = 2_500;
 
@@ -43,6 +46,8 @@ pub(crate) struct App {
     is_calm: bool,
     /// How often it has begun to state something. Its user is of another device each time.
     times: u64,
+    /// For how long it holds that a user is online, where that isn't repeated.
+    ttl_ms: Option<u64>,
 }
 
 /// From when on an application that relies on answers states nothing new.
@@ -61,8 +66,14 @@ pub(crate) struct Acts {
 }
 
 impl App {
-    pub(crate) fn new(is_alone: bool, relies_on_answers: bool, random: &mut Random) -> Self {
+    pub(crate) fn new(
+        is_alone: bool,
+        relies_on_answers: bool,
+        ttl_ms: Option<u64>,
+        random: &mut Random,
+    ) -> Self {
         Self {
+            ttl_ms,
             is_alone,
             relies_on_answers,
             says: Stated::Nothing,
@@ -104,8 +115,10 @@ impl App {
             // Where nothing is repeated, nobody knows whether an owner hears it before the user's last
             // connection has ended.
             let shows = !self.is_alone && !self.relies_on_answers && random.chance(40);
+            let is_silent = self.is_alone && self.ttl_ms.is_some() && random.chance(50);
             let next = match self.says {
                 _ if shows => Stated::Online,
+                Stated::Online if is_silent && !self.is_calm => Stated::Nothing,
                 Stated::Offline if self.is_alone => Stated::Online,
                 Stated::Offline if self.relies_on_answers => Stated::Offline,
                 Stated::Offline | Stated::Online if !self.is_alone && !self.is_calm => {
@@ -198,13 +211,26 @@ impl App {
         format!("s{}", self.times)
     }
 
-    /// Whether its user is online.
-    pub(crate) fn is_online(&self, is_connected: bool) -> bool {
+    /// Whether its user is online at `t`.
+    pub(crate) fn is_online(&self, t: u64, is_connected: bool) -> bool {
         match self.holds {
             Stated::Nothing => is_connected,
-            Stated::Online => true,
+            Stated::Online => is_connected || self.is_showing() || t < self.ends_at(),
             Stated::Offline => false,
         }
+    }
+
+    /// When it has ended at the latest that its user is online by what it stated last, unless it repeats
+    /// that. Where nothing fails, it is half as long.
+    fn ends_at(&self) -> u64 {
+        let shown_at = self.shown_at.unwrap_or_default();
+        self.ttl_ms.map_or(u64::MAX, |ttl_ms| shown_at + 2 * ttl_ms)
+    }
+
+    /// How long after the last fault nobody can have missed so many of its repetitions that what it states
+    /// has ended.
+    pub(crate) fn unheard_ms(&self) -> u64 {
+        self.ttl_ms.map_or(0, |ttl_ms| ttl_ms + REPEAT_MS)
     }
 
     /// Whether it is stating that its user is online.
@@ -218,11 +244,14 @@ impl App {
         number.is_some_and(|number: u64| number <= self.times)
     }
 
-    /// Whether its user may be online by what it has stated, though it doesn't state that any more, and
-    /// though the user connected at `came_at`: until they connect again.
-    pub(crate) fn may_show_from(&self, came_at: u64) -> bool {
+    /// Until when its user may be online by what it has stated, though it doesn't state that any more, and
+    /// though the user connected at `came_at`, unless they connect again; 0 if they aren't.
+    pub(crate) fn may_show_until(&self, came_at: u64) -> u64 {
         let is_stated = self.shown_at.is_some_and(|at| came_at <= at + HELD_MS);
-        is_stated && !self.is_alone && self.says != Stated::Offline
+        match is_stated && self.says != Stated::Offline {
+            true => self.ends_at(),
+            false => 0,
+        }
     }
 
     /// Whether its user may be online by a connection, though it has stated otherwise: it doesn't repeat that.

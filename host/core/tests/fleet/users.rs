@@ -35,6 +35,8 @@ pub(crate) struct Last {
     pub(crate) said_at: u64,
     /// Since when the shard has had owners: nobody can have heard what was sent before.
     pub(crate) owned_from: u64,
+    /// When something last began or ceased to fail.
+    pub(crate) fault_at: u64,
 }
 
 #[derive(Debug)]
@@ -237,7 +239,11 @@ impl User {
                 false => self.closed_at + SHOWN_MS_MAX + GRACE_MS,
             };
             let shows_since = app.shows_since();
-            let shows_since = shows_since.map(|since| since.max(last.owned_from).max(stands_from));
+            let heard_from = match app.unheard_ms() {
+                0 => last.owned_from,
+                unheard_ms => last.owned_from.max(last.fault_at + unheard_ms),
+            };
+            let shows_since = shows_since.map(|since| since.max(heard_from).max(stands_from));
             if shows_since.is_some_and(|since| t >= since + 2 * REPEAT_MS + 50) {
                 return true;
             }
@@ -258,28 +264,26 @@ impl User {
         format!("{} {question}", self.number)
     }
 
-    /// Whether it is online.
-    pub(crate) fn is_online(&self) -> bool {
+    /// Whether it is online at `t`.
+    pub(crate) fn is_online(&self, t: u64) -> bool {
         let is_connected = !self.conns.is_empty();
         self.app
             .as_ref()
-            .map_or(is_connected, |app| app.is_online(is_connected))
+            .map_or(is_connected, |app| app.is_online(t, is_connected))
     }
 
-    /// Since when it is offline by what is said again and again, or was said once of its last
+    /// Since when it is offline at `t`, by what is said again and again, or was said once of its last
     /// connection.
-    pub(crate) fn offline_since(&self) -> Option<u64> {
+    pub(crate) fn offline_since(&self, t: u64) -> Option<u64> {
         let hides_since = self.app.as_ref().and_then(App::hides_since);
         let is_clear = self.app.as_ref().is_none_or(|app| !app.is_unclear());
-        let shown_late = self
-            .app
-            .as_ref()
-            .is_some_and(|app| app.may_show_from(self.came_at));
-        if shown_late {
+        let app = self.app.as_ref();
+        let shown_until = app.map_or(0, |app| app.may_show_until(self.came_at));
+        if t < shown_until {
             return None;
         }
-        let has_left = !self.is_online() && (is_clear || self.conns.is_empty());
-        hides_since.or_else(|| has_left.then_some(self.left_at))
+        let has_left = !self.is_online(t) && (is_clear || self.conns.is_empty());
+        hides_since.or_else(|| has_left.then_some(self.left_at.max(shown_until)))
     }
 
     /// Whether viewers are shown in the end what its connections and its application have said.

@@ -410,6 +410,7 @@ impl World {
             let last = Last {
                 said_at,
                 owned_from: self.owned_from.get(&shard).copied().unwrap_or_default(),
+                fault_at: self.oracle.fault_at,
             };
             self.oracle
                 .is_gone(self.t, client, &self.users[user], (late, last));

@@ -14,7 +14,7 @@ use crate::faults::{self, Fault};
 use crate::node::{Arrival, FLEET, GRACE_MS, Node, TIMEOUT_MS};
 use crate::oracle::{MARGIN_MS, Oracle};
 use crate::rules::VIEWERS;
-use crate::statements::App;
+use crate::statements::{App, STATEMENT_TTL_MS};
 use crate::statuses::Says;
 use crate::stream::{Stream, StreamMistake, StreamMode};
 use crate::users::{CONNECTED_USERS, USERS, User};
@@ -37,6 +37,12 @@ pub(crate) struct Options {
     pub(crate) grace_ms: u64,
     /// Whether applications state of some users whether they are online.
     pub(crate) statements: bool,
+    /// For how long it holds that a user is online whom an application states, where that isn't repeated.
+    pub(crate) statement_ttl_ms: Option<u64>,
+    /// Owners end nothing that isn't repeated.
+    pub(crate) keeps_statements: bool,
+    /// Whether nearly all users stay away, so that most shards have nothing to do at times.
+    pub(crate) is_quiet: bool,
     /// Whether users say what they are doing, and something of themselves.
     pub(crate) statuses: bool,
     pub(crate) trace: bool,
@@ -115,6 +121,10 @@ pub(crate) fn run(seed: u64, mut options: Options) -> Report {
     // In some, applications state of some users whether they are online.
     options.statements = seed.is_multiple_of(2);
     options.statuses = seed % 4 < 2;
+    // In some, what applications state has to be repeated.
+    let is_repeated = options.statements && options.stream != StreamMode::OneFault;
+    options.statement_ttl_ms = (is_repeated && seed % 5 < 2).then_some(STATEMENT_TTL_MS);
+    options.is_quiet = !options.statements && seed % 5 < 2;
     World::new(seed, options).run()
 }
 
@@ -151,12 +161,18 @@ impl World {
             .collect();
         if options.statements {
             let relies = options.stream == StreamMode::OneFault;
+            let ttl_ms = options.statement_ttl_ms;
             for user in users.split_off(CONNECTED_USERS - 2) {
-                users.push(user.stated(App::new(false, relies, &mut random)));
+                users.push(user.stated(App::new(false, relies, ttl_ms, &mut random)));
             }
             for number in CONNECTED_USERS..USERS {
                 let user = User::new(number, &mut random);
-                users.push(user.stated(App::new(true, relies, &mut random)));
+                users.push(user.stated(App::new(true, relies, ttl_ms, &mut random)));
+            }
+        }
+        if options.is_quiet {
+            for user in users.iter_mut().skip(2) {
+                user.connects_at = u64::MAX;
             }
         }
         for user in &mut users {
