@@ -192,7 +192,9 @@ impl Presence {
             let Some((name, statement)) = self.take_ended_statement(env.common) else {
                 break;
             };
-            if let Some(event) = statement_ended(&name, statement, env.common) {
+            if let Some(event) = statement_ended(&name, statement, env.common)
+                && !self.is_kept(&event, env.common)
+            {
                 self.events.announce(event, true, env);
             }
         }

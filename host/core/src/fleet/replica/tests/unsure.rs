@@ -166,3 +166,35 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     again(&mut owner, NOW + 8_000, 15, 11);
     assert!(!ask(&mut owner, NOW + 8_000));
 }
+
+#[test]
+fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known() {
+    let mut owner = Side::new("owner");
+    let before = Before {
+        epoch: 4,
+        told: None,
+    };
+    owner.lead(NOW, 5, before);
+    let settings = Settings {
+        statement_ttl_ms: STATEMENT_MS,
+        ..Settings::default()
+    };
+    owner.input(NOW, Input::Settings(Box::new(settings)));
+    for user in ["ann", "bob"] {
+        owner.hear(NOW + 1_000, Kind::Online, user, "c1");
+    }
+    assert_eq!(owner.viewers_told().len(), 2);
+    settle(&mut owner, NOW + 1_000 + STATEMENT_MS);
+    assert_eq!(owner.viewers_told(), []);
+    // Ann has connected while nobody owned the shard.
+    for seconds in [10, 20, 30] {
+        owner.hear(NOW + seconds * 1_000, Kind::Heartbeat, "ann", "c1");
+        settle(&mut owner, NOW + seconds * 1_000);
+    }
+    let gone = departures(&mut owner);
+    assert_eq!(gone.len(), 1);
+    assert_eq!(gone[0]["userId"], "bob");
+    assert_eq!(reason(&gone[0]), "timeout");
+    assert_eq!(gone[0]["metadata"]["timeoutDuration"], STATEMENT_MS);
+    assert_eq!(gone[0]["lastSeen"], NOW + 1_000);
+}
