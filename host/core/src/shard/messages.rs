@@ -56,6 +56,7 @@ impl Presence {
         let sent = (timestamp, delayed_ms);
         let common = &mut *env.common;
         if common.has_taken(&user, &payload, stored) {
+            self.overtaken(&user, timestamp, &payload, env);
             return Outcome::Taken;
         }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
@@ -123,6 +124,35 @@ impl Presence {
         }
         self.events.update(env);
         refused.map_or(Outcome::Taken, Outcome::Refused)
+    }
+
+    /// A message of a stream has been overtaken by a later one of its connection, or comes again.
+    fn overtaken(&mut self, user: &str, timestamp: u64, payload: &Payload, env: &mut Env<'_>) {
+        if self.take_overtaken(user, timestamp, payload, env.common) {
+            self.reappear(user, env);
+        }
+        self.events.update(env);
+    }
+
+    /// Takes what a connect of a stream says of its user that comes behind the end of its connection. Says
+    /// whether an application's offline holds no longer.
+    pub(super) fn take_overtaken(
+        &mut self,
+        user: &str,
+        timestamp: u64,
+        payload: &Payload,
+        common: &mut Common,
+    ) -> bool {
+        let Payload::Connect { conn, metadata } = payload else {
+            return false;
+        };
+        if !common.tracker.counts_overtaken(user, conn) {
+            return false;
+        }
+        let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
+        // Where there is no room for it, it is as if it had not come.
+        let _ = updates.take(user, conn, timestamp, metadata, common);
+        self.lifts_offline(user, timestamp, payload, common)
     }
 
     /// Whether the opposite of what a message says of a user was sent after it, though it arrived

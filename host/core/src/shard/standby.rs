@@ -418,6 +418,9 @@ impl Presence {
         } = message;
         let sent = (timestamp, delayed_ms);
         if common.has_taken(&user, &payload, stored) {
+            if self.take_overtaken(&user, timestamp, &payload, common) {
+                self.followed.is_back(common.names.intern(&user), &user);
+            }
             return;
         }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload

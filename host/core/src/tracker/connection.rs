@@ -173,6 +173,8 @@ pub(super) struct Close {
     pub(super) kept_since: u64,
     /// Whether nobody closed it: it fell silent.
     pub(super) is_silent: bool,
+    /// Whether nothing was heard of it before: its connect may come late.
+    pub(super) is_first: bool,
     /// The newest timestamp of what has been taken since for older than the close: where
     /// something newer comes, it is the sender's clock that is behind.
     pub(super) ignored: Option<u64>,

@@ -539,6 +539,11 @@ impl<M: Clone> Tracker<M> {
             newest,
             kept_since: self.clock.now(),
             is_silent: false,
+            is_first: match &connection.state {
+                State::Unknown => true,
+                State::Closed(close) => close.is_first,
+                State::Live(_) => false,
+            },
             ignored: None,
             stored: connection.stored(),
         };

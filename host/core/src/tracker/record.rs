@@ -422,6 +422,7 @@ impl<M: Clone> Tracker<M> {
                 newest: newest.min(now),
                 kept_since: kept_since.min(now),
                 is_silent: false,
+                is_first: false,
                 ignored: None,
                 stored,
             }),

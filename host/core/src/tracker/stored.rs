@@ -74,6 +74,18 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
+    /// Whether a connect that the close of its connection has overtaken is the first that comes, and its
+    /// user is connected otherwise. It opens nothing, but what it says of the user counts, once.
+    pub fn counts_overtaken(&mut self, user: &str, conn: &str) -> bool {
+        let Some(key) = self.roster.find(user, conn) else {
+            return false;
+        };
+        let State::Closed(close) = &mut self.roster.connections[key].state else {
+            return false;
+        };
+        std::mem::take(&mut close.is_first) && self.is_connected(user)
+    }
+
     /// The order of a connection that a message opens now, among its user's: it is the newest one, unless
     /// those that are newer by the stream have overtaken it.
     pub(super) fn order_opened(&mut self, user: Key, place: Option<StreamPlace>) -> i64 {

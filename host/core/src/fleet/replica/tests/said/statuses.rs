@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::Settings;
-use crate::message::Message;
+use crate::message::{Message, StreamPlace};
+use crate::record::Record;
 use crate::status::StatusSettings;
 use crate::tracker::TrackerSettings;
 
@@ -148,6 +149,13 @@ fn publishes_status(side: &mut Side) -> bool {
     })
 }
 
+/// Of how many users is kept what they said of themselves.
+fn said(side: &mut Side) -> usize {
+    let records = side.replica.shard_mut().all_records();
+    let said = |record: &&Record| matches!(record, Record::Status { .. });
+    records.iter().filter(said).count()
+}
+
 fn take_over(side: &mut Side, now: u64, epoch: u64) {
     let before = Before {
         epoch: side.replica.epoch(),
@@ -176,10 +184,7 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
     assert!(!publishes_status(&mut standby));
     standby.hear(now + 60_000, Kind::Connect, "bob", "c2");
     assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
-    let statuses = standby.replica.shard_mut().all_records();
-    let said =
-        |record: &crate::record::Record| matches!(record, crate::record::Record::Status { .. });
-    assert!(!statuses.iter().any(said));
+    assert_eq!(said(&mut standby), 0);
 }
 
 /// Two nodes that know nothing of what was before, and a user with a status whose last known connection
@@ -238,4 +243,68 @@ fn who_was_waited_for_leaves_no_status() {
     take_over(&mut second, ends, 8);
     assert_eq!(second.viewers_told(), [("ann".to_owned(), false)]);
     assert_eq!(second.replica.connections(), [0; 32]);
+}
+
+/// The same message, with a number in a stream.
+fn stored(input: Input, sequence: u64) -> Input {
+    let Input::Message { mut message, reply } = input else {
+        panic!("{input:?}");
+    };
+    let stream = 1;
+    message.stored = Some(StreamPlace { stream, sequence });
+    Input::Message { message, reply }
+}
+
+#[test]
+fn what_a_connect_says_of_a_user_counts_though_a_stream_delivers_it_behind_its_disconnect() {
+    let (mut owner, mut standby) = pair_with_statuses();
+    let now = NOW + 2_000;
+    let gone = |user, number| {
+        let disconnect = message(Kind::Disconnect, user, "c2", now + number);
+        stored(disconnect, number)
+    };
+    let late = |user, number| {
+        let connect = user_says(Kind::Connect, (user, "c2"), now + number, STATUS);
+        stored(connect, number)
+    };
+    for side in [&mut owner, &mut standby] {
+        side.input(now + 10, gone("ann", 12));
+        side.input(now + 320, late("ann", 11));
+        // Nobody else is online by that.
+        side.input(now + 320, gone("bob", 14));
+        side.input(now + 330, late("bob", 13));
+    }
+    assert!(publishes_status(&mut owner));
+    owner.advance(now + 400);
+    assert_eq!(owner.replica.shard().connections(), 1);
+    assert_eq!(owner.replica.connections(), standby.replica.connections());
+    assert_eq!([said(&mut owner), said(&mut standby)], [1, 1]);
+    // The user says something else, and what comes once more counts for nothing.
+    for side in [&mut owner, &mut standby] {
+        let nothing = r#"{"status":null}"#;
+        side.input(now + 5_000, says(Kind::Heartbeat, "c1", now + 11, nothing));
+        side.out.clear();
+        side.input(now + 5_001, late("ann", 11));
+    }
+    owner.advance(now + 9_000);
+    assert!(!publishes_status(&mut owner));
+    let shown = owner.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("status"), None);
+}
+
+#[test]
+fn a_connect_that_a_stream_delivers_behind_its_disconnect_lifts_an_applications_offline() {
+    let (mut owner, mut standby) = pair_with_statuses();
+    let now = NOW + 2_000;
+    for side in [&mut owner, &mut standby] {
+        side.hear(now, Kind::Offline, "ann", "c1");
+        let gone = message(Kind::Disconnect, "ann", "c2", now + 12);
+        side.input(now + 10, stored(gone, 12));
+        let late = message(Kind::Connect, "ann", "c2", now + 11);
+        side.input(now + 320, stored(late, 11));
+    }
+    let ann = |online| ("ann".to_owned(), online);
+    assert_eq!(owner.viewers_told(), [ann(false), ann(true)]);
+    take_over(&mut standby, now + 400, 8);
+    assert_eq!(standby.shown(now + 401, &["ann"]), [true]);
 }
