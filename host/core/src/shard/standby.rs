@@ -355,13 +355,10 @@ impl Presence {
     /// Whether a user who seems to have left is expected for a while instead, since it is
     /// unsure whether all of the user's connections are known.
     pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
-        let left_ms = self.unsure_ms(common);
         let Some(told) = self.told_of_one_to_expect(event, common) else {
             return false;
         };
         self.expect(&told, Some(event.clone()), common);
-        let tracker = &mut common.tracker;
-        tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
         true
     }
 
@@ -397,14 +394,18 @@ impl Presence {
     }
 
     /// A connection stands for those of a user that aren't known. `left`: how they left, if they seem to
-    /// have.
+    /// have: then only for as long as it is unsure whether all are known.
     fn expect(&mut self, event: &Event, left: Option<Event>, common: &mut Common) {
         let now = common.now();
+        let left_ms = left.is_some().then(|| self.unsure_ms(common));
         let since = event.timestamp.min(common.clock.stamp());
         let expected = &mut self.followed.expected;
         expected.insert(event.user, Expected { since, left });
-        let (tracker, metadata) = (&mut common.tracker, || event.metadata.clone());
-        tracker.connect(now, event.name.as_str(), EXPECTED, since, metadata);
+        let (tracker, name) = (&mut common.tracker, event.name.as_str());
+        tracker.connect(now, name, EXPECTED, since, || event.metadata.clone());
+        if let Some(left_ms) = left_ms {
+            tracker.set_lease(name, EXPECTED, left_ms);
+        }
     }
 
     fn follow(&mut self, message: Message, common: &mut Common) {

@@ -245,6 +245,16 @@ fn who_was_waited_for_leaves_no_status() {
     assert_eq!(second.replica.connections(), [0; 32]);
 }
 
+#[test]
+fn who_is_waited_for_is_so_no_longer_because_of_another_takeover() {
+    let (_, mut second) = pair_that_waits();
+    take_over(&mut second, NOW + 20_000, 8);
+    assert!(second.replica.shard().unsure_ms() < 15_000);
+    assert_eq!(second.viewers_told(), []);
+    settle(&mut second, NOW + 35_000);
+    assert_eq!(second.viewers_told(), [("ann".to_owned(), false)]);
+}
+
 /// The same message, with a number in a stream.
 fn stored(input: Input, sequence: u64) -> Input {
     let Input::Message { mut message, reply } = input else {
