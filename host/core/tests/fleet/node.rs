@@ -25,6 +25,8 @@ use crate::world::{Options, SHARDS};
 /// The wall time at which a run begins.
 pub(crate) const BEGINNING: u64 = 1_700_000_000_000;
 pub(crate) const TIMEOUT_MS: u64 = 2_000;
+/// For how long messages may come in another order than they were sent in, where there is a stream.
+pub(crate) const REORDER_MS: u64 = 50;
 /// How long users are waited for who have left, in some runs.
 pub(crate) const GRACE_MS: u64 = 300;
 pub(crate) const FLEET: FleetSettings = FleetSettings {
@@ -178,7 +180,7 @@ fn shard_settings(options: &Options) -> Settings {
             // What is delivered again comes later.
             reorder_ms: match stream {
                 StreamMode::None => tracker.reorder_ms,
-                StreamMode::OneFault | StreamMode::AnyFault => 50,
+                StreamMode::OneFault | StreamMode::AnyFault => REORDER_MS,
             },
             timeout_ms: TIMEOUT_MS,
             grace_ms,

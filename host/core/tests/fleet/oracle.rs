@@ -36,8 +36,8 @@ pub(crate) struct Oracle {
     pub(crate) events: usize,
     /// Whether nothing that is said is lost.
     hears_all: bool,
-    /// The status that each viewer was told last of a user who is online.
-    statuses: BTreeMap<(usize, usize), u64>,
+    /// The status that each viewer was told last of a user who is online, and when.
+    statuses: BTreeMap<(usize, usize), (u64, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +110,13 @@ impl Oracle {
 
     /// The fourth promise, of what is published: nobody is told the same twice in one epoch, nor in the next if the
     /// shard was handed over (`after`: the epoch that it was handed over from).
-    pub(crate) fn published(&mut self, t: u64, event: &Event, after: Option<u64>) {
+    /// `left_at`: when its user had no connection last.
+    pub(crate) fn published(
+        &mut self,
+        t: u64,
+        event: &Event,
+        (after, left_at): (Option<u64>, u64),
+    ) {
         self.events += 1;
         let sights: [_; VIEWERS] = std::array::from_fn(|viewer| self.sight(t, viewer, event.user));
         let telling = self.told.entry(event.shard).or_default();
@@ -143,19 +149,22 @@ impl Oracle {
             }
         }
         if self.hears_all {
-            self.keeps_statuses(t, event);
+            self.keeps_statuses(t, event, left_at);
         }
     }
 
-    /// What a user has said once of themselves is taken back by nobody while they are online.
-    fn keeps_statuses(&mut self, t: u64, event: &Event) {
+    /// What a user has said once of themselves is taken back by nobody while they are online. They may
+    /// have gone and come back, and viewers have been told only how they are shown now.
+    fn keeps_statuses(&mut self, t: u64, event: &Event, left_at: u64) {
         let status = statuses::said_once(&event.shows);
         for viewer in (0..VIEWERS).filter(|viewer| event.visible_to[*viewer]) {
             let place = (viewer, event.user);
             let before = match status.filter(|_| event.online) {
-                Some(status) => self.statuses.insert(place, status),
+                Some(status) => self.statuses.insert(place, (status, t)),
                 None => self.statuses.remove(&place),
             };
+            let before = before.filter(|(_, at)| *at > left_at);
+            let before = before.map(|(status, _)| status);
             if event.online && before > status {
                 let what = format!(
                     "viewer {viewer} was told that user {} says {:?} again, after {before:?}",

@@ -23,6 +23,11 @@ pub(crate) fn said_once(shows: &Shows) -> Option<u64> {
     status.strip_prefix("said by c")?.parse().ok()
 }
 
+/// Whether a connection says a status, where such are said once.
+fn has_status(conn: u64) -> bool {
+    !conn.is_multiple_of(3)
+}
+
 #[derive(Debug)]
 pub(crate) struct Says {
     /// Whether it is said with each heartbeat.
@@ -57,10 +62,10 @@ impl Says {
         if !self.repeats {
             if is_connect {
                 let activity = ACTIVITIES[Self::calm_activity(conn)];
-                let _ = write!(
-                    keys,
-                    r#","activity":"{activity}","status":{{"text":"said by c{conn}"}}"#
-                );
+                let _ = write!(keys, r#","activity":"{activity}""#);
+                if has_status(conn) {
+                    let _ = write!(keys, r#","status":{{"text":"said by c{conn}"}}"#);
+                }
             }
             return keys;
         }
@@ -88,17 +93,18 @@ impl Says {
     }
 
     /// Whether viewers are shown in the end what was said. `last`: the number of the last
-    /// connect, if it is sure that it was taken. `is_heard`: whether all connects were.
+    /// connect, if it is sure that it was taken, and of the first since its user was away for long.
+    /// `is_heard`: whether all connects were.
     pub(crate) fn is_shown(
         &self,
         shows: &Shows,
         conns: &[Conn],
-        last: Option<u64>,
+        (first, last): (u64, Option<u64>),
         is_heard: bool,
     ) -> bool {
         let foremost = conns.iter().map(|conn| Self::calm_activity(conn.id)).max();
-        let status = shows.status.as_deref();
         if self.repeats {
+            let status = shows.status.as_deref();
             let text = self.text.filter(|_| self.expires_at.is_none());
             let text = text.map(|text| format!("text {text}"));
             let activity = foremost.map(|activity| ACTIVITIES[activity]);
@@ -107,8 +113,13 @@ impl Says {
         // Who was said to be typing is active again.
         let activity = foremost.map(|activity| ACTIVITIES[activity.min(1)]);
         let has_activity = !is_heard || shows.activity.as_deref() == activity;
-        let text = last.map(|conn| format!("said by c{conn}"));
-        has_activity && text.is_none_or(|text| status == Some(&text))
+        let said = said_once(shows);
+        let is_newest = last.is_none_or(|last| match has_status(last) {
+            true => said == Some(last),
+            // Whoever said one before may have gone in the meantime.
+            false => said.is_none_or(|said| (first..last).contains(&said)),
+        });
+        has_activity && is_newest
     }
 
     /// What a connection's user does when all has settled.

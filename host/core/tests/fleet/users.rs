@@ -18,6 +18,8 @@ use crate::world::CALM_FROM;
 pub(crate) const CONNECTED_USERS: usize = 6;
 pub(crate) const USERS: usize = CONNECTED_USERS + 2;
 pub(crate) const HEARTBEAT_MS: u64 = 500;
+/// After so long without a connection everyone knows that a user who says goodbye has left, as a rule.
+const LONG_MS: u64 = 1_500;
 
 /// A connection of a user.
 #[derive(Clone, Debug)]
@@ -60,8 +62,9 @@ pub(crate) struct User {
     /// Whether it is calm, and whether it has connected since.
     is_calm: bool,
     came_back: bool,
-    /// When it connected last.
+    /// When it connected last, and by which connection since it was away for long.
     came_at: u64,
+    first_conn: u64,
     /// Since when it has had no connection.
     pub(crate) left_at: u64,
     /// When a connection of it was closed last.
@@ -97,6 +100,7 @@ impl User {
             came_back: false,
             connects_at: random.within(50, 1_500),
             came_at: 0,
+            first_conn: 0,
             left_at: 0,
             closed_at: 0,
             app: None,
@@ -147,6 +151,13 @@ impl User {
                     app.is_overtaken(t);
                 }
                 self.next_conn += 1;
+                let long_ms = match self.is_polite {
+                    true => LONG_MS,
+                    false => SHOWN_MS_MAX + GRACE_MS,
+                };
+                if self.conns.is_empty() && t >= self.left_at + long_ms {
+                    self.first_conn = self.next_conn;
+                }
                 self.came_at = t;
                 let stays_ms = match random.chance(40) {
                     true => random.within(100, 2_000),
@@ -208,9 +219,10 @@ impl User {
             self.closed_at = t;
             if self.conns.is_empty() {
                 self.left_at = t;
-                let away_ms = match random.chance(50) {
-                    true => random.within(50, 900),
-                    false => random.within(900, 6_000),
+                let away_ms = match random.within(0, 3) {
+                    0 => random.within(20, GRACE_MS),
+                    1 => random.within(50, 900),
+                    _ => random.within(900, 6_000),
                 };
                 self.connects_at = self.connects_at.min(t + away_ms);
             }
@@ -314,6 +326,7 @@ impl User {
                 && shows.status.is_none();
         };
         let last = newest.or_else(|| is_heard.then_some(self.next_conn));
+        let last = (self.first_conn, last);
         (is_stated || is_connected) && says.is_shown(shows, &self.conns, last, is_heard)
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::broker::End;
 use crate::client::{Answer, Event, Taken};
-use crate::node::{Arrival, Sent};
+use crate::node::{Arrival, REORDER_MS, Sent};
 use crate::rules::{VIEWERS, shows, user_of, viewer_id};
 use crate::stream::StreamMode;
 use crate::users::Last;
@@ -77,7 +77,8 @@ impl World {
             self.unlucky.remove(&key);
             let arrival = Arrival::Input(shard, message.clone());
             if self.random.chance(1) {
-                let late = self.random.within(1, 60);
+                // No later than messages may come in another order.
+                let late = self.random.within(1, REORDER_MS / 2);
                 self.at(self.t + late, Happens::At(node, arrival.clone()));
             }
             self.deliver(from, node, arrival);
@@ -372,7 +373,8 @@ impl World {
             visible_to,
         };
         let after = self.handed_over.get(&(shard, epoch)).copied();
-        self.oracle.published(self.t, &event, after);
+        let left_at = self.users[event.user].left_at;
+        self.oracle.published(self.t, &event, (after, left_at));
         self.tell_clients(node, &ToClient::Event(event), None);
     }
 
