@@ -71,6 +71,11 @@ enum Item {
     Stream(u64),
     /// All connections of a user are known, though the shard is unsure.
     Came(String),
+    /// How a user has left, as it seems, whose other connections may not be known: a record of the event.
+    Left(
+        #[serde(with = "as_bytes")] Vec<u8>,
+        #[serde(with = "as_bytes")] Vec<u8>,
+    ),
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -156,6 +161,8 @@ pub struct Sending {
     read: vec::IntoIter<(Record, Option<u64>)>,
     /// Users who are still to be told of as ones whose connections are all known.
     came: Vec<Id>,
+    /// How users have left, as it seems, who are waited for.
+    left: Vec<Record>,
     end: Option<End>,
     /// What has been written, and not sent.
     written: Vec<u8>,
@@ -182,6 +189,7 @@ impl Sending {
                 true => shard.came(),
                 false => Vec::new(),
             },
+            left: shard.seem_to_have_left(),
             end: Some(end),
             written: Vec::new(),
             index: 0,
@@ -219,6 +227,10 @@ impl Sending {
             } else if let Some(user) = self.came.pop() {
                 if let Some(name) = names.name(user) {
                     self.write(&Item::Came(name.as_str().to_owned()));
+                }
+            } else if let Some(left) = self.left.pop() {
+                if let (key, Some(value)) = left.encode(names) {
+                    self.write(&Item::Left(key, value));
                 }
             } else if let Some(end) = self.end.take() {
                 self.write(&Item::End(end));
@@ -281,7 +293,8 @@ impl Sending {
             .as_ref()
             .map(ShardCursor::ids)
             .unwrap_or_default();
-        for (record, _) in self.read.as_slice() {
+        let read = self.read.as_slice().iter().map(|(record, _)| record);
+        for record in read.chain(&self.left) {
             ids |= record.ids();
         }
         ids.extend(self.came.iter().map(|user| user.0));
@@ -399,6 +412,7 @@ impl Assembly {
         let passed_ms = now.saturating_sub(self.since);
         let ahead_ms = i64::try_from(ahead).unwrap_or_default();
         let (mut records, mut leases, mut end) = (Vec::new(), Vec::new(), None);
+        let mut left = Vec::new();
         let mut rest = &*self.begun;
         while let Some((item, others)) = next_item(rest)? {
             match item {
@@ -414,6 +428,10 @@ impl Assembly {
                 Item::End(it) => end = Some(it),
                 Item::Stream(it) => self.shard.begin_with_stream(it),
                 Item::Came(user) => self.shard.has_come(&user),
+                Item::Left(key, value) => {
+                    let record = Record::decode(&key, &value, names);
+                    left.push(record.map_err(|_| Refusal::Unreadable)?);
+                }
             }
             rest = others;
         }
@@ -423,6 +441,9 @@ impl Assembly {
         for (user, conn, left_ms) in leases {
             let left_ms = left_ms.saturating_sub(passed_ms);
             self.shard.set_lease(now, &user, &conn, left_ms);
+        }
+        for record in left {
+            self.shard.seems_to_have_left(record);
         }
         Ok(end)
     }

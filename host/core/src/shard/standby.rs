@@ -30,6 +30,7 @@ use crate::metadata::Metadata;
 use crate::names::Id;
 use crate::publish::{Numbering, Subject};
 use crate::record::Record;
+use crate::step::Step;
 use crate::tracker::{Connected, Effect, InputResult, TrackerRecord, Transition};
 
 /// How many transitions are remembered that no viewer was told of, beside as many
@@ -191,6 +192,31 @@ impl Shard {
     pub fn has_come(&mut self, user: &str) {
         let user = self.common.names.intern(user);
         self.presence.followed.came.insert(user);
+    }
+
+    /// How users have left, as it seems, who are waited for, since other connections may not be known.
+    pub fn seem_to_have_left(&self) -> Vec<Record> {
+        let expected = self.presence.followed.expected.values();
+        let left = expected.filter_map(|it| it.left.clone());
+        let record = |left: Event| Record::Waiting {
+            user: left.name.clone(),
+            steps: vec![Step::Announce(Arc::new(left), true)],
+        };
+        left.map(record).collect()
+    }
+
+    /// As the shard that its state is from says, a user who is waited for seems to have left so.
+    pub fn seems_to_have_left(&mut self, record: Record) {
+        let Record::Waiting { steps, .. } = record else {
+            return;
+        };
+        let expected = &mut self.presence.followed.expected;
+        for step in steps {
+            let left = step.event();
+            if let Some(expected) = expected.get_mut(&left.user) {
+                expected.left = Some(Event::clone(left));
+            }
+        }
     }
 
     /// No shard was before this one: as of a node that starts alone, users who come by a connect

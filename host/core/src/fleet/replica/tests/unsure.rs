@@ -198,3 +198,42 @@ fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known()
     assert_eq!(gone[0]["metadata"]["timeoutDuration"], STATEMENT_MS);
     assert_eq!(gone[0]["lastSeen"], NOW + 1_000);
 }
+
+#[test]
+fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_later() {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    let before = Before {
+        epoch: 4,
+        told: None,
+    };
+    owner.lead(NOW, 5, before);
+    for user in ["ann", "bob"] {
+        owner.hear(NOW + 1_000, Kind::Connect, user, "c1");
+        owner.input(NOW + 2_000, logout(user, NOW + 2_000));
+    }
+    // An hour ahead.
+    let later = |at| at + 3_600_000;
+    standby.follow(later(NOW + 2_500), 5, "owner");
+    standby.advance(later(NOW + 6_000));
+    let asked = standby.out.iter().find_map(|out| match out {
+        Out::Ask { nonce, .. } => Some(*nonce),
+        _ => None,
+    });
+    for chunk in owner.sends(NOW + 6_000, asked.unwrap()) {
+        let replica = &mut standby.replica;
+        replica
+            .chunk(later(NOW + 6_000), &chunk, &mut standby.out)
+            .unwrap();
+    }
+    take_over(&mut standby, later(NOW + 7_000));
+    standby.out.clear();
+    // Bob has another connection.
+    standby.hear(later(NOW + 8_000), Kind::Heartbeat, "bob", "c2");
+    settle(&mut standby, later(NOW + 37_000));
+    let gone = departures(&mut standby);
+    assert_eq!(gone.len(), 1);
+    assert_eq!(gone[0]["userId"], "ann");
+    assert_eq!(reason(&gone[0]), "logout");
+    assert_eq!(gone[0]["lastSeen"], NOW + 2_000);
+    assert!(gone[0]["metadata"].get("timeoutDuration").is_none());
+}
