@@ -18,7 +18,8 @@ use crate::world::CALM_FROM;
 pub(crate) const CONNECTED_USERS: usize = 6;
 pub(crate) const USERS: usize = CONNECTED_USERS + 2;
 pub(crate) const HEARTBEAT_MS: u64 = 500;
-/// After so long without a connection everyone knows that a user who says goodbye has left, as a rule.
+/// After so long without a connection everyone knows that a user who says goodbye has left. Of any other, an
+/// outage may hide that for long.
 const LONG_MS: u64 = 1_500;
 
 /// A connection of a user.
@@ -62,7 +63,7 @@ pub(crate) struct User {
     /// Whether it is calm, and whether it has connected since.
     is_calm: bool,
     came_back: bool,
-    /// When it connected last, and by which connection since it was away for long.
+    /// When it connected last, and by which connection since it was away for long, as far as that is known.
     came_at: u64,
     first_conn: u64,
     /// Since when it has had no connection.
@@ -151,11 +152,7 @@ impl User {
                     app.is_overtaken(t);
                 }
                 self.next_conn += 1;
-                let long_ms = match self.is_polite {
-                    true => LONG_MS,
-                    false => SHOWN_MS_MAX + GRACE_MS,
-                };
-                if self.conns.is_empty() && t >= self.left_at + long_ms {
+                if self.is_polite && self.conns.is_empty() && t >= self.left_at + LONG_MS {
                     self.first_conn = self.next_conn;
                 }
                 self.came_at = t;
