@@ -152,7 +152,7 @@ impl Presence {
         let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
         // Where there is no room for it, it is as if it had not come.
         let _ = updates.take(user, conn, timestamp, metadata, common);
-        self.lifts_offline(user, timestamp, payload, common)
+        self.lifts_offline(user, (timestamp, 0), payload, common)
     }
 
     /// Whether the opposite of what a message says of a user was sent after it, though it arrived

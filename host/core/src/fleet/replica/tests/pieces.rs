@@ -82,3 +82,18 @@ fn one_that_takes_over_decides_on_a_few_users_before_it_takes_the_next_input() {
     );
     assert!(standby.replica.next_deadline().unwrap() > now);
 }
+
+#[test]
+fn one_that_gets_no_snapshot_asks_less_and_less_often() {
+    let mut standby = Side::new("standby");
+    standby.follow(NOW, 5, "owner");
+    let mut asked = Vec::new();
+    for after in (0..25_000).step_by(100) {
+        standby.advance(NOW + after);
+        let asks = standby.out.drain(..);
+        let asks = asks.filter(|out| matches!(out, Out::Ask { .. }));
+        asked.extend(asks.map(|_| after));
+    }
+    // After half a time-out it listens anew before it asks.
+    assert_eq!(asked, [500, 2_500, 4_500, 8_500, 16_500, 24_000]);
+}
