@@ -94,12 +94,14 @@ impl Store {
             bytes_max: bytes.len() as u64,
             key: "",
         };
-        // One that has been altered is uploaded again.
-        if self.plugin(digest, limit).await.is_ok() {
+        // One that has been altered, or what is said of it, is uploaded again.
+        let info = store.info(digest.to_string()).await.ok();
+        let name = info.as_ref().and_then(|info| info.metadata.get("name"));
+        if name == Some(&about.name) && self.plugin(digest, limit).await.is_ok() {
             return Ok(false);
         }
         // What was there is removed by this id, which may be a pattern if somebody altered it.
-        if let Ok(info) = store.info(digest.to_string()).await {
+        if let Some(info) = info {
             let is_id = info.nuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
             ensure!(
                 is_id,
@@ -151,7 +153,12 @@ impl Store {
             Ok(_) => bail!(missing()),
             Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => bail!(missing()),
             Err(error) => {
-                return Err(error).with_context(|| format!("can't read {digest} from the store"));
+                return Err(error).with_context(|| {
+                    format!(
+                        "can't read {digest} from the store; if it was deleted or altered, upload it \
+                         again, with `presence plugins push`"
+                    )
+                });
             }
         };
         let Limit { bytes_max, key } = limit;

@@ -253,7 +253,9 @@ impl StoreSession {
             let status = self.operator.status(node).await.unwrap_or_default();
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
-            let fleet = status.pointer("/serving/fleet/nodes").and_then(Value::as_object);
+            let fleet = status
+                .pointer("/serving/fleet/nodes")
+                .and_then(Value::as_object);
             silent.extend(fleet.into_iter().flat_map(Map::keys).cloned());
         }
         silent.retain(|name| nodes.iter().all(|node| node.name != *name));

@@ -79,7 +79,11 @@ fn meant(stored: &[StoredPlugin], name: &str, digest: &str) -> anyhow::Result<Di
         (Some(_), _) => bail!("several plugins `{name}` begin with {digest}: write more digits"),
         (None, _) => {
             let elsewhere = stored.iter().find(|it| it.digest.begins(digest));
-            let why = elsewhere.map(|it| format!("it is the plugin `{}`", it.about.name));
+            let why = elsewhere.map(|it| match &*it.about.name {
+                "" => "what is there was altered: upload it again, with `presence plugins push`"
+                    .into(),
+                other => format!("it is the plugin `{other}`"),
+            });
             let why = why.unwrap_or_else(|| {
                 "upload it, with `presence plugins push`; `presence plugins list` lists what is \
                  there"
