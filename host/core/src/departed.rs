@@ -132,6 +132,8 @@ pub struct Departed {
     departures: Vec<Departure>,
     /// Where the next one goes in the ring.
     next: usize,
+    /// Places of those that were forgotten while another shard was followed: they are filled first.
+    free: Vec<u32>,
     /// Where each user's last departure is.
     places: HashMap<Id, u32, foldhash::fast::FixedState>,
     /// What was decided on them, for as long as they are the users' last.
@@ -159,6 +161,7 @@ impl Departed {
             departures_max: departures_max.min(u32::MAX as usize),
             departures: Vec::new(),
             next: 0,
+            free: Vec::new(),
             places: HashMap::default(),
             verdicts: Verdicts::default(),
             changes: UnsavedDepartures::default(),
@@ -175,13 +178,17 @@ impl Departed {
         self.changes = std::mem::take(&mut before.changes);
         self.readings = std::mem::take(&mut before.readings);
         self.readings.keep_all(|place| before.stored(place));
-        let (mut newer, mut older) = (before.departures, Vec::new());
+        let departures = before.departures.into_iter().enumerate();
+        let (mut newer, mut older): (Vec<_>, _) = (departures.collect(), Vec::new());
         // Once the ring is full, the oldest is where the next one would go.
         if newer.len() == before.departures_max {
             older = newer.split_off(before.next.min(newer.len()));
         }
-        for departure in older.into_iter().chain(newer) {
-            self.insert(departure);
+        for (place, departure) in older.into_iter().chain(newer) {
+            let last = before.places.get(&departure.user);
+            if last.is_some_and(|last| *last as usize == place) {
+                self.insert(departure);
+            }
         }
         // What didn't find a place has left no trace but its record.
         for (user, name) in &self.changes.saved {
@@ -417,15 +424,50 @@ impl Departed {
         }
     }
 
-    /// A user's last departure is another than the one that is remembered, and isn't stored.
+    /// Remembers a user's last departure, as the shard that is followed does. It says whose are to be
+    /// forgotten for that: none is here.
+    pub(crate) fn follow(&mut self, departure: Departure, names: &Names) {
+        let user = departure.user;
+        let known = self.places.get(&user).copied();
+        let Some(place) = known.or_else(|| self.free.pop()) else {
+            return self.restore(vec![departure], names);
+        };
+        self.fill(place, departure);
+        if let Some(name) = names.name(user) {
+            self.changes.saved.insert(user, name);
+        }
+    }
+
+    /// Puts a departure into a place that nobody else's last is in.
+    fn fill(&mut self, place: u32, departure: Departure) {
+        let user = departure.user;
+        if let Some(last) = self.places.get(&user) {
+            self.keep_place(*last);
+        }
+        self.keep_place(place);
+        if let Some(slot) = self.departures.get_mut(place as usize) {
+            *slot = departure;
+        }
+        self.places.insert(user, place);
+        self.verdicts.forget(user);
+    }
+
+    /// A user's last departure is another than the one that is remembered, and isn't stored, or is not
+    /// remembered any more.
     pub(crate) fn forget(&mut self, user: Id) {
         let Some(place) = self.places.get(&user).copied() else {
             return;
         };
         self.keep_place(place);
         self.places.remove(&user);
+        self.free.push(place);
         self.verdicts.forget(user);
         self.changes.saved.remove(&user);
+    }
+
+    /// Whether a user's last departure is remembered, and stored.
+    pub(crate) fn has_stored(&self, user: Id) -> bool {
+        self.departure(user).is_some_and(Departure::is_stored)
     }
 
     /// All the numbers of ids in here.
@@ -448,6 +490,9 @@ impl Departed {
     fn insert(&mut self, departure: Departure) {
         if self.departures_max == 0 {
             return;
+        }
+        if let Some(place) = self.free.pop() {
+            return self.fill(place, departure);
         }
         let (user, place) = (departure.user, self.next);
         if let Some(last) = self.places.get(&user) {
@@ -479,123 +524,4 @@ impl Departed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn offline(names: &Names, user: &str, at: u64) -> Event {
-        let (user, name) = names.intern_name(user);
-        Event {
-            user,
-            name,
-            timestamp: at,
-            change: Change::Offline {
-                last_seen: at - 1,
-                reason: Reason::Timeout,
-            },
-            metadata: Metadata::parse(r#"{"timeoutDuration":5}"#, |_| true),
-        }
-    }
-
-    fn note(departed: &mut Departed, event: &Event) {
-        departed.note(
-            event,
-            KnownMetadata::all(&Metadata::default()),
-            Recipients::default(),
-        );
-    }
-
-    fn remembered(departed: &Departed, names: &Names) -> Vec<(String, u64)> {
-        let mut ids: Vec<_> = departed.ids().into_iter().map(Id).collect();
-        ids.sort_unstable();
-        let events = ids.into_iter().filter_map(|id| departed.event(id, names));
-        events
-            .map(|event| (event.name.as_str().to_owned(), event.timestamp))
-            .collect()
-    }
-
-    fn pairs(pairs: &[(&str, u64)]) -> Vec<(String, u64)> {
-        pairs
-            .iter()
-            .map(|(user, at)| ((*user).into(), *at))
-            .collect()
-    }
-
-    #[test]
-    fn the_last_departure_of_a_user_is_remembered_as_announced() {
-        let names = Names::new();
-        let mut departed = Departed::new(10);
-        let event = offline(&names, "a", 7);
-        note(&mut departed, &event);
-        let found = departed.event(event.user, &names).unwrap();
-        assert_eq!(
-            (found.timestamp, found.change, found.metadata),
-            (7, event.change, event.metadata)
-        );
-        note(&mut departed, &offline(&names, "a", 9));
-        assert_eq!(remembered(&departed, &names), pairs(&[("a", 9)]));
-    }
-
-    #[test]
-    fn a_departure_that_another_has_followed_is_forgotten_and_its_place_used_again() {
-        let names = Names::new();
-        let mut departed = Departed::new(2);
-        let first = offline(&names, "a", 7);
-        note(&mut departed, &first);
-        departed.forget(first.user);
-        assert!(departed.event(first.user, &names).is_none());
-        for (user, at) in [("b", 8), ("c", 9)] {
-            note(&mut departed, &offline(&names, user, at));
-        }
-        let kept = [("b", 8), ("c", 9)];
-        assert_eq!(remembered(&departed, &names), pairs(&kept));
-        departed.forget(first.user);
-        assert_eq!(remembered(&departed, &names), pairs(&kept));
-    }
-
-    #[test]
-    fn what_was_decided_holds_for_that_departure_alone() {
-        let names = Names::new();
-        let mut departed = Departed::new(2);
-        let first = offline(&names, "a", 7);
-        note(&mut departed, &first);
-        let reads = Reads {
-            timestamp: true,
-            ..Reads::default()
-        };
-        departed.keep(8, &first, Vec::new(), reads);
-        assert!(departed.verdict(8, &first).is_some());
-        let second = offline(&names, "a", 9);
-        note(&mut departed, &second);
-        assert!(departed.verdict(9, &second).is_none());
-        departed.keep(9, &second, Vec::new(), Reads::default());
-        for user in ["b", "c"] {
-            note(&mut departed, &offline(&names, user, 10));
-        }
-        assert!(departed.verdict(10, &second).is_none(), "it is forgotten");
-    }
-
-    #[test]
-    fn the_oldest_departures_are_forgotten_for_the_newest() {
-        let names = Names::new();
-        let mut departed = Departed::new(3);
-        for (user, at) in [("a", 1), ("b", 2), ("c", 3), ("a", 4), ("d", 5)] {
-            note(&mut departed, &offline(&names, user, at));
-        }
-        assert_eq!(
-            remembered(&departed, &names),
-            pairs(&[("a", 4), ("c", 3), ("d", 5)])
-        );
-        departed.resize(2);
-        assert_eq!(remembered(&departed, &names), pairs(&[("a", 4), ("d", 5)]));
-        departed.resize(3);
-        note(&mut departed, &offline(&names, "b", 6));
-        note(&mut departed, &offline(&names, "c", 7));
-        assert_eq!(
-            remembered(&departed, &names),
-            pairs(&[("b", 6), ("c", 7), ("d", 5)])
-        );
-        departed.resize(0);
-        note(&mut departed, &offline(&names, "b", 8));
-        assert_eq!(remembered(&departed, &names), []);
-    }
-}
+mod tests;

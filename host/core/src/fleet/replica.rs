@@ -504,6 +504,7 @@ impl Replica {
         if !self.skips(Mutation::NoDecisions) {
             self.shard.lead(now, is_sure);
         }
+        self.books.keep_departed(|user| self.shard.remembers(user));
         self.begin_to_tell(now);
         self.is_leading = true;
         self.is_behind = true;

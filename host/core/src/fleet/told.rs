@@ -227,6 +227,12 @@ impl Books {
         self.departed.insert(departure.user, viewers);
     }
 
+    /// Keeps what is known of users who have gone whose departures are remembered here: of others, those
+    /// who follow may know nothing.
+    pub fn keep_departed(&mut self, remembers: impl Fn(Id) -> bool) {
+        self.departed.retain(|user, _| remembers(*user));
+    }
+
     /// Of how many users they are who are online.
     pub fn len(&self) -> usize {
         self.users.len()

@@ -161,7 +161,7 @@ impl Shard {
             Record::Departed {
                 departure: Some(departure),
                 ..
-            } => decisions.departed.restore(vec![departure], &common.names),
+            } => decisions.departed.follow(departure, &common.names),
             Record::Departed { user, .. } => {
                 let user = common.names.intern(user.as_str());
                 decisions.departed.forget(user);
@@ -272,6 +272,11 @@ impl Shard {
             .users()
             .into_iter()
             .filter_map(|user| ledger.get(user))
+    }
+
+    /// Whether the last departure of a user is remembered, and some viewer may know of it.
+    pub fn remembers(&self, user: Id) -> bool {
+        self.decisions().departed.has_stored(user)
     }
 
     /// The last departures of users, as far as any viewer may know of them.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use presence_core::digest::digest;
 use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::Outcome;
@@ -20,7 +21,7 @@ use presence_core::{Input, Output, Settings, Shard};
 use crate::rules::{Shows, TwoOfThree, user_id};
 use crate::statuses::{MIN_INTERVAL_MS, TYPING_MS};
 use crate::stream::StreamMode;
-use crate::world::{Options, SHARDS};
+use crate::world::{FAULTS_UNTIL, Options, SHARDS};
 
 /// The wall time at which a run begins.
 pub(crate) const BEGINNING: u64 = 1_700_000_000_000;
@@ -38,6 +39,8 @@ pub(crate) const FLEET: FleetSettings = FleetSettings {
     answer_ms: 120,
 };
 const BEACON_MS: u64 = 250;
+/// For how long a node is closed, or isn't.
+const CLOSED_MS: u64 = 1_700;
 const FLUSH_MS: u64 = 900;
 
 /// What a disk has: of each shard, when it was written, and the records.
@@ -388,8 +391,16 @@ impl Process {
         });
     }
 
+    /// Whether the node says that it can decide on nobody, as each does at times while nodes fail.
+    fn is_closed(&self, now: u64) -> bool {
+        let phase = (now - BEGINNING) / CLOSED_MS;
+        let chance = digest(&[self.member.name().as_bytes(), &phase.to_le_bytes()]) % 5;
+        chance == 0 && now < BEGINNING + FAULTS_UNTIL
+    }
+
     fn tick(&mut self, now: u64, is_connected: bool) {
         let rules = &mut self.rules.clone();
+        self.member.set_closed(now, self.is_closed(now));
         self.member.advance(now);
         self.settle(now);
         let in_touch = self.member.is_in_touch(now);

@@ -23,7 +23,7 @@ pub(crate) const SHARDS: u32 = 2;
 pub(crate) const TICK_MS: u64 = 40;
 /// After so long the broker closes the connection of a client that doesn't answer.
 const KICK_MS: u64 = 350;
-const FAULTS_UNTIL: u64 = 9_500;
+pub(crate) const FAULTS_UNTIL: u64 = 9_500;
 pub(crate) const CALM_FROM: u64 = FAULTS_UNTIL + 3_500;
 const END: u64 = CALM_FROM + TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS + GRACE_MS + 1_000;
 
