@@ -277,7 +277,10 @@ impl ServingTurn {
                     unanswered = 0;
                     board.set_yields(true);
                     let how = match (self.shared.me.fleet, other.fleet) {
-                        (true, true) => "give one another [node] name",
+                        (true, true) => {
+                            "give one another [node] name, or, if both are tenants of one node, another \
+                             [tenant] prefix"
+                        }
                         (true, false) | (false, true) => "have both be of the fleet ([fleet])",
                         (false, false) => "give one another [tenant] prefix",
                     };

@@ -362,15 +362,32 @@ impl<'a> TenantStoreSession<'a> {
             told.push(json!({"node": node.name, "tenants": tenants, "error": error}));
         }
         if self.how.json {
-            print_json(json!({"written": true, "tenants": names, "nodes": told}))?;
+            print_json(json!({"written": true, "tenants": &names, "nodes": &told}))?;
         }
         ensure!(
             failed == 0,
             "it is written, and {failed} of {} nodes don't do it",
             nodes.len()
         );
+        let unserved: Vec<_> = names.into_iter().filter(|it| waits(it, &told)).collect();
+        ensure!(
+            unserved.is_empty(),
+            "it is written, and no node serves {}: another tenant, or a node that this one doesn't know \
+             of, has the same subjects",
+            unserved.join(", ")
+        );
         Ok(())
     }
+}
+
+/// Whether a tenant waits for another node on each of these that has it.
+fn waits(name: &str, told: &[Value]) -> bool {
+    let tenants = told.iter().filter_map(|it| it.get("tenants")?.as_array());
+    let found = tenants
+        .flatten()
+        .filter(|it| it.get("tenant") == Some(&json!(name)));
+    let mut states = found.filter_map(|it| it.get("state")?.as_str()).peekable();
+    states.peek().is_some() && states.all(|state| state == "waiting")
 }
 
 /// What was written of changes that weren't written as a whole.
@@ -487,5 +504,24 @@ mod tests {
         let why = missing(&written, &[]);
         assert_eq!(why.as_deref(), Some("it does not have a: see its log"));
         assert_eq!(missing(&written, &[json!({"tenant": "a"})]), None);
+    }
+
+    #[test]
+    fn a_tenant_that_waits_on_all_nodes_is_served_by_none() {
+        let told = |states: &[&str]| -> Vec<Value> {
+            let node =
+                |state: &&str| json!({"node": "n", "tenants": [{"tenant": "a", "state": state}]});
+            states.iter().map(node).collect()
+        };
+        assert!(waits("a", &told(&["waiting", "waiting"])));
+        for states in [
+            &["waiting", "serving"][..],
+            &["paused"],
+            &["impaired", "waiting"],
+            &[],
+        ] {
+            assert!(!waits("a", &told(states)), "{states:?}");
+        }
+        assert!(!waits("b", &told(&["waiting"])));
     }
 }
