@@ -45,20 +45,28 @@ impl Behind {
         self.waiting.pop_front().map(|(_, task)| task)
     }
 
-    /// Waits for the next one while no message waits to be read.
-    pub(crate) async fn now(&mut self) -> (u32, FleetTask) {
-        if let Some((_, task)) = self.waiting.pop_front() {
-            return task;
+    /// Waits for the next one, when so many messages have been read in all: it is due once no message waits
+    /// to be read.
+    pub(crate) async fn arrives(&mut self, read: u64) {
+        if !self.waiting.is_empty() {
+            return;
         }
         let next = match &mut self.tasks {
             Some(tasks) => tasks.recv().await,
             None => None,
         };
         match next {
-            Some(task) => task,
+            Some(task) => self
+                .waiting
+                .push_back((read.saturating_add(self.queue), task)),
             // There will be no other.
             None => pending().await,
         }
+    }
+
+    /// The next one that has arrived: no message waits to be read.
+    pub(crate) fn take(&mut self) -> Option<(u32, FleetTask)> {
+        self.waiting.pop_front().map(|(_, task)| task)
     }
 }
 
@@ -82,7 +90,10 @@ mod tests {
         assert_eq!(behind.after(111).map(shard), Some(1));
         assert!(behind.after(111).is_none());
         sender.send((3, FleetTask::Lease)).unwrap();
-        let idle = [behind.now().await, behind.now().await];
-        assert_eq!(idle.map(shard), [2, 3], "nothing waits any more");
+        // Nothing waits any more.
+        for expected in [2, 3] {
+            behind.arrives(111).await;
+            assert_eq!(behind.take().map(shard), Some(expected));
+        }
     }
 }

@@ -61,16 +61,25 @@ impl Watermark {
         Some(at)
     }
 
-    /// Waits for the next watermark while no message waits to be read.
-    pub(crate) async fn now(&mut self) -> u64 {
-        if let Some((at, _)) = self.pending.take() {
-            return at;
+    /// Waits for the next watermark, when so many messages have been read in all: it is due once no message
+    /// waits to be read.
+    pub(crate) async fn arrives(&mut self, read: u64) {
+        if self.pending.is_some() {
+            return;
         }
         match self.received.changed().await {
-            Ok(()) => *self.received.borrow_and_update(),
+            Ok(()) => {
+                let at = *self.received.borrow_and_update();
+                self.pending = Some((at, read.saturating_add(self.queue)));
+            }
             // There will be no other: the node ends.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// The watermark that has arrived: no message waits to be read.
+    pub(crate) fn take(&mut self) -> Option<u64> {
+        self.pending.take().map(|(at, _)| at)
     }
 
     /// Inputs for a shard were dropped.
@@ -256,6 +265,7 @@ mod tests {
         assert_eq!(watermark.after(111), Some(7));
         sender.send_replace(8);
         assert_eq!(watermark.after(112), None);
-        assert_eq!(watermark.now().await, 8, "nothing waits any more");
+        watermark.arrives(111).await;
+        assert_eq!(watermark.take(), Some(8), "nothing waits any more");
     }
 }

@@ -2,18 +2,19 @@
 //! keep the broker's order across subjects.
 
 use std::cell::Cell;
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{iter, mem};
 
-use futures_util::{FutureExt, StreamExt, future};
+use futures_util::{FutureExt, Stream, StreamExt, future};
 use presence_config::subjects::Subjects;
 use presence_core::Input;
 use presence_core::message::{Limits, Message, Redrive, Rejection};
 use presence_core::metadata;
 use presence_core::quota::{Quota, Rate};
 use tokio::sync::{oneshot, watch};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
@@ -139,16 +140,26 @@ impl Intake {
                     self.pass_on_all().await;
                     continue;
                 }
-                at = self.watermark.now() => {
-                    let events = self.slow_consumer_events();
-                    self.watermark.all_is_read(clock::now_ms(), self.drops.read, events);
-                    self.send_watermark(at);
-                    continue;
-                }
-                (shard, task) = self.behind.now() => {
-                    self.tell(shard, task);
-                    continue;
-                }
+                () = self.watermark.arrives(self.drops.read) => match next_ready(&mut self.messages) {
+                    Some(first) => Some(first),
+                    None => {
+                        let events = self.slow_consumer_events();
+                        self.watermark.all_is_read(clock::now_ms(), self.drops.read, events);
+                        if let Some(at) = self.watermark.take() {
+                            self.send_watermark(at);
+                        }
+                        continue;
+                    }
+                },
+                () = self.behind.arrives(self.drops.read) => match next_ready(&mut self.messages) {
+                    Some(first) => Some(first),
+                    None => {
+                        if let Some((shard, task)) = self.behind.take() {
+                            self.tell(shard, task);
+                        }
+                        continue;
+                    }
+                },
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
@@ -278,7 +289,7 @@ impl Intake {
             if !has_room {
                 break;
             }
-            let Some(Some(next)) = self.messages.next().now_or_never() else {
+            let Some(next) = next_ready(&mut self.messages) else {
                 break;
             };
             has_room = put(next);
@@ -323,6 +334,20 @@ impl Intake {
             }
         }
     }
+}
+
+/// How often a stream is polled before nothing waits in it.
+const POLLS: usize = 4;
+
+/// What waits to be read, if anything does. A stream may say that nothing does since the task has had its
+/// share of polls, or since the stream gives way to others of the task.
+fn next_ready<S: Stream + Unpin>(messages: &mut S) -> Option<S::Item> {
+    let next = || unconstrained(messages.next()).now_or_never();
+    iter::repeat_with(next)
+        .take(POLLS)
+        .flatten()
+        .next()
+        .flatten()
 }
 
 /// Returns when it is that late; never, where it is to wait for no time.
@@ -448,10 +473,48 @@ pub(super) fn redrive(received: &Incoming, replies: &ReplyGuard) -> Option<Input
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use presence_core::message::Kind;
 
     use super::*;
     use crate::link::shared_input::Receipt;
+
+    /// Gives way to others so often before it says what it has.
+    struct GivesWay(u32, u32);
+
+    impl Stream for GivesWay {
+        type Item = u32;
+
+        fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<u32>> {
+            if self.0 > 0 {
+                self.0 -= 1;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(self.1))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_found_though_its_stream_gives_way_to_others() {
+        assert_eq!(next_ready(&mut GivesWay(2, 7)), Some(7));
+        assert_eq!(next_ready(&mut futures_util::stream::empty::<u32>()), None);
+        assert_eq!(
+            next_ready(&mut futures_util::stream::pending::<u32>()),
+            None
+        );
+        // Nor does it matter how much the task has polled before.
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        (0..1_000).for_each(|number| sender.send(number).unwrap());
+        let messages = futures_util::stream::unfold(receiver, async |mut receiver| {
+            Some((receiver.recv().await?, receiver))
+        });
+        let mut messages = std::pin::pin!(messages);
+        let read = std::iter::from_fn(|| next_ready(&mut messages)).count();
+        assert_eq!(read, 1_000);
+    }
 
     #[test]
     fn what_a_stream_delivers_again_is_not_refused() {
