@@ -47,7 +47,6 @@ impl ConfigArg {
     ///
     /// # Errors
     /// As [`Self::load`].
-    #[expect(clippy::disallowed_methods, reason = "the tenant is looked up here")]
     pub fn load_with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
         let path = self.config.as_deref();
         let text = Text::read(path)?;
