@@ -88,6 +88,7 @@ mod tenant_edits;
 mod tenant_sections;
 mod tenants;
 mod tenants_store;
+mod tenants_store_commands;
 mod tenants_store_nodes;
 mod tenants_store_texts;
 mod turns;

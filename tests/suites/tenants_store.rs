@@ -18,7 +18,7 @@ use crate::{inputs, permissions};
 
 /// A node whose file has the tenant `acme`, and which has others from the store. The pipeline of
 /// each is the folder's.
-async fn node() -> Result<(Host, Site, NatsServer)> {
+pub(crate) async fn node() -> Result<(Host, Site, NatsServer)> {
     let server = NatsServer::start().await?;
     let site = site(&server)?;
     let host = Host::start(&site).await?;
@@ -73,7 +73,7 @@ pub(crate) fn failed(output: &Output) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn change(site: &Site, command: &str, name: &str) -> Result<String> {
+pub(crate) fn change(site: &Site, command: &str, name: &str) -> Result<String> {
     done(host::run(site, &["tenants", command, name, "--yes"])?)
 }
 
@@ -165,77 +165,6 @@ async fn tenants_come_change_rest_and_go_without_the_others() -> Result<()> {
     assert_eq!(starts(&host, "acme"), 1, "the others aren't disturbed");
     assert_eq!(starts(&host, "beta"), 2, "its prefix has changed once");
     host.stop().await
-}
-
-#[tokio::test]
-async fn commands_find_a_tenant_of_the_store_by_its_name() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let site = Site::new(&server.url())?
-        .with("state.dir", "state")?
-        .with("plugins.source", "store")?
-        .with("tenant", toml::Value::Array(Vec::new()))?;
-    let host = Host::spawn(&site)?;
-    let section = "[[tenant]]\nname = 'beta'\n";
-    wait::until("the node to answer", async || {
-        Ok(done(apply(&site, section)?).ok())
-    })
-    .await?;
-    let pipeline = site.path().join("pipeline.toml");
-    fs::write(
-        &pipeline,
-        "[[pipeline]]\nplugin = 'contacts'\n[[pipeline]]\nplugin = 'redact'\n",
-    )?;
-    let pipeline = pipeline.to_string_lossy().into_owned();
-    let applied = ["pipeline", "apply", &pipeline, "--tenant", "beta", "--yes"];
-    done(host::run(&site, &applied)?)?;
-    until_states(&site, &[("beta", "serving")]).await?;
-    let connected = inputs::connect("12345", "c1", now_ms()).to_string();
-    let event = [
-        "pub",
-        "event",
-        "--tenant",
-        "beta",
-        "presence.connect",
-        &connected,
-    ];
-    done(host::run(&site, &event)?)?;
-    let asked = ["query", "--tenant", "beta", "67890", "12345"];
-    let answer = done(host::run(&site, &asked)?)?;
-    anyhow::ensure!(answer.contains("12345"), "{answer}");
-    let why = failed(&host::run(
-        &site,
-        &["query", "--tenant", "x", "67890", "12345"],
-    )?)?;
-    anyhow::ensure!(why.contains("nor in the store"), "{why}");
-    let why = failed(&host::run(&site, &["query", "67890", "12345"])?)?;
-    anyhow::ensure!(why.contains("`presence tenants list` shows"), "{why}");
-    host.stop().await
-}
-
-#[tokio::test]
-async fn of_two_nodes_one_serves_a_tenant_and_the_command_says_that_the_other_waits() -> Result<()>
-{
-    let (mut first, one, server) = node().await?;
-    first.ready().await?;
-    let other = site(&server)?.with("node.name", "other")?;
-    let mut second = Host::spawn(&other)?;
-    second.unready().await?;
-    until_states(&other, &[("acme", "waiting")]).await?;
-    let said = done(apply(&one, &section("beta", ""))?)?;
-    let lines: Vec<_> = said.lines().filter(|it| it.contains(": beta ")).collect();
-    let is_one = |state: &str| lines.iter().filter(|it| it.contains(state)).count() == 1;
-    let is_so = lines.len() == 2 && is_one("beta serving") && is_one("beta waiting: waiting while");
-    anyhow::ensure!(is_so, "{said}");
-    let said = change(&one, "pause", "beta")?;
-    anyhow::ensure!(said.matches("beta paused").count() == 2, "{said}");
-    let said = change(&one, "resume", "beta")?;
-    anyhow::ensure!(
-        said.matches("beta waiting: waiting while").count() == 1,
-        "{said}"
-    );
-    first.stop().await?;
-    until_states(&other, &[("acme", "serving"), ("beta", "serving")]).await?;
-    second.stop().await
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use presence_tests::{host, wait};
 use serde_json::{Value, json};
 use std::fs;
 
-use crate::tenants_store::{section, site};
+use crate::tenants_store::{apply, change, done, node, section, site, until_states};
 
 #[tokio::test]
 async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not() -> Result<()> {
@@ -70,4 +70,30 @@ async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not()
     ensure!(said_of.contains(words), "{said_of}");
     ensure!(said_of.contains("nothing was written"), "{said_of}");
     node.stop().await
+}
+
+#[tokio::test]
+async fn of_two_nodes_one_serves_a_tenant_and_the_command_says_that_the_other_waits() -> Result<()>
+{
+    let (mut first, one, server) = node().await?;
+    first.ready().await?;
+    let other = site(&server)?.with("node.name", "other")?;
+    let mut second = Host::spawn(&other)?;
+    second.unready().await?;
+    until_states(&other, &[("acme", "waiting")]).await?;
+    let said = done(apply(&one, &section("beta", ""))?)?;
+    let lines: Vec<_> = said.lines().filter(|it| it.contains(": beta ")).collect();
+    let is_one = |state: &str| lines.iter().filter(|it| it.contains(state)).count() == 1;
+    let is_so = lines.len() == 2 && is_one("beta serving") && is_one("beta waiting: waiting while");
+    anyhow::ensure!(is_so, "{said}");
+    let said = change(&one, "pause", "beta")?;
+    anyhow::ensure!(said.matches("beta paused").count() == 2, "{said}");
+    let said = change(&one, "resume", "beta")?;
+    anyhow::ensure!(
+        said.matches("beta waiting: waiting while").count() == 1,
+        "{said}"
+    );
+    first.stop().await?;
+    until_states(&other, &[("acme", "serving"), ("beta", "serving")]).await?;
+    second.stop().await
 }

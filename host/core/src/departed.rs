@@ -438,20 +438,6 @@ impl Departed {
         }
     }
 
-    /// Puts a departure into a place that nobody else's last is in.
-    fn fill(&mut self, place: u32, departure: Departure) {
-        let user = departure.user;
-        if let Some(last) = self.places.get(&user) {
-            self.keep_place(*last);
-        }
-        self.keep_place(place);
-        if let Some(slot) = self.departures.get_mut(place as usize) {
-            *slot = departure;
-        }
-        self.places.insert(user, place);
-        self.verdicts.forget(user);
-    }
-
     /// A user's last departure is another than the one that is remembered, and isn't stored, or is not
     /// remembered any more.
     pub(crate) fn forget(&mut self, user: Id) {
@@ -491,34 +477,38 @@ impl Departed {
         if self.departures_max == 0 {
             return;
         }
-        if let Some(place) = self.free.pop() {
-            return self.fill(place, departure);
+        let place = self.free.pop().unwrap_or_else(|| self.next_in_ring());
+        self.fill(place, departure);
+    }
+
+    /// The next place in the ring. The departure that is there is forgotten.
+    fn next_in_ring(&mut self) -> u32 {
+        // There are no more places than a u32 has numbers.
+        let place = self.next as u32;
+        self.next = (self.next + 1) % self.departures_max;
+        let oldest = self.departures.get(place as usize).map(|it| it.user);
+        if let Some(oldest) = oldest.filter(|user| self.places.get(user) == Some(&place)) {
+            self.keep_place(place);
+            self.places.remove(&oldest);
+            self.verdicts.forget(oldest);
+            if let Some(name) = self.changes.saved.get(&oldest) {
+                self.changes.users.insert(oldest, name.clone());
+            }
         }
-        let (user, place) = (departure.user, self.next);
+        place
+    }
+
+    /// Puts a departure into a place that has no other user's last one.
+    fn fill(&mut self, place: u32, departure: Departure) {
+        let user = departure.user;
         if let Some(last) = self.places.get(&user) {
             self.keep_place(*last);
         }
-        self.keep_place(place as u32);
-        match self.departures.get_mut(place) {
+        self.places.insert(user, place);
+        match self.departures.get_mut(place as usize) {
             None => self.departures.push(departure),
-            Some(slot) => {
-                let oldest = std::mem::replace(slot, departure).user;
-                if self
-                    .places
-                    .get(&oldest)
-                    .is_some_and(|at| *at as usize == place)
-                {
-                    self.places.remove(&oldest);
-                    self.verdicts.forget(oldest);
-                    if let Some(name) = self.changes.saved.get(&oldest) {
-                        self.changes.users.insert(oldest, name.clone());
-                    }
-                }
-            }
+            Some(slot) => *slot = departure,
         }
-        self.next = (place + 1) % self.departures_max;
-        // There are no more places than a u32 has numbers.
-        self.places.insert(user, place as u32);
         self.verdicts.forget(user);
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
     wrong
 }
 
-/// Behind the name of a user of whom is kept what they said of themselves.
+/// Follows the name of a user who has left, where their status is still kept.
 const LEFT: &str = " has left, and says something";
 
 /// What a replica holds that decides what viewers are told.

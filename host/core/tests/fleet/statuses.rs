@@ -116,7 +116,7 @@ impl Says {
         let said = said_once(shows);
         let is_newest = last.is_none_or(|last| match has_status(last) {
             true => said == Some(last),
-            // Whoever said one before may have gone in the meantime.
+            // The connection that said one before may have gone in the meantime.
             false => said.is_none_or(|said| (first..last).contains(&said)),
         });
         has_activity && is_newest

@@ -255,6 +255,7 @@ impl ServingTurn {
                 sleep(CONNECT_LOOK).await;
             }
             let mut found = self.ask().await;
+            board.set_yields(matches!(found, HelloResult::Other(_)));
             unanswered += u32::from(matches!(found, HelloResult::Unanswered));
             let has_left = !before_me.is_empty() && *farewell.borrow_and_update() == before_me;
             let is_free = match found {
@@ -267,7 +268,6 @@ impl ServingTurn {
                 self.shared.serves.store(true, Ordering::Relaxed);
                 found = self.ask().await;
                 if matches!(found, HelloResult::Nobody | HelloResult::Unanswered) {
-                    board.set_yields(false);
                     return;
                 }
                 self.shared.serves.store(false, Ordering::Relaxed);
@@ -275,7 +275,6 @@ impl ServingTurn {
             match found {
                 HelloResult::Other(other) => {
                     unanswered = 0;
-                    board.set_yields(true);
                     let how = match (self.shared.me.fleet, other.fleet) {
                         (true, true) => {
                             "give one another [node] name, or, if both are tenants of one node, another \
@@ -292,7 +291,6 @@ impl ServingTurn {
                     before_me = other.id;
                 }
                 HelloResult::Unknown(why) => {
-                    board.set_yields(false);
                     board.wait_for(format!(
                         "waiting to know whether another node serves: {why}"
                     ));

@@ -140,26 +140,15 @@ impl Intake {
                     self.pass_on_all().await;
                     continue;
                 }
-                () = self.watermark.arrives(self.drops.read) => match next_ready(&mut self.messages) {
-                    Some(first) => Some(first),
-                    None => {
-                        let events = self.slow_consumer_events();
-                        self.watermark.all_is_read(clock::now_ms(), self.drops.read, events);
-                        if let Some(at) = self.watermark.take() {
-                            self.send_watermark(at);
+                () = arrival(&mut self.watermark, &mut self.behind, self.drops.read) => {
+                    match next_ready(&mut self.messages) {
+                        Some(first) => Some(first),
+                        None => {
+                            self.all_is_read();
+                            continue;
                         }
-                        continue;
                     }
-                },
-                () = self.behind.arrives(self.drops.read) => match next_ready(&mut self.messages) {
-                    Some(first) => Some(first),
-                    None => {
-                        if let Some((shard, task)) = self.behind.take() {
-                            self.tell(shard, task);
-                        }
-                        continue;
-                    }
-                },
+                }
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
@@ -172,6 +161,19 @@ impl Intake {
             while let Some((shard, task)) = self.behind.after(self.drops.read) {
                 self.tell(shard, task);
             }
+        }
+    }
+
+    /// No message waits to be read: what comes behind those that had arrived is due.
+    fn all_is_read(&mut self) {
+        if let Some(at) = self.watermark.take() {
+            let events = self.slow_consumer_events();
+            self.watermark
+                .all_is_read(clock::now_ms(), self.drops.read, events);
+            self.send_watermark(at);
+        }
+        if let Some((shard, task)) = self.behind.take() {
+            self.tell(shard, task);
         }
     }
 
@@ -333,6 +335,14 @@ impl Intake {
                 self.watermark.dropped(place, clock::now_ms());
             }
         }
+    }
+}
+
+/// Waits for what comes behind all messages that have arrived, when so many have been read.
+async fn arrival(watermark: &mut Watermark, behind: &mut Behind, read: u64) {
+    tokio::select! {
+        () = watermark.arrives(read) => {}
+        () = behind.arrives(read) => {}
     }
 }
 

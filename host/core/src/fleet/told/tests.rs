@@ -229,8 +229,8 @@ fn a_message_comes_back_and_a_damaged_one_does_not() {
     assert_eq!(Told::decode(&longer), Err(Mismatch::Unreadable));
 }
 
-/// A user, whom each of four viewers sees in one of two ways or not at all; or who goes, and of whom that is
-/// remembered or not.
+/// A user, and how each of four viewers sees them: in one of two ways, or not at all. None if the user goes;
+/// then, whether the departure is remembered.
 type Step = (usize, Option<[u8; 4]>, bool);
 
 proptest! {
