@@ -504,6 +504,7 @@ impl Departed {
         if let Some(last) = self.places.get(&user) {
             self.keep_place(*last);
         }
+        self.keep_place(place);
         self.places.insert(user, place);
         match self.departures.get_mut(place as usize) {
             None => self.departures.push(departure),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::recipients::ShownDigest;
 
 fn offline(names: &Names, user: &str, at: u64) -> Event {
     let (user, name) = names.intern_name(user);
@@ -97,6 +98,27 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
     assert_eq!(remembered(&standby, &names).len(), 2);
     standby.resize(1);
     assert_eq!(remembered(&standby, &names), pairs(&[("f", 13)]));
+}
+
+#[test]
+fn a_place_of_nobodys_last_departure_is_read_as_it_was_when_another_takes_it() {
+    let names = Names::new();
+    let mut departed = Departed::new(2);
+    let viewers = [names.intern("viewer")].into_iter().collect();
+    let shown = Recipients::new([(viewers, ShownDigest::from_bytes([1; 8]))]);
+    let note = |departed: &mut Departed, user: &str, at: u64| {
+        let known = KnownMetadata::all(&Metadata::default());
+        departed.note(&offline(&names, user, at), known, shown.clone());
+    };
+    for at in [7, 8] {
+        note(&mut departed, "a", at);
+    }
+    let moment = Moment::default();
+    departed.begin_reading(&moment);
+    note(&mut departed, "b", 9);
+    let mut read = Vec::new();
+    while departed.read(&moment, 1, |departure| read.push(departure.timestamp)) {}
+    assert_eq!(read, [8]);
 }
 
 #[test]
