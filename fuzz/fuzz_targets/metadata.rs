@@ -1,7 +1,7 @@
 //! Metadata: what is strictly valid reads alike here and in any other JSON reader.
 #![no_main]
 
-use presence_core::metadata::{Limits, Metadata};
+use presence_core::metadata::Limits;
 use serde_json::{Map, Value};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
@@ -10,12 +10,12 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         bytes: 4_096,
         depth: 8,
     };
-    if limits.check(text).is_err() {
+    let Ok(checked) = limits.read(text.into()) else {
         return;
-    }
+    };
     let read: Map<String, Value> = serde_json::from_str(text).expect("any reader takes it");
     assert!(read.len() <= limits.keys && depth_of(&Value::Object(read.clone())) <= limits.depth);
-    let metadata = Metadata::parse(text, |key| key.len() % 2 == 0);
+    let metadata = checked.metadata(|key| key.len() % 2 == 0);
     let here: Vec<_> = metadata.entries().collect();
     assert_eq!(here.len(), read.len());
     for (entry, (key, value)) in here.iter().zip(&read) {

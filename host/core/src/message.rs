@@ -1,16 +1,16 @@
 //! What comes in: messages, parsed at the edge into types that can't be wrong.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::event::Reason;
-use crate::metadata;
+use crate::metadata::{self, CheckedMetadata};
 
+mod careful;
 mod diagnosis;
+mod fields;
 mod kind;
 
 pub use diagnosis::{Cause, Rejection};
@@ -86,15 +86,15 @@ pub enum Payload {
     Connect {
         /// The connection.
         conn: ByteString,
-        /// A JSON object.
-        metadata: Option<ByteString>,
+        /// What is known of it.
+        metadata: Option<CheckedMetadata>,
     },
     /// A connection is alive.
     Heartbeat {
         /// The connection.
         conn: ByteString,
-        /// A JSON object.
-        metadata: Option<ByteString>,
+        /// What is known of it.
+        metadata: Option<CheckedMetadata>,
     },
     /// A connection was closed.
     Disconnect {
@@ -105,8 +105,8 @@ pub enum Payload {
     },
     /// An application states that a user is online.
     Online {
-        /// A JSON object.
-        metadata: Option<ByteString>,
+        /// What is known of it.
+        metadata: Option<CheckedMetadata>,
     },
     /// An application states that a user is offline.
     Offline {
@@ -114,8 +114,8 @@ pub enum Payload {
         last_seen: u64,
         /// Why.
         reason: StatedReason,
-        /// A JSON object.
-        metadata: Option<ByteString>,
+        /// What is known of it.
+        metadata: Option<CheckedMetadata>,
     },
 }
 
@@ -171,13 +171,10 @@ impl Message {
         } = limits.into();
         let text = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
-        // Fields are read from an array as well, by their places.
-        let fields = match text.trim_ascii_start().starts_with('[') {
-            false => serde_json::from_str::<Fields<'_>>(&text),
-            true => Err(serde::de::Error::custom("an array")),
+        let message = match fields::read(kind, &text, metadata) {
+            Some(message) => message,
+            None => careful::read(kind, &text, metadata)?,
         };
-        let fields = fields.map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
-        let message = fields.check(kind, &text, metadata)?;
         let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
         if message.is_published() && payload.len() > bytes_max {
             let error = format!(
@@ -234,133 +231,6 @@ impl Redrive {
     }
 }
 
-#[derive(Deserialize)]
-struct Fields<'a> {
-    #[serde(rename = "userId", borrow)]
-    user: Text<'a>,
-    #[serde(rename = "connId", borrow, default, deserialize_with = "present")]
-    conn: Option<&'a RawValue>,
-    #[serde(borrow)]
-    timestamp: &'a RawValue,
-    #[serde(borrow, default, deserialize_with = "present")]
-    metadata: Option<&'a RawValue>,
-    #[serde(rename = "type", borrow, default, deserialize_with = "present")]
-    kind: Option<&'a RawValue>,
-    #[serde(rename = "lastSeen", borrow, default, deserialize_with = "present")]
-    last_seen: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    reason: Option<&'a RawValue>,
-}
-
-/// A string, borrowed from the message where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// A field that is there, `null` or not.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(input).map(Some)
-}
-
-impl<'a> Fields<'a> {
-    fn check(
-        self,
-        kind: Kind,
-        text: &ByteString,
-        limits: metadata::Limits,
-    ) -> Result<Message, Rejection> {
-        if !kind.has_connection() {
-            self.check_type(kind)?;
-        }
-        let user = id("userId", self.user.0, text)?;
-        let timestamp = time("timestamp", self.timestamp)?;
-        let metadata = match self.metadata {
-            None => None,
-            Some(raw) => {
-                let checked = limits.check(raw.get());
-                checked.map_err(|error| Rejection::field("metadata", &error))?;
-                Some(text.slice_ref(raw.get()))
-            }
-        };
-        let conn = if kind.has_connection() {
-            let raw = self.conn.ok_or_else(|| Rejection::missing("connId"))?;
-            let Text(conn) = serde_json::from_str(raw.get())
-                .map_err(|_| Rejection::field("connId", MUST_BE_TEXT))?;
-            id("connId", conn, text)?
-        } else {
-            ByteString::new()
-        };
-        let reason = StatedReason::of(self.reason);
-        let payload = match kind {
-            Kind::Connect => Payload::Connect { conn, metadata },
-            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
-            Kind::Disconnect => Payload::Disconnect { conn, reason },
-            Kind::Online => Payload::Online { metadata },
-            Kind::Offline => {
-                let last_seen = self.last_seen.map(|raw| time("lastSeen", raw));
-                let last_seen = last_seen.transpose()?.unwrap_or(timestamp);
-                Payload::Offline {
-                    last_seen,
-                    reason,
-                    metadata,
-                }
-            }
-        };
-        Ok(Message {
-            user,
-            timestamp,
-            payload,
-            raw: text.as_bytes().clone(),
-            stored: None,
-            delayed_ms: 0,
-        })
-    }
-
-    fn check_type(&self, kind: Kind) -> Result<(), Rejection> {
-        let expected = if kind == Kind::Online {
-            "\"user_online\""
-        } else {
-            "\"user_offline\""
-        };
-        match self.kind {
-            Some(kind) if kind.get() != expected => Err(Rejection::field(
-                "type",
-                &format!("must be {expected} on this subject"),
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Rejection> {
-    if id.is_empty() {
-        return Err(Rejection::field(field, "must not be empty"));
-    }
-    if id.len() > ID_BYTES_MAX {
-        return Err(Rejection::field(field, "must be at most 256 bytes long"));
-    }
-    Ok(match id {
-        Cow::Borrowed(id) => text.slice_ref(id),
-        Cow::Owned(id) => id.into(),
-    })
-}
-
-/// What is wrong with a time that isn't a number of milliseconds.
-const MUST_BE_MS: &str = "must be a positive integer of milliseconds since 1970";
-
-/// What is wrong with an id that isn't text; half a surrogate pair is none either.
-const MUST_BE_TEXT: &str = "must be a string of valid Unicode";
-
-fn time(field: &str, raw: &RawValue) -> Result<u64, Rejection> {
-    match raw.get().parse() {
-        Ok(0) | Err(_) => Err(Rejection::field(field, MUST_BE_MS)),
-        Ok(ms) if ms < MS_MIN => {
-            let must = format!("{MUST_BE_MS}: {ms} is before 2001, and looks like seconds");
-            Err(Rejection::field(field, &must))
-        }
-        Ok(ms) => Ok(ms),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,7 +248,7 @@ mod tests {
             panic!("not a connect")
         };
         assert_eq!(conn, "c");
-        assert_eq!(metadata.unwrap(), r#"{"device":"web"}"#);
+        assert_eq!(metadata.unwrap().text(), r#"{"device":"web"}"#);
     }
 
     #[test]

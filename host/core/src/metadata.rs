@@ -1,22 +1,19 @@
 //! Event metadata: a JSON object, kept as text and read by key.
 //!
-//! It is checked once, where it comes in ([`Limits::check`]). From then on values
+//! It is read and checked once, where it comes in ([`Limits::read`]). From then on values
 //! are never parsed further than a rule asks for, and are written out as they came
 //! in. Each entry knows whether it is public: whether it may be broadcast, or is
 //! there for the components alone.
 
-use std::borrow::Cow;
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::json;
 
+mod checked;
 mod strict;
 
+pub use checked::CheckedMetadata;
 pub use strict::{LIMITS_MAX, Limits};
 
 /// So many entries are searched one by one; more are found by a sorted index.
@@ -48,27 +45,11 @@ struct Entry {
 }
 
 impl Metadata {
-    /// Reads the text of a JSON object that has been checked; of what isn't one there
-    /// is no metadata. Keys for which `public` holds may be broadcast.
+    /// Reads the text of a JSON object; of what isn't one, or passes [`LIMITS_MAX`], there is no metadata.
+    /// Keys for which `public` holds may be broadcast.
     pub fn parse(text: &str, public: impl Fn(&str) -> bool) -> Self {
-        struct Object<F>(F, usize);
-        impl<'de, F: Fn(&str) -> bool> Visitor<'de> for Object<F> {
-            type Value = Builder;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Builder, A::Error> {
-                let mut builder = Builder::with_capacity(self.1);
-                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &RawValue>()? {
-                    builder.set(&key, value.get(), (self.0)(&key));
-                }
-                Ok(builder)
-            }
-        }
-        serde_json::Deserializer::from_str(text)
-            .deserialize_map(Object(public, text.len()))
-            .map(Builder::build)
-            .unwrap_or_default()
+        let checked = LIMITS_MAX.read(text.into());
+        checked.map_or_else(|_| Self::default(), |checked| checked.metadata(public))
     }
 
     /// The value under a key, as JSON text.
@@ -178,7 +159,7 @@ pub struct Builder(Object);
 
 impl Builder {
     /// Empty, with room for so many bytes of keys and values.
-    fn with_capacity(bytes: usize) -> Self {
+    pub fn with_capacity(bytes: usize) -> Self {
         Self(Object {
             text: String::with_capacity(bytes),
             entries: Vec::with_capacity(8),
@@ -188,26 +169,31 @@ impl Builder {
 
     /// Sets a key to a value, given as JSON text, in the place the key has or at the end.
     pub fn set(&mut self, key: &str, value: &str, public: bool) {
-        let object = &mut self.0;
-        let public = public && !NEVER_PUBLIC.contains(&key);
-        let value = object.push(value);
-        match object.place_of(key) {
+        match self.0.place_of(key) {
             Ok(place) => {
-                if let Some(entry) = object.entries.get_mut(place) {
-                    (entry.value, entry.public) = (value, public);
+                let value = self.0.push(value);
+                if let Some(entry) = self.0.entries.get_mut(place) {
+                    (entry.value, entry.public) = (value, is_public(key, public));
                 }
             }
             Err(rank) => {
-                let (quoted, key) = object.push_key(key);
-                object.entries.push(Entry {
-                    quoted,
-                    key,
-                    value,
-                    public,
-                });
-                object.index_last(rank);
+                self.append(key, value, public);
+                self.0.index_last(rank);
             }
         }
+    }
+
+    /// Sets a key that isn't there to a value, given as JSON text, at the end.
+    pub fn append(&mut self, key: &str, value: &str, public: bool) {
+        let (object, public) = (&mut self.0, is_public(key, public));
+        let (quoted, key) = object.push_key(key);
+        let value = object.push(value);
+        object.entries.push(Entry {
+            quoted,
+            key,
+            value,
+            public,
+        });
     }
 
     /// Removes a key.
@@ -219,7 +205,10 @@ impl Builder {
     }
 
     /// The metadata.
-    pub fn build(self) -> Metadata {
+    pub fn build(mut self) -> Metadata {
+        if self.0.index.is_empty() && self.0.entries.len() > FEW {
+            self.0.index_all();
+        }
         Metadata((!self.0.entries.is_empty()).then(|| Arc::new(self.0)))
     }
 }
@@ -293,15 +282,16 @@ impl Object {
     }
 }
 
+/// Whether a key may be broadcast, if it may by the configuration.
+fn is_public(key: &str, public: bool) -> bool {
+    public && !NEVER_PUBLIC.contains(&key)
+}
+
 fn slice<'a>(object: Option<&'a Object>, range: &Range<u32>) -> &'a str {
     let text = object.map_or("", |object| object.text.as_str());
     text.get(range.start as usize..range.end as usize)
         .unwrap_or_default()
 }
-
-/// A key, borrowed from the text where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {

@@ -8,18 +8,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::changed::ChangedUsers;
 use crate::digest::{PartedDigest, digest};
 use crate::json::push_number;
-use crate::metadata::Metadata;
+use crate::metadata::{CheckedMetadata, Metadata};
 use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::tracker::Activity;
@@ -93,15 +91,14 @@ pub struct StatusKeys {
 
 impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
-    pub fn read(metadata: &'a str) -> Self {
-        let fields = Fields::read(metadata);
+    pub fn read(metadata: &'a CheckedMetadata) -> Self {
         let mut said = Self::default();
-        if let Some(raw) = fields.activity {
-            said.activity = Activity::parse(raw.get());
+        if let Some(json) = metadata.get(ACTIVITY) {
+            said.activity = Activity::parse(json);
             said.unknown += u64::from(said.activity.is_none());
         }
-        if let Some(raw) = fields.status {
-            said.status = StatusRef::parse(raw.get());
+        if let Some(json) = metadata.get(STATUS) {
+            said.status = StatusRef::parse(json);
             said.unknown += u64::from(said.status.is_none());
         }
         said
@@ -493,40 +490,6 @@ type Users = HashMap<Id, StatusEntry, foldhash::fast::FixedState>;
 fn word(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
     let word = users.get(&user)?.word.clone()?;
     Some((user, word))
-}
-
-/// The two keys of a message's metadata. Of one given twice, the last holds.
-#[derive(Default)]
-struct Fields<'a> {
-    activity: Option<&'a RawValue>,
-    status: Option<&'a RawValue>,
-}
-
-impl<'a> Fields<'a> {
-    fn read(metadata: &'a str) -> Self {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
-                    match &*key {
-                        ACTIVITY => fields.activity = Some(value),
-                        STATUS => fields.status = Some(value),
-                        _ => {}
-                    }
-                }
-                Ok(fields)
-            }
-        }
-        // Anyone who takes it in has checked that it is an object.
-        serde_json::Deserializer::from_str(metadata)
-            .deserialize_map(Object)
-            .unwrap_or_default()
-    }
 }
 
 /// A string, borrowed from the text where it has no escapes.

@@ -142,7 +142,7 @@ pub(super) fn diagnose(kind: Kind, text: &str, error: &serde_json::Error) -> Rej
             Some(raw)
                 if field == "userId" && serde_json::from_str::<String>(raw.get()).is_err() =>
             {
-                return Rejection::field(field, super::MUST_BE_TEXT);
+                return Rejection::field(field, super::careful::MUST_BE_TEXT);
             }
             _ => {}
         }

@@ -41,6 +41,15 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.subject() == subject)
     }
 
+    /// The `type` of an application's event, as JSON text.
+    pub(super) fn type_json(self) -> Option<&'static str> {
+        match self {
+            Self::Online => Some("\"user_online\""),
+            Self::Offline => Some("\"user_offline\""),
+            Self::Connect | Self::Disconnect | Self::Heartbeat => None,
+        }
+    }
+
     pub(super) fn has_connection(self) -> bool {
         matches!(self, Self::Connect | Self::Disconnect | Self::Heartbeat)
     }

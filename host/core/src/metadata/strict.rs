@@ -10,6 +10,9 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+/// The most bytes of a number without an exponent that an `f64` holds for sure.
+const DIGITS_MAX: usize = 300;
+
 /// The highest that each of [`Limits`] may be set to.
 pub const LIMITS_MAX: Limits = Limits {
     keys: 4_096,
@@ -39,25 +42,27 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Checks the text of a metadata object, in time proportional to its length.
-    ///
-    /// # Errors
-    /// What is wrong with it, to be read behind the field's name.
-    pub fn check(self, text: &str) -> Result<(), String> {
-        self.check_bytes(text.len())?;
-        if !text.trim_ascii_start().starts_with('{') {
-            return Err("must be an object".into());
-        }
-        self.check_json(text, self.depth)
-    }
-
     /// Checks the JSON text of one value in a metadata object.
     ///
     /// # Errors
     /// What is wrong with it, to be read behind the key's name.
     pub fn check_value(self, text: &str) -> Result<(), String> {
         self.check_bytes(text.len())?;
-        self.check_json(text, self.depth.saturating_sub(1))
+        self.check_json(text)
+    }
+
+    /// As [`Self::check_value`], of a value that is no string, and that a lenient reader took for one
+    /// value. Most are too simple for another look.
+    pub(super) fn check_taken(self, value: &str) -> Result<(), String> {
+        let is_simple = match value.as_bytes() {
+            [b't' | b'f' | b'n', ..] => true,
+            [b'-' | b'0'..=b'9', ..] => value.len() <= DIGITS_MAX && !value.contains(['e', 'E']),
+            _ => false,
+        };
+        if is_simple {
+            return Ok(());
+        }
+        self.check_json(value)
     }
 
     /// Checks the size of metadata that has been changed.
@@ -69,7 +74,7 @@ impl Limits {
         self.check_keys(keys)
     }
 
-    fn check_bytes(self, bytes: usize) -> Result<(), String> {
+    pub(super) fn check_bytes(self, bytes: usize) -> Result<(), String> {
         if bytes > self.bytes {
             let Self { bytes: max, .. } = self;
             return Err(format!("is {bytes} bytes long, and may be {max}"));
@@ -77,35 +82,38 @@ impl Limits {
         Ok(())
     }
 
-    fn check_keys(self, keys: usize) -> Result<(), String> {
+    pub(super) fn check_keys(self, keys: usize) -> Result<(), String> {
         if keys > self.keys {
             return Err(format!("has more than {} keys", self.keys));
         }
         Ok(())
     }
 
-    fn check_json(self, text: &str, depth: usize) -> Result<(), String> {
+    fn check_json(self, text: &str) -> Result<(), String> {
         let value = Value {
             limits: self,
-            depth_left: depth,
-            is_outermost: depth == self.depth,
+            depth_left: self.depth.saturating_sub(1),
         };
         let mut json = serde_json::Deserializer::from_str(text);
         let read = value.deserialize(&mut json);
-        read.and_then(|()| json.end()).map_err(|error| {
-            // Lines and columns are those of the value, and not of the message.
-            let said = error.to_string();
-            let place = format!(" at line {} column {}", error.line(), error.column());
-            let said = said.strip_suffix(&place).unwrap_or(&said);
-            match said {
-                said if error.is_data() => said.to_owned(),
-                // Where the other half would begin.
-                "unexpected end of hex escape" => {
-                    "is not strictly valid JSON: half a surrogate pair in an escape".into()
-                }
-                said => format!("is not strictly valid JSON: {said}"),
-            }
-        })
+        let read = read.and_then(|()| json.end());
+        read.map_err(|error| describe(&error))
+    }
+}
+
+/// What is wrong with a text, without line and column: those would be of the value, and not of the
+/// message.
+pub(super) fn describe(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let said = said.strip_suffix(&place).unwrap_or(&said);
+    match said {
+        said if error.is_data() => said.to_owned(),
+        // Where the other half would begin.
+        "unexpected end of hex escape" => {
+            "is not strictly valid JSON: half a surrogate pair in an escape".into()
+        }
+        said => format!("is not strictly valid JSON: {said}"),
     }
 }
 
@@ -115,8 +123,6 @@ struct Value {
     limits: Limits,
     /// How many levels of objects and arrays may begin from here on.
     depth_left: usize,
-    /// Whether it is the metadata object itself.
-    is_outermost: bool,
 }
 
 impl Value {
@@ -125,11 +131,7 @@ impl Value {
             let depth = self.limits.depth;
             return Err(E::custom(format!("is nested more than {depth} deep")));
         };
-        Ok(Self {
-            depth_left,
-            is_outermost: false,
-            ..self
-        })
+        Ok(Self { depth_left, ..self })
     }
 }
 
@@ -182,13 +184,7 @@ impl<'de> Visitor<'de> for Value {
         let inner = self.inner()?;
         let mut keys = Keys::default();
         while let Some(Key(key)) = map.next_key()? {
-            if let Err(key) = keys.insert(key) {
-                return Err(A::Error::custom(format!("has the key {key:?} twice")));
-            }
-            if self.is_outermost {
-                let checked = self.limits.check_keys(keys.count);
-                checked.map_err(A::Error::custom)?;
-            }
+            keys.insert(key).map_err(A::Error::custom)?;
             map.next_value_seed(inner)?;
         }
         Ok(())
@@ -201,17 +197,20 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The keys of an object so far. Few are compared, and cost no memory; many are sorted.
 #[derive(Default)]
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     few: [Option<Cow<'a, str>>; 8],
     many: BTreeSet<Cow<'a, str>>,
     count: usize,
 }
 
 impl<'a> Keys<'a> {
-    /// Takes a key, unless it is there already.
-    fn insert(&mut self, key: Cow<'a, str>) -> Result<(), Cow<'a, str>> {
+    /// Takes a key.
+    ///
+    /// # Errors
+    /// If it is there already.
+    pub(super) fn insert(&mut self, key: Cow<'a, str>) -> Result<(), String> {
         if self.few.iter().flatten().any(|one| *one == key) || self.many.contains(&key) {
-            return Err(key);
+            return Err(format!("has the key {key:?} twice"));
         }
         match self.few.get_mut(self.count) {
             Some(free) => *free = Some(key),
@@ -227,7 +226,11 @@ mod tests {
     use super::*;
 
     fn check(text: &str) -> Result<(), String> {
-        Limits::default().check(text)
+        check_within(Limits::default(), text)
+    }
+
+    fn check_within(limits: Limits, text: &str) -> Result<(), String> {
+        limits.read(text.into()).map(drop)
     }
 
     #[test]
@@ -286,15 +289,13 @@ mod tests {
 
     #[test]
     fn the_highest_limits_are_read_without_overflowing_the_stack() {
-        let depth = LIMITS_MAX.depth;
-        let text = format!(
-            "{{\"a\":{}{}}}",
-            "[".repeat(depth - 1),
-            "]".repeat(depth - 1)
-        );
-        assert_eq!(LIMITS_MAX.check(&text), Ok(()));
-        let text = format!("{{\"a\":{}", "[".repeat(1 << 19));
-        assert!(LIMITS_MAX.check(&text).unwrap_err().contains("64 deep"));
+        let nested = |depth: usize| {
+            let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
+            format!("{{\"a\":{open}{close}}}")
+        };
+        assert_eq!(check_within(LIMITS_MAX, &nested(LIMITS_MAX.depth)), Ok(()));
+        let error = check_within(LIMITS_MAX, &nested(1 << 18)).unwrap_err();
+        assert!(error.contains("64 deep"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::Shard;
 use super::env::Common;
 use super::messages::connection_metadata;
 use crate::message::Payload;
+use crate::metadata::LIMITS_MAX;
 use crate::tracker::{Effect, HeardElsewhere};
 
 /// What was heard of a connection.
@@ -181,13 +182,15 @@ impl Shard {
                         timestamp,
                         metadata,
                     } = heartbeat;
+                    // The one who heard it has checked it.
+                    let read = || metadata.and_then(|text| LIMITS_MAX.read(part(text)).ok());
                     let broadcast = &common.settings.broadcast;
                     let handled = common.tracker.heartbeat_elsewhere(
                         now,
                         (user, conn),
                         timestamp,
                         HeardElsewhere { adopted, late_ms },
-                        || connection_metadata(broadcast, conn, metadata),
+                        || connection_metadata(broadcast, conn, read().as_ref()),
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
                     if adopted && handled.effect == Effect::Renewed {
@@ -199,7 +202,7 @@ impl Shard {
                     }
                     let payload = Payload::Heartbeat {
                         conn: part(conn),
-                        metadata: metadata.map(part),
+                        metadata: read(),
                     };
                     presence.tracked(user, (timestamp, 0), &payload, handled, common);
                 }

@@ -1,5 +1,7 @@
 //! A message that has arrived: what the tracker makes of it, or what it states.
 
+use std::borrow::Cow;
+
 use bytestring::ByteString;
 
 use super::env::{Common, Env};
@@ -9,7 +11,7 @@ use super::types::Ignored;
 use crate::event::{Change, Event, Reason};
 use crate::json;
 use crate::message::{Message, Payload, Redrive, Rejection, StatedReason, StreamPlace};
-use crate::metadata::Metadata;
+use crate::metadata::{Builder, CheckedMetadata, Metadata};
 use crate::quota::Quota;
 use crate::statements::{Periods, Said};
 use crate::tracker::{Effect, InputResult, Transition};
@@ -94,7 +96,7 @@ impl Presence {
             let connection = (&*user, &**conn);
             // As it was taken: those who are told take it later.
             let taken = timestamp.min(common.clock.stamp());
-            let metadata = metadata.as_deref();
+            let metadata = metadata.as_ref().map(CheckedMetadata::text);
             let is_status = metadata.is_some() && common.settings.status.is_some();
             heard.heartbeat(connection, taken, metadata, (handled.effect, is_status));
         }
@@ -102,7 +104,7 @@ impl Presence {
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
             &payload
         {
-            let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
+            let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
             refused = updates.take(&user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
@@ -149,7 +151,7 @@ impl Presence {
         if !common.tracker.counts_overtaken(user, conn) {
             return false;
         }
-        let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
+        let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
         // Where there is no room for it, it is as if it had not come.
         let _ = updates.take(user, conn, timestamp, metadata, common);
         self.lifts_offline(user, (timestamp, 0), payload, common)
@@ -257,12 +259,12 @@ pub(super) fn track(
     let Settings { broadcast, .. } = &common.settings;
     let handled = match payload {
         Payload::Connect { conn, metadata } => {
-            let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+            let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
             let tracker = &mut common.tracker;
             tracker.connect_at(now, (user, conn), timestamp, stored, keep)
         }
         Payload::Heartbeat { conn, metadata } => {
-            let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+            let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
             common.tracker.heartbeat(now, user, conn, timestamp, keep)
         }
         Payload::Disconnect { conn, reason } => {
@@ -271,7 +273,7 @@ pub(super) fn track(
             tracker.disconnect(now, user, conn, timestamp, reason)
         }
         Payload::Online { metadata } => {
-            let metadata = stated_metadata(metadata.as_deref());
+            let metadata = stated_metadata(metadata.as_ref());
             let timestamp = timestamp.min(common.clock.stamp());
             return Err(common.event(user, timestamp, Change::Online, metadata));
         }
@@ -281,7 +283,7 @@ pub(super) fn track(
             metadata,
         } => {
             let reason = common.reason(*reason);
-            let metadata = stated_metadata(metadata.as_deref());
+            let metadata = stated_metadata(metadata.as_ref());
             let timestamp = timestamp.min(common.clock.stamp());
             let last_seen = timestamp.min(*last_seen);
             let change = Change::Offline { last_seen, reason };
@@ -356,8 +358,8 @@ fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
 }
 
 /// The metadata that an application states, all of which may be broadcast.
-fn stated_metadata(text: Option<&str>) -> Metadata {
-    text.map_or_else(Metadata::default, |text| Metadata::parse(text, |_| true))
+fn stated_metadata(given: Option<&CheckedMetadata>) -> Metadata {
+    given.map_or_else(Metadata::default, |given| given.metadata(|_| true))
 }
 
 /// A connection's metadata: what is broadcast of it first, in the configured
@@ -365,10 +367,12 @@ fn stated_metadata(text: Option<&str>) -> Metadata {
 pub(super) fn connection_metadata(
     broadcast: &[String],
     conn: &str,
-    text: Option<&str>,
+    given: Option<&CheckedMetadata>,
 ) -> Metadata {
-    let given = text.map_or_else(Metadata::default, |text| Metadata::parse(text, |_| false));
-    publish_keys(broadcast, conn, &given)
+    let get = |key: &str| given?.get(key);
+    let entries = given.map(CheckedMetadata::entries);
+    let bytes = given.map_or(0, |given| given.text().len());
+    publish_keys(broadcast, conn, (get, entries.into_iter().flatten()), bytes)
 }
 
 /// The same metadata where other keys are broadcast than were before; none where they are the
@@ -383,25 +387,38 @@ pub(super) fn with_other_keys(
         .entries()
         .all(|entry| entry.public == is_public(entry.key));
     let lacks_conn = !conn.is_empty() && is_public("connId") && given.get("connId").is_none();
-    (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, given))
+    let entries = given.entries();
+    let entries = entries.map(|entry| (Cow::Borrowed(entry.key), entry.value));
+    let get = |key: &str| given.get(key);
+    (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, (get, entries), given.bytes()))
 }
 
-fn publish_keys(broadcast: &[String], conn: &str, given: &Metadata) -> Metadata {
+/// `get`: the value under a key; `entries`: all keys and values, of about so many bytes.
+fn publish_keys<'a>(
+    broadcast: &[String],
+    conn: &str,
+    (get, entries): (
+        impl Fn(&str) -> Option<&'a str>,
+        impl Iterator<Item = (Cow<'a, str>, &'a str)>,
+    ),
+    bytes: usize,
+) -> Metadata {
     // One without an id stands for others, and has theirs.
     let conn = (!conn.is_empty()).then(|| json::quoted(conn));
-    let mut metadata = Metadata::default().edit();
+    let conn_bytes = conn
+        .as_ref()
+        .map_or(0, |conn| conn.len() + "\"connId\":".len());
+    let mut metadata = Builder::with_capacity(bytes + conn_bytes);
     for key in broadcast {
         let conn = conn.as_deref().filter(|_| key == "connId");
-        let value = conn.or_else(|| given.get(key));
-        if let Some(value) = value {
+        if let Some(value) = conn.or_else(|| get(key)) {
             metadata.set(key, value, true);
         }
     }
-    for entry in given
-        .entries()
-        .filter(|entry| !broadcast.iter().any(|key| key == entry.key))
-    {
-        metadata.set(entry.key, entry.value, false);
+    for (key, value) in entries {
+        if !broadcast.iter().any(|one| *one == key) {
+            metadata.append(&key, value, false);
+        }
     }
     metadata.build()
 }

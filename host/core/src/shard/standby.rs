@@ -507,7 +507,7 @@ impl Presence {
         }
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
-            let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
+            let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
             updates.take(user, conn, sent.0, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {

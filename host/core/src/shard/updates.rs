@@ -13,6 +13,7 @@ use super::publishing::updated;
 use crate::body;
 use crate::event::{Change, Event};
 use crate::message::Rejection;
+use crate::metadata::CheckedMetadata;
 use crate::names::{Id, Name};
 use crate::publish::Subject;
 use crate::quota::Quota;
@@ -41,7 +42,7 @@ impl Updates {
         user: &str,
         conn: &str,
         timestamp: u64,
-        metadata: Option<&str>,
+        metadata: Option<&CheckedMetadata>,
         common: &mut Common,
     ) -> Option<Rejection> {
         let users_max = common.settings.status?.users_max;

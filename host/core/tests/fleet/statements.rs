@@ -1,7 +1,6 @@
 //! What an application states of a user: that the user is online, or offline. It repeats that while
 //! it is to hold, since a message may be lost; or, where none is, until an owner has answered.
 
-use bytestring::ByteString;
 use presence_core::event::Reason;
 use presence_core::message::{Payload, StatedReason};
 
@@ -147,7 +146,7 @@ impl App {
                             reason: Reason::Logout,
                             known: true,
                         },
-                        metadata: None::<ByteString>,
+                        metadata: None,
                     }
                 }
             });

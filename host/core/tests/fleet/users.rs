@@ -4,6 +4,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use presence_core::event::Reason;
 use presence_core::message::{Message, Payload, StatedReason};
+use presence_core::metadata::{CheckedMetadata, Limits};
 
 use crate::broker::Random;
 use crate::node::{BEGINNING, GRACE_MS};
@@ -81,8 +82,9 @@ fn conn_id(conn: u64) -> String {
 }
 
 /// Each connection is of a device of its own. `keys`: what else is said.
-pub(crate) fn metadata(device: &str, keys: &str) -> ByteString {
-    format!(r#"{{"device":"{device}"{keys}}}"#).into()
+pub(crate) fn metadata(device: &str, keys: &str) -> CheckedMetadata {
+    let text = format!(r#"{{"device":"{device}"{keys}}}"#);
+    Limits::default().read(text.into()).unwrap()
 }
 
 impl User {

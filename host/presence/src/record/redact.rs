@@ -12,7 +12,7 @@ use bytes::Bytes;
 use presence_config::BODY_BYTES_MAX;
 use presence_config::directory::Export;
 use presence_core::message::{Kind, Limits, Message, Payload};
-use presence_core::metadata::{LIMITS_MAX, Metadata};
+use presence_core::metadata::{CheckedMetadata, LIMITS_MAX};
 use ring::hmac;
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -150,8 +150,8 @@ impl Redaction {
     }
 
     /// Of metadata, what is kept. `ip` and `socketId` never are.
-    fn metadata(&self, text: &str) -> Option<Box<RawValue>> {
-        let metadata = Metadata::parse(text, |key| self.keep.contains(key));
+    fn metadata(&self, given: &CheckedMetadata) -> Option<Box<RawValue>> {
+        let metadata = given.metadata(|key| self.keep.contains(key));
         let mut kept = Vec::new();
         metadata.write_public(&mut kept, |_| true);
         RawValue::from_string(String::from_utf8(kept).ok()?).ok()

@@ -1,0 +1,147 @@
+//! Reads a message field by field, and says what is wrong with it.
+
+use std::borrow::Cow;
+
+use bytestring::ByteString;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Payload, Rejection, StatedReason, diagnosis};
+use crate::metadata;
+
+/// Reads the body of a message.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn read(
+    kind: Kind,
+    text: &ByteString,
+    limits: metadata::Limits,
+) -> Result<Message, Rejection> {
+    // Fields are read from an array as well, by their places.
+    let fields = match text.trim_ascii_start().starts_with('[') {
+        false => serde_json::from_str::<Fields<'_>>(text),
+        true => Err(serde::de::Error::custom("an array")),
+    };
+    let fields = fields.map_err(|error| diagnosis::diagnose(kind, text, &error))?;
+    fields.check(kind, text, limits)
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "userId", borrow)]
+    user: Text<'a>,
+    #[serde(rename = "connId", borrow, default, deserialize_with = "present")]
+    conn: Option<&'a RawValue>,
+    #[serde(borrow)]
+    timestamp: &'a RawValue,
+    #[serde(borrow, default, deserialize_with = "present")]
+    metadata: Option<&'a RawValue>,
+    #[serde(rename = "type", borrow, default, deserialize_with = "present")]
+    kind: Option<&'a RawValue>,
+    #[serde(rename = "lastSeen", borrow, default, deserialize_with = "present")]
+    last_seen: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    reason: Option<&'a RawValue>,
+}
+
+/// A string, borrowed from the message where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A field that is there, `null` or not.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(input).map(Some)
+}
+
+impl<'a> Fields<'a> {
+    fn check(
+        self,
+        kind: Kind,
+        text: &ByteString,
+        limits: metadata::Limits,
+    ) -> Result<Message, Rejection> {
+        self.check_type(kind)?;
+        let user = id("userId", self.user.0, text)?;
+        let timestamp = time("timestamp", self.timestamp)?;
+        let metadata = match self.metadata {
+            None => None,
+            Some(raw) => {
+                let checked = limits.read(text.slice_ref(raw.get()));
+                Some(checked.map_err(|error| Rejection::field("metadata", &error))?)
+            }
+        };
+        let conn = if kind.has_connection() {
+            let raw = self.conn.ok_or_else(|| Rejection::missing("connId"))?;
+            let Text(conn) = serde_json::from_str(raw.get())
+                .map_err(|_| Rejection::field("connId", MUST_BE_TEXT))?;
+            id("connId", conn, text)?
+        } else {
+            ByteString::new()
+        };
+        let reason = StatedReason::of(self.reason);
+        let payload = match kind {
+            Kind::Connect => Payload::Connect { conn, metadata },
+            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
+            Kind::Disconnect => Payload::Disconnect { conn, reason },
+            Kind::Online => Payload::Online { metadata },
+            Kind::Offline => {
+                let last_seen = self.last_seen.map(|raw| time("lastSeen", raw));
+                let last_seen = last_seen.transpose()?.unwrap_or(timestamp);
+                Payload::Offline {
+                    last_seen,
+                    reason,
+                    metadata,
+                }
+            }
+        };
+        Ok(Message {
+            user,
+            timestamp,
+            payload,
+            raw: text.as_bytes().clone(),
+            stored: None,
+            delayed_ms: 0,
+        })
+    }
+
+    fn check_type(&self, kind: Kind) -> Result<(), Rejection> {
+        match (self.kind, kind.type_json()) {
+            (Some(given), Some(expected)) if given.get() != expected => Err(Rejection::field(
+                "type",
+                &format!("must be {expected} on this subject"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Rejection> {
+    if id.is_empty() {
+        return Err(Rejection::field(field, "must not be empty"));
+    }
+    if id.len() > ID_BYTES_MAX {
+        return Err(Rejection::field(field, "must be at most 256 bytes long"));
+    }
+    Ok(match id {
+        Cow::Borrowed(id) => text.slice_ref(id),
+        Cow::Owned(id) => id.into(),
+    })
+}
+
+/// What is wrong with a time that isn't a number of milliseconds.
+const MUST_BE_MS: &str = "must be a positive integer of milliseconds since 1970";
+
+/// What is wrong with an id that isn't text; half a surrogate pair is none either.
+pub(super) const MUST_BE_TEXT: &str = "must be a string of valid Unicode";
+
+fn time(field: &str, raw: &RawValue) -> Result<u64, Rejection> {
+    match raw.get().parse() {
+        Ok(0) | Err(_) => Err(Rejection::field(field, MUST_BE_MS)),
+        Ok(ms) if ms < MS_MIN => {
+            let must = format!("{MUST_BE_MS}: {ms} is before 2001, and looks like seconds");
+            Err(Rejection::field(field, &must))
+        }
+        Ok(ms) => Ok(ms),
+    }
+}

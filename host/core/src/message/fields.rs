@@ -1,0 +1,244 @@
+//! Reads a message in one pass, if nothing about it is unusual.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytestring::ByteString;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Kind, MS_MIN, Message, Payload, StatedReason, is_id};
+use crate::metadata::{self, CheckedMetadata};
+
+/// Reads the body of a message. None if it is to be read carefully, which finds out what is wrong
+/// with it, if anything is.
+pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> Option<Message> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let fields = json.deserialize_map(Body { text, limits }).ok()?;
+    json.end().ok()?;
+    fields.message(kind, text)
+}
+
+struct Body<'a> {
+    text: &'a ByteString,
+    limits: metadata::Limits,
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    user: Option<Cow<'a, str>>,
+    conn: Option<Cow<'a, str>>,
+    timestamp: Option<u64>,
+    metadata: Option<CheckedMetadata>,
+    kind: Option<&'a RawValue>,
+    last_seen: Option<u64>,
+    reason: Option<&'a RawValue>,
+}
+
+impl<'de> Visitor<'de> for Body<'de> {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key::<&str>()? {
+            match key {
+                "userId" => once(&mut fields.user, map.next_value::<Text<'de>>()?.0)?,
+                "connId" => once(&mut fields.conn, map.next_value::<Text<'de>>()?.0)?,
+                "timestamp" => once(&mut fields.timestamp, map.next_value()?)?,
+                "metadata" => {
+                    let read = self.limits.read_value(&mut map, (key, self.text))?;
+                    once(&mut fields.metadata, read)?;
+                }
+                "type" => once(&mut fields.kind, map.next_value()?)?,
+                "lastSeen" => once(&mut fields.last_seen, map.next_value()?)?,
+                "reason" => once(&mut fields.reason, map.next_value()?)?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+fn once<T, E: Error>(field: &mut Option<T>, value: T) -> Result<(), E> {
+    match field.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(E::custom("a field twice")),
+    }
+}
+
+impl Fields<'_> {
+    fn message(self, kind: Kind, text: &ByteString) -> Option<Message> {
+        let timestamp = time(self.timestamp?)?;
+        let metadata = self.metadata;
+        let conn = || id(self.conn.as_ref()?, text);
+        let reason = StatedReason::of(self.reason);
+        if let (Some(given), Some(expected)) = (self.kind, kind.type_json())
+            && given.get() != expected
+        {
+            return None;
+        }
+        let payload = match kind {
+            Kind::Connect => {
+                let conn = conn()?;
+                Payload::Connect { conn, metadata }
+            }
+            Kind::Heartbeat => {
+                let conn = conn()?;
+                Payload::Heartbeat { conn, metadata }
+            }
+            Kind::Disconnect => {
+                let conn = conn()?;
+                Payload::Disconnect { conn, reason }
+            }
+            Kind::Online => Payload::Online { metadata },
+            Kind::Offline => {
+                let last_seen = time(self.last_seen.unwrap_or(timestamp))?;
+                Payload::Offline {
+                    last_seen,
+                    reason,
+                    metadata,
+                }
+            }
+        };
+        Some(Message {
+            user: id(&self.user?, text)?,
+            timestamp,
+            payload,
+            raw: text.as_bytes().clone(),
+            stored: None,
+            delayed_ms: 0,
+        })
+    }
+}
+
+fn time(ms: u64) -> Option<u64> {
+    (ms >= MS_MIN).then_some(ms)
+}
+
+fn id(id: &Cow<'_, str>, text: &ByteString) -> Option<ByteString> {
+    is_id(id).then(|| match id {
+        Cow::Borrowed(id) => text.slice_ref(id),
+        Cow::Owned(id) => id.as_str().into(),
+    })
+}
+
+/// A string, borrowed from the text where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::careful;
+    use super::*;
+
+    /// Keys and values that mean something, and others.
+    fn field() -> impl Strategy<Value = String> {
+        let key = prop::sample::select(vec![
+            "userId",
+            "connId",
+            "timestamp",
+            "metadata",
+            "type",
+            "lastSeen",
+            "reason",
+            "other",
+            r"user\u0049d",
+            r"meta\u0064ata",
+        ]);
+        let value = prop::sample::select(vec![
+            r#""u""#,
+            r#""a\u0062c""#,
+            r#""\ud800""#,
+            r#""""#,
+            "null",
+            "7",
+            "-1",
+            "1.5",
+            "1e3",
+            "1698000000000",
+            "1698000000000.0",
+            r#""user_online""#,
+            r#""user_offline""#,
+            r#""logout""#,
+            "{}",
+            "{ }",
+            r#"{"a":"x","b":[1,{"c":"\"}"}] }"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{ "a\u0062" : "\\\"" , "c":1e999}"#,
+            r#"{"a\u0062" :"\\\"" ,"c":1e9}"#,
+            r#"{"a":"\udc00"}"#,
+            "[[[[[[1]]]]]]",
+            r#"{"a":[[[[1]]]]}"#,
+            r#"{"a":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}"#,
+        ]);
+        let space = prop::sample::select(vec!["", " ", "\n\t"]);
+        (key, value, space).prop_map(|(key, value, space)| {
+            format!("{space}\"{key}\"{space}:{space}{value}{space}")
+        })
+    }
+
+    fn well_formed() -> impl Strategy<Value = Vec<String>> {
+        let fields = [
+            r#""userId":"u""#,
+            r#""connId":"c""#,
+            r#""timestamp":1698000000000"#,
+        ];
+        Just(fields.map(String::from).to_vec())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #[test]
+        fn what_is_read_in_one_pass_is_what_is_read_carefully(
+            known in well_formed(),
+            more in prop::collection::vec(field(), 0..4),
+            (place, cut) in (0..4_usize, prop::option::weighted(0.1, 0..80_usize)),
+            kind in prop::sample::select(Kind::ALL.to_vec()),
+        ) {
+            let mut fields = known;
+            let place = place.min(fields.len());
+            fields.splice(place..place, more);
+            let mut body = format!("{{{}}}", fields.join(","));
+            if let Some(cut) = cut {
+                body.truncate(cut);
+            }
+            let limits = metadata::Limits { keys: 2, bytes: 40, depth: 4 };
+            let text = ByteString::from(body);
+            if let Some(message) = read(kind, &text, limits) {
+                prop_assert_eq!(Ok(message), careful::read(kind, &text, limits));
+            }
+        }
+    }
+
+    #[test]
+    fn what_clients_send_is_read_in_one_pass() {
+        let head = r#"{"userId":"u","timestamp":1698000000000"#;
+        for (kind, rest) in [
+            (
+                Kind::Connect,
+                r#","connId":"c","metadata":{"device":"web","n":[1e3]}}"#,
+            ),
+            (Kind::Heartbeat, r#","connId":"c","more":[{}]}"#),
+            (Kind::Disconnect, r#", "connId": "c", "reason": "a\nb" }"#),
+            (
+                Kind::Online,
+                r#","type":"user_online","metadata":{"a\nb":"\""}}"#,
+            ),
+            (
+                Kind::Offline,
+                r#","lastSeen":1698000000000,"reason":"logout"}"#,
+            ),
+        ] {
+            let text = ByteString::from(format!("{head}{rest}"));
+            let read = read(kind, &text, metadata::Limits::default());
+            assert!(read.is_some(), "{text}");
+        }
+    }
+}

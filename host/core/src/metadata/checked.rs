@@ -1,0 +1,277 @@
+//! The metadata of a message, read once: all that needs it goes by the places of its entries.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use bytestring::ByteString;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+
+use super::strict::{self, Keys};
+use super::{Builder, Limits, Metadata};
+
+/// The text of a JSON object that has been checked. Cloning it copies no text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedMetadata {
+    text: ByteString,
+    entries: Entries,
+}
+
+/// Few of them take no memory of their own.
+type Entries = SmallVec<[Entry; 4]>;
+
+/// Where an entry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    /// Within its quotes.
+    key: Range<u32>,
+    has_escapes: bool,
+    value: Range<u32>,
+}
+
+impl Limits {
+    /// Reads the text of a metadata object, in time proportional to its length.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be read behind the field's name.
+    pub fn read(self, text: ByteString) -> Result<CheckedMetadata, String> {
+        self.check_bytes(text.len())?;
+        if !text.trim_ascii_start().starts_with('{') {
+            return Err("must be an object".into());
+        }
+        let mut json = serde_json::Deserializer::from_str(&text);
+        let object = Object {
+            limits: self,
+            text: &text,
+        };
+        let read = object.deserialize(&mut json);
+        let read = read.and_then(|entries| json.end().map(|()| entries));
+        let entries = read.map_err(|error| strict::describe(&error))?;
+        Ok(CheckedMetadata { text, entries })
+    }
+
+    /// Reads the metadata object that is the next value in a map: that of a key that has no escapes, and
+    /// is in this text.
+    ///
+    /// # Errors
+    /// If it is none, or there is anything wrong with it.
+    pub(crate) fn read_value<'de, A: MapAccess<'de>>(
+        self,
+        map: &mut A,
+        (key, text): (&str, &'de ByteString),
+    ) -> Result<CheckedMetadata, A::Error> {
+        let begin = |from: usize| slice_from(text, from).find('{').map(|at| from + at);
+        let start = begin(offset(text, key) + key.len()).unwrap_or_default();
+        let object = Object {
+            limits: self,
+            text: slice_from(text, start),
+        };
+        let entries = map.next_value_seed(object)?;
+        let last = entries.last().map_or(1, |entry| entry.value.end as usize);
+        let end = slice_from(text, start + last)
+            .find('}')
+            .map_or(0, |at| start + last + at + 1);
+        let part = text.get(start..end).unwrap_or_default();
+        self.check_bytes(part.len()).map_err(A::Error::custom)?;
+        Ok(CheckedMetadata {
+            text: text.slice_ref(part),
+            entries,
+        })
+    }
+}
+
+impl CheckedMetadata {
+    /// As it came in.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The value under a key, as JSON text.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let found = self.entries.iter().find(|entry| self.key(entry) == key);
+        found.map(|entry| slice(&self.text, &entry.value))
+    }
+
+    /// All keys, unescaped, and their values as JSON text, in order.
+    pub fn entries(&self) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
+        let entries = self.entries.iter();
+        entries.map(|entry| (self.key(entry), slice(&self.text, &entry.value)))
+    }
+
+    fn key(&self, entry: &Entry) -> Cow<'_, str> {
+        let written = slice(&self.text, &entry.key);
+        match entry.has_escapes {
+            false => Cow::Borrowed(written),
+            true => Cow::Owned(serde_json::from_str(&format!("\"{written}\"")).unwrap_or_default()),
+        }
+    }
+
+    /// All of it. Keys for which `public` holds may be broadcast.
+    pub fn metadata(&self, public: impl Fn(&str) -> bool) -> Metadata {
+        let mut builder = Builder::with_capacity(self.text.len());
+        for (key, value) in self.entries() {
+            builder.append(&key, value, public(&key));
+        }
+        builder.build()
+    }
+}
+
+/// Reads an object with which this text begins.
+#[derive(Clone, Copy)]
+struct Object<'a> {
+    limits: Limits,
+    text: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for Object<'de> {
+    type Value = Entries;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Entries, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Object<'de> {
+    type Value = Entries;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let (mut entries, mut keys) = (Entries::new(), Keys::default());
+        let mut at = 0;
+        while let Some(Text(key)) = map.next_key()? {
+            let has_escapes = matches!(key, Cow::Owned(_));
+            let quoted = self.string(&key, at);
+            keys.insert(key).map_err(A::Error::custom)?;
+            let checked = self.limits.check_keys(entries.len() + 1);
+            checked.map_err(A::Error::custom)?;
+            let value = self.value(&mut map, quoted.end)?;
+            at = value.end;
+            entries.push(Entry {
+                key: quoted.start + 1..quoted.end - 1,
+                has_escapes,
+                value,
+            });
+        }
+        Ok(entries)
+    }
+}
+
+impl<'de> Object<'de> {
+    /// Reads the value of the key that ends here, and says where it is.
+    fn value<A: MapAccess<'de>>(&self, map: &mut A, at: u32) -> Result<Range<u32>, A::Error> {
+        let mut rest = slice_from(self.text, at as usize).bytes();
+        let first = rest.find(|byte| !matches!(byte, b':' | b' ' | b'\n' | b'\r' | b'\t'));
+        if first == Some(b'"') {
+            let Text(value) = map.next_value()?;
+            return Ok(self.string(&value, at));
+        }
+        let value = map.next_value::<&RawValue>()?.get();
+        let checked = self.limits.check_taken(value);
+        checked.map_err(A::Error::custom)?;
+        Ok(self.range(value))
+    }
+
+    /// Where the next string is, with its quotes, as of a place behind which only space and punctuation
+    /// come before it.
+    fn string(&self, said: &Cow<'_, str>, at: u32) -> Range<u32> {
+        if let Cow::Borrowed(within) = said {
+            let Range { start, end } = self.range(within);
+            return start - 1..end + 1;
+        }
+        let start = at
+            + slice_from(self.text, at as usize)
+                .find('"')
+                .unwrap_or_default() as u32;
+        let mut is_escaped = false;
+        let closes = |byte: u8| {
+            let closes = byte == b'"' && !is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+            closes
+        };
+        let within = slice_from(self.text, start as usize + 1)
+            .bytes()
+            .position(closes);
+        start..start + within.unwrap_or_default() as u32 + 2
+    }
+
+    /// Where a part of the text is in it.
+    fn range(&self, part: &str) -> Range<u32> {
+        // No text is longer than the highest limit.
+        let start = offset(self.text, part) as u32;
+        start..start + part.len() as u32
+    }
+}
+
+/// A string, borrowed from the text where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Where a part of a text begins in it.
+fn offset(text: &str, part: &str) -> usize {
+    part.as_ptr().addr().wrapping_sub(text.as_ptr().addr())
+}
+
+fn slice_from(text: &str, start: usize) -> &str {
+    text.get(start..).unwrap_or_default()
+}
+
+fn slice<'a>(text: &'a str, range: &Range<u32>) -> &'a str {
+    let part = text.get(range.start as usize..range.end as usize);
+    part.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> CheckedMetadata {
+        Limits::default().read(text.into()).unwrap()
+    }
+
+    #[test]
+    fn entries_are_found_where_they_are() {
+        let text =
+            " { \"a\" : [1, {\"b\": 2}] ,\"\\u0062\\n\":\"x\",\n\"\":-1.50, \"c\":\"\\\"\" } ";
+        let checked = read(text);
+        assert_eq!(checked.text(), text);
+        let entries: Vec<_> = checked.entries().collect();
+        let expected = [
+            ("a", r#"[1, {"b": 2}]"#),
+            ("b\n", r#""x""#),
+            ("", "-1.50"),
+            ("c", r#""\"""#),
+        ];
+        assert_eq!(entries, expected.map(|(key, value)| (key.into(), value)));
+        for (key, value) in expected {
+            assert_eq!(checked.get(key), Some(value));
+        }
+        assert_eq!(checked.get("d"), None);
+        let metadata = checked.metadata(|key| key != "c");
+        let mut public = Vec::new();
+        metadata.write_public(&mut public, |_| true);
+        let expected = r#"{"a":[1, {"b": 2}],"b\n":"x","":-1.50}"#;
+        assert_eq!(String::from_utf8(public).unwrap(), expected);
+        assert_eq!(metadata.get("c"), Some(r#""\"""#));
+    }
+
+    #[test]
+    fn a_part_of_a_message_is_shared() {
+        let message = ByteString::from(r#"{"userId":"a","metadata":{"device":"web"}}"#);
+        let text = message.slice_ref(&message[25..41]);
+        let checked = Limits::default().read(text).unwrap();
+        assert_eq!(checked.get("device"), Some("\"web\""));
+        assert_eq!(checked.text().as_ptr(), message[25..].as_ptr());
+    }
+
+    #[test]
+    fn there_may_be_no_entry() {
+        assert_eq!(read("{}").entries().count(), 0);
+        assert!(read("{ }").metadata(|_| true).is_empty());
+    }
+}
