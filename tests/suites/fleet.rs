@@ -8,6 +8,7 @@ mod large;
 mod late;
 mod quotas;
 mod refused;
+mod silent;
 mod subjects;
 mod tenant_changes;
 mod tenants;

@@ -44,6 +44,12 @@ async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not()
         Ok(request)
     };
     let run = applies()?;
+    let fleet = wait::guarded("the node to be asked for its fleet", asked.next()).await?;
+    let fleet = fleet.context("a request")?;
+    ensure!(what(&fleet)? == "fleet");
+    let reply = fleet.reply.context("a reply subject")?;
+    let nobody = json!({"ok": true, "nodes": []});
+    client.publish(reply, nobody.to_string().into()).await?;
     let validates = wait::guarded("the node to be asked", asked.next()).await?;
     let validates = validates.context("a request")?;
     ensure!(what(&validates)?["validate"]["beta"].is_object());
@@ -62,6 +68,8 @@ async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not()
     let said_of = said(wait::guarded("the command to end", run).await???);
     ensure!(said_of.contains("refused: thought about it"), "{said_of}");
     let run = applies()?;
+    // It doesn't say who is of its fleet.
+    wait::guarded("the node to be asked for its fleet", asked.next()).await?;
     wait::guarded("the node to be asked", asked.next()).await?;
     asked.unsubscribe().await?;
     // Sooner than what it was asked for may take.

@@ -73,6 +73,11 @@ pub(crate) fn who(config: &Config) -> String {
     format!("{}@{}", user.to_string_lossy(), config.node.name)
 }
 
+/// What is said of a node that others know as one of their fleet, and that doesn't answer.
+pub(crate) fn silent_why(takes: &str) -> String {
+    format!("it is one of the fleet and doesn't answer; it takes {takes} when it does")
+}
+
 /// Asks, and goes on if the answer is yes.
 fn confirm(question: &str) -> anyhow::Result<()> {
     ensure!(

@@ -51,6 +51,8 @@ enum Request {
     Validate(BTreeMap<String, Option<StoredTenant>>),
     /// What the tenants with these names are at.
     States(Vec<String>),
+    /// Which nodes are of a fleet with this one, for any of its tenants.
+    Fleet,
 }
 
 impl Shared {
@@ -97,6 +99,7 @@ impl Shared {
             .map_err(|error| format!("the request can't be read: {}", cut(&error.to_string())))?;
         match request {
             Request::States(names) => Ok(self.states(&names, carried / 2)),
+            Request::Fleet => Ok(json!({"ok": true, "nodes": self.told.fleet_nodes()})),
             Request::Validate(changes) => {
                 let validated = self.validate(changes).await;
                 validated

@@ -6,6 +6,7 @@ mod alerts;
 mod bucket;
 pub(crate) mod follow;
 pub mod logs;
+mod nodes;
 pub mod operator;
 pub(crate) mod page;
 mod plugins;

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use async_nats::service::Info;
-use async_nats::{Client, Message, StatusCode};
+use async_nats::{Client, Message};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use presence_config::Config;
 use presence_config::digest::Digest;
@@ -15,17 +13,15 @@ use presence_config::subjects::{
     ADMIN_SHADOW, ADMIN_STATUS, ADMIN_TENANTS, ADMIN_VALIDATE, Subjects,
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::Store;
+pub use super::nodes::{FoundNode, TenantNodes};
 use super::tenants::{BucketPlace, TenantStore};
 use crate::link::broker::BrokerAccess;
 use crate::link::micro;
 use crate::link::request;
 use crate::link::request_client::{self, LastBrokerError};
-
-/// How long after the last node has answered another one may.
-const QUIET: Duration = Duration::from_millis(750);
 
 /// How long a node has to say what it runs, and how often it is asked.
 pub(super) const STATUS: Duration = Duration::from_secs(5);
@@ -42,23 +38,11 @@ pub struct Operator {
     pub(super) client: Client,
     pub(super) complaint: LastBrokerError,
     pub(super) subjects: Subjects,
-    prefix: String,
+    pub(super) prefix: String,
     store: Store,
-    servers: String,
+    pub(super) servers: String,
     /// How long a node has to load a pipeline.
     load_timeout: Duration,
-}
-
-/// A node that was found.
-#[derive(Clone, Debug)]
-pub struct FoundNode {
-    /// Its name.
-    pub name: String,
-    /// Whether its pipeline comes from the store.
-    pub follows_store: bool,
-    /// Whether it waits for its turn, and only says so.
-    pub waits: bool,
-    id: String,
 }
 
 /// How a node stands to a revision.
@@ -132,49 +116,6 @@ impl Operator {
             done = work => done.map_err(|error| self.complained(error)),
             said = self.complaint.wait_for(needs) => bail!("NATS says: {said}"),
         }
-    }
-
-    /// The nodes of this tenant that run, by name, also those that wait for their turn.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub async fn nodes(&self) -> anyhow::Result<Vec<FoundNode>> {
-        let nodes = self.found(|info| self.node(info)).await?;
-        if nodes.is_empty() {
-            let none = anyhow::anyhow!(
-                "no node answers at {}: is `presence run` up there, with the same [tenant] prefix?",
-                self.servers
-            );
-            return Err(self.complained(none));
-        }
-        Ok(nodes)
-    }
-
-    /// The nodes that run and have their tenants from the store, by name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub async fn nodes_with_tenants(&self) -> anyhow::Result<Vec<FoundNode>> {
-        let nodes = self.found(|info| {
-            let said = |key: &str| info.metadata.get(key).map(String::as_str);
-            let is_one = info.name == micro::NAME && said("tenants") == Some("store");
-            is_one.then(|| FoundNode {
-                name: said("node").unwrap_or_default().to_owned(),
-                follows_store: true,
-                waits: false,
-                id: info.id.clone(),
-            })
-        });
-        let nodes = nodes.await?;
-        if nodes.is_empty() {
-            let none = anyhow::anyhow!(
-                "no node answers at {} that has its tenants from the store: is `presence run` up \
-                 there, with this configuration?",
-                self.servers
-            );
-            return Err(self.complained(none));
-        }
-        Ok(nodes)
     }
 
     /// Has all nodes validate changes of tenants, at once: of each, what is wrong, if anything.
@@ -257,41 +198,6 @@ impl Operator {
                 return Ok((place, tenants));
             }
         }
-    }
-
-    async fn found(
-        &self,
-        of: impl Fn(Info) -> Option<FoundNode>,
-    ) -> anyhow::Result<Vec<FoundNode>> {
-        let inbox = self.client.new_inbox();
-        let mut replies = self.client.subscribe(inbox.clone()).await?;
-        let subject = format!("$SRV.INFO.{}", micro::NAME);
-        self.client
-            .publish_with_reply(subject, inbox, Bytes::new())
-            .await?;
-        let mut nodes = Vec::new();
-        let mut until = Instant::now() + STATUS;
-        while let Ok(Some(reply)) = timeout_at(until, replies.next()).await {
-            if reply.status == Some(StatusCode::NO_RESPONDERS) {
-                break;
-            }
-            until = Instant::now() + QUIET;
-            let info: Option<Info> = serde_json::from_slice(&reply.payload).ok();
-            nodes.extend(info.and_then(&of));
-        }
-        nodes.sort_by(|a: &FoundNode, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-        Ok(nodes)
-    }
-
-    fn node(&self, info: Info) -> Option<FoundNode> {
-        let said = |key: &str| info.metadata.get(key).map(String::as_str);
-        let is_ours = info.name == micro::NAME && said("prefix") == Some(&self.prefix);
-        is_ours.then(|| FoundNode {
-            name: said("node").unwrap_or_default().to_owned(),
-            follows_store: said("source") == Some("store"),
-            waits: said("waits") == Some("true"),
-            id: info.id.clone(),
-        })
     }
 
     /// Has all nodes validate a revision, at once: of each, what is wrong with it, if anything.

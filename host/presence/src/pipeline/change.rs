@@ -12,11 +12,11 @@ use presence_kit::{ConfigArg, text};
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator, RevisionStatus};
 use presence_node::store::{FoundRevision, READ_MAX, WriteResult, next_number};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::file::PinnedPipeline;
-use crate::changing::{ChangeOptions, who};
+use crate::changing::{ChangeOptions, silent_why, who};
 use crate::secrets;
 use crate::tenant;
 
@@ -214,9 +214,9 @@ impl StoreSession {
         if let Some(meant) = meant {
             meant.upload(self).await?;
         }
-        let (number, silent) = self.next(&nodes).await?;
+        let silent = self.operator.silent(&nodes).await;
         let revision = Revision {
-            revision: number,
+            revision: self.next(&nodes).await?,
             chain,
             candidate,
             who: self.who(),
@@ -241,24 +241,19 @@ impl StoreSession {
     }
 
     /// The number of the next revision: also higher than what any node has run, as where the
-    /// bucket was lost. With it, the nodes of their fleet that haven't answered.
+    /// bucket was lost.
     ///
     /// # Errors
     /// If there is a revision that this command hasn't seen: what it makes was not made from
     /// that one.
-    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<(u64, BTreeSet<String>)> {
-        let (mut highest, mut silent) = (0, BTreeSet::new());
+    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
+        let mut highest = 0;
         for node in nodes {
             // One that can't be asked refuses, or says so, below.
             let status = self.operator.status(node).await.unwrap_or_default();
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
-            let fleet = status
-                .pointer("/serving/fleet/nodes")
-                .and_then(Value::as_object);
-            silent.extend(fleet.into_iter().flat_map(Map::keys).cloned());
         }
-        silent.retain(|name| nodes.iter().all(|node| node.name != *name));
         // After the nodes were asked: what they run is in the bucket, unless that was lost.
         let now = self.operator.store().revisions(READ_MAX).await;
         let now = now.map_err(|error| self.operator.complained(error))?;
@@ -266,9 +261,8 @@ impl StoreSession {
         if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
             bail!("nothing was written: {}. {TRY_AGAIN}", taken(other));
         }
-        let number = next_number(&self.revisions, highest)
-            .context("there is no higher number than that of the newest revision")?;
-        Ok((number, silent))
+        next_number(&self.revisions, highest)
+            .context("there is no higher number than that of the newest revision")
     }
 
     /// Whether the store has all plugins of a revision: a node that has them on its disk doesn't
@@ -369,8 +363,7 @@ impl StoreSession {
             report.add(&node.name, "not asked", None, why)?;
         }
         for node in silent {
-            let why = "it is one of the fleet and doesn't answer; it takes the newest revision when it does";
-            report.add(node, "unknown", None, why)?;
+            report.add(node, "unknown", None, &silent_why("the newest revision"))?;
         }
         report.end(number, true, difference)?;
         ensure!(

@@ -1,5 +1,6 @@
 //! `presence plugins shadow`
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use tokio::time::{Instant, sleep};
 use super::activate::{PluginRef, named};
 use crate::arguments::{Output, span};
 use crate::pipeline::change::StoreSession;
+
+/// What is said of a node of the fleet that doesn't answer.
+const SILENT: &str = "it is one of the fleet and doesn't answer";
 
 /// How often is looked whether it is over: the more often, the nearer its end is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -41,8 +45,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         return end(&session.operator, args.output.json).await;
     };
     let digest = plugin.digest_in(&session).await?;
-    let mut nodes = session.operator.nodes().await?;
-    nodes.retain(|node| node.follows_store && !node.waits);
+    let (nodes, silent) = asked(&session.operator).await?;
     ensure!(!nodes.is_empty(), "no node follows the plugin store");
     let for_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
     let mut reports = Vec::new();
@@ -75,6 +78,13 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             Err(error) => json!({"node": node.name, "error": format!("{error:#}")}),
         });
     }
+    failed += silent.len();
+    for node in silent {
+        if !args.output.json {
+            print(format_args!("{}\n  unknown: {SILENT}\n", line(&node)))?;
+        }
+        reports.push(json!({"node": node, "error": SILENT}));
+    }
     if args.output.json {
         print_json(json!({"plugin": name, "digest": digest, "nodes": reports}))?;
     }
@@ -86,13 +96,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The nodes that are asked for a shadow, and those of the fleet that don't answer.
+async fn asked(operator: &Operator) -> anyhow::Result<(Vec<FoundNode>, BTreeSet<String>)> {
+    let mut nodes = operator.nodes().await?;
+    let silent = operator.silent(&nodes).await;
+    nodes.retain(|node| node.follows_store && !node.waits);
+    Ok((nodes, silent))
+}
+
 /// Ends the shadow on every node that runs one.
 ///
 /// # Errors
 /// If none does, or one can't be asked.
 pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
-    let mut nodes = operator.nodes().await?;
-    nodes.retain(|node| node.follows_store && !node.waits);
+    let (nodes, silent) = asked(operator).await?;
     let (mut told, mut failed, mut ended) = (Vec::new(), 0, 0);
     for node in nodes {
         let runs = operator.runs_shadow(&node).await;
@@ -111,6 +128,13 @@ pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
             print(format_args!("{}: {}\n", line(&node.name), line(&words)))?;
         }
         told.push(json!({"node": node.name, "ended": matches!(done, Ok("ended")), "said": words}));
+    }
+    failed += silent.len();
+    for node in silent {
+        if !json {
+            print(format_args!("{}: {SILENT}\n", line(&node)))?;
+        }
+        told.push(json!({"node": node, "ended": false, "said": SILENT}));
     }
     if json {
         print_json(json!({"nodes": told}))?;

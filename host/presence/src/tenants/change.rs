@@ -8,13 +8,13 @@ use presence_config::escape::{line, print, print_json, say};
 use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
-use presence_node::store::operator::{FoundNode, Operator};
+use presence_node::store::operator::{FoundNode, Operator, TenantNodes};
 use presence_node::store::tenants::{BucketPlace, Entry, Put, Snapshot};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::Command;
-use crate::changing::{ChangeOptions, who};
+use crate::changing::{ChangeOptions, silent_why, who};
 use crate::secrets;
 
 /// What to do where somebody else was faster.
@@ -202,7 +202,7 @@ impl<'a> TenantStoreSession<'a> {
         let changes: Vec<Change> = changes.collect();
         let mut written = Vec::new();
         for _ in 0..ATTEMPTS {
-            self.validate(&nodes, &changes).await?;
+            self.validate(&nodes.nodes, &changes).await?;
             match self.write(&changes, replicas, &mut written).await? {
                 Written::All(place) => return self.wait(&nodes, &changes, place).await,
                 // What was validated isn't what is there.
@@ -340,13 +340,13 @@ impl<'a> TenantStoreSession<'a> {
     /// Waits until every node is done.
     async fn wait(
         &self,
-        nodes: &[FoundNode],
+        nodes: &TenantNodes,
         changes: &[Change],
         place: BucketPlace,
     ) -> anyhow::Result<()> {
         let names: Vec<_> = changes.iter().map(|(name, _)| name.clone()).collect();
-        let (mut failed, mut told) = (0, Vec::new());
-        for node in nodes {
+        let (mut failed, mut told) = (nodes.silent.len(), Vec::new());
+        for node in &nodes.nodes {
             let settled = self.operator.tenants_settled(node, &names, place).await;
             let (tenants, error) = match settled {
                 Ok(tenants) => {
@@ -357,9 +357,16 @@ impl<'a> TenantStoreSession<'a> {
             };
             failed += usize::from(error.is_some() || tenants.iter().any(is_bad));
             if !self.how.json {
-                say_node(node, &names, &tenants, error.as_deref())?;
+                say_node(&node.name, &names, &tenants, error.as_deref())?;
             }
             told.push(json!({"node": node.name, "tenants": tenants, "error": error}));
+        }
+        for node in &nodes.silent {
+            let error = format!("unknown: {}", silent_why("what the store says"));
+            if !self.how.json {
+                say_node(node, &names, &[], Some(&error))?;
+            }
+            told.push(json!({"node": node, "tenants": [], "error": error}));
         }
         if self.how.json {
             print_json(json!({"written": true, "tenants": &names, "nodes": &told}))?;
@@ -367,7 +374,7 @@ impl<'a> TenantStoreSession<'a> {
         ensure!(
             failed == 0,
             "it is written, and {failed} of {} nodes don't do it",
-            nodes.len()
+            nodes.nodes.len() + nodes.silent.len()
         );
         let unserved: Vec<_> = names.into_iter().filter(|it| waits(it, &told)).collect();
         ensure!(
@@ -417,12 +424,12 @@ fn is_bad(tenant: &Value) -> bool {
 }
 
 fn say_node(
-    node: &FoundNode,
+    node: &str,
     names: &[String],
     tenants: &[Value],
     error: Option<&str>,
 ) -> anyhow::Result<()> {
-    let name = line(&node.name);
+    let name = line(node);
     if let Some(error) = error {
         return Ok(print(format_args!("node {name}: {}\n", line(error)))?);
     }

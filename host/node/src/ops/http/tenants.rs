@@ -1,7 +1,7 @@
 //! What is told of a process that serves several tenants: of each, what a process with one tells
 //! of that one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -216,6 +216,23 @@ impl Tenants {
             "reasons": reasons,
             "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
         }))
+    }
+
+    /// The nodes of all fleets that its tenants are of.
+    pub(crate) fn fleet_nodes(&self) -> BTreeSet<String> {
+        let mut nodes = BTreeSet::new();
+        for (_, entry) in self.all() {
+            let status = entry.board.as_ref().and_then(|board| board.status.get());
+            let fleet = status.and_then(|status| status.fleet.as_ref());
+            let of_fleet = fleet.map(|fleet| fleet.nodes());
+            nodes.extend(
+                of_fleet
+                    .iter()
+                    .flat_map(|it| it.iter())
+                    .map(ToString::to_string),
+            );
+        }
+        nodes
     }
 
     fn one(&self, name: &str) -> Option<TenantEntry> {
