@@ -91,5 +91,6 @@ mod tenants_store;
 mod tenants_store_commands;
 mod tenants_store_nodes;
 mod tenants_store_texts;
+mod tenants_store_unserved;
 mod turns;
 mod world;

@@ -5,7 +5,7 @@ mod health;
 mod permissions;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -18,6 +18,7 @@ use crate::clock;
 use crate::link::connection::Connection;
 use crate::link::login::Login;
 
+use cause::Cause;
 pub(crate) use health::BrokerHealth;
 pub(crate) use permissions::{Operation, Permission, Permissions};
 
@@ -200,22 +201,29 @@ impl BrokerAccess {
         let (health, servers) = (Arc::clone(health), self.servers());
         let (known, tried) = (Arc::clone(&health), servers.clone());
         let (access, span) = (self.clone(), self.span.clone());
+        let tried_by = Arc::new(AtomicU64::new(self.login.version()));
         let options = self
             .lasting("")?
             .no_echo()
             // Called before each attempt: the client tells only here why earlier ones failed.
             .reconnect_to_server_callback(move |pool, _| {
                 let (health, servers) = (Arc::clone(&known), tried.clone());
+                let (access, tried_by) = (access.clone(), Arc::clone(&tried_by));
                 let is_wanted = access.unless_closed();
+                let span = access.span.clone();
                 let telling = async move {
                     is_wanted.await;
                     let unresolved = health.is_unresolved.swap(false, Ordering::Relaxed);
-                    if let Some(why) = cause::of(pool, unresolved).await {
-                        health.cannot_reach(&servers, why);
+                    // What is known so far is of the attempt before this one.
+                    let now = access.login.version();
+                    let before = tried_by.swap(now, Ordering::Relaxed);
+                    if let Some(Cause { why, is_login }) = cause::of(pool, unresolved).await {
+                        let refused = is_login.then(|| access.login.refused(before));
+                        health.cannot_reach(&servers, why, refused);
                     }
                     None
                 };
-                telling.instrument(access.span.clone())
+                telling.instrument(span)
             })
             .client_capacity(CLIENT_QUEUE)
             .event_callback(move |event| {

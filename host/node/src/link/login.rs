@@ -2,7 +2,7 @@
 //! configuration are those of its last reload, so that a login can be changed while the node runs.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use async_nats::{AuthError, ConnectOptions};
@@ -11,21 +11,59 @@ use presence_config::Auth;
 
 /// The login of all connections of this process.
 #[derive(Clone, Debug)]
-pub(crate) struct Login(Arc<Mutex<Auth>>);
+pub(crate) struct Login(Arc<Mutex<Current>>);
+
+#[derive(Debug)]
+struct Current {
+    auth: Auth,
+    /// How often it was replaced.
+    version: u64,
+}
+
+/// A login that the broker has refused.
+#[derive(Debug)]
+pub(crate) struct RefusedLogin {
+    login: Login,
+    version: u64,
+}
+
+impl RefusedLogin {
+    /// Whether it is still the one that is used.
+    pub(crate) fn is_used(&self) -> bool {
+        self.login.version() == self.version
+    }
+}
 
 impl Login {
     pub(crate) fn new(auth: Auth) -> Self {
-        Self(Arc::new(Mutex::new(auth)))
+        let version = 0;
+        Self(Arc::new(Mutex::new(Current { auth, version })))
     }
 
     /// Uses another login from the next connection on.
     pub(crate) fn replace(&self, auth: Auth) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = auth;
+        let mut current = self.current();
+        current.version += u64::from(current.auth != auth);
+        current.auth = auth;
+    }
+
+    /// How often it was replaced by another one.
+    pub(crate) fn version(&self) -> u64 {
+        self.current().version
+    }
+
+    /// That the broker refuses the login of this version.
+    pub(crate) fn refused(&self, version: u64) -> RefusedLogin {
+        let login = self.clone();
+        RefusedLogin { login, version }
     }
 
     fn auth(&self) -> Auth {
-        let auth = self.0.lock();
-        auth.unwrap_or_else(PoisonError::into_inner).clone()
+        self.current().auth.clone()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Options that log in so, at each connection.

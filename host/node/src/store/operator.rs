@@ -149,21 +149,24 @@ impl Operator {
             let (seen, tenants) = self.tenant_states(node, names).await?;
             // A place of a bucket that is gone says nothing of the one that was written.
             let seen = seen.filter(|it| it.made == place.made);
-            let is_at = |it: &Value, at: &str| it.get("state").is_some_and(|it| it == at);
-            let starts = |it: &Value| {
-                is_at(it, "starting") || it.get("changing") == Some(&Value::Bool(true))
-            };
-            if seen.is_some_and(|seen| seen.last >= place.last) && !tenants.iter().any(starts) {
+            let all = tenants.iter().map(TenantStand::of);
+            let stand = all.max().unwrap_or(TenantStand::Settled);
+            if seen.is_some_and(|seen| seen.last >= place.last) && stand != TenantStand::Starts {
                 let since = *begun.get_or_insert_with(Instant::now);
-                let is_impaired = tenants.iter().any(|it| is_at(it, "impaired"));
-                // One that has just begun to serve may lack something for a moment.
-                if !is_impaired || since.elapsed() > IMPAIRED {
+                if stand == TenantStand::Settled || since.elapsed() > IMPAIRED {
                     return Ok(tenants);
                 }
             }
             if Instant::now() >= until {
                 let seconds = self.load_timeout.as_secs_f32();
-                bail!("not done within {seconds} s ([plugins] load_timeout_ms)");
+                let mut all = tenants.iter();
+                let starting = all.find(|it| TenantStand::of(it) == TenantStand::Starts);
+                let word = |key: &str| starting?.pointer(key).and_then(Value::as_str);
+                let why = match (word("/tenant"), word("/reasons/0")) {
+                    (Some(name), Some(why)) => format!(": {name} is starting: {why}"),
+                    _ => String::new(),
+                };
+                bail!("not done within {seconds} s ([plugins] load_timeout_ms){why}");
             }
             sleep(STATUS_AGAIN).await;
         }
@@ -360,6 +363,32 @@ impl Operator {
     }
 }
 
+/// Whether a tenant is to be waited for; of several, the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum TenantStand {
+    /// What it is at stays so until somebody changes something.
+    Settled,
+    /// It is served and lacks something, as may be for a moment where it has just begun.
+    Lacks,
+    /// It isn't what it is to be yet.
+    Starts,
+}
+
+impl TenantStand {
+    /// Of a tenant of which a node says this.
+    fn of(tenant: &Value) -> Self {
+        let is = |what: &str| tenant.get(what) == Some(&Value::Bool(true));
+        let state = tenant.get("state").and_then(Value::as_str);
+        match state {
+            _ if is("changing") => Self::Starts,
+            _ if is("lasts") => Self::Settled,
+            Some("starting") => Self::Starts,
+            Some("impaired") => Self::Lacks,
+            _ => Self::Settled,
+        }
+    }
+}
+
 /// How a node that says this of itself stands to a revision; none while that isn't decided.
 fn revision_status(status: &Value, revision: u64) -> Option<RevisionStatus> {
     let serving = status.get("serving")?;
@@ -385,6 +414,27 @@ fn revision_status(status: &Value, revision: u64) -> Option<RevisionStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_not_waited_for_unless_it_is_about_to_change() {
+        let of = |state: &str, lasts: bool, changing: bool| {
+            let tenant = json!({"state": state, "lasts": lasts, "changing": changing});
+            TenantStand::of(&tenant)
+        };
+        for state in ["starting", "impaired"] {
+            assert_eq!(of(state, true, false), TenantStand::Settled);
+            assert_eq!(of(state, true, true), TenantStand::Starts);
+        }
+        assert_eq!(of("starting", false, false), TenantStand::Starts);
+        assert_eq!(of("impaired", false, false), TenantStand::Lacks);
+        assert!(TenantStand::Starts > TenantStand::Lacks);
+        for state in ["serving", "waiting", "paused", "refused"] {
+            assert_eq!(of(state, false, false), TenantStand::Settled);
+        }
+        // As a node of an earlier version says it.
+        let impaired = json!({"state": "impaired", "changing": false});
+        assert_eq!(TenantStand::of(&impaired), TenantStand::Lacks);
+    }
 
     #[test]
     fn a_node_stands_to_a_revision_as_it_says() {

@@ -75,6 +75,12 @@ impl StoreState {
         ))
     }
 
+    /// Whether the store can be read, and has nothing that could be in force.
+    pub(crate) fn lacks_pipeline(&self) -> bool {
+        let known = self.known();
+        known.in_force.is_none() && known.away.is_none()
+    }
+
     /// As `/status` and the admin service tell it.
     pub(crate) fn to_json(&self) -> Value {
         let known = self.known();
@@ -105,6 +111,10 @@ mod tests {
     fn a_refusal_holds_until_that_revision_or_a_later_one_is_in_force() {
         let state = StoreState::default();
         assert!(state.nothing().unwrap().contains("presence pipeline apply"));
+        assert!(state.lacks_pipeline());
+        state.set_away(Some("no answer".into()));
+        assert!(!state.lacks_pipeline());
+        state.set_away(None);
         state.refuse(3, "broken".into());
         assert!(
             state
@@ -114,6 +124,7 @@ mod tests {
         );
         state.set_in_force(revision(2));
         assert_eq!(state.nothing(), None);
+        assert!(!state.lacks_pipeline());
         assert_eq!(state.to_json()["refused"]["revision"], 3);
         state.set_in_force(revision(3));
         assert_eq!(state.to_json()["refused"], Value::Null);

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
@@ -346,8 +348,13 @@ impl<'a> TenantStoreSession<'a> {
     ) -> anyhow::Result<()> {
         let names: Vec<_> = changes.iter().map(|(name, _)| name.clone()).collect();
         let (mut failed, mut told) = (nodes.silent.len(), Vec::new());
-        for node in &nodes.nodes {
-            let settled = self.operator.tenants_settled(node, &names, place).await;
+        let settled = nodes.nodes.iter().map(async |node| {
+            let settled = self.operator.tenants_settled(node, &names, place);
+            (node, settled.await)
+        });
+        // All at once, and told in their order.
+        let mut settled: FuturesOrdered<_> = settled.collect();
+        while let Some((node, settled)) = settled.next().await {
             let (tenants, error) = match settled {
                 Ok(tenants) => {
                     let error = missing(changes, &tenants);
@@ -376,12 +383,12 @@ impl<'a> TenantStoreSession<'a> {
             "it is written, and {failed} of {} nodes don't do it",
             nodes.nodes.len() + nodes.silent.len()
         );
-        let unserved: Vec<_> = names.into_iter().filter(|it| waits(it, &told)).collect();
+        let unserved: Vec<_> = names.iter().filter(|it| waits(it, &told)).collect();
         ensure!(
             unserved.is_empty(),
             "it is written, and no node serves {}: another tenant, or a node that this one doesn't know \
              of, has the same subjects",
-            unserved.join(", ")
+            unserved.iter().map(line).collect::<Vec<_>>().join(", ")
         );
         Ok(())
     }
@@ -419,8 +426,10 @@ fn missing(changes: &[Change], tenants: &[Value]) -> Option<String> {
 
 /// Whether a tenant isn't as the store says.
 fn is_bad(tenant: &Value) -> bool {
-    let is_refused = tenant.get("state").is_some_and(|it| it == "refused");
-    is_refused || tenant.get("notTaken").is_some_and(Value::is_string)
+    let state = tenant.get("state").and_then(Value::as_str);
+    // One that still starts is not waited for any more: it can't be served.
+    matches!(state, Some("refused" | "starting"))
+        || tenant.get("notTaken").is_some_and(Value::is_string)
 }
 
 fn say_node(

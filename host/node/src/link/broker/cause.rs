@@ -14,6 +14,16 @@ const LOOKUP: Duration = Duration::from_millis(500);
 /// What the client puts before a cause, and says nothing.
 const KINDS: [&str; 3] = ["IO error: ", "TLS error: ", "DNS error: "];
 
+/// What the broker says of a login that it refuses.
+const REFUSED_LOGIN: &str = "authorization violation";
+
+/// Why the broker can't be reached.
+pub(super) struct Cause {
+    pub(super) why: String,
+    /// Whether each server that was tried refuses the login.
+    pub(super) is_login: bool,
+}
+
 /// What a cause that needs it is explained by.
 const HINTS: [(&str, &str); 7] = [
     (
@@ -32,10 +42,7 @@ const HINTS: [(&str, &str); 7] = [
         "CertificateRequired",
         "it asks for a client certificate: set [nats.tls] cert and key",
     ),
-    (
-        "authorization violation",
-        "it refuses this login: see [nats]",
-    ),
+    (REFUSED_LOGIN, "it refuses this login: see [nats]"),
     (
         "got nothing",
         "it closed the connection without a greeting: is it a NATS server?",
@@ -45,7 +52,7 @@ const HINTS: [(&str, &str); 7] = [
 
 /// Why each server that was tried can't be reached; none if no reason is known.
 /// `unresolved`: whether the name of one could not be looked up.
-pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<String> {
+pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<Cause> {
     let is_one = servers.len() == 1;
     let mut causes = Vec::new();
     for server in servers {
@@ -59,7 +66,10 @@ pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<String>
             false => format!("{}:{}: {cause}", server.addr.host(), server.addr.port()),
         }));
     }
-    (!causes.is_empty()).then(|| causes.join("; "))
+    (!causes.is_empty()).then(|| Cause {
+        why: causes.join("; "),
+        is_login: causes.iter().all(|cause| cause.contains(REFUSED_LOGIN)),
+    })
 }
 
 /// Why an attempt to connect has failed, of which the client tells what it met last.

@@ -10,6 +10,7 @@ use super::RECONNECT_MS_MAX;
 use super::permissions::{BrokerErrorKind, Operation, Permissions, Refusal, refusal};
 use crate::clock;
 use crate::link::drops::Drops;
+use crate::link::login::RefusedLogin;
 
 /// How often the log tells of a broker that can't be reached for the same reason.
 const UNREACHABLE_TOLD_MS: u64 = 60_000;
@@ -72,6 +73,8 @@ struct Unreachable {
     why: String,
     /// When the log was last told, by the host's clock.
     told_at: u64,
+    /// The login, if it is that.
+    refused: Option<RefusedLogin>,
 }
 
 /// What a tenant needs of the broker, for as long as this is there.
@@ -125,13 +128,14 @@ impl BrokerHealth {
 
     /// Notes why the broker can't be reached, and has the log know: of a new reason at once,
     /// of the same one now and then.
-    pub(super) fn cannot_reach(&self, servers: &str, why: String) {
+    pub(super) fn cannot_reach(&self, servers: &str, why: String, refused: Option<RefusedLogin>) {
         let now = clock::now_ms();
         let mut unreachable = self.unreachable();
-        let is_told = |it: &Unreachable| {
-            it.why == why && now.saturating_sub(it.told_at) < UNREACHABLE_TOLD_MS
-        };
-        if unreachable.as_ref().is_some_and(is_told) {
+        if let Some(known) = &mut *unreachable
+            && known.why == why
+            && now.saturating_sub(known.told_at) < UNREACHABLE_TOLD_MS
+        {
+            known.refused = refused;
             return;
         }
         tracing::warn!(
@@ -139,7 +143,18 @@ impl BrokerHealth {
             "can't reach NATS, and tries again at least every {} s: {why}",
             RECONNECT_MS_MAX / 1_000
         );
-        *unreachable = Some(Unreachable { why, told_at: now });
+        *unreachable = Some(Unreachable {
+            why,
+            told_at: now,
+            refused,
+        });
+    }
+
+    /// Whether there is no connection because the broker refuses the login that is used.
+    pub(crate) fn refuses_login(&self) -> bool {
+        let unreachable = self.unreachable();
+        let refused = unreachable.as_ref().and_then(|it| it.refused.as_ref());
+        refused.is_some_and(RefusedLogin::is_used) && !self.connected.load(Ordering::Relaxed)
     }
 
     /// Why there is no connection, as far as that is known; none where there is one.
@@ -303,13 +318,16 @@ impl BrokerHealth {
 
 #[cfg(test)]
 mod tests {
+    use presence_config::Auth;
+
     use super::*;
+    use crate::link::login::Login;
 
     #[test]
     fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
         let health = BrokerHealth::default();
         let told = |why: &str| {
-            health.cannot_reach("a:1", why.into());
+            health.cannot_reach("a:1", why.into(), None);
             let unreachable = health.unreachable();
             unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
         };
@@ -328,10 +346,31 @@ mod tests {
     }
 
     #[test]
+    fn a_login_that_was_replaced_is_refused_no_more() {
+        let (health, login) = (BrokerHealth::default(), Login::new(Auth::Anonymous));
+        let why = || "authorization violation".to_owned();
+        assert!(!health.refuses_login());
+        health.cannot_reach("a:1", why(), Some(login.refused(login.version())));
+        assert!(health.refuses_login());
+        let before = login.version();
+        login.replace(Auth::Nkey("another.nk".into()));
+        assert!(!health.refuses_login());
+        // Of an attempt that began before it was replaced.
+        health.cannot_reach("a:1", why(), Some(login.refused(before)));
+        assert!(!health.refuses_login());
+        health.cannot_reach("a:1", why(), Some(login.refused(login.version())));
+        assert!(health.refuses_login());
+        login.replace(Auth::Nkey("another.nk".into()));
+        assert!(health.refuses_login(), "it is the same");
+        health.connected.store(true, Ordering::Relaxed);
+        assert!(!health.refuses_login());
+    }
+
+    #[test]
     fn one_that_is_just_being_connected_to_is_not_away() {
         let health = BrokerHealth::default();
         assert!(!health.is_away());
-        health.cannot_reach("a:1", "refused".into());
+        health.cannot_reach("a:1", "refused".into(), None);
         assert!(health.is_away());
         health.reached();
         health.connected.store(true, Ordering::Relaxed);

@@ -98,7 +98,20 @@ fn unread(stream: &StreamHealth) -> Option<String> {
     })
 }
 
-/// Which plugins were to go on and may not.
+/// Whether all that is wrong lasts until somebody changes something: the login is refused, or there is no
+/// pipeline that may run.
+pub(super) fn lasts(board: &StatusBoard) -> bool {
+    if board.broker.refuses_login() {
+        return true;
+    }
+    let Some(status) = board.status.get() else {
+        return false;
+    };
+    let lacks_pipeline = status.store.as_ref().is_some_and(|it| it.lacks_pipeline());
+    let lasting = usize::from(lacks_pipeline) + withdrawn(status).len();
+    lasting > 0 && reasons(board).len() == lasting
+}
+
 /// Whether it can decide on nobody, so that nobody sees anybody: there is no pipeline, a plugin of it may not
 /// run any more, or nothing is known of the directory.
 pub(super) fn is_closed(status: &Status) -> bool {
@@ -111,6 +124,7 @@ pub(super) fn is_closed(status: &Status) -> bool {
         || (directory.outage().is_some() && !directory.holds_something())
 }
 
+/// Which plugins were to go on and may not.
 fn withdrawn(status: &Status) -> Vec<String> {
     let blueprint = Arc::clone(&status.running.borrow().blueprint);
     let stages = blueprint.stages();

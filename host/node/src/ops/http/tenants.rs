@@ -88,6 +88,12 @@ impl TenantEntry {
 }
 
 impl TenantEntry {
+    /// Whether what it lacks lasts until somebody changes something.
+    fn lasts(&self) -> bool {
+        let board = self.board.as_ref();
+        self.phase == TenantPhase::Begun && board.is_some_and(|it| readiness::lasts(it))
+    }
+
     /// Whether it starts, and waits for nothing but its own work.
     fn is_about_to_serve(&self) -> bool {
         let Some(board) = &self.board else {
@@ -214,6 +220,7 @@ impl Tenants {
             "changing": entry.is_changing,
             "state": state,
             "reasons": reasons,
+            "lasts": entry.lasts(),
             "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
         }))
     }
