@@ -1,6 +1,8 @@
 //! Dead letters for operators: kept in a stream, listed, shown, and redriven.
 
 use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::{self, consumer::pull};
+use futures_util::StreamExt as _;
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::site::Site;
@@ -165,6 +167,89 @@ async fn what_was_refused_is_redriven_and_replaced_until_it_is_taken() -> Result
         !good && error.contains("invalid-json, not-an-object"),
         "{error}"
     );
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redrives_at_once_leave_one_letter_of_each_message() -> Result<()> {
+    const LETTERS: usize = 20;
+    let world = World::start().await?;
+    let site = &world.site;
+    let (_, error, good) = run(site, &["init"])?;
+    ensure!(good, "{error}");
+    for number in 0..LETTERS {
+        let broken = json!({"userId": number.to_string()}).to_string();
+        world.client.publish_bytes(CONNECT, broken).await?;
+    }
+    let before = until_listed(site, LETTERS).await?;
+    let args = ["dlq", "redrive", "--all", "--yes", "--json"];
+    let mut runs = Vec::new();
+    for _ in 0..3 {
+        let mut command = host::command(site, &args)?;
+        runs.push(tokio::task::spawn_blocking(move || command.output()));
+    }
+    let mut outcomes = Vec::new();
+    for run in runs {
+        let output = wait::guarded("a redrive to end", run).await???;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        let printed: Value = serde_json::from_slice(&output.stdout).context(error)?;
+        let redriven = printed["redriven"].as_array().context("a list")?;
+        let outcome = |it: &Value| {
+            let outcome = it["outcome"].as_str().unwrap_or_default();
+            (
+                it["number"].as_u64().unwrap_or_default(),
+                outcome.to_owned(),
+            )
+        };
+        outcomes.extend(redriven.iter().map(outcome));
+    }
+    let after = until_listed(site, LETTERS).await?;
+    ensure!(after.iter().all(|it| !before.contains(it)), "{after:?}");
+    // By one of the commands, and once.
+    for (number, ..) in before {
+        let of_it = outcomes.iter().filter(|it| it.0 == number);
+        let refused = of_it.filter(|(_, outcome)| outcome == "refused").count();
+        ensure!(refused == 1, "letter {number} was refused {refused} times");
+    }
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_waits_for_another_and_goes_on_when_that_is_gone() -> Result<()> {
+    let world = World::start().await?;
+    let site = &world.site;
+    let (_, error, good) = run(site, &["init"])?;
+    ensure!(good, "{error}");
+    world.client.publish_bytes(CONNECT, "{}").await?;
+    let before = until_listed(site, 1).await?;
+    let client = async_nats::connect(world.server.url()).await?;
+    let stream = jetstream::new(client.clone())
+        .get_stream("presence-dlq")
+        .await?;
+    let other = stream.create_consumer(pull::Config {
+        name: Some("presence-redrive".into()),
+        ..pull::Config::default()
+    });
+    other.await?;
+    let mut tries = client
+        .subscribe("$JS.API.CONSUMER.CREATE.presence-dlq.presence-redrive")
+        .await?;
+    let mut command = host::command(site, &["dlq", "redrive", "--all", "--yes"])?;
+    let redrive = tokio::task::spawn_blocking(move || command.output());
+    for _ in 0..3 {
+        wait::guarded("it to ask for its turn", tries.next()).await?;
+    }
+    ensure!(listed(site, &[])? == before);
+    stream.delete_consumer("presence-redrive").await?;
+    let output = wait::guarded("the redrive to end", redrive).await???;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = "another redrive of the stream `presence-dlq` runs: waiting until it is done";
+    ensure!(said.matches(words).count() == 1, "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(printed.contains("refused: missing-field"), "{printed}");
+    let after = until_listed(site, 1).await?;
+    ensure!(after != before, "{after:?}");
+    ensure!(stream.consumer_info("presence-redrive").await.is_err());
     world.end().await
 }
 

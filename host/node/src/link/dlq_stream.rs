@@ -31,7 +31,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The stream of a tenant's dead letters, and a connection to it.
 pub struct DlqStream {
-    access: StreamAccess,
+    pub(super) access: StreamAccess,
     subjects: Subjects,
     name: String,
     /// The stream that takes connects and disconnects in, if nodes take them from one.

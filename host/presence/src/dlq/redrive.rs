@@ -1,14 +1,16 @@
 //! `presence dlq redrive`
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, stdin};
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::ArgGroup;
 use presence_config::escape::{line, print, print_json, say};
 use presence_core::message::Kind;
 use presence_node::clock;
 use presence_node::link::dlq_stream::{DeadLetter, DlqStream, RedriveMode, RedriveResult};
+use presence_node::link::redrive_turn::RedriveTurn;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -52,6 +54,9 @@ pub(crate) struct Args {
     place: StreamArgs,
 }
 
+/// How long apart is looked whether another redrive is done.
+const TURN_AGAIN: Duration = Duration::from_millis(250);
+
 /// What became of a letter.
 enum Outcome {
     Accepted,
@@ -59,12 +64,13 @@ enum Outcome {
     Refused(String, String),
     /// It stays as it is, and why.
     Left(String),
+    /// It isn't there any more.
+    Gone,
 }
 
 /// Redrives those that are meant, in their order.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let (config, letters) = args.place.open().await?;
-    let mut replaced_up_to = letters.last().await?;
     let meant = meant(args, &letters).await?;
     if meant.is_empty() {
         match args.json {
@@ -77,25 +83,17 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         confirm(meant.len(), letters.name())?;
     }
     let age_max_ms = (!args.old).then_some(config.tracker.timeout_ms);
+    let turn = turn(&letters).await?;
     let mut outcomes = Vec::new();
-    let mut end = Ok(());
-    for letter in &meant {
-        let outcome = match why_left(&letters, letter, age_max_ms) {
-            Some(why) => Outcome::Left(why),
-            None => match redrive(&letters, letter, &mut replaced_up_to).await {
-                Ok(outcome) => outcome,
-                // The next one would fare no better.
-                Err(error) => {
-                    end = Err(error.context(format!("redriving dead letter {}", letter.number)));
-                    break;
-                }
-            },
-        };
+    let end = redrive_all(&turn, &letters, (&meant, age_max_ms), |letter, outcome| {
         if !args.json {
             print(format_args!("{}\n", described(letter, &outcome)))?;
         }
         outcomes.push((letter, outcome));
-    }
+        Ok(())
+    });
+    let end = end.await;
+    turn.end().await;
     if args.json {
         let outcomes = outcomes.iter().map(|(letter, outcome)| {
             let (what, why) = outcome.words();
@@ -108,6 +106,73 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     match outcomes.iter().filter(|(_, outcome)| open(outcome)).count() {
         0 => Ok(()),
         open => bail!("{open} of {} were refused again or left", meant.len()),
+    }
+}
+
+/// Redrives letters in their order, and hands on what becomes of each.
+///
+/// # Errors
+/// If one can't be redriven: the next ones would fare no better.
+async fn redrive_all<'a>(
+    turn: &RedriveTurn<'_>,
+    letters: &DlqStream,
+    (meant, age_max_ms): (&'a [DeadLetter], Option<u64>),
+    mut tell: impl FnMut(&'a DeadLetter, Outcome) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut replaced_up_to = letters.last().await?;
+    let there = there(letters, meant).await?;
+    for letter in meant {
+        let outcome = match why_left(letters, letter, age_max_ms) {
+            _ if !there.contains(&letter.number) => Outcome::Gone,
+            Some(why) => Outcome::Left(why),
+            None => in_turn(turn, redrive(letters, letter, &mut replaced_up_to))
+                .await
+                .with_context(|| format!("redriving dead letter {}", letter.number))?,
+        };
+        tell(letter, outcome)?;
+    }
+    Ok(())
+}
+
+/// The turn to redrive letters, once no other redrive has it.
+async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
+    let mut is_said = false;
+    loop {
+        if let Some(turn) = RedriveTurn::take(letters).await? {
+            return Ok(turn);
+        }
+        if !std::mem::replace(&mut is_said, true) {
+            say(format_args!(
+                "another redrive of the stream `{}` runs: waiting until it is done",
+                letters.name()
+            ));
+        }
+        sleep(TURN_AGAIN).await;
+    }
+}
+
+/// Which of the letters are still there: another redrive may have been faster.
+async fn there(letters: &DlqStream, meant: &[DeadLetter]) -> anyhow::Result<BTreeSet<u64>> {
+    let first = meant.first().map_or(1, |letter| letter.number);
+    let mut there = BTreeSet::new();
+    let read = letters.read(first, |letter| {
+        there.insert(letter.number);
+        Ok(true)
+    });
+    read.await?;
+    Ok(there)
+}
+
+/// Redrives a letter while no other redrive can do so.
+async fn in_turn<T>(
+    turn: &RedriveTurn<'_>,
+    redrive: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    // This process may have rested since it was renewed last.
+    turn.renew().await?;
+    tokio::select! {
+        done = redrive => done,
+        lost = turn.keep() => Err(lost),
     }
 }
 
@@ -241,6 +306,7 @@ impl Outcome {
             Self::Stale(why) => ("stale", why.clone()),
             Self::Refused(reason, error) => ("refused", format!("{reason}: {error}")),
             Self::Left(why) => ("left", why.clone()),
+            Self::Gone => ("gone", "another redrive was faster".to_owned()),
         }
     }
 }

@@ -1,0 +1,95 @@
+//! One redrive of a stream of dead letters at a time: two at once would publish a letter's message twice,
+//! and a message that is refused twice is two letters. A consumer of the stream stands for the turn: the
+//! server makes only one of its name, and removes it when it isn't used for a while.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::stream::ConsumerCreateStrictErrorKind;
+use bytes::Bytes;
+use tokio::time::sleep;
+
+use super::dlq_stream::DlqStream;
+use super::request;
+
+/// The consumer's name.
+const NAME: &str = "presence-redrive";
+
+/// How long a turn lasts that isn't renewed, and how often it is renewed.
+const LASTS: Duration = Duration::from_secs(15);
+const RENEW: Duration = Duration::from_secs(3);
+
+/// How long the server has to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The only turn to redrive letters of a stream, for as long as it is renewed.
+pub struct RedriveTurn<'a>(&'a DlqStream);
+
+impl<'a> RedriveTurn<'a> {
+    /// The turn; none while somebody else has it.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn take(letters: &'a DlqStream) -> anyhow::Result<Option<Self>> {
+        let stream = letters.access.context.get_stream_no_info(letters.name());
+        let stream = stream.await?;
+        let made = stream.create_consumer_strict(pull::Config {
+            name: Some(NAME.into()),
+            // Another one is another consumer, which the server doesn't make beside the first.
+            description: Some(letters.access.client.new_inbox()),
+            deliver_policy: DeliverPolicy::New,
+            ack_policy: AckPolicy::None,
+            headers_only: true,
+            inactive_threshold: LASTS,
+            num_replicas: 1,
+            memory_storage: true,
+            ..pull::Config::default()
+        });
+        match made.await {
+            Ok(_) => Ok(Some(Self(letters))),
+            Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => Ok(None),
+            Err(error) => {
+                let error = letters.access.complained(error.into());
+                Err(error.context("can't make sure that no other redrive runs"))
+            }
+        }
+    }
+
+    /// Has the turn last longer.
+    ///
+    /// # Errors
+    /// If it is over, or that isn't known.
+    pub async fn renew(&self) -> anyhow::Result<()> {
+        let access = &self.0.access;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{NAME}", self.0.name());
+        let body = Bytes::from_static(br#"{"batch": 1, "no_wait": true}"#);
+        let asked = request::ask(&access.client, &subject, body, ANSWER, |_| Some(()));
+        let asked = asked.await.map_err(|error| access.complained(error.into()));
+        asked.context("another redrive may run now, and this one stops: the rest of the letters stay as they are")
+    }
+
+    /// Renews the turn until that fails: why.
+    pub async fn keep(&self) -> anyhow::Error {
+        loop {
+            sleep(RENEW).await;
+            if let Err(error) = self.renew().await {
+                return error;
+            }
+        }
+    }
+
+    /// Lets another redrive have its turn.
+    pub async fn end(self) {
+        // The server removes it otherwise, after a while.
+        if let Ok(stream) = self
+            .0
+            .access
+            .context
+            .get_stream_no_info(self.0.name())
+            .await
+        {
+            let _ = stream.delete_consumer(NAME).await;
+        }
+    }
+}
