@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
-use presence_tests::client::{Client, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::host::Host;
 use presence_tests::http;
 use presence_tests::nats::NatsServer;
@@ -332,11 +332,11 @@ async fn a_canary_is_promoted_by_itself_once_it_has_been_at_work_for_its_time() 
     let why = promoted["why"].as_str().context("a reason")?;
     ensure!(why.contains("no rule was broken within 1 s"), "{why}");
     world.until_visible_to("12345", &BY_GROUP).await?;
-    let alert =
-        world.tape.seen().iter().find(|it| {
-            it.subject == "presence.admin.alerts" && it.text("type") == "canary-promoted"
-        });
-    ensure!(alert.is_some(), "an alert says so");
+    let is_alert = |it: &ReceivedMessage| {
+        it.subject == "presence.admin.alerts" && it.text("type") == "canary-promoted"
+    };
+    let says_so = |seen: &[ReceivedMessage]| seen.iter().filter(|it| is_alert(it)).count() == 1;
+    world.tape.until("an alert that says so", says_so).await?;
     world.end().await
 }
 

@@ -6,6 +6,7 @@
     reason = "an index that is wrong is a test that fails"
 )]
 
+mod alerts;
 mod bad_input;
 mod believed;
 mod blocks;

@@ -6,6 +6,7 @@
 
 mod change;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use presence_config::revision::{Candidate, Revision};
 use presence_rules::loader::Loader;
 use presence_rules::store_cache::{SavedCanary, StoreCache};
 use presence_sandbox::Blueprint;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -28,6 +29,7 @@ use crate::beside::canary::{CanaryMonitor, CanaryPolicy, End};
 use crate::beside::report::ShadowRun;
 use crate::beside::{CandidatePipeline, Mode, Pipelines};
 use crate::clock;
+use crate::link::alerts::Alerts;
 use crate::store::state::StoreState;
 use crate::store::{LOOK_MAX, Store, WriteResult, next_number};
 use crate::tasks::blocking;
@@ -277,7 +279,8 @@ impl Reload {
         match kept.and_then(|it| it.ended) {
             Some(why) => {
                 self.canary.ended = Some((candidate.clone(), why.clone()));
-                self.write_end(candidate, false, why);
+                // An alert has said so when it ended.
+                self.write_end(candidate, (false, why), None);
             }
             None => self.watch(Some(candidate), watched_ms),
         }
@@ -407,8 +410,7 @@ impl Reload {
             }
         };
         tracing::warn!("{why}");
-        self.alerts
-            .raise(what, json!({"candidate": named, "why": why}));
+        let alert = Some((what, json!({"candidate": named, "why": why})));
         if !is_promoted {
             // Nobody waits for the store.
             let active = Pipelines::from(&*self.tenant.running.borrow()).active;
@@ -418,10 +420,16 @@ impl Reload {
             self.canary.keep_end(candidate.clone(), why.clone()).await;
         }
         // One that is promoted runs as a canary, and by its rules, until that is in force.
-        self.write_end(candidate, is_promoted, why);
+        self.write_end(candidate, (is_promoted, why), alert);
     }
 
-    fn write_end(&mut self, candidate: Candidate, is_promoted: bool, why: String) {
+    /// Writes that a canary has ended, with an alert that says so.
+    fn write_end(
+        &mut self,
+        candidate: Candidate,
+        (is_promoted, why): (bool, String),
+        alert: Option<(&'static str, Value)>,
+    ) {
         let Some(from) = &self.store else {
             return;
         };
@@ -432,6 +440,8 @@ impl Reload {
             candidate,
             is_promoted,
             why,
+            alerts: self.alerts.clone(),
+            alert,
         };
         self.canary.writing = Some(Box::pin(end.write()));
     }
@@ -445,27 +455,64 @@ struct CanaryEnd {
     candidate: Candidate,
     is_promoted: bool,
     why: String,
+    alerts: Alerts,
+    /// What is to be said of it; none once it has been.
+    alert: Option<(&'static str, Value)>,
+}
+
+/// What came of writing the end of a canary.
+enum EndWritten {
+    /// It is written.
+    Done,
+    /// Somebody else has ended the canary.
+    ByOthers,
+    /// Somebody else has written a revision meanwhile.
+    NotYet,
 }
 
 impl CanaryEnd {
-    /// Writes it, until it is written or somebody has ended it before.
-    async fn write(self) {
+    /// Writes it, until it is written or somebody has ended it before. An alert says so once, and not
+    /// where another node was faster, which has said so.
+    async fn write(mut self) {
+        let mut alert = self.alert.take();
         let mut is_said = false;
         loop {
-            match self.try_write().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) if !std::mem::replace(&mut is_said, true) => {
-                    tracing::warn!("the end of a canary can't be written yet: {error:#}");
+            let written = {
+                let mut written = pin!(self.try_write());
+                tokio::select! {
+                    written = &mut written => written,
+                    // One that was aborted decides on nobody already.
+                    () = sleep(AGAIN), if !self.is_promoted => {
+                        self.tell(&mut alert);
+                        written.await
+                    }
                 }
-                Err(_) => {}
+            };
+            match written {
+                Ok(EndWritten::Done) => return self.tell(&mut alert),
+                Ok(EndWritten::ByOthers) => return,
+                Ok(EndWritten::NotYet) => {}
+                Err(error) => {
+                    if !self.is_promoted {
+                        self.tell(&mut alert);
+                    }
+                    if !std::mem::replace(&mut is_said, true) {
+                        tracing::warn!("the end of a canary can't be written yet: {error:#}");
+                    }
+                }
             }
             sleep(AGAIN).await;
         }
     }
 
-    /// Whether it is written, or needn't be; not where somebody else has written meanwhile.
-    async fn try_write(&self) -> anyhow::Result<bool> {
+    /// Raises the alert, if it hasn't been raised.
+    fn tell(&self, alert: &mut Option<(&'static str, Value)>) {
+        if let Some((what, about)) = alert.take() {
+            self.alerts.raise(what, about);
+        }
+    }
+
+    async fn try_write(&self) -> anyhow::Result<EndWritten> {
         let revisions = self.store.revisions(LOOK_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| it.revision.as_ref().ok());
@@ -474,8 +521,18 @@ impl CanaryEnd {
         let is_it = |it: &Candidate| it.is_same(&self.candidate);
         if !newest.candidate.as_ref().is_some_and(is_it) {
             let revision = newest.revision;
+            if newest.who == self.who() && newest.why == self.why {
+                // It was written, and the answer was lost.
+                return Ok(EndWritten::Done);
+            }
             tracing::info!(revision, "the canary has ended in the store already");
-            return Ok(true);
+            // Where that isn't taken, it was this node that has ended it.
+            let refused = self.state.refused();
+            let is_refused = refused.is_some_and(|(number, _)| number >= revision);
+            return Ok(match is_refused {
+                true => EndWritten::Done,
+                false => EndWritten::ByOthers,
+            });
         }
         let chain = match self.is_promoted {
             true => self.candidate.in_place(&newest.chain),
@@ -487,10 +544,17 @@ impl CanaryEnd {
             revision: number.context("there is no higher number of a revision")?,
             chain,
             candidate: None,
-            who: format!("the node {}", self.node),
+            who: self.who(),
             when: clock::now_ms(),
             why: self.why.clone(),
         };
-        Ok(matches!(self.store.write(&next).await?, WriteResult::Done))
+        Ok(match self.store.write(&next).await? {
+            WriteResult::Done => EndWritten::Done,
+            WriteResult::Taken(_) => EndWritten::NotYet,
+        })
+    }
+
+    fn who(&self) -> String {
+        format!("the node {}", self.node)
     }
 }

@@ -171,13 +171,14 @@ impl Reload {
     ) -> Self {
         // No bucket is followed yet.
         let (_, updates) = mpsc::channel(1);
+        let known = store.as_ref().map(|store| &store.state);
         Self {
+            canary_refused: known.and_then(|state| state.without_canary()),
             source,
             known_config: watch_channel::Sender::new(config.clone()),
             config,
             store,
             canary: Canary::new(Arc::clone(loader.store_cache())),
-            canary_refused: None,
             shadow: ShadowTime::default(),
             shadows: mpsc::channel(1),
             alerts,
@@ -279,6 +280,7 @@ impl Reload {
         tracing::info!("SIGHUP: configuration, directory and plugins are read again");
         self.seen = FileStamps::default();
         self.refused = RefusalLog::default();
+        self.store.iter().for_each(|store| store.state.tell_again());
         self.check_files();
     }
 

@@ -142,14 +142,11 @@ impl Reload {
 
     /// Says why a pipeline was not put in force, if that is news.
     pub(super) fn refuse_pipeline(&mut self, refusal: Option<String>) {
-        let about = refusal.as_ref().map(|why| self.about_refusal(why));
-        if self
-            .refused
-            .pipeline
-            .report("pipeline not swapped", refusal)
-        {
+        let why = refusal.clone().unwrap_or_default();
+        let last = &mut self.refused.pipeline;
+        if last.report("pipeline not swapped", refusal) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
-            if let Some((what, about)) = about {
+            if let Some((what, about)) = self.about_refusal(&why) {
                 self.alerts.raise(what, about);
             }
         }

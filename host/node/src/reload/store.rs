@@ -111,15 +111,17 @@ impl Reload {
         self.canary_refused = Some(said);
     }
 
-    /// What an alert says of a pipeline that was refused.
-    pub(super) fn about_refusal(&self, why: &str) -> (&'static str, Value) {
-        let refused = self.store.as_ref().and_then(|store| store.state.refused());
-        match refused.filter(|(_, refused)| refused == why) {
-            Some((revision, why)) => (
-                "revision-refused",
-                json!({"revision": revision, "error": why}),
-            ),
-            None => ("load-refused", json!({"error": why})),
+    /// What an alert says of a pipeline that was refused; none if one has said so of this revision, as at the
+    /// start, which tries the newest one before it is followed.
+    pub(super) fn about_refusal(&self, why: &str) -> Option<(&'static str, Value)> {
+        let state = self.store.as_ref().map(|store| &store.state);
+        let refused = state.and_then(|state| Some((state, state.refused()?)));
+        match refused.filter(|(_, (_, refused))| refused == why) {
+            Some((state, (revision, why))) => state.tells(revision, &why).then(|| {
+                let about = json!({"revision": revision, "error": why});
+                ("revision-refused", about)
+            }),
+            None => Some(("load-refused", json!({"error": why}))),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use presence_config::causes::Causes;
 use presence_config::escape::join_problems;
 use presence_config::regular_file::Stamp;
@@ -37,6 +36,18 @@ pub(super) async fn load(
     config: &Config,
     compiler: &SharedCompiler,
 ) -> anyhow::Result<LoadedPipeline> {
+    load_or(config, compiler, |problems| {
+        problems.context("the pipeline can't be loaded")
+    })
+    .await
+}
+
+/// As [`load`]. `refused`: what is said of a pipeline that is refused.
+async fn load_or(
+    config: &Config,
+    compiler: &SharedCompiler,
+    refused: impl FnOnce(anyhow::Error) -> anyhow::Error + Send + 'static,
+) -> anyhow::Result<LoadedPipeline> {
     let (known, compiler) = (config.clone(), compiler.clone());
     // What is read may hang, and what is compiled takes long.
     let loaded = blocking(move || {
@@ -44,9 +55,7 @@ pub(super) async fn load(
         let loader = Arc::new(Loader::with_compiler(&compiler, &known)?.with_in_force(in_force));
         let stamp = Loader::stamp(&known);
         let blueprint = loader.load(&known, true);
-        let blueprint = blueprint
-            .map_err(join_problems)
-            .context("the pipeline can't be loaded")?;
+        let blueprint = blueprint.map_err(|problems| refused(join_problems(problems)))?;
         Ok(LoadedPipeline {
             loader,
             stamp,
@@ -179,10 +188,22 @@ pub(super) async fn load_stored(
     let loader = blocking(move || Loader::with_compiler(&shared, &known)).await??;
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
-    for revision in [begin.newest, begin.kept].into_iter().flatten() {
+    let alert = |revision: u64, why: &str| {
+        if state.tells(revision, why) {
+            let about = json!({"revision": revision, "error": why});
+            alerts.raise("revision-refused", about);
+        }
+    };
+    if let Some((revision, why)) = state.refused() {
+        alert(revision, &why);
+    }
+    // What is kept may be the newest one.
+    let kept = begin.kept.filter(|it| begin.newest.as_ref() != Some(it));
+    for revision in [begin.newest, kept].into_iter().flatten() {
         let mut with = config.clone();
         with.pipeline = revision.stages();
-        match load(&with, compiler).await {
+        // With the same words as where the store is followed, so that there is one alert.
+        match load_or(&with, compiler, |problems| problems).await {
             Ok(loaded) => {
                 let (loaded, refused) = with_candidate(&with, &revision, loaded).await?;
                 let refused = refused.map(|error| {
@@ -208,8 +229,7 @@ pub(super) async fn load_stored(
             Err(error) => {
                 let (revision, why) = (revision.revision, Causes(&error).to_string());
                 tracing::error!("revision {revision} is refused: {why}");
-                let about = json!({"revision": revision, "error": why});
-                alerts.raise("revision-refused", about);
+                alert(revision, &why);
                 state.refuse(revision, why);
             }
         }

@@ -1,6 +1,7 @@
 //! How a node stands to the plugin store: which revision is in force, which one it refuses,
 //! and whether the store can be read.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use presence_config::revision::Revision;
@@ -15,6 +16,8 @@ struct Known {
     in_force: Option<Arc<Revision>>,
     /// The number of the one that was refused last, and why, until another is in force.
     refused: Option<(u64, String)>,
+    /// Of which revisions an alert says that they are refused, and why.
+    told: BTreeMap<u64, String>,
     /// Why the store can't be read, if it can't.
     away: Option<String>,
 }
@@ -26,7 +29,19 @@ impl StoreState {
         known
             .refused
             .take_if(|(number, _)| *number <= revision.revision);
+        known.told.retain(|number, _| *number > revision.revision);
         known.in_force = Some(revision);
+    }
+
+    /// Whether no alert says yet that a revision is refused for this reason: one does from now on.
+    pub(crate) fn tells(&self, number: u64, why: &str) -> bool {
+        let before = self.known().told.insert(number, why.to_owned());
+        before.is_none_or(|before| before != why)
+    }
+
+    /// What is refused is told again.
+    pub(crate) fn tell_again(&self) {
+        self.known().told.clear();
     }
 
     /// A revision can't be put in force.
@@ -52,6 +67,16 @@ impl StoreState {
     /// The number of the revision that was refused last, and why, until another is in force.
     pub(crate) fn refused(&self) -> Option<(u64, String)> {
         self.known().refused.clone()
+    }
+
+    /// The revision in force, if something of it is refused, and why: its canary doesn't run.
+    pub(crate) fn without_canary(&self) -> Option<(u64, String)> {
+        let known = self.known();
+        let number = known.in_force.as_ref()?.revision;
+        known
+            .refused
+            .clone()
+            .filter(|(refused, _)| *refused == number)
     }
 
     /// Why the store can't be read; none if it can.
@@ -128,6 +153,13 @@ mod tests {
         assert_eq!(state.to_json()["refused"]["revision"], 3);
         state.set_in_force(revision(3));
         assert_eq!(state.to_json()["refused"], Value::Null);
+        // One that was in force meanwhile is refused anew.
+        assert!(state.tells(4, "broken") && !state.tells(4, "broken"));
+        assert!(state.tells(5, "broken") && state.tells(4, "worse"));
+        state.set_in_force(revision(4));
+        assert!(state.tells(4, "worse") && !state.tells(5, "broken"));
+        state.tell_again();
+        assert!(state.tells(5, "broken"));
         // What somebody else has written under a high number.
         state.refuse(9, "no revision".into());
         state.pass_over_refused();
