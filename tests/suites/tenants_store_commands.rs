@@ -10,7 +10,7 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 
 use crate::inputs;
-use crate::tenants_store::{apply, done, failed, until_states};
+use crate::tenants_store::{apply, change, done, failed, until_states};
 
 #[tokio::test]
 async fn commands_find_a_tenant_of_the_store_by_its_name() -> Result<()> {
@@ -54,5 +54,18 @@ async fn commands_find_a_tenant_of_the_store_by_its_name() -> Result<()> {
     anyhow::ensure!(why.contains("nor in the store"), "{why}");
     let why = failed(&host::run(&site, &["query", "67890", "12345"])?)?;
     anyhow::ensure!(why.contains("`presence tenants list` shows"), "{why}");
+    // Of one that is paused, each says so.
+    change(&site, "pause", "beta")?;
+    fs::write(&pipeline, "[[pipeline]]\nplugin = 'contacts'\n")?;
+    let is_paused =
+        "the tenant `beta` is paused, and no node serves it: `presence tenants resume beta`";
+    for args in [&applied[..], &asked] {
+        let why = failed(&host::run(&site, args)?)?;
+        anyhow::ensure!(why.contains(is_paused), "{args:?}: {why}");
+    }
+    change(&site, "resume", "beta")?;
+    let output = host::run(&site, &applied)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(!said.contains("paused"), "{said}");
     host.stop().await
 }

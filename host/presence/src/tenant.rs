@@ -1,6 +1,7 @@
 //! The configuration of the tenant that a command is about: of the file, or of the store.
 
 use anyhow::bail;
+use presence_config::escape::{line, say};
 use presence_config::{Config, InStore};
 use presence_kit::ConfigArg;
 use presence_node::store::operator::Operator;
@@ -20,13 +21,23 @@ pub(crate) fn load_now(arg: &ConfigArg) -> anyhow::Result<Config> {
 /// What is wrong with it, if there is no such tenant, or if the store can't be read.
 pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
     let of_file = arg.load();
-    let (Err(_), Some(name)) = (&of_file, &arg.tenant) else {
+    let Some(name) = &arg.tenant else {
         return of_file;
     };
     let Ok(all) = arg.read_all() else {
         return of_file;
     };
     let tenants = all.config.tenants.as_deref();
+    let section = tenants.and_then(|them| them.iter().find(|it| it.name == *name));
+    if section.is_some_and(|it| it.paused) {
+        say(format_args!(
+            "the tenant `{}` is paused in the configuration: a node by this file doesn't serve it",
+            line(name)
+        ));
+    }
+    if of_file.is_ok() {
+        return of_file;
+    }
     let is_elsewhere = tenants.is_some_and(|them| them.iter().all(|it| it.name != *name));
     if !all.config.follows_store() || !is_elsewhere {
         return of_file;
@@ -41,6 +52,13 @@ pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
              shows those that nodes have"
         );
     };
+    if value.as_ref().is_ok_and(|it| it.paused) {
+        say(format_args!(
+            "the tenant `{name}` is paused, and no node serves it: `presence tenants resume {name}` \
+             has it be served again",
+            name = line(name)
+        ));
+    }
     arg.load_with(&[InStore {
         name: name.clone(),
         value,
