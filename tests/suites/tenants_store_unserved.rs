@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::service::Info;
-use presence_tests::host::Host;
+use presence_tests::host::{self, Host};
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 use presence_tests::wait;
@@ -85,5 +85,60 @@ async fn one_whose_login_is_refused_is_said_to_be_until_the_login_is_mended() ->
     let said = done(apply(&site, &own("p2"))?)?;
     ensure!(said.contains("own serving"), "{said}");
     until_states(&site, &[("own", "serving")]).await?;
+    host.stop().await
+}
+
+const ONE_ACCOUNT: &str = "accounts {
+  MAIN { jetstream: enabled, users: [{user: node, password: p1}] }
+  OWN { users: [{user: one, password: p2}, {user: two, password: p3}] }
+}";
+
+/// A tenant with a login of its own.
+fn with_login(name: &str, prefix: &str, user: &str, password: &str) -> String {
+    let more = format!("[tenant.nats]\nuser = '{user}'\npassword = '{password}'\n");
+    section(name, &format!("prefix = '{prefix}'\n{more}"))
+}
+
+#[tokio::test]
+async fn one_with_another_login_of_the_account_of_another_tenant_does_not_get_its_subjects()
+-> Result<()> {
+    let server = NatsServer::start_with(Options {
+        config: ONE_ACCOUNT.into(),
+        ..Options::default()
+    })
+    .await?;
+    let site = Site::new(&server.url())?
+        .with("nats.user", "node")?
+        .with("nats.password", "p1")?
+        .with("plugins.source", "store")?
+        .with("tenant", Vec::<Table>::new())?;
+    let mut host = Host::spawn(&site)?;
+    host.wait_for_log(0, &["tenants come from the store"])
+        .await?;
+    let said = done(apply(&site, &with_login("one", "", "one", "p2"))?)?;
+    ensure!(said.contains("one serving"), "{said}");
+    // Before it is written.
+    let why = failed(&apply(&site, &with_login("two", "", "two", "p3"))?)?;
+    for words in [
+        "the tenant `two` would have the subjects of `one`: both logins are of one NATS account",
+        "nothing was written",
+    ] {
+        ensure!(why.contains(words), "{why}");
+    }
+    until_states(&site, &[("one", "serving")]).await?;
+    let said = done(apply(&site, &with_login("two", "two", "two", "p3"))?)?;
+    ensure!(said.contains("two serving"), "{said}");
+    // What others write is taken, and waits.
+    let nats = async_nats::ConnectOptions::with_user_and_password("node".into(), "p1".into());
+    let nats = nats.connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    let bucket = bucket.get_key_value("presence-tenants").await?;
+    let twin = json!({"section": with_login("two", "", "two", "p3")}).to_string();
+    bucket.put("two", twin.into()).await?;
+    let states = [("one", "serving"), ("two", "waiting")];
+    until_states(&site, &states).await?;
+    let listed = done(host::run(&site, &["tenants", "show", "two"])?)?;
+    let why = "waiting while the tenant `one` has the same subjects";
+    ensure!(listed.contains(why), "{listed}");
     host.stop().await
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use presence_tests::client::Client;
-use presence_tests::host::Host;
+use presence_tests::host::{self, Host};
 use presence_tests::nats::NatsServer;
 use toml::Table;
 
@@ -11,6 +11,7 @@ use super::tenants::{Tenant, is_settled, site, sum, tenant};
 use super::{Node, broker};
 use crate::inputs::{FILTERED_OFFLINE, FILTERED_ONLINE};
 use crate::tenants::until_states;
+use crate::tenants_store::done;
 
 fn with(mut tenant: Table, key: &str, value: impl Into<toml::Value>) -> Table {
     tenant.insert(key.into(), value.into());
@@ -132,4 +133,24 @@ async fn the_documented_permissions_are_enough_for_fleets_of_tenants_that_come_l
         ensure!(host.metric(metric, &[]).await? == 0.0, "{metric}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn two_tenants_with_the_same_subjects_are_no_fleet_together() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let of_prefix = |name| with(tenant(name), "prefix", "acme");
+    let one = site(&server, "a")?.with("tenant", vec![of_prefix("one")])?;
+    let first = Host::start(&one).await?;
+    // Another node's file has the subjects for another tenant, with other rules.
+    let two = site(&server, "b")?.with("tenant", vec![of_prefix("two")])?;
+    let mut second = Host::spawn(&two)?;
+    second.unready().await?;
+    until_states(&two, &[("two", "waiting")]).await?;
+    let listed = done(host::run(&two, &["tenants", "show", "two"])?)?;
+    let why = "waiting while the tenant `one` has the same subjects, on node `a`";
+    ensure!(listed.contains(why), "{listed}");
+    until_states(&one, &[("one", "serving")]).await?;
+    first.stop().await?;
+    until_states(&two, &[("two", "serving")]).await?;
+    second.stop().await
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
+use presence_config::Config;
 use presence_config::subjects::Subjects;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -18,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
-use crate::link::broker::BrokerHealth;
+use crate::link::broker::{BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
 use crate::link::drops::SubscriptionKind;
 use crate::link::reply_guard::ReplyGuard;
@@ -74,6 +75,9 @@ pub(crate) struct NodeInfo {
     /// Whether it is one of a fleet, which serves together.
     #[serde(default)]
     fleet: bool,
+    /// The tenant that it serves, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
 }
 
 impl NodeInfo {
@@ -97,7 +101,74 @@ impl NodeInfo {
 impl NodeInfo {
     /// Whether both are nodes of a fleet. Each has a name of its own there.
     fn serves_with(&self, other: &Self) -> bool {
-        self.fleet && other.fleet && self.node != other.node
+        self.fleet && other.fleet && self.node != other.node && !self.is_of_other(other)
+    }
+
+    /// Whether they are known to serve different tenants: one has a login of the other's account.
+    fn is_of_other(&self, other: &Self) -> bool {
+        let tenants = self.tenant.as_ref().zip(other.tenant.as_ref());
+        tenants.is_some_and(|(one, other)| one != other)
+    }
+
+    /// What to do for both to serve.
+    fn waits_for(&self, other: &Self) -> String {
+        if let Some(tenant) = other.tenant.as_ref().filter(|_| self.is_of_other(other)) {
+            return format!(
+                "waiting while the tenant `{tenant}` has the same subjects, on node `{}`: both logins \
+                 are of one NATS account. Give one another `prefix`, or a login of another account",
+                other.node
+            );
+        }
+        let how = match (self.fleet, other.fleet) {
+            (true, true) => {
+                "give one another [node] name, or, if both are tenants of one node, another \
+                 [tenant] prefix"
+            }
+            (true, false) | (false, true) => "have both be of the fleet ([fleet])",
+            (false, false) => "give one another [tenant] prefix",
+        };
+        format!(
+            "waiting while node `{}` serves the same subjects: this node begins when that stops. To \
+             have both serve, {how}",
+            other.node
+        )
+    }
+}
+
+/// Which of these other tenants has a tenant's subjects, as nodes say that are asked with its login; none
+/// if none says so.
+///
+/// # Errors
+/// If that login can't be used.
+pub(crate) async fn other_tenant(
+    config: &Config,
+    others: &[&str],
+) -> anyhow::Result<Option<String>> {
+    let access = BrokerAccess::new(config);
+    let options = access
+        .options()?
+        .name(format!("presence {} hello", config.node.name));
+    let client = access.connect(options).await?;
+    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(SUBJECT);
+    // It goes before nobody.
+    let me = NodeInfo {
+        node: config.node.name.clone(),
+        epoch_ms: u64::MAX,
+        ready: false,
+        id: client.new_inbox(),
+        gone: false,
+        fleet: false,
+        tenant: config.tenant.name.clone(),
+    };
+    let read = |reply: &Message| {
+        let node = serde_json::from_slice::<NodeInfo>(&reply.payload).ok()?;
+        node.tenant.filter(|it| others.contains(&it.as_str()))
+    };
+    let asked = request::ask(&client, &subject, body(&me).into(), TIMEOUT, read).await;
+    match asked {
+        Ok(tenant) => Ok(Some(tenant)),
+        Err(RequestError::Nobody { .. } | RequestError::None { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -199,7 +270,7 @@ impl ServingTurn {
     pub(crate) async fn listen(
         connection: &Connection,
         subjects: &Subjects,
-        (node, fleet): (String, bool),
+        (node, fleet, tenant): (String, bool, Option<String>),
         (broker, heard): (Arc<BrokerHealth>, watch::Receiver<u64>),
         replies: Arc<ReplyGuard>,
         (doubts, tasks): (&Doubts, &Tasks),
@@ -220,6 +291,7 @@ impl ServingTurn {
                 id: client.new_inbox(),
                 gone: false,
                 fleet,
+                tenant,
             },
             serves: AtomicBool::new(false),
             met: Notify::new(),
@@ -275,19 +347,7 @@ impl ServingTurn {
             match found {
                 HelloResult::Other(other) => {
                     unanswered = 0;
-                    let how = match (self.shared.me.fleet, other.fleet) {
-                        (true, true) => {
-                            "give one another [node] name, or, if both are tenants of one node, another \
-                             [tenant] prefix"
-                        }
-                        (true, false) | (false, true) => "have both be of the fleet ([fleet])",
-                        (false, false) => "give one another [tenant] prefix",
-                    };
-                    board.wait_for(format!(
-                        "waiting while node `{}` serves the same subjects: this node begins when \
-                         that stops. To have both serve, {how}",
-                        other.node
-                    ));
+                    board.wait_for(self.shared.me.waits_for(&other));
                     before_me = other.id;
                 }
                 HelloResult::Unknown(why) => {
@@ -446,6 +506,7 @@ mod tests {
             id: id.into(),
             gone: false,
             fleet: false,
+            tenant: None,
         }
     }
 
@@ -479,6 +540,21 @@ mod tests {
         };
         let (a, b) = (of_fleet("a", "1"), of_fleet("b", "2"));
         assert!(!a.yields_to(&b) && !b.yields_to(&a));
+        // Of one tenant, or of one whose name isn't known.
+        let of_tenant = |mut node: NodeInfo, tenant: &str| {
+            node.tenant = Some(tenant.into());
+            node
+        };
+        let named = of_tenant(b.clone(), "one");
+        assert!(!a.yields_to(&named) && !named.yields_to(&a));
+        assert!(!named.yields_to(&of_tenant(a.clone(), "one")));
+        let other = of_tenant(a.clone(), "two");
+        assert!(named.yields_to(&other) && !other.yields_to(&named));
+        let why = named.waits_for(&other);
+        assert!(
+            why.contains("the tenant `two`") && why.contains("one NATS account"),
+            "{why}"
+        );
         let again = of_fleet("a", "3");
         assert!(!a.yields_to(&again) && again.yields_to(&a));
         let alone = node(true, 2, "c", "4");

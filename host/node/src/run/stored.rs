@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::first::load;
 use super::tenants::Shared;
+use crate::link::hello;
 use crate::link::micro::Answer;
 use crate::store::tenants::{Known, TenantsFollower};
 use crate::tasks::blocking;
@@ -157,14 +158,20 @@ impl Shared {
             blocking(move || anyhow::Ok((taken.with(&taken.stored.tenants)?, taken.with(&after)?)))
                 .await??;
         let before = before.tenants.unwrap_or_default();
-        for section in &*after.tenants.unwrap_or_default() {
+        let after = after.tenants.unwrap_or_default();
+        for section in &*after {
             let is_changed = changes.contains_key(&section.name);
             let was_good = |it: &TenantSection| it.name == section.name && it.config.is_ok();
             match &section.config {
-                Ok(config) if is_changed && !config.follows_store() => {
+                Ok(config) if is_changed => {
                     let mut config = Config::clone(config);
                     config.keep_of_process(&self.config, section.own_account);
-                    load(&config, &self.all.compiler).await?;
+                    if !section.paused {
+                        no_other_has_subjects(&config, &after).await?;
+                    }
+                    if !config.follows_store() {
+                        load(&config, &self.all.compiler).await?;
+                    }
                 }
                 Ok(_) => {}
                 Err(problems) if is_changed || before.iter().any(was_good) => {
@@ -176,4 +183,31 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether no other of these tenants has a tenant's subjects by another login of the same account of NATS,
+/// of which the sections say nothing: that login itself is tried, and the nodes are asked that are heard by it.
+///
+/// # Errors
+/// If one does.
+async fn no_other_has_subjects(config: &Config, all: &[TenantSection]) -> anyhow::Result<()> {
+    let name = config.tenant.name.as_deref().unwrap_or_default();
+    let has_prefix = |it: &&TenantSection| {
+        let prefix = it.config.as_ref().map(|it| &it.tenant.prefix);
+        it.name != name && !it.paused && prefix.is_ok_and(|it| *it == config.tenant.prefix)
+    };
+    let others = all.iter().filter(has_prefix).map(|it| &*it.name);
+    let others: Vec<_> = others.collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    // A login that can't be used is told of when the tenant begins.
+    let found = hello::other_tenant(config, &others).await.ok().flatten();
+    if let Some(other) = found {
+        anyhow::bail!(
+            "the tenant `{name}` would have the subjects of `{other}`: both logins are of one NATS \
+             account. Give one another `prefix`, or a login of another account"
+        );
+    }
+    Ok(())
 }

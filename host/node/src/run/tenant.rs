@@ -140,7 +140,11 @@ pub(super) async fn start(
     let turn = ServingTurn::listen(
         &connection,
         &subjects,
-        (start.config.node.name.clone(), start.config.fleet.enabled),
+        (
+            start.config.node.name.clone(),
+            start.config.fleet.enabled,
+            start.config.tenant.name.clone(),
+        ),
         (Arc::clone(&broker), link.heard.clone()),
         Arc::clone(&replies),
         (&account.doubts, tasks),
