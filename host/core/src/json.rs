@@ -1,6 +1,7 @@
 //! JSON text by hand: written, where a body is a few known fields around bytes that
 //! are JSON already, and compared by what it says.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::Value;
@@ -10,6 +11,15 @@ pub fn quoted(text: &str) -> String {
     let mut json = Vec::with_capacity(text.len() + 3);
     push_quoted(&mut json, text);
     String::from_utf8(json).unwrap_or_default()
+}
+
+/// The text of a JSON string; none of another value.
+pub fn text(json: &str) -> Option<Cow<'_, str>> {
+    let within = json.strip_prefix('"')?.strip_suffix('"')?;
+    match within.contains('\\') {
+        false => Some(Cow::Borrowed(within)),
+        true => serde_json::from_str(json).ok().map(Cow::Owned),
+    }
 }
 
 /// Appends a text as a JSON string.

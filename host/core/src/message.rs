@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::event::Reason;
+use crate::json;
 use crate::metadata::{self, CheckedMetadata};
 
 mod careful;
@@ -143,12 +144,13 @@ pub struct StatedReason {
 
 impl StatedReason {
     fn of(raw: Option<&RawValue>) -> Self {
-        let (reason, known) = match raw.map(RawValue::get) {
-            None | Some(r#""client_disconnect""# | r#""server_shutdown""# | r#""disconnect""#) => {
+        let text = raw.map(|raw| json::text(raw.get()));
+        let (reason, known) = match text.as_ref().map(Option::as_deref) {
+            None | Some(Some("client_disconnect" | "server_shutdown" | "disconnect")) => {
                 (Reason::Disconnect, true)
             }
-            Some(r#""timeout""#) => (Reason::Timeout, true),
-            Some(r#""logout""#) => (Reason::Logout, true),
+            Some(Some("timeout")) => (Reason::Timeout, true),
+            Some(Some("logout")) => (Reason::Logout, true),
             Some(_) => (Reason::Disconnect, false),
         };
         Self { reason, known }
@@ -404,6 +406,8 @@ mod tests {
             ("\"server_shutdown\"", Reason::Disconnect, true),
             ("\"timeout\"", Reason::Timeout, true),
             ("\"logout\"", Reason::Logout, true),
+            ("\"log\\u006fut\"", Reason::Logout, true),
+            ("7", Reason::Disconnect, false),
             ("\"boredom\"", Reason::Disconnect, false),
         ] {
             let body = format!(
@@ -426,6 +430,8 @@ mod tests {
     #[test]
     fn an_application_states_what_its_subject_says() {
         assert!(parse(Kind::Online, r#"{"userId":"u","timestamp":1698000000000}"#).is_ok());
+        let escaped = r#"{"type":"user_onlin\u0065","userId":"u","timestamp":1698000000000}"#;
+        assert!(parse(Kind::Online, escaped).is_ok());
         let body = r#"{"type":"user_offline","userId":"u","timestamp":1698000000000}"#;
         assert_eq!(
             parse(Kind::Online, body).unwrap_err().cause,

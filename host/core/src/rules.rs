@@ -47,6 +47,9 @@ pub trait Rules {
         }
     }
 
+    /// An earlier decision holds for the event, so that they aren't asked.
+    fn reused(&mut self, _context: Context<'_>) {}
+
     /// Whether the last good generation of a filter or redactor has taken over since the
     /// last call of this method.
     fn take_replaced(&mut self) -> bool {

@@ -134,10 +134,22 @@ impl Statements {
     }
 
     /// It is said of a user that they are offline, or that they are online. Says whether the
-    /// opposite was said later, and arrived before, no longer ago than messages may be under way.
-    pub fn overtakes(&mut self, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
-        let order = self.order.as_mut();
-        order.is_some_and(|order| !order.take(user, is_offline, said, periods))
+    /// opposite was said later, and arrived before, no longer ago than messages may be under way; none
+    /// if it isn't remembered that it was said.
+    pub fn overtakes(
+        &mut self,
+        user: Id,
+        is_offline: bool,
+        said: Said,
+        periods: Periods,
+    ) -> Option<bool> {
+        self.order.as_mut()?.take(user, is_offline, said, periods)
+    }
+
+    /// What holds of a user, if it was stated at this monotonic time or later: and when it was.
+    pub fn since(&self, at: u64, user: Id) -> Option<(u64, Statement)> {
+        let held = self.users.get(&user).filter(|held| held.said_at >= at)?;
+        Some((held.said_at, held.statement))
     }
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].

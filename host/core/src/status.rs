@@ -6,7 +6,6 @@
 //! connection that said it for as long as the user is online: the newest word
 //! holds, by its sender's timestamp, until it expires or another takes its place.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
@@ -16,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::changed::ChangedUsers;
 use crate::digest::{PartedDigest, digest};
-use crate::json::push_number;
+use crate::json::{self, push_number};
 use crate::metadata::{CheckedMetadata, Metadata};
 use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
@@ -116,8 +115,9 @@ impl Activity {
     }
 
     fn parse(json: &str) -> Option<Self> {
+        let text = json::text(json)?;
         let mut all = Self::ALL.into_iter();
-        all.find(|activity| activity.json() == json)
+        all.find(|activity| json::text(activity.json()).as_deref() == Some(&*text))
     }
 }
 
@@ -138,7 +138,7 @@ impl<'a> StatusRef<'a> {
         let object: Object<'a> = json
             .starts_with('{')
             .then(|| serde_json::from_str(json).ok())??;
-        let text: Text<'_> = serde_json::from_str(object.text.get()).ok()?;
+        let text = json::text(object.text.get())?;
         let expires_at = match object.expires_at {
             None => None,
             Some(raw) => Some(raw.get().parse().ok().filter(|at| *at > 0)?),
@@ -147,7 +147,7 @@ impl<'a> StatusRef<'a> {
             text: object.text.get(),
             expires_at,
         };
-        (text.0.len() <= TEXT_BYTES_MAX).then_some(Some(status))
+        (text.len() <= TEXT_BYTES_MAX).then_some(Some(status))
     }
 }
 
@@ -491,7 +491,3 @@ fn word(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
     let word = users.get(&user)?.word.clone()?;
     Some((user, word))
 }
-
-/// A string, borrowed from the text where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

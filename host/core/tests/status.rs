@@ -474,7 +474,7 @@ fn a_rule_that_reads_the_activity_decides_again() {
     world.run(
         r#"
         1000 connect web activity="active"      | 1000 online active -
-        1001 heartbeat web activity="idle"      | 1001 offline
+        1001 heartbeat web activity="id\u006ce" | 1001 offline
         1002 heartbeat web activity="typing"    | 1000 online typing -
         1003 heartbeat web activity="active"    | 1003 updated active -
         "#,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Payload, Rejection, StatedReason, diagnosis};
-use crate::metadata;
+use crate::{json, metadata};
 
 /// Reads the body of a message.
 ///
@@ -106,13 +106,14 @@ impl<'a> Fields<'a> {
     }
 
     fn check_type(&self, kind: Kind) -> Result<(), Rejection> {
-        match (self.kind, kind.type_json()) {
-            (Some(given), Some(expected)) if given.get() != expected => Err(Rejection::field(
-                "type",
-                &format!("must be {expected} on this subject"),
-            )),
-            _ => Ok(()),
+        let Some((given, expected)) = self.kind.zip(kind.event_type()) else {
+            return Ok(());
+        };
+        if json::text(given.get()).as_deref() != Some(expected) {
+            let error = format!("must be \"{expected}\" on this subject");
+            return Err(Rejection::field("type", &error));
         }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Kind, MS_MIN, Message, Payload, StatedReason, is_id};
+use crate::json;
 use crate::metadata::{self, CheckedMetadata};
 
 /// Reads the body of a message. None if it is to be read carefully, which finds out what is wrong
@@ -77,8 +78,8 @@ impl Fields<'_> {
         let metadata = self.metadata;
         let conn = || id(self.conn.as_ref()?, text);
         let reason = StatedReason::of(self.reason);
-        if let (Some(given), Some(expected)) = (self.kind, kind.type_json())
-            && given.get() != expected
+        if let Some((given, expected)) = self.kind.zip(kind.event_type())
+            && json::text(given.get()).as_deref() != Some(expected)
         {
             return None;
         }

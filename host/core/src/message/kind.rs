@@ -41,11 +41,11 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.subject() == subject)
     }
 
-    /// The `type` of an application's event, as JSON text.
-    pub(super) fn type_json(self) -> Option<&'static str> {
+    /// The `type` of an application's event.
+    pub(super) fn event_type(self) -> Option<&'static str> {
         match self {
-            Self::Online => Some("\"user_online\""),
-            Self::Offline => Some("\"user_offline\""),
+            Self::Online => Some("user_online"),
+            Self::Offline => Some("user_offline"),
             Self::Connect | Self::Disconnect | Self::Heartbeat => None,
         }
     }

@@ -21,6 +21,12 @@ impl Env<'_> {
         self.rules.decide(self.common.context(wall, event))
     }
 
+    /// An earlier decision holds for an event at a wall time.
+    pub(super) fn reuse_decision(&mut self, wall: u64, event: &Arc<Event>) {
+        self.common.counters.reused += 1;
+        self.rules.reused(self.common.context(wall, event));
+    }
+
     /// What each of those who are told of an event gets.
     pub(super) fn ask_redactor(&mut self, event: &Arc<Event>, viewers: &Audience) -> Decision {
         let wall = self.common.clock.wall();

@@ -132,7 +132,7 @@ impl Decisions {
         if env.common.settings.reuse_verdicts
             && let Some((verdict, again_at)) = self.verdicts.find(wall, event)
         {
-            env.common.counters.reused += 1;
+            env.reuse_decision(wall, event);
             return self.decided(event, &verdict, again_at, phase, env);
         }
         match env.ask_rules(wall, event) {

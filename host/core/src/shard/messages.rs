@@ -12,8 +12,9 @@ use crate::event::{Change, Event, Reason};
 use crate::json;
 use crate::message::{Message, Payload, Redrive, Rejection, StatedReason, StreamPlace};
 use crate::metadata::{Builder, CheckedMetadata, Metadata};
+use crate::names::Id;
 use crate::quota::Quota;
-use crate::statements::{Periods, Said};
+use crate::statements::{Periods, Said, Statement};
 use crate::tracker::{Effect, InputResult, Transition};
 
 /// After which part of its lease a connection's heartbeat is taken though there have been too
@@ -182,8 +183,31 @@ impl Presence {
             within_ms: tracker.reorder_ms,
             kept_ms: tracker.timeout_ms,
         };
-        let user = common.names.intern(user);
-        self.statements.overtakes(user, is_offline, said, periods)
+        let id = common.names.intern(user);
+        let overtakes = self.statements.overtakes(id, is_offline, said, periods);
+        overtakes.unwrap_or_else(|| {
+            delayed_ms > periods.kept_ms && self.is_outdated((user, id), is_offline, said, common)
+        })
+    }
+
+    /// Whether what holds of a user has come after something that is said so late that what was said
+    /// meanwhile may be forgotten.
+    fn is_outdated(
+        &self,
+        (user, id): (&str, Id),
+        is_offline: bool,
+        late: Said,
+        common: &Common,
+    ) -> bool {
+        let sent = late.timestamp.min(late.latest);
+        let since = late.at.saturating_sub(late.delayed_ms);
+        let contradicts = |(said_at, statement)| match statement {
+            Statement::Online { timestamp } => is_offline && timestamp > sent,
+            Statement::Offline => !is_offline && common.clock.wall_at(said_at) >= sent,
+        };
+        let opened = || common.tracker.last_opened(user);
+        self.statements.since(since, id).is_some_and(contradicts)
+            || (is_offline && opened().is_some_and(|opened| opened > sent))
     }
 
     /// Whether a message is a connect by which an application's offline holds no longer.

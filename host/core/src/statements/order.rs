@@ -69,14 +69,15 @@ struct Newest {
 }
 
 impl Order {
-    /// Takes what is said of a user. Says whether it counts: the opposite was not said later.
+    /// Takes what is said of a user. Says whether the opposite was said later; none if it isn't remembered
+    /// that it was said.
     pub(super) fn take(
         &mut self,
         user: Id,
         is_offline: bool,
         said: Said,
         periods: Periods,
-    ) -> bool {
+    ) -> Option<bool> {
         let kept_ms = periods.kept_ms.max(periods.within_ms);
         self.forget(said.at, kept_ms);
         let within_ms = periods.within_ms.saturating_add(said.delayed_ms);
@@ -102,7 +103,7 @@ impl Order {
         if is_new {
             self.looks.push_back((said.at, user));
         }
-        !overtakes
+        (opposite.timestamp > 0).then_some(overtakes)
     }
 
     /// The numbers of ids in here.
@@ -158,6 +159,11 @@ mod tests {
         }
     }
 
+    /// Whether what is said counts.
+    fn counts(order: &mut Order, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
+        order.take(user, is_offline, said, periods) != Some(true)
+    }
+
     #[test]
     fn a_node_whose_clock_is_behind_comes_to_the_same_order() {
         for (first, second) in [
@@ -165,11 +171,35 @@ mod tests {
             ((true, 900_010), (false, 900_011)),
         ] {
             let mut order = Order::default();
-            assert!(order.take(ANN, second.0, heard(second.1, 600, 100), PERIODS));
-            assert!(!order.take(ANN, first.0, heard(first.1, 601, 101), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                second.0,
+                heard(second.1, 600, 100),
+                PERIODS
+            ));
+            assert!(!counts(
+                &mut order,
+                ANN,
+                first.0,
+                heard(first.1, 601, 101),
+                PERIODS
+            ));
             let mut order = Order::default();
-            assert!(order.take(ANN, first.0, heard(first.1, 600, 100), PERIODS));
-            assert!(order.take(ANN, second.0, heard(second.1, 601, 101), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                first.0,
+                heard(first.1, 600, 100),
+                PERIODS
+            ));
+            assert!(counts(
+                &mut order,
+                ANN,
+                second.0,
+                heard(second.1, 601, 101),
+                PERIODS
+            ));
         }
     }
 
@@ -177,47 +207,113 @@ mod tests {
     fn senders_whose_clocks_differ_by_more_than_messages_are_under_way_count_as_they_arrive() {
         // One is a minute behind, and hides somebody who came just before.
         let mut order = Order::default();
-        assert!(order.take(ANN, false, heard(900_000, 900_100, 100), PERIODS));
-        assert!(order.take(ANN, true, heard(840_500, 900_600, 600), PERIODS));
+        assert!(counts(
+            &mut order,
+            ANN,
+            false,
+            heard(900_000, 900_100, 100),
+            PERIODS
+        ));
+        assert!(counts(
+            &mut order,
+            ANN,
+            true,
+            heard(840_500, 900_600, 600),
+            PERIODS
+        ));
         // One is ahead by less than that.
         let mut order = Order::default();
-        assert!(order.take(ANN, false, heard(901_000, 900_100, 100), PERIODS));
-        assert!(order.take(ANN, true, heard(900_500, 900_600, 600), PERIODS));
+        assert!(counts(
+            &mut order,
+            ANN,
+            false,
+            heard(901_000, 900_100, 100),
+            PERIODS
+        ));
+        assert!(counts(
+            &mut order,
+            ANN,
+            true,
+            heard(900_500, 900_600, 600),
+            PERIODS
+        ));
         // Of the same kind, the later one counts by the same.
-        assert!(order.take(ANN, false, heard(900_600, 900_700, 700), PERIODS));
-        assert!(!order.take(ANN, true, heard(900_590, 900_710, 710), PERIODS));
+        assert!(counts(
+            &mut order,
+            ANN,
+            false,
+            heard(900_600, 900_700, 700),
+            PERIODS
+        ));
+        assert!(!counts(
+            &mut order,
+            ANN,
+            true,
+            heard(900_590, 900_710, 710),
+            PERIODS
+        ));
     }
 
     #[test]
     fn what_was_said_later_counts_in_whatever_order_it_arrives() {
         for (first, second) in [((false, 10), (true, 11)), ((true, 10), (false, 11))] {
             let mut order = Order::default();
-            assert!(order.take(ANN, first.0, said(first.1, 100), PERIODS));
-            assert!(order.take(ANN, second.0, said(second.1, 101), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                first.0,
+                said(first.1, 100),
+                PERIODS
+            ));
+            assert!(counts(
+                &mut order,
+                ANN,
+                second.0,
+                said(second.1, 101),
+                PERIODS
+            ));
             let mut order = Order::default();
-            assert!(order.take(ANN, second.0, said(second.1, 100), PERIODS));
-            assert!(!order.take(ANN, first.0, said(first.1, 101), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                second.0,
+                said(second.1, 100),
+                PERIODS
+            ));
+            assert!(!counts(
+                &mut order,
+                ANN,
+                first.0,
+                said(first.1, 101),
+                PERIODS
+            ));
             // Another user's order is their own.
-            assert!(order.take(BOB, first.0, said(first.1, 101), PERIODS));
+            assert!(counts(
+                &mut order,
+                BOB,
+                first.0,
+                said(first.1, 101),
+                PERIODS
+            ));
         }
     }
 
     #[test]
     fn of_the_same_time_the_offline_is_the_later_one() {
         let mut order = Order::default();
-        assert!(order.take(ANN, false, said(10, 100), PERIODS));
-        assert!(order.take(ANN, true, said(10, 101), PERIODS));
-        assert!(!order.take(ANN, false, said(10, 102), PERIODS));
+        assert!(counts(&mut order, ANN, false, said(10, 100), PERIODS));
+        assert!(counts(&mut order, ANN, true, said(10, 101), PERIODS));
+        assert!(!counts(&mut order, ANN, false, said(10, 102), PERIODS));
     }
 
     #[test]
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
         let mut order = Order::default();
-        assert!(order.take(ANN, true, said(10, 100), PERIODS));
-        assert!(!order.take(ANN, false, said(10, 2_100), PERIODS));
-        assert!(order.take(ANN, false, said(10, 2_101), PERIODS));
+        assert!(counts(&mut order, ANN, true, said(10, 100), PERIODS));
+        assert!(!counts(&mut order, ANN, false, said(10, 2_100), PERIODS));
+        assert!(counts(&mut order, ANN, false, said(10, 2_101), PERIODS));
         assert_eq!(order.ids().count(), 1);
-        assert!(order.take(BOB, false, said(9, 11_102), PERIODS));
+        assert!(counts(&mut order, BOB, false, said(9, 11_102), PERIODS));
         assert_eq!(order.ids().collect::<Vec<_>>(), [BOB.0]);
         assert_eq!(order.looks.len(), 1);
     }
@@ -230,13 +326,38 @@ mod tests {
         };
         for is_offline in [true, false] {
             let mut order = Order::default();
-            assert!(order.take(ANN, is_offline, said(900_300, 400), PERIODS));
-            assert!(!order.take(ANN, !is_offline, late(900_000, 7_000, 6_900), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                is_offline,
+                said(900_300, 400),
+                PERIODS
+            ));
+            assert!(!counts(
+                &mut order,
+                ANN,
+                !is_offline,
+                late(900_000, 7_000, 6_900),
+                PERIODS
+            ));
             // Later than anything else that was said: it may be that nobody else knows.
-            assert!(order.take(ANN, !is_offline, late(900_400, 7_000, 6_900), PERIODS));
-            assert!(order.take(BOB, !is_offline, late(900_000, 7_000, 6_900), PERIODS));
+            assert!(counts(
+                &mut order,
+                ANN,
+                !is_offline,
+                late(900_400, 7_000, 6_900),
+                PERIODS
+            ));
+            assert!(counts(
+                &mut order,
+                BOB,
+                !is_offline,
+                late(900_000, 7_000, 6_900),
+                PERIODS
+            ));
             // What was said since is forgotten after a while.
-            assert!(order.take(ANN, is_offline, late(900_200, 16_001, 15_900), PERIODS));
+            let forgotten = late(900_200, 16_001, 15_900);
+            assert_eq!(order.take(ANN, is_offline, forgotten, PERIODS), None);
         }
     }
 }

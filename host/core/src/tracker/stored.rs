@@ -114,6 +114,17 @@ impl<M: Clone> Tracker<M> {
         order
     }
 
+    /// When the newest of a user's live connections was opened, by its sender's clock, in milliseconds since
+    /// the Unix epoch; none if none of them is known to have been.
+    pub(crate) fn last_opened(&self, user: &str) -> Option<u64> {
+        let opened = self.opened_of(self.roster.find_user(user)?).into_iter();
+        let opened = opened.filter_map(|(_, key)| match &self.roster.connections[key].state {
+            State::Live(life) => Some(life.opened),
+            State::Closed(_) | State::Unknown => None,
+        });
+        opened.max()
+    }
+
     /// A user's live connections that were opened, the newest first, and the order of each.
     fn opened_of(&self, user: Key) -> Vec<(i64, Key)> {
         let mut next = self.roster.users[user].list.newest;

@@ -104,8 +104,11 @@ impl CandidateRules<'_> {
         matches!(self.beside.mode, Mode::Canary(_))
     }
 
-    /// Has a decision compared when there is time.
+    /// Has a decision compared when there is time, if those on the event's user are.
     fn note(&mut self, context: Context<'_>) {
+        if self.decides() && !self.has(context.event.name.as_str()) {
+            return;
+        }
         if self.comparisons.0.len() < COMPARISONS_MAX {
             self.comparisons.0.push_back(Comparison::of(context));
         } else {
@@ -273,12 +276,17 @@ impl Rules for ShardRules<'_> {
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let decision = self.call(context, |rules| rules.decide(context));
         if let Some(beside) = &mut self.beside
-            && (!beside.decides() || beside.has(context.event.name.as_str()))
             && !matches!(decision, Decision::CacheMiss(_))
         {
             beside.note(context);
         }
         decision
+    }
+
+    fn reused(&mut self, context: Context<'_>) {
+        if let Some(beside) = &mut self.beside {
+            beside.note(context);
+        }
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {

@@ -57,7 +57,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let asked = operator.shadow(&node, name, &digest, for_ms).await;
         begun.push((node, asked));
     }
-    if !args.output.json {
+    if !args.output.json && begun.iter().any(|(_, asked)| asked.is_ok()) {
         say(format_args!("{name}@{} runs in a shadow", digest.short()));
     }
     for (node, asked) in begun {

@@ -77,6 +77,32 @@ impl World {
         self.node.work();
     }
 
+    /// Each of 20 users has a connection of this name opened or closed.
+    fn say(&mut self, kind: Kind, conn: &str) {
+        let now = clock::now_ms();
+        let inputs = (0..20).map(|user| {
+            let body = json!({"userId": format!("u{user}"), "connId": conn, "timestamp": now});
+            let payload = Bytes::from(body.to_string());
+            Input::Message {
+                message: Message::parse(kind, &payload, 1 << 20).unwrap(),
+                reply: None,
+            }
+        });
+        let batch = Batch::new(now, inputs.collect(), 2_000);
+        offer(&self.tenant.handles[0], batch);
+        self.node.work();
+    }
+
+    /// How many decisions were reused.
+    fn reused(&self) -> u64 {
+        self.tenant.handles[0]
+            .figures
+            .counters
+            .lock()
+            .unwrap()
+            .reused
+    }
+
     fn active(&self) -> Generation {
         Generation {
             number: 1,
@@ -195,6 +221,19 @@ fn a_shadow_publishes_nothing_and_says_what_it_would() {
     world.alone(world.active());
     world.connect(0, 20);
     assert_eq!(world.compare(), 20, "it has ended");
+}
+
+#[test]
+fn a_shadow_is_asked_about_users_on_whom_an_earlier_decision_holds() {
+    let mut world = World::new(20, CONTACTS);
+    world.connect(0, 20);
+    world.beside(Mode::Shadow);
+    world.compare();
+    let (compared, reused) = (world.compare(), world.reused());
+    world.say(Kind::Disconnect, "c");
+    world.say(Kind::Connect, "another");
+    assert_eq!(world.reused() - reused, 20);
+    assert_eq!(world.compare() - compared, 20);
 }
 
 #[test]
