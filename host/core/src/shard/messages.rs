@@ -186,12 +186,12 @@ impl Presence {
         let id = common.names.intern(user);
         let overtakes = self.statements.overtakes(id, is_offline, said, periods);
         overtakes.unwrap_or_else(|| {
-            delayed_ms > periods.kept_ms && self.is_outdated((user, id), is_offline, said, common)
+            delayed_ms > 0 && self.is_outdated((user, id), is_offline, said, common)
         })
     }
 
-    /// Whether what holds of a user has come after something that is said so late that what was said
-    /// meanwhile may be forgotten.
+    /// Whether what holds of a user has come after something that is said late. It isn't remembered what was
+    /// said meanwhile, as that is too long ago, or as this replica has taken the rest from another one.
     fn is_outdated(
         &self,
         (user, id): (&str, Id),

@@ -33,7 +33,8 @@ pub(super) struct CatchingUp {
     /// How often it has asked in vain.
     tries: u32,
     assembly: Option<Assembly>,
-    inputs: Vec<Input>,
+    /// With when each arrived.
+    inputs: Vec<(u64, Input)>,
     told: Vec<Told>,
 }
 
@@ -55,7 +56,7 @@ impl CatchingUp {
 
     pub(super) fn hear(&mut self, now: u64, input: &Input, delay_ms: u64) {
         if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
-            self.inputs.push(input.clone());
+            self.inputs.push((now, input.clone()));
             if self.held() > HELD_MAX {
                 self.begin_again(now, delay_ms);
             }
@@ -201,8 +202,9 @@ impl Replica {
 
     /// Goes on from a snapshot by what has been heard since.
     fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<Out>) {
-        for input in catching_up.inputs {
-            self.shard.follow_again(now, input);
+        for (arrived, input) in catching_up.inputs {
+            self.shard
+                .follow_again(now, later(input, now.saturating_sub(arrived)));
         }
         self.hearing.held_ms = now.saturating_sub(catching_up.since);
         let taken = catching_up.told.into_iter().try_for_each(|told| {
@@ -231,4 +233,14 @@ impl Replica {
     pub(super) fn delay_ms(&self) -> u64 {
         self.settings.fleet.answer_ms / 4
     }
+}
+
+/// What is handled so much later than it arrived, in milliseconds.
+fn later(mut input: Input, by_ms: u64) -> Input {
+    if let Input::Message { message, .. } | Input::Excess { message, .. } = &mut input
+        && message.delayed_ms > 0
+    {
+        message.delayed_ms = message.delayed_ms.saturating_add(by_ms);
+    }
+    input
 }
