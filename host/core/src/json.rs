@@ -4,7 +4,12 @@
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use serde::Deserialize;
 use serde_json::Value;
+
+/// What a JSON string says, borrowed from the JSON where it has no escapes.
+#[derive(Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// A text as a JSON string.
 pub fn quoted(text: &str) -> String {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Payload, Rejection, StatedReason, diagnosis};
-use crate::{json, metadata};
+use crate::json::{self, Text};
+use crate::metadata;
 
 /// Reads the body of a message.
 ///
@@ -44,10 +45,6 @@ struct Fields<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     reason: Option<&'a RawValue>,
 }
-
-/// A string, borrowed from the message where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// A field that is there, `null` or not.
 fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a RawValue>, D::Error> {

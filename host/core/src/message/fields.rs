@@ -4,12 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytestring::ByteString;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Kind, MS_MIN, Message, Payload, StatedReason, is_id};
-use crate::json;
+use crate::json::{self, Text};
 use crate::metadata::{self, CheckedMetadata};
 
 /// Reads the body of a message. None if it is to be read carefully, which finds out what is wrong
@@ -48,8 +47,8 @@ impl<'de> Visitor<'de> for Body<'de> {
         let mut fields = Fields::default();
         while let Some(key) = map.next_key::<&str>()? {
             match key {
-                "userId" => once(&mut fields.user, map.next_value::<Text<'de>>()?.0)?,
-                "connId" => once(&mut fields.conn, map.next_value::<Text<'de>>()?.0)?,
+                "userId" => once(&mut fields.user, map.next_value::<Text<'_>>()?.0)?,
+                "connId" => once(&mut fields.conn, map.next_value::<Text<'_>>()?.0)?,
                 "timestamp" => once(&mut fields.timestamp, map.next_value()?)?,
                 "metadata" => {
                     let read = self.limits.read_value(&mut map, (key, self.text))?;
@@ -127,10 +126,6 @@ fn id(id: &Cow<'_, str>, text: &ByteString) -> Option<ByteString> {
         Cow::Owned(id) => id.as_str().into(),
     })
 }
-
-/// A string, borrowed from the text where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {

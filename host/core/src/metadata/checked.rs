@@ -5,13 +5,13 @@ use std::fmt;
 use std::ops::Range;
 
 use bytestring::ByteString;
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::strict::{self, Keys};
 use super::{Builder, Limits, Metadata};
+use crate::json::Text;
 
 /// The text of a JSON object that has been checked. Cloning it copies no text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,10 +207,6 @@ impl<'de> Object<'de> {
         start..start + part.len() as u32
     }
 }
-
-/// A string, borrowed from the text where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Where a part of a text begins in it.
 fn offset(text: &str, part: &str) -> usize {

@@ -10,6 +10,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use crate::json::Text;
+
 /// The most bytes of a number without an exponent that an `f64` holds for sure.
 const DIGITS_MAX: usize = 300;
 
@@ -183,17 +185,13 @@ impl<'de> Visitor<'de> for Value {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let inner = self.inner()?;
         let mut keys = Keys::default();
-        while let Some(Key(key)) = map.next_key()? {
+        while let Some(Text(key)) = map.next_key()? {
             keys.insert(key).map_err(A::Error::custom)?;
             map.next_value_seed(inner)?;
         }
         Ok(())
     }
 }
-
-/// A key, borrowed from the text where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The keys of an object so far. Few are compared, and cost no memory; many are sorted.
 #[derive(Default)]
