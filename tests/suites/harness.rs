@@ -68,7 +68,7 @@ async fn a_proxy_pauses_cuts_and_resumes() -> Result<()> {
 #[tokio::test]
 async fn a_process_is_heard_to_its_last_line() -> Result<()> {
     let script =
-        "echo out; echo err >&2; trap 'echo bye >&2; exit 0' TERM; while :; do sleep 0.01; done";
+        "trap 'echo bye >&2; exit 0' TERM; echo err >&2; echo out; while :; do sleep 0.01; done";
     let mut process = Process::spawn("sh", Command::new("sh").args(["-c", script]))?;
     process.wait_for_stdout("out", |line| line == "out").await?;
     process.stop().await?;

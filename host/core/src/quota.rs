@@ -92,6 +92,8 @@ struct RateState {
     burst_ns: AtomicU64,
     /// When all that was taken would have been, at the rate.
     done_ns: AtomicU64,
+    /// How many there may be beside that.
+    more: AtomicU64,
 }
 
 impl Rate {
@@ -132,10 +134,26 @@ impl Rate {
         self.change(part(whole.per_s()), part(whole.burst()));
     }
 
+    /// There may be as many more, at any time, as there may be in so many milliseconds; none any more,
+    /// for 0.
+    pub fn allow_for(&self, ms: u64) {
+        let more = self.per_s().saturating_mul(ms).div_ceil(1_000);
+        self.0.more.store(more, Ordering::Relaxed);
+    }
+
     /// Whether there may be one more now. It then counts.
     pub fn take(&self, now_ns: u64) -> bool {
         let ns_each = self.0.ns_each.load(Ordering::Relaxed);
         if ns_each == 0 {
+            return true;
+        }
+        let is_more = |more: u64| more.checked_sub(1);
+        let more = &self.0.more;
+        if more.load(Ordering::Relaxed) > 0
+            && more
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_more)
+                .is_ok()
+        {
             return true;
         }
         let latest = now_ns.saturating_add(self.0.burst_ns.load(Ordering::Relaxed));
@@ -299,6 +317,16 @@ mod tests {
         assert_eq!(taken(&other, 200 * S), 1);
         rate.change(0, 0);
         assert_eq!(taken(&other, 200 * S), 1_000);
+    }
+
+    #[test]
+    fn what_was_held_for_a_while_may_come_at_once() {
+        let rate = Rate::new(10, 20);
+        rate.allow_for(2_050);
+        assert_eq!(taken(&rate, 5 * S), 21 + 20);
+        rate.allow_for(60_000);
+        rate.allow_for(0);
+        assert_eq!(taken(&rate, 6 * S), 10);
     }
 
     #[test]

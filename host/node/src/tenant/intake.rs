@@ -103,6 +103,7 @@ impl Intake {
     /// Reads until it is told to stop, and then what has arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;
+        let held_from = clock::now_ms();
         if let Some(stream) = &mut self.stream {
             // Until then no lease runs, and no heartbeat stands for a connect that is still to come.
             tokio::select! {
@@ -115,6 +116,8 @@ impl Intake {
                 }
             }
         }
+        // What was held comes at once, and didn't arrive so.
+        self.allow_for(clock::now_ms().saturating_sub(held_from));
         let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
             let waits_until = self.router.as_ref().and_then(Router::waits_until);
@@ -164,8 +167,18 @@ impl Intake {
         }
     }
 
+    /// As many more messages are taken in as may come in so many milliseconds.
+    fn allow_for(&self, ms: u64) {
+        let rate = self
+            .router
+            .as_ref()
+            .map_or(&self.messages_rate, Router::part);
+        rate.allow_for(ms);
+    }
+
     /// No message waits to be read: what comes behind those that had arrived is due.
     fn all_is_read(&mut self) {
+        self.allow_for(0);
         if let Some(at) = self.watermark.take() {
             let events = self.slow_consumer_events();
             self.watermark

@@ -172,12 +172,18 @@ impl Router {
         self.heard_at = Some(at);
     }
 
-    /// Messages are to be sorted. The nodes that live take in as many each.
+    /// Messages are to be sorted.
     pub(super) fn begin(&mut self, now: u64) {
-        let since_heard = self.heard_at.map(|at| now.saturating_sub(at));
-        self.late_ms = since_heard.filter(|ms| *ms > LATE_MS).unwrap_or(0);
-        let nodes = self.fleet.nodes().len();
-        self.part.be_part_of(&self.messages, nodes as u64);
+        let late_ms = self.heard_at.map_or(0, |at| now.saturating_sub(at));
+        self.late_ms = if late_ms > LATE_MS { late_ms } else { 0 };
+        self.part();
+    }
+
+    /// How many messages are taken in here: the nodes that live take in as many each.
+    pub(super) fn part(&self) -> &Rate {
+        self.part
+            .be_part_of(&self.messages, self.fleet.nodes().len() as u64);
+        &self.part
     }
 
     /// Whether what others say is known to reach this node.
