@@ -11,6 +11,16 @@ use serde_json::Value;
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
+impl<'a> Text<'a> {
+    /// Where it has no escapes: as it is in the JSON.
+    pub(crate) fn borrowed(&self) -> Option<&'a str> {
+        match self.0 {
+            Cow::Borrowed(text) => Some(text),
+            Cow::Owned(_) => None,
+        }
+    }
+}
+
 /// A text as a JSON string.
 pub fn quoted(text: &str) -> String {
     let mut json = Vec::with_capacity(text.len() + 3);

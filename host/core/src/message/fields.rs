@@ -75,7 +75,7 @@ impl Fields<'_> {
     fn message(self, kind: Kind, text: &ByteString) -> Option<Message> {
         let timestamp = time(self.timestamp?)?;
         let metadata = self.metadata;
-        let conn = || id(self.conn.as_ref()?, text);
+        let conn = || id(self.conn?, text);
         let reason = StatedReason::of(self.reason);
         if let Some((given, expected)) = self.kind.zip(kind.event_type())
             && json::text(given.get()).as_deref() != Some(expected)
@@ -106,7 +106,7 @@ impl Fields<'_> {
             }
         };
         Some(Message {
-            user: id(&self.user?, text)?,
+            user: id(self.user?, text)?,
             timestamp,
             payload,
             raw: text.as_bytes().clone(),
@@ -120,10 +120,10 @@ fn time(ms: u64) -> Option<u64> {
     (ms >= MS_MIN).then_some(ms)
 }
 
-fn id(id: &Cow<'_, str>, text: &ByteString) -> Option<ByteString> {
-    is_id(id).then(|| match id {
+fn id(id: Cow<'_, str>, text: &ByteString) -> Option<ByteString> {
+    is_id(&id).then(|| match id {
         Cow::Borrowed(id) => text.slice_ref(id),
-        Cow::Owned(id) => id.as_str().into(),
+        Cow::Owned(id) => id.into(),
     })
 }
 

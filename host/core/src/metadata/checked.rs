@@ -144,17 +144,17 @@ impl<'de> Visitor<'de> for Object<'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
         let (mut entries, mut keys) = (Entries::new(), Keys::default());
         let mut at = 0;
-        while let Some(Text(key)) = map.next_key()? {
-            let has_escapes = matches!(key, Cow::Owned(_));
-            let quoted = self.string(&key, at);
-            keys.insert(key).map_err(A::Error::custom)?;
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            let within = key.borrowed();
+            let quoted = self.string(within, at);
+            keys.insert(key.0).map_err(A::Error::custom)?;
             let checked = self.limits.check_keys(entries.len() + 1);
             checked.map_err(A::Error::custom)?;
             let value = self.value(&mut map, quoted.end)?;
             at = value.end;
             entries.push(Entry {
                 key: quoted.start + 1..quoted.end - 1,
-                has_escapes,
+                has_escapes: within.is_none(),
                 value,
             });
         }
@@ -168,8 +168,8 @@ impl<'de> Object<'de> {
         let mut rest = slice_from(self.text, at as usize).bytes();
         let first = rest.find(|byte| !matches!(byte, b':' | b' ' | b'\n' | b'\r' | b'\t'));
         if first == Some(b'"') {
-            let Text(value) = map.next_value()?;
-            return Ok(self.string(&value, at));
+            let value = map.next_value::<Text<'de>>()?;
+            return Ok(self.string(value.borrowed(), at));
         }
         let value = map.next_value::<&RawValue>()?.get();
         let checked = self.limits.check_taken(value);
@@ -178,9 +178,9 @@ impl<'de> Object<'de> {
     }
 
     /// Where the next string is, with its quotes, as of a place behind which only space and punctuation
-    /// come before it.
-    fn string(&self, said: &Cow<'_, str>, at: u32) -> Range<u32> {
-        if let Cow::Borrowed(within) = said {
+    /// come before it. `within`: what is in its quotes, if it has no escapes.
+    fn string(&self, within: Option<&str>, at: u32) -> Range<u32> {
+        if let Some(within) = within {
             let Range { start, end } = self.range(within);
             return start - 1..end + 1;
         }
