@@ -117,6 +117,7 @@ pub(crate) struct Generation {
 }
 
 /// What a shard is told by the node itself. It comes before inputs that wait.
+#[expect(clippy::large_enum_variant, reason = "it waits in a box itself")]
 pub(crate) enum Task {
     /// Be on this thread from now on: it is the first that a shard is told.
     Place(Box<HostedShard>),
