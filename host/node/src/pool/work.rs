@@ -28,7 +28,7 @@ use crate::tenant::ask::PendingQuery;
 pub(crate) const BATCH_MAX: usize = 256;
 
 /// What an input takes of a lane beside the bytes of its message.
-pub(super) const INPUT_BYTES: usize = 256;
+pub(super) const INPUT_BYTES: usize = size_of::<Input>();
 
 /// How much something takes of a lane, or how much a lane holds at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
