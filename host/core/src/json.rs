@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde::Deserialize;
+use bytestring::ByteString;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// What a JSON string says, borrowed from the JSON where it has no escapes.
@@ -21,6 +22,21 @@ impl<'a> Text<'a> {
     }
 }
 
+/// A field that is there, `null` or not.
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    input: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(input).map(Some)
+}
+
+/// A text on its own: what is borrowed is a part of this text, and shared with it.
+pub(crate) fn shared(part: Cow<'_, str>, text: &ByteString) -> ByteString {
+    match part {
+        Cow::Borrowed(part) => text.slice_ref(part),
+        Cow::Owned(part) => part.into(),
+    }
+}
+
 /// A text as a JSON string.
 pub fn quoted(text: &str) -> String {
     let mut json = Vec::with_capacity(text.len() + 3);
@@ -29,7 +45,7 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// The text of a JSON string; none of another value.
-pub fn text(json: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn text(json: &str) -> Option<Cow<'_, str>> {
     let within = json.strip_prefix('"')?.strip_suffix('"')?;
     match within.contains('\\') {
         false => Some(Cow::Borrowed(within)),

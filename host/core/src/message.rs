@@ -189,6 +189,51 @@ impl Message {
     }
 }
 
+/// What a message's body holds, checked.
+struct Parts {
+    user: ByteString,
+    /// Empty where the message is of none.
+    conn: ByteString,
+    timestamp: u64,
+    metadata: Option<CheckedMetadata>,
+    last_seen: Option<u64>,
+    reason: StatedReason,
+}
+
+impl Parts {
+    /// The message whose body this text is.
+    #[inline]
+    fn message(self, kind: Kind, text: &ByteString) -> Message {
+        let Self {
+            user,
+            conn,
+            timestamp,
+            metadata,
+            last_seen,
+            reason,
+        } = self;
+        let payload = match kind {
+            Kind::Connect => Payload::Connect { conn, metadata },
+            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
+            Kind::Disconnect => Payload::Disconnect { conn, reason },
+            Kind::Online => Payload::Online { metadata },
+            Kind::Offline => Payload::Offline {
+                last_seen: last_seen.unwrap_or(timestamp),
+                reason,
+                metadata,
+            },
+        };
+        Message {
+            user,
+            timestamp,
+            payload,
+            raw: text.as_bytes().clone(),
+            stored: None,
+            delayed_ms: 0,
+        }
+    }
+}
+
 impl Message {
     /// Whether what it carries may be published again.
     fn is_published(&self) -> bool {

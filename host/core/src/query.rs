@@ -9,6 +9,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::Value;
 
+use crate::json::{Text, present, shared};
 use crate::message::{Cause, ID_BYTES_MAX};
 use crate::token;
 
@@ -178,15 +179,6 @@ struct Fields<'a> {
     users: Users<'a>,
 }
 
-/// A string, borrowed from the message where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// A field that is there, `null` or not.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<Text<'a>>, D::Error> {
-    Text::deserialize(input).map(Some)
-}
-
 enum Users<'a> {
     List(Vec<Text<'a>>),
     Word(String),
@@ -259,10 +251,7 @@ fn id(
         let must = format!("must be at most {ID_BYTES_MAX} bytes long");
         return Err(Refusal::field(field(), &must));
     }
-    Ok(match id {
-        Cow::Borrowed(id) => text.slice_ref(id),
-        Cow::Owned(id) => id.into(),
-    })
+    Ok(shared(id, text))
 }
 
 /// What is wrong with a question that didn't parse into its fields: these strings,

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Payload, Rejection, StatedReason, diagnosis};
-use crate::json::{self, Text};
+use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Parts, Rejection, StatedReason, diagnosis};
+use crate::json::{Text, present, shared};
 use crate::metadata;
 
 /// Reads the body of a message.
@@ -46,11 +46,6 @@ struct Fields<'a> {
     reason: Option<&'a RawValue>,
 }
 
-/// A field that is there, `null` or not.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(input).map(Some)
-}
-
 impl<'a> Fields<'a> {
     fn check(
         self,
@@ -58,7 +53,10 @@ impl<'a> Fields<'a> {
         text: &ByteString,
         limits: metadata::Limits,
     ) -> Result<Message, Rejection> {
-        self.check_type(kind)?;
+        if let Some(expected) = kind.other_type(self.kind) {
+            let error = format!("must be \"{expected}\" on this subject");
+            return Err(Rejection::field("type", &error));
+        }
         let user = id("userId", self.user.0, text)?;
         let timestamp = time("timestamp", self.timestamp)?;
         let metadata = match self.metadata {
@@ -76,41 +74,19 @@ impl<'a> Fields<'a> {
         } else {
             ByteString::new()
         };
-        let reason = StatedReason::of(self.reason);
-        let payload = match kind {
-            Kind::Connect => Payload::Connect { conn, metadata },
-            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
-            Kind::Disconnect => Payload::Disconnect { conn, reason },
-            Kind::Online => Payload::Online { metadata },
-            Kind::Offline => {
-                let last_seen = self.last_seen.map(|raw| time("lastSeen", raw));
-                let last_seen = last_seen.transpose()?.unwrap_or(timestamp);
-                Payload::Offline {
-                    last_seen,
-                    reason,
-                    metadata,
-                }
-            }
+        let last_seen = match (kind, self.last_seen) {
+            (Kind::Offline, Some(raw)) => Some(time("lastSeen", raw)?),
+            _ => None,
         };
-        Ok(Message {
+        let parts = Parts {
             user,
+            conn,
             timestamp,
-            payload,
-            raw: text.as_bytes().clone(),
-            stored: None,
-            delayed_ms: 0,
-        })
-    }
-
-    fn check_type(&self, kind: Kind) -> Result<(), Rejection> {
-        let Some((given, expected)) = self.kind.zip(kind.event_type()) else {
-            return Ok(());
+            metadata,
+            last_seen,
+            reason: StatedReason::of(self.reason),
         };
-        if json::text(given.get()).as_deref() != Some(expected) {
-            let error = format!("must be \"{expected}\" on this subject");
-            return Err(Rejection::field("type", &error));
-        }
-        Ok(())
+        Ok(parts.message(kind, text))
     }
 }
 
@@ -121,10 +97,7 @@ fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Re
     if id.len() > ID_BYTES_MAX {
         return Err(Rejection::field(field, "must be at most 256 bytes long"));
     }
-    Ok(match id {
-        Cow::Borrowed(id) => text.slice_ref(id),
-        Cow::Owned(id) => id.into(),
-    })
+    Ok(shared(id, text))
 }
 
 /// What is wrong with a time that isn't a number of milliseconds.

@@ -7,8 +7,8 @@ use bytestring::ByteString;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Kind, MS_MIN, Message, Payload, StatedReason, is_id};
-use crate::json::{self, Text};
+use super::{Kind, MS_MIN, Message, Parts, StatedReason, is_id};
+use crate::json::{Text, shared};
 use crate::metadata::{self, CheckedMetadata};
 
 /// Reads the body of a message. None if it is to be read carefully, which finds out what is wrong
@@ -73,46 +73,24 @@ fn once<T, E: Error>(field: &mut Option<T>, value: T) -> Result<(), E> {
 
 impl Fields<'_> {
     fn message(self, kind: Kind, text: &ByteString) -> Option<Message> {
-        let timestamp = time(self.timestamp?)?;
-        let metadata = self.metadata;
-        let conn = || id(self.conn?, text);
-        let reason = StatedReason::of(self.reason);
-        if let Some((given, expected)) = self.kind.zip(kind.event_type())
-            && json::text(given.get()).as_deref() != Some(expected)
-        {
+        if kind.other_type(self.kind).is_some() {
             return None;
         }
-        let payload = match kind {
-            Kind::Connect => {
-                let conn = conn()?;
-                Payload::Connect { conn, metadata }
-            }
-            Kind::Heartbeat => {
-                let conn = conn()?;
-                Payload::Heartbeat { conn, metadata }
-            }
-            Kind::Disconnect => {
-                let conn = conn()?;
-                Payload::Disconnect { conn, reason }
-            }
-            Kind::Online => Payload::Online { metadata },
-            Kind::Offline => {
-                let last_seen = time(self.last_seen.unwrap_or(timestamp))?;
-                Payload::Offline {
-                    last_seen,
-                    reason,
-                    metadata,
-                }
-            }
-        };
-        Some(Message {
+        let parts = Parts {
             user: id(self.user?, text)?,
-            timestamp,
-            payload,
-            raw: text.as_bytes().clone(),
-            stored: None,
-            delayed_ms: 0,
-        })
+            conn: match kind.has_connection() {
+                true => id(self.conn?, text)?,
+                false => ByteString::new(),
+            },
+            timestamp: time(self.timestamp?)?,
+            metadata: self.metadata,
+            last_seen: match (kind, self.last_seen) {
+                (Kind::Offline, Some(ms)) => Some(time(ms)?),
+                _ => None,
+            },
+            reason: StatedReason::of(self.reason),
+        };
+        Some(parts.message(kind, text))
     }
 }
 
@@ -121,10 +99,7 @@ fn time(ms: u64) -> Option<u64> {
 }
 
 fn id(id: Cow<'_, str>, text: &ByteString) -> Option<ByteString> {
-    is_id(&id).then(|| match id {
-        Cow::Borrowed(id) => text.slice_ref(id),
-        Cow::Owned(id) => id.into(),
-    })
+    is_id(&id).then(|| shared(id, text))
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! The kinds of messages that come in, and their subjects.
 
+use serde_json::value::RawValue;
+
+use crate::json;
+
 /// The subjects that are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -48,6 +52,13 @@ impl Kind {
             Self::Offline => Some("user_offline"),
             Self::Connect | Self::Disconnect | Self::Heartbeat => None,
         }
+    }
+
+    /// Which `type` a message should have instead of what it has, as JSON text; none if that is right, or
+    /// counts for nothing.
+    pub(super) fn other_type(self, given: Option<&RawValue>) -> Option<&'static str> {
+        let (given, expected) = given.zip(self.event_type())?;
+        (json::text(given.get()).as_deref() != Some(expected)).then_some(expected)
     }
 
     pub(super) fn has_connection(self) -> bool {
