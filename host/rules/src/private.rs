@@ -4,13 +4,15 @@
 //! change a link on the way, can have it lead elsewhere. Root and the node's own user
 //! may; a folder that is sticky, as `/tmp` is, lets nobody touch what is another's.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -86,17 +88,36 @@ fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let mut named = tempfile::Builder::new();
     let mut file = named.prefix(UNFINISHED).tempfile_in(folder)?;
     file.write_all(bytes)?;
-    remove_left_behind(folder);
+    if is_due(folder) {
+        remove_left_behind(folder);
+    }
     Ok(file)
+}
+
+/// Whether a folder has not been looked through for so long that there may be something to remove: a
+/// node writes thousands of files into one, of as many tenants.
+fn is_due(folder: &Path) -> bool {
+    static LOOKED: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
+    let mut looked = LOOKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    let is_recent = |at: &Instant| now.saturating_duration_since(*at) < LEFT_BEHIND;
+    if looked.get(folder).is_some_and(is_recent) {
+        return false;
+    }
+    looked.retain(|_, at| is_recent(at));
+    looked.insert(folder.to_owned(), now);
+    true
 }
 
 /// Removes what is left of files that processes were writing when they were killed.
 fn remove_left_behind(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let is_unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            continue;
+        }
         let written = entry.metadata().and_then(|about| about.modified());
         let age = written.ok().and_then(|at| at.elapsed().ok());
-        if is_unfinished && age.is_some_and(|age| age >= LEFT_BEHIND) {
+        if age.is_some_and(|age| age >= LEFT_BEHIND) {
             // Another process may have been faster.
             let _ = fs::remove_file(entry.path());
         }
@@ -381,6 +402,10 @@ mod tests {
         write(&around.path().join("epoch"), b"7").unwrap();
         assert!(!old.exists());
         assert!(recent.exists() && other.exists());
+        // Nor does each file have the whole folder looked through.
+        let old = left(".unfinished-a", 2);
+        write(&around.path().join("epoch"), b"8").unwrap();
+        assert!(old.exists());
     }
 
     #[test]
