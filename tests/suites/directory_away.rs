@@ -77,12 +77,15 @@ async fn a_file_that_is_gone_emptied_blank_or_cut_off_leaves_what_was_known_in_f
     let path = world.site.directory_path();
     sees(&mut world, &SEEN).await?;
     let half = DIRECTORY.get(..DIRECTORY.len() / 2).unwrap_or_default();
+    let end = DIRECTORY.find(r#""22222""#).unwrap_or_default();
+    let within_an_entry = DIRECTORY.get(..end + 3).unwrap_or_default();
     for (text, word) in [
         (None, "does not exist"),
         (Some(""), "is empty"),
         (Some("{}"), "names no user"),
         (Some(r#"{"contacts": {}, "blocks": {}}"#), "names no user"),
         (Some(half), "can't be used"),
+        (Some(within_an_entry), "can't be used"),
     ] {
         match text {
             None => fs::remove_file(&path)?,

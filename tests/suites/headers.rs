@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use async_nats::jetstream;
 use presence_tests::client::{ReceivedMessage, now_ms};
+use presence_tests::nats::NatsServer;
 use presence_tests::wait;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
 
 use crate::inputs::{
     self, CONNECT, DISCONNECT, DLQ, EVENTS, FILTERED_ONLINE, OFFLINE, ONLINE, SEED_MS,
@@ -220,5 +224,67 @@ async fn what_bears_a_nodes_header_is_ignored() -> Result<()> {
             .count(),
         0
     );
+    world.end().await
+}
+
+/// Header blocks that no client library writes, and that a server passes on all the same.
+const UNREADABLE: [&[u8]; 6] = [
+    b"NATS/1.0\r\nX-Name: M\xfcller\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\na b: c\r\n\r\n",
+    b"NATS/1.0\r\n\xc3\xbc: c\r\n\r\n",
+    b"NATS/1.0\r\na: b\rc\r\n\r\n",
+    b"NATS/1.1 odd\r\na: b\r\n\r\n",
+];
+
+/// Publishes messages with header blocks that can't be read, each of another user.
+pub(crate) async fn publish_unreadable(
+    server: &NatsServer,
+    subject: &str,
+    body: impl Fn(&str) -> Value,
+) -> Result<usize> {
+    let mut text = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    for (number, block) in UNREADABLE.iter().enumerate() {
+        let body = body(&format!("user-{number}")).to_string();
+        let (head, whole) = (block.len(), block.len() + body.len());
+        text.extend(format!("HPUB {subject} {head} {whole}\r\n").bytes());
+        text.extend([block, body.as_bytes(), b"\r\n"].concat());
+    }
+    // A reply subject that is no text, and one with a space that is none for NATS.
+    for (reply, user) in [
+        (&b"_INBOX.\xff"[..], "a"),
+        ("_INBOX.a\u{2003}b".as_bytes(), "b"),
+    ] {
+        let body = body(user).to_string();
+        text.extend(format!("HPUB {subject} ").bytes());
+        text.extend(reply);
+        text.extend(format!(" 12 {}\r\nNATS/1.0\r\n\r\n{body}\r\n", 12 + body.len()).bytes());
+    }
+    text.extend(b"PING\r\n");
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await?;
+    stream.write_all(&text).await?;
+    let mut answers = BufReader::new(stream).lines();
+    while let Some(line) = answers.next_line().await? {
+        ensure!(!line.starts_with("-ERR"), "{line}");
+        if line == "PONG" {
+            return Ok(UNREADABLE.len() + 2);
+        }
+    }
+    bail!("the broker closed the connection")
+}
+
+#[tokio::test]
+async fn a_message_whose_header_cant_be_read_counts_and_costs_no_connection() -> Result<()> {
+    let mut world = World::start().await?;
+    let connects = |user: &str| inputs::connect(user, "c1", now_ms());
+    let sent = publish_unreadable(&world.server, CONNECT, connects).await?;
+    let query = |user: &str| json!({"userIds": [user]});
+    publish_unreadable(&world.server, "presence.query.ada", query).await?;
+    world.tape.hosts(ONLINE, sent).await?;
+    let made = world
+        .host
+        .metric("presence_nats_connects_total", &[])
+        .await?;
+    assert_eq!(made, 1.0);
     world.end().await
 }

@@ -19,6 +19,7 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
 
+use crate::headers;
 use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, HEARTBEAT, OFFLINE, ONLINE};
 use crate::permissions;
 use crate::world::World;
@@ -234,6 +235,24 @@ async fn a_bad_message_is_a_dead_letter_and_the_next_ones_are_taken() -> Result<
     let letters = it.world.tape.seen().iter();
     let letters = letters.filter(|seen| seen.is_hosts() && seen.subject == DLQ);
     assert_eq!(letters.count(), 1);
+    it.world.end().await
+}
+
+#[tokio::test]
+async fn messages_whose_headers_cant_be_read_are_taken_and_keep_none_behind_them_waiting()
+-> Result<()> {
+    let mut it = StreamWorld::start().await?;
+    let connects = |user: &str| inputs::connect(user, "c1", now_ms());
+    let sent = headers::publish_unreadable(&it.world.server, CONNECT, connects).await?;
+    it.connects("22222", "c1").await?;
+    it.world.tape.hosts(ONLINE, sent + 1).await?;
+    let made = it.world.host.metric("presence_nats_connects_total", &[]);
+    let made = made.await?;
+    it.stop().await?;
+    it.resume().await?;
+    assert_eq!(it.types("22222", "mark").await?, ["user_online"]);
+    let now = it.world.host.metric("presence_nats_connects_total", &[]);
+    assert_eq!((made, now.await?), (1.0, 1.0));
     it.world.end().await
 }
 

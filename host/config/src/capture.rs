@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use presence_core::json::present;
+
 use crate::subjects::SEQ;
 
 /// A message, and when it arrived.
@@ -32,6 +34,7 @@ pub struct Recorded {
 struct Line {
     at: Option<u64>,
     subject: String,
+    #[serde(default, deserialize_with = "present")]
     data: Option<Box<RawValue>>,
     payload: Option<String>,
     encoding: Option<String>,

@@ -139,12 +139,21 @@ pub fn line(text: impl Display) -> String {
     Line(text).to_string()
 }
 
-/// Writes a text of several lines to standard output.
+/// Writes a text of several lines to standard output. Where nobody reads it any more, as behind `head`, it is
+/// lost: a command does all the same what it is to do.
 ///
 /// # Errors
-/// If it can't be written, as where nobody reads it any more.
-#[expect(clippy::disallowed_methods, reason = "this is what escapes")]
+/// If it can't be written.
 pub fn print(text: impl Display) -> io::Result<()> {
+    unless_unread(print_while_read(text))
+}
+
+/// As [`print()`], for a command that does nothing but write, until nobody reads it any more.
+///
+/// # Errors
+/// If it can't be written, also where nobody reads it any more.
+#[expect(clippy::disallowed_methods, reason = "this is what escapes")]
+pub fn print_while_read(text: impl Display) -> io::Result<()> {
     write!(io::stdout(), "{}", Text(text))
 }
 
@@ -153,9 +162,24 @@ pub fn print(text: impl Display) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`print()`].
-#[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
 pub fn print_json(json: impl Display) -> io::Result<()> {
+    unless_unread(print_json_while_read(json))
+}
+
+/// As [`print_json`], for a command that does nothing but write, until nobody reads it any more.
+///
+/// # Errors
+/// As [`print_while_read`].
+#[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
+pub fn print_json_while_read(json: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{}", same_json(&json.to_string()))
+}
+
+fn unless_unread(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }
 
 /// The same JSON, or a TOML string of double quotes, without harmful characters.

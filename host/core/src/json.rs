@@ -23,7 +23,10 @@ impl<'a> Text<'a> {
 }
 
 /// A field that is there, `null` or not.
-pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+///
+/// # Errors
+/// If its value can't be read.
+pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     input: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(input).map(Some)

@@ -23,12 +23,15 @@ pub fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String 
     columns(&all)
 }
 
+/// How wide a cell makes its column at most: what a wider one holds is others' text, and moves only what follows it.
+const WIDTH_MAX: usize = 120;
+
 /// Rows in columns as wide as they need to be.
 pub fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (widest, cell) in widths.iter_mut().zip(row) {
-            *widest = (*widest).max(cell.width());
+            *widest = (*widest).max(cell.width().min(WIDTH_MAX));
         }
     }
     let mut text = String::new();
@@ -69,6 +72,16 @@ mod tests {
         ] {
             assert_eq!(time(ms), expected);
         }
+    }
+
+    #[test]
+    fn a_long_cell_widens_no_other_row() {
+        let long = "x".repeat(70_000);
+        let rows = [[long.clone(), "y".into()], ["b".into(), "z".into()]];
+        let text = columns(&rows);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], format!("{long}  y"));
+        assert_eq!(lines[1], format!("b{}  z", " ".repeat(WIDTH_MAX - 1)));
     }
 
     #[test]

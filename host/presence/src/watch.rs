@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use presence_config::Config;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{line, print_json_while_read, print_while_read, say};
 use presence_config::subjects::Subjects;
 use presence_kit::text::{plain, time};
 use presence_node::clock;
@@ -73,13 +73,13 @@ fn tell(args: &Args, received: &TappedMessage) -> anyhow::Result<()> {
         return Ok(());
     }
     match args.common.json {
-        true => print_json(json!({"subject": received.subject, "data": event}))?,
+        true => print_json_while_read(json!({"subject": received.subject, "data": event}))?,
         false => {
             let sentence = sentence(args.viewer.as_deref(), &event);
             // The time of day is enough for who looks on.
             let now = time(clock::now_ms());
             let now = now.split(' ').nth(1).unwrap_or_default();
-            print(format_args!("{now}  {sentence}\n"))?;
+            print_while_read(format_args!("{now}  {sentence}\n"))?;
         }
     }
     Ok(())

@@ -27,6 +27,26 @@ pub struct StoreCache {
     folder: Option<PathBuf>,
     /// The plugins that could not be kept there.
     memory: Mutex<HashMap<Digest, Arc<[u8]>>>,
+    /// The plugins that are to stay besides those in force, as often as they are held.
+    held: Mutex<Vec<Digest>>,
+}
+
+/// Plugins that stay on this node for as long as this is there, whatever comes into force meanwhile.
+#[derive(Debug)]
+pub struct HeldPlugins {
+    kept: Arc<StoreCache>,
+    digests: Vec<Digest>,
+}
+
+impl Drop for HeldPlugins {
+    fn drop(&mut self) {
+        let mut held = self.kept.held();
+        for digest in &self.digests {
+            if let Some(at) = held.iter().position(|it| it == digest) {
+                held.swap_remove(at);
+            }
+        }
+    }
 }
 
 /// What a node keeps of a canary over a restart.
@@ -50,6 +70,17 @@ impl StoreCache {
         Self {
             folder: dir.map(|dir| dir.join(format!("{tenant}.store"))),
             memory: Mutex::default(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Has plugins stay, also those that aren't there yet.
+    pub fn hold(self: &Arc<Self>, digests: impl IntoIterator<Item = Digest>) -> HeldPlugins {
+        let digests: Vec<_> = digests.into_iter().collect();
+        self.held().extend_from_slice(&digests);
+        HeldPlugins {
+            kept: Arc::clone(self),
+            digests,
         }
     }
 
@@ -112,9 +143,10 @@ impl StoreCache {
         }
     }
 
-    /// Keeps the revision that is in force, and of the plugins only its own.
+    /// Keeps the revision that is in force, and of the plugins only its own and those that are held.
     pub fn record_in_force(&self, revision: &Revision) {
-        let used = revision.digests();
+        let mut used = revision.digests();
+        used.extend(self.held().iter().cloned());
         self.memory().retain(|digest, _| used.contains(digest));
         let Some(path) = self.revision_path() else {
             return;
@@ -174,6 +206,10 @@ impl StoreCache {
 
     fn canary_path(&self) -> Option<PathBuf> {
         Some(self.folder.as_ref()?.join("canary.json"))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Digest>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn memory(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[u8]>>> {
@@ -242,6 +278,24 @@ mod tests {
         assert_eq!(kept.revision().unwrap(), Some(revision(b"two")));
         assert_eq!(&*kept.plugin(&digest(b"two"), LIMIT).unwrap(), b"two");
         assert!(kept.plugin(&digest(b"one"), LIMIT).is_err());
+    }
+
+    #[test]
+    fn what_is_held_stays_whatever_comes_into_force_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        for kept in [in_folder(folder.path()), StoreCache::default()] {
+            let kept = Arc::new(kept);
+            let one = digest(b"one");
+            let held = kept.hold([one.clone()]);
+            let twice = kept.hold([one.clone()]);
+            kept.keep(&one, b"one".to_vec()).unwrap();
+            drop(held);
+            kept.record_in_force(&revision(b"two"));
+            assert!(kept.plugin(&one, LIMIT).is_ok());
+            drop(twice);
+            kept.record_in_force(&revision(b"two"));
+            assert!(kept.plugin(&one, LIMIT).is_err());
+        }
     }
 
     #[test]

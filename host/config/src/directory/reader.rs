@@ -13,7 +13,8 @@ use presence_core::message::{ID_BYTES_MAX, is_id};
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor,
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected,
+    Visitor,
 };
 use serde_json::value::RawValue;
 
@@ -45,9 +46,13 @@ pub(super) fn groups(json: &str) -> serde_json::Result<Vec<String>> {
 }
 
 fn read<'de, S: DeserializeSeed<'de>>(json: &'de str, seed: S) -> serde_json::Result<S::Value> {
-    let mut json = serde_json::Deserializer::from_str(json);
-    let value = seed.deserialize(&mut json)?;
-    json.end()?;
+    let mut input = serde_json::Deserializer::from_str(json);
+    let value = seed.deserialize(&mut input).map_err(|error| {
+        // What is said of an entry says no more whether the text was cut off there.
+        let is_whole = serde_json::from_str::<IgnoredAny>(json);
+        is_whole.err().unwrap_or(error)
+    })?;
+    input.end()?;
     Ok(value)
 }
 

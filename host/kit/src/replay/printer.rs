@@ -62,7 +62,9 @@ impl<W: Write> Printer<W> {
                 }
             };
             let headers = source.headers(&subject, renewed, seq);
-            let data: &RawValue = serde_json::from_slice(&body)?;
+            // Outside of strings, which have none, a line break is but space.
+            let body = String::from_utf8(body.to_vec())?.replace(['\n', '\r'], " ");
+            let data: &RawValue = serde_json::from_str(&body)?;
             let published = Published {
                 at,
                 subject: &subject,

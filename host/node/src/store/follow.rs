@@ -14,7 +14,7 @@ use presence_config::causes::Causes;
 use presence_config::digest::Digest;
 use presence_config::regular_file::Limit;
 use presence_config::revision::Revision;
-use presence_rules::store_cache::StoreCache;
+use presence_rules::store_cache::{HeldPlugins, StoreCache};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -54,22 +54,37 @@ pub(crate) struct PluginFetcher {
 }
 
 impl PluginFetcher {
-    /// Has a revision's plugins be on this node.
+    /// Has a revision's plugins be on this node, for as long as they are held.
     ///
     /// # Errors
     /// If one of them can't be had, or the revision is one that this version can't run.
-    pub(crate) async fn fetch(&self, revision: &Revision, limit: Limit) -> anyhow::Result<()> {
+    pub(crate) async fn fetch(
+        &self,
+        revision: &Revision,
+        limit: Limit,
+    ) -> anyhow::Result<HeldPlugins> {
+        let held = self.kept.hold(revision.digests());
         for digest in revision.digests() {
-            self.fetch_plugin(&digest, limit).await?;
+            self.fetch_missing(&digest, limit).await?;
         }
-        Ok(())
+        Ok(held)
     }
 
-    /// Has a plugin be on this node.
+    /// Has a plugin be on this node, for as long as it is held.
     ///
     /// # Errors
     /// If it can't be had.
-    pub(crate) async fn fetch_plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
+    pub(crate) async fn fetch_plugin(
+        &self,
+        digest: &Digest,
+        limit: Limit,
+    ) -> anyhow::Result<HeldPlugins> {
+        let held = self.kept.hold([digest.clone()]);
+        self.fetch_missing(digest, limit).await?;
+        Ok(held)
+    }
+
+    async fn fetch_missing(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
         let (kept, known) = (Arc::clone(&self.kept), digest.clone());
         let is_there = blocking(move || kept.plugin(&known, limit).is_ok());
         if is_there.await? {
@@ -176,7 +191,8 @@ async fn highest(
         return Ok(None);
     };
     let ready = match revision {
-        Ok(revision) => fetcher.fetch(&revision, limit).await.map(|()| revision),
+        // A start puts nothing else in force meanwhile.
+        Ok(revision) => fetcher.fetch(&revision, limit).await.map(|_| revision),
         Err(error) => Err(error),
     };
     let ready = ready.map_err(|error| (number, Causes(&error).to_string()));
@@ -213,6 +229,7 @@ impl RevisionFollower {
         let mut last = LastUpdate {
             number: self.state.in_force().map_or(0, |it| it.revision),
             refused: None,
+            _held: None,
         };
         let subject = self.fetcher.store.subject("*");
         // Where it isn't permitted, what is new is noticed a little later.
@@ -290,15 +307,16 @@ impl RevisionFollower {
             Ok(revision) => {
                 let limit = limit(&self.config.borrow());
                 let fetched = self.fetcher.fetch(&revision, limit).await;
-                fetched.map(|()| revision)
+                fetched.map(|held| (revision, held))
             }
             Err(error) => Err(error),
         };
         let update = match ready {
-            Ok(revision) => {
+            Ok((revision, held)) => {
                 *last = LastUpdate {
                     number,
                     refused: None,
+                    _held: Some(held),
                 };
                 RevisionUpdate::Revision(Arc::new(revision))
             }
@@ -325,6 +343,8 @@ struct LastUpdate {
     number: u64,
     /// One that could not be handed on.
     refused: Option<FailedRevision>,
+    /// The plugins of the newest one: what was handed on before it may come into force meanwhile.
+    _held: Option<HeldPlugins>,
 }
 
 /// A revision that can't be had, as where a plugin of it is missing. It is tried again after a

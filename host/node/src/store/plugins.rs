@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::StorageType;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use presence_config::digest::Digest;
+use presence_config::escape::cut;
+use presence_config::name;
 use presence_config::regular_file::Limit;
 use presence_sandbox::{Manifest, sha256};
 
@@ -51,6 +53,12 @@ impl PluginInfo {
     /// If it is no plugin.
     pub fn of(bytes: &[u8], file: &str, who: &str) -> anyhow::Result<(Digest, Self)> {
         let manifest = Manifest::read(file, bytes)?;
+        name(&manifest.name).map_err(|fix| {
+            anyhow!(
+                "no pipeline can name it: its manifest calls it {:?}; {fix}",
+                cut(&manifest.name)
+            )
+        })?;
         let about = Self {
             name: manifest.name.clone(),
             version: manifest.version.to_string(),

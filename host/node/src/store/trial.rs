@@ -98,7 +98,7 @@ impl RevisionValidator {
         let most = config.plugins.load_timeout;
         let fetched = self.fetcher.fetch_plugin(&wanted.digest, limit(&config));
         let fetched = timeout(most, fetched).await;
-        fetched.context("the plugin can't be fetched in time")??;
+        let _held = fetched.context("the plugin can't be fetched in time")??;
         let running = self.running.borrow().clone();
         let chain: Arc<[_]> = config.pipeline.clone().into();
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
@@ -141,7 +141,7 @@ impl RevisionValidator {
         let mut config = self.config.borrow().clone();
         let most = config.plugins.load_timeout;
         let fetched = timeout(most, self.fetcher.fetch(&revision, limit(&config))).await;
-        fetched.context("its plugins can't be fetched in time")??;
+        let _held = fetched.context("its plugins can't be fetched in time")??;
         config.plugins.source = PluginSource::Store;
         config.pipeline = revision.stages();
         let running = self.running.borrow().clone();

@@ -1,6 +1,7 @@
 //! `presence dlq list`
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_kit::text;
@@ -11,7 +12,7 @@ use super::StreamArgs;
 use super::filter::Filter;
 
 /// How much of an error a line shows.
-const ERROR_CHARS_MAX: usize = 100;
+const CHARS_MAX: usize = 100;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -70,18 +71,23 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 
 fn row(letter: &DeadLetter) -> [String; 6] {
     let content = &letter.content;
-    let mut error: String = line(&content.error);
-    if let Some((end, _)) = error.char_indices().nth(ERROR_CHARS_MAX) {
-        error.truncate(end);
-        error.push('…');
-    }
-    let user = letter.user().map(line).unwrap_or_default();
+    let user = letter.user().map(brief).unwrap_or_default();
     [
         letter.number.to_string(),
         text::time(content.timestamp),
         line(&content.reason),
-        line(&content.subject),
+        brief(&content.subject),
         user,
-        error,
+        brief(&content.error),
     ]
+}
+
+/// The beginning of a text.
+fn brief(text: impl Display) -> String {
+    let mut text = line(text);
+    if let Some((end, _)) = text.char_indices().nth(CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }

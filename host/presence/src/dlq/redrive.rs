@@ -1,6 +1,6 @@
 //! `presence dlq redrive`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, IsTerminal as _, stdin};
 use std::time::Duration;
 
@@ -122,14 +122,15 @@ async fn redrive_all<'a>(
     let mut replaced_up_to = letters.last().await?;
     let there = there(letters, meant).await?;
     for letter in meant {
-        let outcome = match why_left(letters, letter, age_max_ms) {
-            _ if !there.contains(&letter.number) => Outcome::Gone,
-            Some(why) => Outcome::Left(why),
+        let (outcome, removed) = match why_left(letters, letter, age_max_ms) {
+            _ if !there.contains(&letter.number) => (Outcome::Gone, Ok(())),
+            Some(why) => (Outcome::Left(why), Ok(())),
             None => in_turn(turn, redrive(letters, letter, &mut replaced_up_to))
                 .await
                 .with_context(|| format!("redriving dead letter {}", letter.number))?,
         };
         tell(letter, outcome)?;
+        removed.context("the next redrive publishes its message again")?;
     }
     Ok(())
 }
@@ -151,12 +152,16 @@ async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
     }
 }
 
-/// Which of the letters are still there: another redrive may have been faster.
+/// Which of the letters are still there: another redrive may have been faster, and in a stream that was made
+/// anew other letters have these numbers.
 async fn there(letters: &DlqStream, meant: &[DeadLetter]) -> anyhow::Result<BTreeSet<u64>> {
     let first = meant.first().map_or(1, |letter| letter.number);
+    let meant: BTreeMap<_, _> = meant.iter().map(|it| (it.number, &it.body)).collect();
     let mut there = BTreeSet::new();
     let read = letters.read(first, |letter| {
-        there.insert(letter.number);
+        if meant.get(&letter.number) == Some(&&letter.body) {
+            there.insert(letter.number);
+        }
         Ok(true)
     });
     read.await?;
@@ -247,12 +252,12 @@ fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
 }
 
 /// Redrives a letter, and removes it if nothing of it is left to be done. Up to one number,
-/// letters are older, or replace others.
+/// letters are older, or replace others. Says what became of it, and whether it could be removed.
 async fn redrive(
     letters: &DlqStream,
     letter: &DeadLetter,
     replaced_up_to: &mut u64,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<(Outcome, anyhow::Result<()>)> {
     let outcome = match letters.redrive(letter).await? {
         RedriveResult::Accepted => Outcome::Accepted,
         RedriveResult::Stale(why) => Outcome::Stale(why),
@@ -269,10 +274,11 @@ async fn redrive(
         },
         _ => true,
     };
-    if is_done {
-        letters.remove(letter.number).await?;
-    }
-    Ok(outcome)
+    let removed = match is_done {
+        true => letters.remove(letter.number).await,
+        false => Ok(()),
+    };
+    Ok((outcome, removed))
 }
 
 /// The number of the new letter for the same message, if there is one. The answer to the
@@ -306,7 +312,11 @@ impl Outcome {
             Self::Stale(why) => ("stale", why.clone()),
             Self::Refused(reason, error) => ("refused", format!("{reason}: {error}")),
             Self::Left(why) => ("left", why.clone()),
-            Self::Gone => ("gone", "another redrive was faster".to_owned()),
+            Self::Gone => (
+                "gone",
+                "it is not in the stream any more: another redrive was faster, or it was removed"
+                    .to_owned(),
+            ),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::ensure;
 use presence_config as config;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{line, print_json_while_read, print_while_read, say};
 use presence_kit::explained::word;
 use presence_kit::text;
 use presence_node::store::logs::RENEW;
@@ -144,8 +144,8 @@ impl Printed {
             return Ok(());
         }
         match json {
-            true => print_json(line)?,
-            false => print(format_args!("{}\n", sentence(line)))?,
+            true => print_json_while_read(line)?,
+            false => print_while_read(format_args!("{}\n", sentence(line)))?,
         }
         Ok(())
     }
