@@ -333,3 +333,96 @@ async fn an_operator_redrives_and_an_auditor_reads_with_the_permissions_of_the_e
     assert!(!good, "{error}");
     host.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_a_stream_that_is_made_anew_are_not_those_that_were_meant() -> Result<()> {
+    let world = World::start().await?;
+    let site = &world.site;
+    let (_, error, good) = run(site, &["init"])?;
+    ensure!(good, "{error}");
+    world.client.publish_bytes(CONNECT, "{}").await?;
+    until_listed(site, 1).await?;
+    let client = async_nats::connect(world.server.url()).await?;
+    let context = jetstream::new(client.clone());
+    let stream = context.get_stream("presence-dlq").await?;
+    // It waits, since another one seems to run.
+    let other = pull::Config {
+        name: Some("presence-redrive".into()),
+        ..pull::Config::default()
+    };
+    stream.create_consumer(other.clone()).await?;
+    let asks = "$JS.API.CONSUMER.CREATE.presence-dlq.presence-redrive";
+    let mut tries = client.subscribe(asks).await?;
+    let mut command = host::command(site, &["dlq", "redrive", "--all", "--yes"])?;
+    let redrive = tokio::task::spawn_blocking(move || command.output());
+    wait::guarded("it to ask for its turn", tries.next()).await?;
+    context.delete_stream("presence-dlq").await?;
+    let (_, error, good) = run(site, &["init"])?;
+    ensure!(good, "{error}");
+    world.client.publish_bytes(CONNECT, "[]").await?;
+    let anew = until_listed(site, 1).await?;
+    let output = wait::guarded("the redrive to end", redrive).await???;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(printed.contains("gone: "), "{printed}");
+    ensure!(listed(site, &[])? == anew);
+    world.end().await
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_letter_is_told_though_it_cant_be_removed() -> Result<()> {
+    let world = World::start().await?;
+    let site = &world.site;
+    let client = async_nats::connect(world.server.url()).await?;
+    let own = jetstream::stream::Config {
+        name: "own".into(),
+        subjects: vec![DLQ.into()],
+        deny_delete: true,
+        ..jetstream::stream::Config::default()
+    };
+    jetstream::new(client).create_stream(own).await?;
+    world.client.publish_bytes(CONNECT, "{}").await?;
+    wait::until("the letter", async || {
+        let (out, ..) = run(site, &["list", "--stream", "own"])?;
+        Ok(out.contains("missing-field").then_some(()))
+    })
+    .await?;
+    let args = ["redrive", "1", "--yes", "--json", "--stream", "own"];
+    let (out, error, good) = run(site, &args)?;
+    assert!(
+        !good && error.contains("can't remove dead letter 1"),
+        "{error}"
+    );
+    let printed: Value = serde_json::from_str(&out)?;
+    assert_eq!(printed["redriven"][0]["outcome"], "refused");
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_redrive_whose_output_nobody_reads_redrives_all_the_same() -> Result<()> {
+    const LETTERS: usize = 5;
+    let world = World::start().await?;
+    let site = &world.site;
+    let (_, error, good) = run(site, &["init"])?;
+    ensure!(good, "{error}");
+    // A cell of this width is no reason to panic, either.
+    let user = "u".repeat(70_000);
+    for _ in 0..LETTERS {
+        let refused = inputs::connect(&user, "c1", now_ms());
+        world.client.publish(CONNECT, &refused).await?;
+    }
+    let before = until_listed(site, LETTERS).await?;
+    let (printed, error, good) = run(site, &["list"])?;
+    ensure!(
+        good && printed.lines().all(|line| line.len() < 1_000),
+        "{error}"
+    );
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let mut command = host::command(site, &["dlq", "redrive", "--all", "--yes"])?;
+    let output = command.stdout(writer).output()?;
+    // All were refused again.
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let after = until_listed(site, LETTERS).await?;
+    ensure!(after.iter().all(|it| !before.contains(it)), "{after:?}");
+    world.end().await
+}
