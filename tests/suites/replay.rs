@@ -231,3 +231,18 @@ fn a_night_ends_at_the_hour_by_the_clock_also_when_the_clocks_are_changed() -> R
     }
     Ok(())
 }
+
+#[test]
+fn a_body_of_several_lines_is_published_on_one() -> Result<()> {
+    let site = Site::new("nats://127.0.0.1:1")?;
+    let body = "{\"userId\": \"12345\", \"connId\": \"c1\", \"timestamp\": 1700000000000, \
+                \"metadata\": {\"device\": {\n\"os\":\r\n\"a\\nb\"}}}";
+    let line = json!({"at": SEED_MS, "subject": CONNECT, "payload": body});
+    let printed = replay(&site, &[line])?;
+    let lines = printed.lines().map(serde_json::from_str::<Value>);
+    let lines: Vec<_> = lines.collect::<Result<_, _>>()?;
+    let shown = lines.iter().find(|it| it["subject"] == ONLINE);
+    let shown = shown.context("they come online")?;
+    assert_eq!(shown["data"]["metadata"]["device"]["os"], "a\nb");
+    Ok(())
+}

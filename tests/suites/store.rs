@@ -220,6 +220,14 @@ async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<
         &["plugins", "push", &plugin(site, "no.wasm", b"\0asm")?],
     )?;
     ensure!(error.contains("no.wasm can't be used"), "{error}");
+    let named = component::with(&component::load("contacts")?, |manifest| {
+        drop(manifest.insert("name".into(), "../contacts".into()));
+    })?;
+    let error = bad(
+        site,
+        &["plugins", "push", &plugin(site, "named.wasm", &named)?],
+    )?;
+    ensure!(error.contains("no pipeline can name it"), "{error}");
 
     // Each is validated by the node as a swap of the folder is.
     let path = plugin(

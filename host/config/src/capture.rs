@@ -198,6 +198,7 @@ mod tests {
             (b"{\"n\":1.50e1}", "\"data\":{\"n\":1.50e1}}"),
             (b" {}", "\"payload\":\" {}\",\"encoding\":\"utf8\"}"),
             (b"{\n}", "\"payload\":\"{\\n}\",\"encoding\":\"utf8\"}"),
+            (b"null", "\"data\":null}"),
             (b"{", "\"payload\":\"{\",\"encoding\":\"utf8\"}"),
             (b"", "\"payload\":\"\",\"encoding\":\"utf8\"}"),
             (b"\xff", "\"payload\":\"/w==\",\"encoding\":\"base64\"}"),

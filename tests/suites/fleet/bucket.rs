@@ -23,11 +23,13 @@ async fn what_all_nodes_have_in_common_is_written_again_when_it_is_gone() -> Res
     let context = jetstream::new(scene.client.nats.clone());
     let store = context.get_key_value("presence-fleet").await?;
     let before = config(&context).await?.context("config")?;
-    for damage in ["", "junk"] {
+    let other = before.replace(&format!("\"shards\":{SHARDS}"), "\"shards\":16");
+    ensure!(other != before, "{before}");
+    for damage in ["", "junk", &other] {
         match damage {
             "" => store.delete("config").await?,
-            junk => {
-                store.put("config", junk.into()).await?;
+            other => {
+                store.put("config", other.to_owned().into()).await?;
             }
         }
         wait::until("the configuration to be back", async || {

@@ -432,7 +432,7 @@ impl Driver {
             revision,
         } = match seen {
             Some(Seen::Entry(change)) => change,
-            Some(Seen::NoLayout) => return self.keep_layout(),
+            Some(Seen::Layout) => return self.keep_layout(),
             None => return self.watch_anew(WATCH_RETRY),
         };
         self.silence.saw(revision);

@@ -276,7 +276,10 @@ impl DeadLetter {
         );
         match &*content.encoding {
             "utf8" => Ok(content.payload.clone().into()),
-            "base64" => Ok(STANDARD.decode(&content.payload)?.into()),
+            "base64" => Ok(STANDARD
+                .decode(&content.payload)
+                .context("its payload is not base64")?
+                .into()),
             other => bail!("the letter's encoding, `{other}`, isn't known"),
         }
     }

@@ -76,8 +76,8 @@ pub(crate) struct BucketWatch(kv::Watch);
 pub(crate) enum Seen {
     /// An entry has changed.
     Entry(Change),
-    /// What all nodes have in common was removed, or can't be read.
-    NoLayout,
+    /// What all nodes have in common was written, or removed.
+    Layout,
 }
 
 /// A key that has changed: its value, none if it was deleted, and its revision.
@@ -289,8 +289,8 @@ impl FleetBucket {
         }
     }
 
-    /// Writes what all nodes have in common again, where it is gone or can't be read, if this is still
-    /// the bucket that was opened. Says whether that was needed.
+    /// Writes what all nodes have in common again, where it is gone, can't be read, or says something else than when
+    /// this node joined, if this is still the bucket that was opened. Says whether that was needed.
     ///
     /// # Errors
     /// If it can't be read or written.
@@ -300,7 +300,9 @@ impl FleetBucket {
         }
         let entry = self.store.entry(CONFIG).await?;
         let revision = match &entry {
-            Some(entry) if is_put(entry) && layout_of(entry).is_ok() => return Ok(false),
+            Some(entry) if is_put(entry) && layout_of(entry).is_ok_and(|it| it == *layout) => {
+                return Ok(false);
+            }
             Some(entry) => entry.revision,
             None => 0,
         };
@@ -338,8 +340,8 @@ impl BucketWatch {
             if let Some(key) = Key::parse(&entry.key) {
                 return Some(Seen::Entry(change(key, &entry)));
             }
-            if entry.key == CONFIG && !(is_put(&entry) && layout_of(&entry).is_ok()) {
-                return Some(Seen::NoLayout);
+            if entry.key == CONFIG {
+                return Some(Seen::Layout);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
 use async_nats::Client;
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::Config;
@@ -62,7 +62,8 @@ impl StreamAccess {
     ) -> anyhow::Result<bool> {
         let name = wanted.name.clone();
         let wanted = stream::Config {
-            max_bytes: i64::try_from(retention.bytes_max)?,
+            max_bytes: i64::try_from(retention.bytes_max)
+                .map_err(|_| anyhow!("a stream keeps no more than 7 EiB"))?,
             max_age: retention.age_max,
             num_replicas: retention.replicas,
             discard: DiscardPolicy::Old,
@@ -90,11 +91,20 @@ impl StreamAccess {
                     ..found.config.clone()
                 };
                 let updated = self.context.update_stream(changed).await;
+                let updated = updated.map_err(|error| self.complained(error.into()));
                 updated.with_context(|| format!("can't change the stream `{name}`"))?;
                 Ok(false)
             }
             Err(error) if is_missing(&error.kind()) => {
+                let subjects = wanted.subjects.join(" and ");
                 let created = self.context.create_stream(wanted).await;
+                let created = created.map_err(|error| match is_overlap(&error.kind()) {
+                    true => anyhow!(
+                        "another stream has subjects among {subjects}: use that one (`--stream` of the \
+                         commands for dead letters, `[input] stream` for input)"
+                    ),
+                    false => self.complained(error.into()),
+                });
                 created.with_context(|| format!("can't make the stream `{name}`"))?;
                 Ok(true)
             }
@@ -120,6 +130,11 @@ impl StreamAccess {
              --store_dir FOLDER`), and may this user use it?"
         ))
     }
+}
+
+/// Whether another stream has some of its subjects.
+fn is_overlap(kind: &CreateStreamErrorKind) -> bool {
+    matches!(kind, CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP)
 }
 
 /// Whether there is no such stream.

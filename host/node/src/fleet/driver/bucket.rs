@@ -43,8 +43,8 @@ impl Driver {
         let kept = async move {
             match bucket.keep_layout(&layout).await {
                 Ok(true) => tracing::warn!(
-                    "the fleet's bucket had lost its key `config`, or its content: this node has \
-                     written it again"
+                    "the fleet's bucket had lost its key `config`, or it said something else than when \
+                     this node joined: it is written again"
                 ),
                 Ok(false) => {}
                 Err(error) => {
