@@ -1,11 +1,11 @@
 //! What a node keeps on disk of the plugin store: the plugins that it runs, by their digests,
 //! and the revision that is in force. It starts from that while the store is away.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Context as _, ensure};
 use presence_config::digest::Digest;
@@ -27,27 +27,14 @@ pub struct StoreCache {
     folder: Option<PathBuf>,
     /// The plugins that could not be kept there.
     memory: Mutex<HashMap<Digest, Arc<[u8]>>>,
-    /// The plugins that are to stay besides those in force, as often as they are held.
-    held: Mutex<Vec<Digest>>,
+    /// The plugins that are to stay besides those in force, each for as long as somebody holds it. Locked while one
+    /// is removed: who holds one then finds it there, or finds it gone.
+    held: Mutex<Vec<(Digest, Weak<()>)>>,
 }
 
 /// Plugins that stay on this node for as long as this is there, whatever comes into force meanwhile.
 #[derive(Debug)]
-pub struct HeldPlugins {
-    kept: Arc<StoreCache>,
-    digests: Vec<Digest>,
-}
-
-impl Drop for HeldPlugins {
-    fn drop(&mut self) {
-        let mut held = self.kept.held();
-        for digest in &self.digests {
-            if let Some(at) = held.iter().position(|it| it == digest) {
-                held.swap_remove(at);
-            }
-        }
-    }
-}
+pub struct HeldPlugins(#[expect(dead_code, reason = "what it is for is that it lives")] Arc<()>);
 
 /// What a node keeps of a canary over a restart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,14 +61,15 @@ impl StoreCache {
         }
     }
 
-    /// Has plugins stay, also those that aren't there yet.
-    pub fn hold(self: &Arc<Self>, digests: impl IntoIterator<Item = Digest>) -> HeldPlugins {
-        let digests: Vec<_> = digests.into_iter().collect();
-        self.held().extend_from_slice(&digests);
-        HeldPlugins {
-            kept: Arc::clone(self),
-            digests,
-        }
+    /// Has plugins stay, also those that aren't there yet. It may wait for the disk.
+    pub fn hold(&self, digests: impl IntoIterator<Item = Digest>) -> HeldPlugins {
+        let token = Arc::new(());
+        let digests = digests.into_iter();
+        let digests = digests.map(|digest| (digest, Arc::downgrade(&token)));
+        let mut held = self.held();
+        held.retain(|(_, holder)| holder.strong_count() > 0);
+        held.extend(digests);
+        HeldPlugins(token)
     }
 
     /// A plugin's bytes.
@@ -145,9 +133,11 @@ impl StoreCache {
 
     /// Keeps the revision that is in force, and of the plugins only its own and those that are held.
     pub fn record_in_force(&self, revision: &Revision) {
-        let mut used = revision.digests();
-        used.extend(self.held().iter().cloned());
-        self.memory().retain(|digest, _| used.contains(digest));
+        let used = revision.digests();
+        let held = self.held();
+        let stays = |digest: &Digest| used.contains(digest) || is_held(&held, digest);
+        self.memory().retain(|digest, _| stays(digest));
+        drop(held);
         let Some(path) = self.revision_path() else {
             return;
         };
@@ -158,12 +148,14 @@ impl StoreCache {
                 revision.revision
             );
         }
-        let names: BTreeSet<_> = used.iter().map(file_name).collect();
         let files = self.folder.iter().flat_map(fs::read_dir).flatten();
         for file in files.flatten() {
             let name = file.file_name();
             let name = name.to_string_lossy();
-            if name.ends_with(".wasm") && !names.contains(&*name) {
+            let digest = name.strip_suffix(".wasm").map(Digest::of_hex);
+            let Some(Ok(digest)) = digest else { continue };
+            let held = self.held();
+            if !used.contains(&digest) && !is_held(&held, &digest) {
                 // What stays takes room, and harms nothing.
                 let _ = fs::remove_file(file.path());
             }
@@ -208,13 +200,18 @@ impl StoreCache {
         Some(self.folder.as_ref()?.join("canary.json"))
     }
 
-    fn held(&self) -> MutexGuard<'_, Vec<Digest>> {
+    fn held(&self) -> MutexGuard<'_, Vec<(Digest, Weak<()>)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn memory(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[u8]>>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_held(held: &[(Digest, Weak<()>)], digest: &Digest) -> bool {
+    let mut holders = held.iter().filter(|(it, _)| it == digest);
+    holders.any(|(_, holder)| holder.strong_count() > 0)
 }
 
 fn file_name(digest: &Digest) -> String {

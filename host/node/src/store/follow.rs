@@ -2,6 +2,7 @@
 //! loaded. Numbers only grow: what a node has run, it never goes back from, whatever becomes of
 //! the bucket.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl PluginFetcher {
         revision: &Revision,
         limit: Limit,
     ) -> anyhow::Result<HeldPlugins> {
-        let held = self.kept.hold(revision.digests());
+        let held = self.hold(revision.digests()).await?;
         for digest in revision.digests() {
             self.fetch_missing(&digest, limit).await?;
         }
@@ -79,9 +80,14 @@ impl PluginFetcher {
         digest: &Digest,
         limit: Limit,
     ) -> anyhow::Result<HeldPlugins> {
-        let held = self.kept.hold([digest.clone()]);
+        let held = self.hold([digest.clone()].into()).await?;
         self.fetch_missing(digest, limit).await?;
         Ok(held)
+    }
+
+    async fn hold(&self, digests: BTreeSet<Digest>) -> anyhow::Result<HeldPlugins> {
+        let kept = Arc::clone(&self.kept);
+        Ok(blocking(move || kept.hold(digests)).await?)
     }
 
     async fn fetch_missing(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
