@@ -52,7 +52,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         print_json(json!({"deadLetters": listed, "earlier": earlier}))?;
         return Ok(());
     }
-    if newest.is_empty() {
+    if newest.is_empty() && earlier == 0 {
         print("no dead letters\n")?;
         return Ok(());
     }
