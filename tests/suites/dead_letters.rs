@@ -1,6 +1,7 @@
 //! Dead letters for operators: kept in a stream, listed, shown, and redriven.
 
 use anyhow::{Context, Result, ensure};
+use async_nats::Subscriber;
 use async_nats::jetstream::{self, consumer::pull};
 use futures_util::StreamExt as _;
 use presence_tests::client::now_ms;
@@ -214,6 +215,20 @@ async fn redrives_at_once_leave_one_letter_of_each_message() -> Result<()> {
     world.end().await
 }
 
+/// Has another redrive seem to run, and says how often one asks for its turn.
+async fn another_redrive(world: &World) -> Result<(jetstream::Context, Subscriber)> {
+    let client = async_nats::connect(world.server.url()).await?;
+    let context = jetstream::new(client.clone());
+    let stream = context.get_stream("presence-dlq").await?;
+    let other = stream.create_consumer(pull::Config {
+        name: Some("presence-redrive".into()),
+        ..pull::Config::default()
+    });
+    other.await?;
+    let asks = "$JS.API.CONSUMER.CREATE.presence-dlq.presence-redrive";
+    Ok((context, client.subscribe(asks).await?))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redrive_waits_for_another_and_goes_on_when_that_is_gone() -> Result<()> {
     let world = World::start().await?;
@@ -222,18 +237,8 @@ async fn a_redrive_waits_for_another_and_goes_on_when_that_is_gone() -> Result<(
     ensure!(good, "{error}");
     world.client.publish_bytes(CONNECT, "{}").await?;
     let before = until_listed(site, 1).await?;
-    let client = async_nats::connect(world.server.url()).await?;
-    let stream = jetstream::new(client.clone())
-        .get_stream("presence-dlq")
-        .await?;
-    let other = stream.create_consumer(pull::Config {
-        name: Some("presence-redrive".into()),
-        ..pull::Config::default()
-    });
-    other.await?;
-    let mut tries = client
-        .subscribe("$JS.API.CONSUMER.CREATE.presence-dlq.presence-redrive")
-        .await?;
+    let (context, mut tries) = another_redrive(&world).await?;
+    let stream = context.get_stream("presence-dlq").await?;
     let mut command = host::command(site, &["dlq", "redrive", "--all", "--yes"])?;
     let redrive = tokio::task::spawn_blocking(move || command.output());
     for _ in 0..3 {
@@ -342,17 +347,7 @@ async fn letters_of_a_stream_that_is_made_anew_are_not_those_that_were_meant() -
     ensure!(good, "{error}");
     world.client.publish_bytes(CONNECT, "{}").await?;
     until_listed(site, 1).await?;
-    let client = async_nats::connect(world.server.url()).await?;
-    let context = jetstream::new(client.clone());
-    let stream = context.get_stream("presence-dlq").await?;
-    // It waits, since another one seems to run.
-    let other = pull::Config {
-        name: Some("presence-redrive".into()),
-        ..pull::Config::default()
-    };
-    stream.create_consumer(other.clone()).await?;
-    let asks = "$JS.API.CONSUMER.CREATE.presence-dlq.presence-redrive";
-    let mut tries = client.subscribe(asks).await?;
+    let (context, mut tries) = another_redrive(&world).await?;
     let mut command = host::command(site, &["dlq", "redrive", "--all", "--yes"])?;
     let redrive = tokio::task::spawn_blocking(move || command.output());
     wait::guarded("it to ask for its turn", tries.next()).await?;
