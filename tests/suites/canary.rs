@@ -176,6 +176,12 @@ async fn a_canary_breaks_its_rule_also_where_a_later_revision_is_refused_and_sta
         .await?;
     for restarts in [false, true] {
         if restarts {
+            let args = ["plugins", "canary", &named, "--percent", "60", "--yes"];
+            let output = host::run(&world.site, &args)?;
+            let error =
+                String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            let words = ["it has ended on this node", "nothing was written"];
+            ensure!(words.iter().all(|it| error.contains(it)), "{error}");
             // It would write the end at once.
             world.host.process.kill().await?;
             world.host = Host::start(&world.site).await?;

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::follow::{PluginFetcher, limit};
-use crate::reload::{PipelineChange, Shadow, ShadowOrder};
+use crate::reload::{PipelineChange, Shadow, ShadowOrder, has_ended};
 use crate::tasks::blocking;
 use crate::tenant::RunningPipelines;
 
@@ -138,6 +138,13 @@ impl RevisionValidator {
     async fn try_out(&self, body: &[u8]) -> anyhow::Result<()> {
         let revision = Revision::parse(body)?;
         let _turn = self.turn.lock().await;
+        if let Some(candidate) = revision.candidate.clone() {
+            let kept = Arc::clone(&self.fetcher.kept);
+            let kept = blocking(move || kept.canary(&candidate)).await?;
+            if let Some(why) = kept.and_then(|it| it.ended) {
+                bail!("its canary doesn't run: {}", has_ended(&why));
+            }
+        }
         let mut config = self.config.borrow().clone();
         let most = config.plugins.load_timeout;
         let fetched = timeout(most, self.fetcher.fetch(&revision, limit(&config))).await;
