@@ -169,6 +169,11 @@ impl StoreCache {
         kept.filter(|it| it.candidate.is_same(candidate))
     }
 
+    /// Why a canary has ended on this node, if it has.
+    pub fn canary_end(&self, candidate: &Candidate) -> Option<String> {
+        self.canary(candidate)?.ended
+    }
+
     /// Keeps what is known of a canary, in place of what was.
     pub fn save_canary(&self, canary: &SavedCanary) {
         let Some(path) = self.canary_path() else {

@@ -63,7 +63,7 @@ impl<W: Write> Printer<W> {
             };
             let headers = source.headers(&subject, renewed, seq);
             // Outside of strings, which have none, a line break is but space.
-            let body = String::from_utf8(body.to_vec())?.replace(['\n', '\r'], " ");
+            let body = std::str::from_utf8(&body)?.replace(['\n', '\r'], " ");
             let data: &RawValue = serde_json::from_str(&body)?;
             let published = Published {
                 at,

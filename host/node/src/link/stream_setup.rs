@@ -63,7 +63,7 @@ impl StreamAccess {
         let name = wanted.name.clone();
         let wanted = stream::Config {
             max_bytes: i64::try_from(retention.bytes_max)
-                .map_err(|_| anyhow!("a stream keeps no more than 7 EiB"))?,
+                .map_err(|_| anyhow!("a stream keeps less than 8 EiB"))?,
             max_age: retention.age_max,
             num_replicas: retention.replicas,
             discard: DiscardPolicy::Old,

@@ -133,8 +133,7 @@ async fn with_candidate(
         return Ok((loaded, None));
     };
     let (kept, which) = (Arc::clone(loaded.loader.store_cache()), candidate.clone());
-    let kept = blocking(move || kept.canary(&which)).await?;
-    if let Some(why) = kept.and_then(|it| it.ended) {
+    if let Some(why) = blocking(move || kept.canary_end(&which)).await? {
         return Ok((loaded, Some(anyhow::Error::msg(has_ended(&why)))));
     }
     let (mut with, share) = (config.clone(), candidate.percent);

@@ -140,8 +140,7 @@ impl RevisionValidator {
         let _turn = self.turn.lock().await;
         if let Some(candidate) = revision.candidate.clone() {
             let kept = Arc::clone(&self.fetcher.kept);
-            let kept = blocking(move || kept.canary(&candidate)).await?;
-            if let Some(why) = kept.and_then(|it| it.ended) {
+            if let Some(why) = blocking(move || kept.canary_end(&candidate)).await? {
                 bail!("its canary doesn't run: {}", has_ended(&why));
             }
         }
