@@ -334,6 +334,21 @@ fn once_statuses_are_told_the_newest_connection_is_shown() {
 }
 
 #[test]
+fn who_comes_back_after_an_applications_offline_is_shown_by_the_newest_connection() {
+    let mut world = World::new(false);
+    world.connect(1, "web", at("home"));
+    world.connect(2, "phone", at("bus"));
+    assert_eq!(world.location(), "\"home\"");
+    let told = world.says(Kind::Offline, 3, "", json!({}));
+    assert_eq!(told, ["ben: offline"]);
+    let told = world.connect(5_000, "tablet", at("work"));
+    assert_eq!(told, ["online work", "ben: online work"]);
+    // And then in the order in which they came.
+    assert_eq!(world.disconnect(10_000, "tablet"), ["ben: online bus"]);
+    assert_eq!(world.disconnect(15_000, "phone"), ["ben: online home"]);
+}
+
+#[test]
 fn what_is_broadcast_no_more_is_taken_back_from_viewers_and_not_shown_after_a_restart() {
     for statuses in [true, false] {
         let mut world = World::new(statuses);

@@ -210,7 +210,8 @@ impl Presence {
             || (is_offline && opened().is_some_and(|opened| opened > sent))
     }
 
-    /// Whether a message is a connect by which an application's offline holds no longer.
+    /// Whether a message is a connect by which an application's offline holds no longer. Then nobody
+    /// sees anything of the user, who is announced by their newest connection.
     pub(super) fn lifts_offline(
         &mut self,
         user: &str,
@@ -218,9 +219,13 @@ impl Presence {
         payload: &Payload,
         common: &mut Common,
     ) -> bool {
-        matches!(payload, Payload::Connect { .. })
+        let lifted = matches!(payload, Payload::Connect { .. })
             && !self.is_overtaken(user, sent, payload, common)
-            && self.clear_stated_offline(user, common)
+            && self.clear_stated_offline(user, common);
+        if lifted {
+            common.tracker.announced_anew(user);
+        }
+        lifted
     }
 
     /// Has the decision about an event be made again at once, if it is pending. Says whether

@@ -7,7 +7,8 @@
 //!
 //! Where a further connection is not to change what is shown, the one that the user is
 //! shown by is put before all others and stays there until it goes, or until the newest
-//! is to be shown after all. It keeps its order, and is marked.
+//! is to be shown after all. It keeps its order, and is marked. A user who is announced anew,
+//! as an application's offline is over, is shown by the newest again.
 
 use std::sync::Arc;
 
@@ -85,19 +86,32 @@ impl<M: Clone> Tracker<M> {
             return;
         }
         for user in self.roster.users.keys() {
-            let shown = self.roster.users[user].list.newest;
-            let order = shown.and_then(|shown| self.place(shown)).map(|it| it.order);
-            let Some((shown, order)) = shown.zip(order.filter(|order| is_marked(*order))) else {
-                continue;
-            };
-            self.unlink(shown);
-            self.change(shown, |place| place.order = without_mark(order));
-            self.link_by_order(shown);
-            self.note(shown);
-            if !self.is_shown(shown) {
+            if let Some(shown) = self.show_newest_of(user) {
                 self.note_reshown(shown);
             }
         }
+    }
+
+    /// A user is announced anew, and so by the newest of their live connections.
+    pub(crate) fn announced_anew(&mut self, user: &str) {
+        if let Some(user) = self.roster.find_user(user) {
+            self.show_newest_of(user);
+        }
+    }
+
+    /// A user is shown by the newest of their live connections. Says by which they were
+    /// shown until now, if it was another.
+    fn show_newest_of(&mut self, user: Key) -> Option<Key> {
+        let shown = self.roster.users[user].list.newest?;
+        let order = self.place(shown)?.order;
+        if !is_marked(order) {
+            return None;
+        }
+        self.unlink(shown);
+        self.change(shown, |place| place.order = without_mark(order));
+        self.link_by_order(shown);
+        self.note(shown);
+        (!self.is_shown(shown)).then_some(shown)
     }
 
     /// Whether a user is shown by this connection.
