@@ -16,25 +16,26 @@ use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::recipients::Recipients;
 
-/// What is known and was said of an online user.
+/// What is known of an online user, and what viewers were told.
 #[derive(Clone, Debug)]
 pub struct LedgerEntry {
-    /// The event with which they came online, as it was told last.
+    /// The user's online event, as viewers were last told.
     pub event: Arc<Event>,
-    /// The event as it is now, where that is still to be told: rules go by it already.
+    /// The event as it is now, if viewers are still to be told of a change. Rules use this one
+    /// already.
     pub next: Option<Arc<Event>>,
     /// Who has been told, and what each of them was shown last.
     pub recipients: Recipients,
-    /// By how much the timestamp of the message with which they came was behind its
-    /// arrival, in milliseconds: what a disconnect's would be behind, too.
+    /// How much later than its timestamp the message arrived with which the user came online, in
+    /// milliseconds. A disconnect is assumed to take as long.
     pub lag_ms: u64,
-    /// Whether something that rules may read has changed, and was not decided on
-    /// before the user went.
+    /// Whether a change of something that rules may read had not been decided on when the user
+    /// left.
     pub unsettled: bool,
 }
 
 impl LedgerEntry {
-    /// An entry for a user who is online by this event, and these recipients.
+    /// An entry for a user who is online with this event, and of whom these recipients were told.
     pub fn new(event: Arc<Event>, recipients: Recipients) -> Self {
         Self {
             event,
@@ -45,7 +46,7 @@ impl LedgerEntry {
         }
     }
 
-    /// The event that rules go by.
+    /// The event that rules use.
     pub fn current(&self) -> &Arc<Event> {
         self.next.as_ref().unwrap_or(&self.event)
     }
@@ -56,21 +57,22 @@ impl LedgerEntry {
 pub struct Ledger {
     entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,
     changes: UnsavedEntries,
-    /// Users whose event to be told later has changed.
+    /// Users whose `next` event has changed since it was last taken.
     deferred: ChangedUsers,
-    /// Who reads it as it was at some moment: nothing changes but behind [`Self::keep`].
+    /// The readings of the ledger as it was at a moment. Each change of an entry calls
+    /// [`Self::keep`] before.
     readings: Readings<LedgerEntry>,
 }
 
-/// What of the ledger has changed since it was last taken.
+/// What has changed in the ledger since that was last taken.
 #[derive(Debug, Default)]
 struct UnsavedEntries {
-    /// Whether anybody takes it.
+    /// Whether changes are noted.
     wanted: bool,
     changed: RoaringBitmap,
-    /// Those whose record was handed out.
+    /// Users of whom a record was handed out.
     saved: RoaringBitmap,
-    /// Those of them who went offline.
+    /// Users of whom a record was handed out, and who went offline.
     gone: Vec<Name>,
 }
 
@@ -86,7 +88,7 @@ impl Ledger {
         self.entries.get_mut(&user)
     }
 
-    /// Notes that a user is online. Earlier recipients stay.
+    /// Notes that a user is online with this event. Earlier recipients stay.
     pub fn online(&mut self, event: Arc<Event>) -> &mut LedgerEntry {
         self.keep(event.user);
         let fresh = LedgerEntry::new(Arc::clone(&event), Recipients::default());
@@ -99,8 +101,7 @@ impl Ledger {
         entry
     }
 
-    /// What is known of an online user is this event from now on. Says whether they are
-    /// online.
+    /// Replaces the event of an online user. Returns whether the user is online.
     pub fn show(&mut self, event: &Arc<Event>) -> bool {
         let is_online = self.entries.contains_key(&event.user);
         if is_online {
@@ -109,7 +110,7 @@ impl Ledger {
         is_online
     }
 
-    /// As [`Self::show`], but it is told later. After a restart it is told at once.
+    /// As [`Self::show`], but viewers are told later. After a restart, they are told at once.
     pub fn defer(&mut self, event: &Arc<Event>) -> bool {
         let Some(entry) = self.get_mut(event.user) else {
             return false;
@@ -124,7 +125,7 @@ impl Ledger {
         self.changes.note(user);
     }
 
-    /// Removes a user who went offline, and says who had been told of them.
+    /// Removes a user who went offline. Returns the entry, which says who was told of them.
     pub fn offline(&mut self, user: Id) -> Option<LedgerEntry> {
         self.keep(user);
         let entry = self.entries.remove(&user)?;
@@ -138,7 +139,7 @@ impl Ledger {
         Some(entry)
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_changed`].
+    /// Sets whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = UnsavedEntries {
             wanted: keep,
@@ -147,14 +148,14 @@ impl Ledger {
         self.deferred.keep(keep);
     }
 
-    /// Whether there is anything to take.
+    /// Whether there are changes to take.
     pub fn has_records(&self) -> bool {
         let unsaved = &self.changes;
         !(unsaved.changed.is_empty() && unsaved.gone.is_empty() && self.deferred.is_empty())
     }
 
-    /// All entries that have changed since this was last called; none of a user who has
-    /// gone. Of two of the same user, the later holds.
+    /// Takes all entries that have changed since the last call; `None` for a user who went offline.
+    /// Of two entries of the same user, the later one holds.
     pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<LedgerEntry>)) {
         for user in self.changes.gone.drain(..) {
             take(user, None);
@@ -166,12 +167,12 @@ impl Ledger {
         self.changes.saved |= changed;
     }
 
-    /// The users whose event to be told later has changed since this was last called.
+    /// Takes the users whose `next` event has changed since the last call.
     pub(crate) fn take_deferred(&mut self) -> BTreeMap<Id, Name> {
         self.deferred.take()
     }
 
-    /// Puts an entry back.
+    /// Restores an entry.
     pub fn restore(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
         self.keep(user);
@@ -179,7 +180,7 @@ impl Ledger {
         self.entries.insert(user, entry);
     }
 
-    /// Takes an entry as another ledger has it, in the place of the one that there is.
+    /// Takes an entry of another ledger, which replaces this ledger's own.
     pub fn put(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
         self.keep(user);
@@ -190,12 +191,13 @@ impl Ledger {
         self.changes.note(user);
     }
 
-    /// It is to be read as it is now, by [`Self::read`].
+    /// Begins a reading of the ledger as it is now, for [`Self::read`].
     pub(crate) fn begin_reading(&mut self, moment: &Moment) {
         self.readings.begin(moment, self.user_numbers(), 0);
     }
 
-    /// Reads on as of a moment, so many entries at most. Says whether any were left.
+    /// Reads the next `count` entries at most, as they were at a moment. Returns whether any were
+    /// left.
     pub(crate) fn read(
         &mut self,
         moment: &Moment,
@@ -213,7 +215,7 @@ impl Ledger {
         users
     }
 
-    /// Their numbers.
+    /// The numbers of the online users' ids.
     pub(crate) fn user_numbers(&self) -> RoaringBitmap {
         self.entries.keys().map(|user| user.0).collect()
     }
@@ -228,7 +230,7 @@ impl Ledger {
         self.entries.is_empty()
     }
 
-    /// All the numbers the ledger holds.
+    /// The numbers of all ids that the ledger holds.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.deferred.ids().collect();
         let mut seen = VisitedSets::default();
@@ -243,7 +245,8 @@ impl Ledger {
         ids
     }
 
-    /// A user's entry is about to change.
+    /// To be called before a user's entry changes: keeps the entry for readings that have yet to
+    /// get to it.
     fn keep(&mut self, user: Id) {
         let entries = &self.entries;
         self.readings.keep(user.0, || entries.get(&user).cloned());

@@ -1,12 +1,12 @@
-//! What users are doing, as far as their connections say.
+//! What users are doing, as their connections report it.
 //!
-//! Of all that a user's live connections say, the foremost holds. They are counted
-//! by what they say, so that this costs the same however many there are.
+//! Of all activities that a user's live connections report, the one of the highest rank counts.
+//! Connections are counted by activity, so the cost is the same however many there are.
 
 use serde::{Deserialize, Serialize};
 
-/// What a user is doing, the foremost last.
-// Records hold it by its place: what is added comes last, and is ranked elsewhere.
+/// What a user is doing, in ascending rank.
+// Records store the index of a variant: a new variant comes last, and is ranked elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Activity {
     /// Nothing, for a while.
@@ -18,9 +18,9 @@ pub enum Activity {
 }
 
 impl Activity {
-    /// All of them, in the order of their numbers.
+    /// All activities, in the order of their indexes.
     pub const ALL: [Self; 3] = [Self::Idle, Self::Active, Self::Typing];
 }
 
-/// How many of a user's live connections say so, by [`Activity`].
+/// How many of a user's live connections report each [`Activity`].
 pub(super) type Activities = [u32; Activity::ALL.len()];

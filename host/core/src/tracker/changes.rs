@@ -1,21 +1,21 @@
-//! What of the tracker has changed since its records were last taken.
+//! What has changed in the tracker since its records were last taken.
 
 use std::sync::Arc;
 
 use super::slab::Key;
 
-/// What has changed since it was last taken.
+/// What has changed since records were last taken.
 #[derive(Debug, Default)]
 pub(super) struct UnsavedChanges {
-    /// Whether anybody takes them.
+    /// Whether changes are noted.
     pub(super) wanted: bool,
     pub(super) connections: Vec<Key>,
     pub(super) users: Vec<Key>,
-    /// Those of which a record was handed out, and nothing is known any longer.
+    /// Connections and users that were forgotten, and of which a record was handed out before.
     pub(super) gone_connections: Vec<(Arc<str>, Arc<str>)>,
     pub(super) gone_users: Vec<Arc<str>>,
-    /// The slot from which to look on for who was heard from.
+    /// The slot from which the newest timestamps are read next.
     pub(super) heard_from: usize,
-    /// How long the pauses took of which records of graces know nothing yet.
+    /// The length of the pauses that the records of graces don't include yet.
     pub(super) paused_ms: u64,
 }

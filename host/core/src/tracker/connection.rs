@@ -9,10 +9,10 @@ use super::slab::Key;
 pub(super) struct Connection<M> {
     pub(super) id: Box<str>,
     pub(super) user: Key,
-    /// The hash of (user, connection), for when the table grows.
+    /// The hash of (user, connection), which is needed when the table grows.
     pub(super) hash: u32,
     pub(super) state: State<M>,
-    /// At which moment the timer queue holds the `Task::Lease` that counts for it;
+    /// The deadline of the `Task::Lease` in the timer queue that counts for this connection;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) lease_entry: u64,
     /// Whether the timer queue holds a `Task::Forget` for it.
@@ -20,20 +20,20 @@ pub(super) struct Connection<M> {
     pub(super) saving: SaveState,
 }
 
-/// No entry of the timer queue: later than any.
+/// No entry in the timer queue: it is later than any deadline.
 pub(super) const NOT_QUEUED: u64 = u64::MAX;
 
-/// Whether a connection or user is stored, see `record`.
+/// Whether a connection or user has been stored, see `record`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SaveState {
     /// A record of it was handed out.
     pub(super) saved: bool,
-    /// It is among the changed.
+    /// It is in the list of changes, see `UnsavedChanges`.
     pub(super) changed: bool,
 }
 
 impl<M> Connection<M> {
-    /// The newest timestamp in any of its messages that is known.
+    /// The newest timestamp that is known of its messages.
     pub(super) fn newest(&self) -> u64 {
         match &self.state {
             State::Unknown => 0,
@@ -56,32 +56,31 @@ pub(super) enum State<M> {
 pub(super) struct LiveConnection<M> {
     /// When it was last heard from, by the host's clock.
     pub(super) heard_at: u64,
-    /// From which moment of the receive clock its lease counts: what liveness is
-    /// judged by.
+    /// The moment of the receive clock from which its lease counts. Liveness depends on it alone.
     pub(super) lease_from: u64,
-    /// The timestamp of its newest connect, whose metadata it has. A disconnect
-    /// from before belongs to an earlier life of the same connection.
+    /// The timestamp of its newest connect, from which it has its metadata. An older disconnect
+    /// belongs to an earlier life of the same connection.
     pub(super) opened: u64,
     /// The newest timestamp in any of its messages.
     pub(super) newest: u64,
-    /// Whether the store knows it.
+    /// Whether a record of `newest` was handed out.
     pub(super) is_newest_saved: bool,
     pub(super) metadata: M,
-    /// What it says that its user is doing.
+    /// The activity that it reported last. `None`: it has reported none.
     pub(super) activity: Option<Activity>,
-    /// The number of its last message that was taken from a stream: see `stored`. 0 for none.
+    /// The number, in the stream, of its last message, see `stored`. 0: none.
     pub(super) stored: u32,
-    /// Where it stands among its user's live connections.
+    /// Its place in the list of its user's live connections.
     pub(super) place: Place,
-    /// What there is to know of few connections.
+    /// State that few connections have.
     rare: Option<Box<Rare>>,
 }
 
 #[derive(Debug, Default)]
 struct Rare {
-    /// When it last said that its user is typing, by the host's clock.
+    /// When it last reported typing, by the host's clock.
     typing_at: u64,
-    /// Over which starts of the host it has been silent.
+    /// The starts of the host since its last message. `None`: it has sent one in this run.
     silence: Option<StartsWithoutMessage>,
 }
 
@@ -107,7 +106,8 @@ impl<M> LiveConnection<M> {
         }
     }
 
-    /// Says whether it is the first that is heard of it since the host started again.
+    /// Notes that it was heard from. Returns whether this is its first message since a start of the
+    /// host.
     pub(super) fn renew(&mut self, heard: ReceivedAt, timestamp: u64) -> bool {
         self.heard_at = heard.at;
         self.lease_from = heard.lease_from;
@@ -118,8 +118,9 @@ impl<M> LiveConnection<M> {
         self.take_silence().is_some()
     }
 
-    /// What it has said of itself, as far as replicas compare it; 0 of one that was opened and has said
-    /// nothing more. "Typing" ends by itself.
+    /// What replicas compare of it, as a number: its activity, and whether it was adopted. 0 if it
+    /// was opened by a connect, and has reported no activity. Typing counts as active, since it
+    /// ends by itself.
     pub(super) fn said(&self) -> u8 {
         let activity = match self.activity {
             None => 0,
@@ -129,7 +130,7 @@ impl<M> LiveConnection<M> {
         activity + 4 * u8::from(self.place.order < 0)
     }
 
-    /// Over which starts of the host it has been silent.
+    /// The starts of the host since its last message. `None`: it has sent one in this run.
     pub(super) fn silence(&self) -> Option<StartsWithoutMessage> {
         self.rare.as_ref()?.silence
     }
@@ -144,7 +145,7 @@ impl<M> LiveConnection<M> {
         }
     }
 
-    /// When it last said that its user is typing, by the host's clock.
+    /// When it last reported typing, by the host's clock; 0 if never.
     pub(super) fn typing_at(&self) -> u64 {
         self.rare.as_ref().map_or(0, |rare| rare.typing_at)
     }
@@ -154,7 +155,7 @@ impl<M> LiveConnection<M> {
     }
 }
 
-/// A moment at which a connection is heard from.
+/// When a message of a connection arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReceivedAt {
     /// By the host's clock.
@@ -165,24 +166,24 @@ pub(super) struct ReceivedAt {
 
 #[derive(Debug)]
 pub(super) struct Close {
-    /// Its timestamp. What is older, and arrives soon after it, is late.
+    /// The timestamp of the close. An older message that arrives soon after the close is stale.
     pub(super) timestamp: u64,
-    /// The newest timestamp in any of its messages, this close among them.
+    /// The newest timestamp in any message of the connection, including this close.
     pub(super) newest: u64,
     /// When the close was handled, by the host's clock.
     pub(super) kept_since: u64,
-    /// Whether nobody closed it: it fell silent.
+    /// Whether the connection timed out, so that nobody closed it.
     pub(super) is_silent: bool,
-    /// Whether nothing was heard of it before: its connect may come late.
+    /// Whether the connection was unknown before: its connect may still arrive.
     pub(super) is_first: bool,
-    /// The newest timestamp of what has been taken since for older than the close: where
-    /// something newer comes, it is the sender's clock that is behind.
+    /// The newest timestamp of the messages that were ignored since the close, as older than it. If
+    /// a message comes that is newer than this, the sender's clock is behind.
     pub(super) ignored: Option<u64>,
-    /// As of a live connection.
+    /// As `LiveConnection::stored`.
     pub(super) stored: u32,
 }
 
-/// How messages of a connection are ordered about its close.
+/// How messages of a connection are ordered around its close.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
     /// As [`super::TrackerSettings::reorder_ms`].
@@ -192,8 +193,8 @@ pub(super) struct Order {
 }
 
 impl Close {
-    /// Whether a message was sent before the close and has been overtaken by it. Past
-    /// `reorder_ms` the sender's clock is behind instead.
+    /// Whether a message was sent before the close, and arrives after it. After `reorder_ms`, an
+    /// older timestamp means that the sender's clock is behind.
     pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, order: Order) -> bool {
         let is_before = match order.ties_close {
             true => timestamp <= self.timestamp,
@@ -202,7 +203,7 @@ impl Close {
         is_before && self.is_recent(at, order.reorder_ms)
     }
 
-    /// Whether a heartbeat is of a life after this one.
+    /// Whether a heartbeat belongs to a new life of the connection, after this close.
     pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
         let is_recent = self.is_recent(at, order.reorder_ms);
         let is_tie = timestamp == self.newest && !order.ties_close;
@@ -214,7 +215,7 @@ impl Close {
         goes_on && !is_recent
     }
 
-    /// Whether it was handled at most so long ago.
+    /// Whether the close was handled at most `within_ms` ago.
     pub(super) fn is_recent(&self, at: u64, within_ms: u64) -> bool {
         at.saturating_sub(self.kept_since) <= within_ms
     }

@@ -1,22 +1,21 @@
-//! Damping of users who flip: who goes offline again and again within a short time is held
-//! online for a while, and for longer the more they do so, as routers do it with routes that
-//! flap. So a user who flips hundreds of times a second costs others no more than one who
-//! doesn't.
+//! Damping of users who flip. A user who goes offline again and again within a short time is held
+//! online for a while, and the more often they flip, the longer, as routers do it with routes that
+//! flap. So a user who flips hundreds of times a second costs others no more than one who doesn't.
 //!
-//! Each time the last connection of a user is closed adds to the user's penalty, which
-//! decays exponentially. While it is above the threshold, the user's offline waits until it
-//! has decayed to it. All of it is whole numbers, in steps of a part of the half life: how
-//! often somebody looks makes no difference.
+//! Each close of a user's last connection adds to the user's penalty, which decays exponentially.
+//! While the penalty is above the threshold, the user's offline waits until it has decayed to the
+//! threshold. All of this is computed in whole numbers, in steps of a fraction of the half life. So
+//! it makes no difference how often a penalty is read.
 
 /// How users who flip are damped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damping {
-    /// How many times in quick succession a user may go offline before that is held back;
-    /// 0 for as often as they like.
+    /// How many times in quick succession a user may go offline before an offline is held back; 0:
+    /// no limit.
     pub threshold: u32,
-    /// After how long, in milliseconds, a penalty is half of what it was.
+    /// The half life of a penalty, in milliseconds.
     pub half_life_ms: u64,
-    /// For how long an offline is held back at most, in milliseconds.
+    /// The longest time for which an offline is held back, in milliseconds.
     pub grace_ms_max: u64,
 }
 
@@ -59,23 +58,23 @@ const FLIP: u64 = 1 << 10;
 /// In how many steps a penalty is halved.
 const STEPS: u64 = 64;
 
-/// What is left of a penalty after a step, in 2^32ths: 2^(-1 / [`STEPS`]).
+/// What is left of a penalty after a step, in units of 2^-32: 2^(-1 / [`STEPS`]).
 const LEFT: u64 = 4_248_701_965;
 
-/// After so many half lives nothing is left.
+/// After this many half lives, nothing is left of a penalty.
 const HALVINGS_MAX: u64 = 40;
 
 /// How often a user has flipped lately.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Flips {
     penalty: u64,
-    /// When the penalty was that, in milliseconds by the host's clock.
+    /// When the penalty had this value, in milliseconds by the host's clock.
     at: u64,
 }
 
 impl Flips {
-    /// The user's last connection is closed. Says for how long, in milliseconds, the user's
-    /// offline is held back.
+    /// Counts a close of the user's last connection. Returns for how long the user's offline is
+    /// held back, in milliseconds.
     pub(super) fn flip(&mut self, now: u64, damping: &Damping) -> u64 {
         if damping.threshold == 0 {
             return 0;
@@ -113,7 +112,7 @@ impl Flips {
 }
 
 fn after_step(penalty: u64) -> u64 {
-    // It is far below 2^53.
+    // The result is no greater than `penalty`, so it fits.
     ((u128::from(penalty) * u128::from(LEFT)) >> 32) as u64
 }
 
@@ -127,7 +126,7 @@ mod tests {
         grace_ms_max: 60_000,
     };
 
-    /// For how long the offline of each of so many flips is held back.
+    /// For how long each of these offlines is held back.
     fn held(flips: usize, every_ms: u64) -> Vec<u64> {
         let mut user = Flips::default();
         let flip = |number| user.flip(1_000 + number as u64 * every_ms, &DAMPING);

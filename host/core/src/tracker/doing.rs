@@ -1,4 +1,4 @@
-//! The tracker and what connections say that their users are doing.
+//! The tracker's activities: what connections report of what their users are doing.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use super::connection::State;
 use super::slab::Key;
 
 impl<M: Clone> Tracker<M> {
-    /// A connection says what its user is doing, in a connect or heartbeat that was
-    /// just handed over. It holds until the connection says otherwise or ends. What a newer
-    /// message has overtaken is ignored, unless the connection has said nothing of it yet: heartbeats
-    /// may overtake the connect that says it.
+    /// A connection reports an activity, in a connect or heartbeat that was just handed over. It
+    /// holds until the connection reports another one, or ends. A report is ignored if a newer
+    /// message has overtaken it, unless the connection has reported no activity yet: heartbeats may
+    /// overtake the connect that reports one.
     pub fn set_activity(
         &mut self,
         now: u64,
@@ -48,8 +48,8 @@ impl<M: Clone> Tracker<M> {
         self.note(key);
     }
 
-    /// Has those be active who were said to be typing `typing_ms` ago or longer, and
-    /// not since.
+    /// Turns typing into active, for connections that last reported typing `typing_ms` ago or
+    /// longer.
     pub fn end_typing(&mut self, now: u64, typing_ms: u64) {
         let now = self.advance(now);
         while let Some(Reverse((said_at, key))) = self.typing.peek().copied()
@@ -82,7 +82,7 @@ impl<M: Clone> Tracker<M> {
         Some(said_at.saturating_add(typing_ms))
     }
 
-    /// What a user is doing, by all of their live connections.
+    /// The activity of a user: the highest one that a live connection reports.
     pub fn activity(&self, user: &str) -> Option<Activity> {
         let user = &self.roster.users[self.roster.find_user(user)?];
         let said = |activity: &&Activity| user.activities[**activity as usize] > 0;
@@ -95,13 +95,13 @@ impl<M: Clone> Tracker<M> {
         user.is_some_and(|key| self.roster.users[key].live > 0)
     }
 
-    /// A user whose connections say something else than before, while there are any;
-    /// each once or more. To be called until it returns none.
+    /// Takes a user whose activity may have changed. A user may come more than once. To be called
+    /// until it returns `None`.
     pub fn take_changed_activities(&mut self) -> Option<Arc<str>> {
         self.changed_activities.pop()
     }
 
-    /// Forgets what all connections say, and tells whose they are.
+    /// Forgets the activities of all connections. Returns the users who had one.
     pub fn forget_activities(&mut self) -> Vec<Arc<str>> {
         self.changed_activities.clear();
         for key in self.roster.connections.keys() {
@@ -116,7 +116,7 @@ impl<M: Clone> Tracker<M> {
         std::mem::take(&mut self.changed_activities)
     }
 
-    /// Notes that a connection says something else than before.
+    /// Counts a change of a connection's activity.
     pub(super) fn count_activity(
         &mut self,
         key: Key,
@@ -133,7 +133,7 @@ impl<M: Clone> Tracker<M> {
         if let Some(after) = after {
             user.activities[after as usize] += 1;
         }
-        // While no connection is live, what was said last is left as it is.
+        // While no connection is live, the user keeps the last activity.
         if user.live > 0 {
             self.changed_activities.push(Arc::clone(&user.name));
         }

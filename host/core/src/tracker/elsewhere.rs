@@ -1,26 +1,27 @@
-//! What another host has heard of connections, and hands on later: this one takes in no heartbeats
-//! meanwhile. Connects and disconnects reach this one at once, so a heartbeat may be handed on after
-//! a disconnect that was sent behind it.
+//! What another host has heard of connections, and passes on later. This host takes in no
+//! heartbeats meanwhile. Connects and disconnects reach this host at once, so a heartbeat may be
+//! passed on after a disconnect that was sent after it.
 
 use super::connection::{Close, Order, State};
 use super::types::{InputResult, Reason, Transition};
 use super::{ExpiredConnection, Tracker};
 
-/// What another host made of a heartbeat.
+/// How another host handled a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeardElsewhere {
-    /// It adopted the connection.
+    /// Whether it adopted the connection.
     pub adopted: bool,
-    /// How long ago it took it, at most.
+    /// How long ago it received the heartbeat, at most, in milliseconds.
     pub late_ms: u64,
 }
 
 impl HeardElsewhere {
-    /// Whether a heartbeat is of a life after a close that this host has handled.
+    /// Whether a heartbeat belongs to a new life of a connection, after a close that this host has
+    /// handled.
     fn follows(self, close: &mut Close, at: u64, timestamp: u64, order: Order) -> bool {
         if !close.is_silent && close.is_recent(at, self.late_ms) {
-            // It may have been sent before the close. Senders' timestamps don't tell, since each host
-            // takes them as no later than their arrival there.
+            // The heartbeat may have been sent before the close. The timestamps don't say: a host
+            // takes a sender's timestamp as no later than its own time.
             return self.adopted && close.is_followed_by(at, timestamp, order);
         }
         // The other host has handled that close, too.
@@ -29,15 +30,15 @@ impl HeardElsewhere {
 }
 
 impl<M: Clone> Tracker<M> {
-    /// Another host has heard for so much longer, and has handed on all that it heard: leases and
-    /// graces run on by that.
+    /// Another host has received for `gained_ms` longer, and has passed on all that it heard:
+    /// leases and graces run on by this time.
     pub fn heard_for(&mut self, now: u64, gained_ms: u64) {
         self.run_clock(now, now, |clock, now, _, timeout_ms| {
             clock.gain(now, gained_ms, timeout_ms)
         });
     }
 
-    /// As [`Self::heartbeat`], of a heartbeat that another host has taken.
+    /// As [`Self::heartbeat`], for a heartbeat that another host has received.
     pub fn heartbeat_elsewhere(
         &mut self,
         now: u64,
@@ -51,7 +52,7 @@ impl<M: Clone> Tracker<M> {
         self.sign_of_life(now, (user, conn), timestamp, metadata, follows)
     }
 
-    /// Another host takes a connection for gone that it last heard from with this timestamp.
+    /// Another host has timed a connection out, whose newest timestamp there is `timestamp`.
     pub fn end_silent(
         &mut self,
         now: u64,
@@ -64,8 +65,8 @@ impl<M: Clone> Tracker<M> {
         let State::Live(life) = &self.roster.connections[key].state else {
             return None;
         };
-        // It has been heard from here since. The timestamp alone doesn't say so: each host takes that of
-        // a sender whose clock is ahead as its own time.
+        // This host has heard from it since. The timestamp alone doesn't say so: if a sender's
+        // clock is ahead, each host takes its own time instead of the sender's.
         let silent_ms = now.saturating_sub(life.heard_at);
         if life.newest > timestamp && silent_ms < self.settings.timeout_ms / 2 {
             return None;
@@ -74,8 +75,9 @@ impl<M: Clone> Tracker<M> {
         self.time_out(key, last_heartbeat)
     }
 
-    /// Another host says that the grace of a user has ended. One that has run here for less than half of
-    /// its time is of a later disconnect, which the other host hadn't handled by then.
+    /// Another host has ended the grace of a user. A grace that has run here for less than half of
+    /// its time goes on: it belongs to a later disconnect, which the other host had not handled by
+    /// then.
     pub fn end_grace_of(&mut self, now: u64, user: &str) -> Option<Transition<M>> {
         self.advance(now);
         let key = self.roster.find_user(user)?;
@@ -88,14 +90,14 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Nobody was told that a user came online whose grace runs: they have left, and nobody is to be told
-    /// so.
+    /// Ends the grace of a user of whom viewers were never told. The offline that it returns is not
+    /// to be announced either.
     pub fn drop_grace_of(&mut self, user: &str) -> Option<Transition<M>> {
         let key = self.roster.find_user(user)?;
         self.finish_grace(key)
     }
 
-    /// Whether a connection is live; none if nothing is known of it.
+    /// Whether a connection is live. `None` if nothing is known of it.
     pub(crate) fn is_live(&self, user: &str, conn: &str) -> Option<bool> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
@@ -105,8 +107,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// That a known user has left; none if the user is online, or isn't known. Where users have a grace,
-    /// its end says when they have left, and there is none here.
+    /// The offline of a known user who has left. `None` if the user is online or unknown. Also
+    /// `None` if users have a grace: then its end makes the offline.
     pub(crate) fn departure(&self, user: &str, reason: Reason) -> Option<Transition<M>> {
         let user = &self.roster.users[self.roster.find_user(user)?];
         let has_left = !user.is_online() && self.settings.grace_ms == 0;
@@ -119,12 +121,12 @@ impl<M: Clone> Tracker<M> {
         })
     }
 
-    /// Whether connections that time out are kept from now on, for [`Self::take_expired`].
+    /// Sets whether connections that time out are kept from now on, for [`Self::take_expired`].
     pub(crate) fn keep_expired(&mut self, keep: bool) {
         self.expired = keep.then(Vec::new);
     }
 
-    /// Those that have timed out since this was last called.
+    /// Takes the connections that have timed out since the last call.
     pub(crate) fn take_expired(&mut self) -> impl Iterator<Item = ExpiredConnection> {
         let expired = self.expired.as_mut();
         expired.map(std::mem::take).unwrap_or_default().into_iter()

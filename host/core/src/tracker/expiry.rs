@@ -17,8 +17,8 @@ impl<M: Clone> Tracker<M> {
         heard.into_iter().chain(self.timers.next_other()).min()
     }
 
-    /// Does what is due at `now`, up to the next transition. To be called until
-    /// it returns `None`. Transitions come in the order of their deadlines.
+    /// Runs the tasks that are due at `now`, up to the next transition. To be called until it
+    /// returns `None`. Transitions come in the order of their deadlines.
     pub fn expire(&mut self, now: u64) -> Option<Transition<M>> {
         let now = self.advance(now);
         while let Some((due, task)) = self.timers.pop_due(now, self.receive_clock.clock()) {
@@ -37,19 +37,19 @@ impl<M: Clone> Tracker<M> {
         None
     }
 
-    /// The host knows `now` that it has been handed all inputs up to `at`: leases and graces
-    /// run on by the time since the last such report, or by a step if that is less. The rest
-    /// was a pause.
+    /// The host has been handed all inputs up to `at`, as it knows at `now`. Leases and graces run
+    /// on by the time since the last such report, or by one step if that is less. The rest was a
+    /// pause.
     ///
-    /// Pauses add at most one time-out to a lease. Of a connection last heard from two
-    /// time-outs ago or longer, what is left of the lease is cut to a third of
-    /// the time-out: time for one heartbeat, since the host may just have woken.
+    /// All pauses together lengthen a lease by at most one timeout. If a connection was last heard
+    /// from two timeouts ago or longer, what is left of its lease is cut to a third of the timeout:
+    /// time for one heartbeat, since the host may just have woken.
     pub fn received_up_to(&mut self, now: u64, at: u64) {
         self.run_clock(now, at, ReceiveClock::received);
     }
 
-    /// As [`Self::received_up_to`], but some inputs up to `at` were lost on the way here: the
-    /// time since the last report was a pause.
+    /// As [`Self::received_up_to`], but some inputs up to `at` were lost on the way to this host:
+    /// the time since the last report was a pause.
     pub fn lost_up_to(&mut self, now: u64, at: u64) {
         self.run_clock(now, at, ReceiveClock::lost);
     }
@@ -80,15 +80,15 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Wall time is this far ahead of the time that is given as `now`, in
-    /// milliseconds; behind, if negative.
+    /// Sets how far wall time is ahead of the time that is given as `now`, in milliseconds;
+    /// negative: behind.
     pub fn set_ahead(&mut self, now: u64, ahead_ms: i64) {
-        // Else its stamp would differ from that of a clock that is looked at more often.
+        // Otherwise the stamp would depend on how often the clock is moved on.
         self.advance(now);
         self.clock.set_ahead(ahead_ms);
     }
 
-    /// Judges all leases, graces and closes by other figures from now on.
+    /// Replaces the settings. All leases, graces and closes go by the new ones from now on.
     pub fn reconfigure(&mut self, settings: TrackerSettings) {
         let now = self.clock.now();
         self.settings = settings;
@@ -146,7 +146,7 @@ impl<M: Clone> Tracker<M> {
 
     fn check_lease(&mut self, key: Key, due: u64) -> Option<Transition<M>> {
         let entry = &mut self.roster.connections.get_mut(key)?.lease_entry;
-        // The deadline has come nearer, and an earlier entry took the place of this one.
+        // The deadline has come nearer, and an earlier entry counts instead of this one.
         if *entry != due {
             return None;
         }
@@ -168,8 +168,8 @@ impl<M: Clone> Tracker<M> {
     }
 
     pub(super) fn time_out(&mut self, key: Key, last_heartbeat: u64) -> Option<Transition<M>> {
-        // Nobody closed it: what its sender says next is to be newer than what it said
-        // last, however far its clock is behind.
+        // Nobody closed it. The close gets its last timestamp, so that the sender's next message is
+        // newer, however far the sender's clock is behind.
         self.close(key, last_heartbeat, last_heartbeat);
         if let State::Closed(close) = &mut self.roster.connections[key].state {
             close.is_silent = true;
@@ -214,9 +214,9 @@ impl<M: Clone> Tracker<M> {
         Some(offline)
     }
 
-    /// Has all leases be cut in time that may have to be: those of connections that
-    /// have missed more than a time-out of receiving since they were last heard from, or will have before
-    /// this is called again. The lease of any other is over by the time of its cut.
+    /// Queues a cut for each lease that may need one: those of connections that have missed more
+    /// than a timeout of receiving since they were last heard from, or will have before this is
+    /// called again. Any other lease is over by the time of its cut.
     fn queue_cuts(&mut self) {
         let timeout_ms = self.settings.timeout_ms;
         let missed_ms = timeout_ms - self.receive_clock.slack_ms(timeout_ms);
@@ -250,7 +250,7 @@ impl<M: Clone> Tracker<M> {
         self.queue_lease(key);
     }
 
-    /// By the receive clock. None if the connection isn't live.
+    /// The deadline by the receive clock. `None` if the connection isn't live.
     fn lease_deadline(&self, key: Key) -> Option<u64> {
         let State::Live(life) = &self.roster.connections.get(key)?.state else {
             return None;
@@ -259,7 +259,7 @@ impl<M: Clone> Tracker<M> {
         Some(deadline.min(LATEST))
     }
 
-    /// None if the connection isn't closed.
+    /// The deadline by the host's clock. `None` if the connection isn't closed.
     fn forgetting_deadline(&self, key: Key) -> Option<u64> {
         let State::Closed(close) = &self.roster.connections.get(key)?.state else {
             return None;
@@ -268,7 +268,7 @@ impl<M: Clone> Tracker<M> {
         Some(close.kept_since.saturating_add(kept_ms).min(LATEST))
     }
 
-    /// By the receive clock. None if the user's offline isn't pending.
+    /// The deadline by the receive clock. `None` if no offline of the user is pending.
     fn grace_deadline(&self, key: Key) -> Option<u64> {
         let pending = self.roster.users.get(key)?.pending.as_ref()?;
         let grace_ms = self.settings.grace_ms.max(pending.held_ms);

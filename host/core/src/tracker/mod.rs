@@ -1,21 +1,19 @@
 //! The presence tracker of one shard: from connects, heartbeats and
 //! disconnects to "this user came online" and "this user went offline".
 //!
-//! It is a state machine without any I/O. Time is an argument (milliseconds, by a
-//! clock that nobody sets), and no input can make it fail. The caller's contract:
+//! It is a state machine without any I/O. Time is an argument (milliseconds of a monotonic clock),
+//! and no input can make it fail. The caller's contract:
 //!
 //! 1. hand over every input with the time at which it arrived;
-//! 2. if the host may miss inputs, report up to when all have been received
-//!    (`received_up_to`): leases and graces run by that alone;
-//! 3. when `next_deadline` is reached, call `expire` until it returns `None`.
-//!    Inputs that arrived by then go first: a heartbeat at the very
-//!    millisecond of the deadline keeps its connection.
+//! 2. if the host may miss inputs, report up to when all inputs have been received
+//!    (`received_up_to`): leases and graces run only by these reports;
+//! 3. when `next_deadline` is reached, call `expire` until it returns `None`. Inputs that arrived
+//!    by then go first: a heartbeat at the very millisecond of the deadline keeps its connection.
 //!
-//! Liveness is judged by arrival alone. A sender's timestamp, never taken as
-//! later than its arrival (by the clock of bodies), only says when the user was last
-//! seen, and orders those messages of one connection that arrive at about the time of its
-//! close. Time does not run backwards here: an earlier
-//! `now` than one already given counts as that one.
+//! Liveness depends only on when messages arrive. A sender's timestamp only says when the user was
+//! last seen, and orders the messages of one connection. It counts as no later than the stamp,
+//! which is the time that is written into bodies. Time does not run backwards: a `now` that is
+//! earlier than a previous one counts as the previous one.
 //!
 //! A heartbeat is one hash look-up and a few writes. Deadlines are lazy, see
 //! `timer_queue`.
@@ -73,7 +71,7 @@ pub(crate) type ExpiredConnection = (Arc<str>, Box<str>, u64);
 
 /// Who is connected, and who is therefore online.
 ///
-/// `M` is what is kept with a connection, its metadata: opaque here.
+/// `M` is a connection's metadata, which the tracker doesn't interpret.
 #[derive(Debug)]
 pub struct Tracker<M> {
     settings: TrackerSettings,
@@ -82,28 +80,28 @@ pub struct Tracker<M> {
     roster: Roster<M>,
     timers: TimerQueue,
     changes: UnsavedChanges,
-    /// Users whose connections say something else than before.
+    /// Users whose activity may have changed, since a connection reported another one, or ended.
     changed_activities: Vec<Arc<str>>,
-    /// Users who stay online and are shown by another connection, or by what it says
-    /// now.
+    /// Users who stay online, and of whom another connection, or other metadata, is to be shown.
     reshown: Vec<Arc<str>>,
     orders: OrderCounter,
-    /// Live connections that were put back and have no place yet.
+    /// Live connections that were restored, and are not in their user's list yet.
     unlinked: Vec<Key>,
-    /// Connections that say that their user is typing, and since when at least.
+    /// Connections that report typing, by the time of a report. The newest report may be later: see
+    /// `LiveConnection::typing_at`.
     typing: BinaryHeap<Reverse<(u64, Key)>>,
-    /// Users and connections of this tracker, within what its tenant may have.
+    /// The users and connections of this tracker, counted against the limits of its tenant.
     online_users: Held,
     live_connections: Held,
-    /// How many closes were forgotten before their time, for want of room.
+    /// How many closes were forgotten early, since there was no room for them.
     closes_forgotten: u64,
-    /// How many offlines were held back, since their users flip.
+    /// How many offlines were held back by damping, since their users flip.
     held_back: u64,
-    /// How many graces run.
+    /// How many graces are running.
     graces: usize,
-    /// The stream that connections' numbers are of.
+    /// The stream to which the connections' message numbers belong. 0: none.
     stream: u64,
-    /// Connections that have timed out, if that is kept.
+    /// Connections that have timed out since they were last taken. `None`: they are not kept.
     expired: Option<Vec<ExpiredConnection>>,
 }
 
@@ -132,8 +130,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The same, whose users and connections count with those of others. To be said before the
-    /// first input.
+    /// Returns this tracker with its users and connections counted against these limits, which
+    /// other trackers share. To be called before the first input.
     #[must_use]
     pub fn within(self, users: &Cap, connections: &Cap) -> Self {
         Self {
@@ -143,7 +141,7 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// From now on there may be so many users and connections, of all that count together.
+    /// Sets how many users and connections there may be, in all trackers that share the limits.
     pub fn change_maxima(&self, users: usize, connections: usize) {
         self.online_users.change(users);
         self.live_connections.change(connections);
@@ -151,9 +149,9 @@ impl<M: Clone> Tracker<M> {
 
     /// A transport reports that a connection was opened.
     ///
-    /// Repeating it is harmless: it renews the lease. `metadata` is called if
-    /// this is the newest connect of the connection. One that is older than the close
-    /// of the connection, and arrives soon after it, is late.
+    /// Repeating it is harmless: it renews the lease. `metadata` is called if this is the newest
+    /// connect of the connection. A connect that is older than the connection's close, and arrives
+    /// soon after it, is stale.
     pub fn connect(
         &mut self,
         now: u64,
@@ -168,7 +166,8 @@ impl<M: Clone> Tracker<M> {
         self.connect_at(now, (user, conn), timestamp, None, metadata)
     }
 
-    /// As [`Self::connect`], of a message that has this place in a stream, if it comes from one.
+    /// As [`Self::connect`]. `place`: the message's place in a stream; `None` if it comes from no
+    /// stream.
     pub fn connect_at(
         &mut self,
         now: u64,
@@ -200,7 +199,7 @@ impl<M: Clone> Tracker<M> {
                 self.roster.users[user].see(timestamp);
                 self.queue_lease(key);
                 if is_newest {
-                    // Only now has it said what it is.
+                    // An adopted connection gets its place in the order with its first connect.
                     if was_adopted {
                         self.unlink(key);
                         let order = self.order_opened(user, place);
@@ -232,10 +231,11 @@ impl<M: Clone> Tracker<M> {
 
     /// A connection says that it is alive.
     ///
-    /// One that is unknown is adopted, and so is one that was closed, if this is newer
-    /// than all that was known of it, or comes right behind the close: this host may have
-    /// restarted, or have missed the connect. Of a sender whose clock is behind, the second
-    /// sign of life counts. Only then is `metadata` called; else nothing is allocated.
+    /// An unknown connection is adopted: this host may have restarted, or have missed the connect.
+    /// A closed one is adopted if the heartbeat is newer than all that is known of the connection,
+    /// or if it has the same timestamp and arrives right after the close. If the sender's clock is
+    /// behind, the second newer heartbeat counts (`Close::is_followed_by`). `metadata` is called
+    /// only for an adoption; otherwise nothing is allocated.
     pub fn heartbeat(
         &mut self,
         now: u64,
@@ -253,7 +253,7 @@ impl<M: Clone> Tracker<M> {
         )
     }
 
-    /// `follows`: whether it is of a life after a close.
+    /// `follows`: whether the message belongs to a new life of a closed connection.
     fn sign_of_life(
         &mut self,
         now: u64,
@@ -278,10 +278,10 @@ impl<M: Clone> Tracker<M> {
             }
             State::Closed(close) => match follows(close, heard.at, timestamp, order) {
                 true => timestamp.min(close.newest + 1),
-                // It belongs to the life before.
+                // It was sent before the close.
                 false => return Effect::Stale.into(),
             },
-            // It isn't known when it was opened: any disconnect ends it.
+            // The time of the connect isn't known. With 0, any disconnect ends the connection.
             State::Unknown => 0,
         };
         let life = LiveConnection::new(heard, opened, timestamp, metadata(), self.orders.adopted());
@@ -290,9 +290,8 @@ impl<M: Clone> Tracker<M> {
 
     /// A transport reports that a connection was closed.
     ///
-    /// The close is remembered for twice the timeout, also of a connection
-    /// never seen, so that what was sent before it and arrives after it does
-    /// no harm.
+    /// The close is remembered for twice the timeout, even if the connection was unknown. So a
+    /// message that was sent before the close, and arrives after it, does no harm.
     pub fn disconnect(
         &mut self,
         now: u64,
@@ -308,7 +307,7 @@ impl<M: Clone> Tracker<M> {
         let was_live = match &connection.state {
             // It ended an earlier life of this connection.
             State::Live(life) if timestamp < life.opened => return Effect::Stale.into(),
-            // It is the same one again.
+            // It repeats the disconnect that is known.
             State::Closed(close) if timestamp == close.timestamp => {
                 return Effect::Remembered.into();
             }
@@ -385,12 +384,12 @@ impl<M: Clone> Tracker<M> {
             .map(|user| (&user.name, user.live as usize))
     }
 
-    /// The places of users, for [`Self::users_at`].
+    /// The range of the slots that hold users, for [`Self::users_at`].
     pub fn user_places(&self) -> Range<usize> {
         0..self.roster.users.slots()
     }
 
-    /// The users that are online, of those at some places.
+    /// The online users in a range of slots.
     pub fn users_at(&self, places: Range<usize>) -> impl Iterator<Item = &Arc<str>> {
         let users = places.filter_map(|place| self.roster.users.at_place(place));
         let online = users.filter(|(_, user)| user.is_online());
@@ -412,7 +411,7 @@ impl<M: Clone> Tracker<M> {
         self.roster.connections.len() - self.live_connections.count()
     }
 
-    /// Whether nothing is known of anybody.
+    /// Whether no user is known.
     pub fn is_empty(&self) -> bool {
         // A user is kept for as long as a connection, a close or a grace is.
         self.roster.users.len() == 0
@@ -427,8 +426,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// For how long a live connection hasn't been heard from, in milliseconds; none of one that
-    /// isn't live.
+    /// How long ago the last message of a live connection arrived, in milliseconds. `None` if the
+    /// connection isn't live.
     pub fn silent_ms(&self, now: u64, user: &str, conn: &str) -> Option<u64> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
@@ -437,7 +436,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The moment, and the sender's timestamp as far as it can be believed.
+    /// Moves the clocks on to `now`. Returns the time of arrival, and the sender's timestamp, which
+    /// counts as no later than the stamp.
     fn arrival(&mut self, now: u64, timestamp: u64) -> (ReceivedAt, u64) {
         let at = self.advance(now);
         let lease_from = self.receive_clock.begin(at);
@@ -458,8 +458,8 @@ impl<M: Clone> Tracker<M> {
     fn begin(&mut self, key: Key, mut life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
         life.stored = self.roster.connections[key].stored();
         let user_key = self.roster.connections[key].user;
-        // One that stands for others is of a user whom viewers know as online: no quota hides
-        // that it goes.
+        // A connection without an id is a placeholder, see `shard::standby`: its user is online
+        // already, as far as viewers know. So no quota refuses it.
         let stands_for_others = self.roster.connections[key].id.is_empty();
         if stands_for_others {
             self.take_in(user_key);
@@ -488,7 +488,8 @@ impl<M: Clone> Tracker<M> {
         self.note(key);
         if in_grace {
             self.note_user(user_key);
-            // What the connection says now takes the place of what was said before.
+            // During the grace, the user kept the activity from before. The new connection replaces
+            // it.
             self.changed_activities
                 .push(Arc::clone(&self.roster.users[user_key].name));
         }
@@ -496,7 +497,7 @@ impl<M: Clone> Tracker<M> {
         InputResult { effect, transition }
     }
 
-    /// Takes what one more live connection of a user takes of the quotas.
+    /// Counts one more live connection of a user. Fails with the quota that it would exceed.
     fn admit(&mut self, user: Key) -> Result<(), Quota> {
         let user = &self.roster.users[user];
         let is_new = !user.is_online();
@@ -515,7 +516,7 @@ impl<M: Clone> Tracker<M> {
         Ok(())
     }
 
-    /// Counts one more live connection of a user, whether or not there may be one more.
+    /// Counts one more live connection of a user, even if that exceeds a quota.
     fn take_in(&mut self, user: Key) {
         if !self.roster.users[user].is_online() {
             self.online_users.keep();
@@ -523,7 +524,7 @@ impl<M: Clone> Tracker<M> {
         self.live_connections.keep();
     }
 
-    /// Makes a connection closed, or its close a newer one.
+    /// Marks a connection as closed, or replaces the close of a closed one.
     fn close(&mut self, key: Key, timestamp: u64, newest: u64) {
         let was_shown = self.is_shown(key);
         self.unlink(key);

@@ -2,11 +2,11 @@
 
 use super::slab::Key;
 
-/// Added to the order of a connection that stays before those opened after it.
+/// Added to the order of a connection that is kept ahead of those that are opened after it.
 pub(super) const MARK: i64 = 1 << 62;
 
-/// How far apart the orders of two connections are that were opened one after the other: there is room
-/// between them for those that are late.
+/// The distance between the orders of two connections that are opened one after the other. It
+/// leaves room between them for connects that come late.
 const STEP: i64 = 1 << 12;
 
 /// The two ends of a user's list.
@@ -19,15 +19,15 @@ pub(super) struct ListEnds {
 /// A live connection's place in its user's list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
-    /// Rises with each that is opened, unless it is late, and is below 0 for one that was adopted. The
-    /// list goes by it.
+    /// The list is sorted by it. It rises with each connection that is opened, unless the connect
+    /// comes late. It is negative for a connection that was adopted.
     pub(super) order: i64,
     pub(super) older: Option<Key>,
     pub(super) newer: Option<Key>,
 }
 
 impl Place {
-    /// One that isn't in a list yet.
+    /// The place of a connection that isn't in a list yet.
     pub(super) fn new(order: i64) -> Self {
         Self {
             order,
@@ -36,7 +36,7 @@ impl Place {
     }
 }
 
-/// The orders that were given last.
+/// The last orders that were given to opened and to adopted connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct OrderCounter {
     opened: i64,
@@ -54,7 +54,7 @@ impl OrderCounter {
         self.adopted
     }
 
-    /// Whether an order has been given by then.
+    /// Whether this order has been given.
     pub(super) fn knows(&self, order: i64) -> bool {
         (self.adopted..=self.opened).contains(&without_mark(order))
     }

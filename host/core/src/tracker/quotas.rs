@@ -1,20 +1,20 @@
 //! Quotas of the tracker's memory, so that no single user or sender can fill it.
 //!
-//! A close of a connection that nobody has heard of is refused where there is no room to
-//! remember it. One of a live connection always counts: where there is no room, another
-//! close is forgotten before its time, or this one is not remembered at all.
+//! The close of an unknown connection is refused if there is no room to remember it. The close of a
+//! live connection always counts: if there is no room, another close is forgotten early, or this
+//! one is not remembered.
 
 use super::Tracker;
 use super::connection::State;
 use super::slab::Key;
 
 impl<M: Clone> Tracker<M> {
-    /// How many closes were forgotten before their time, for want of room.
+    /// How many closes were forgotten early, since there was no room for them.
     pub fn closes_forgotten(&self) -> u64 {
         self.closes_forgotten
     }
 
-    /// How many offlines were held back, since their users flip.
+    /// How many offlines were held back by damping, since their users flip.
     pub fn held_back(&self) -> u64 {
         self.held_back
     }
@@ -23,7 +23,7 @@ impl<M: Clone> Tracker<M> {
     /// their last connection were closed now.
     pub fn grace_ms(&self, user: &str) -> u64 {
         let user = self.roster.find_user(user);
-        // What is asked about is one flip more, and changes nothing.
+        // The close that is asked about would be one more flip. It is counted in a copy.
         let flips = user.map(|key| self.roster.users[key].flips.as_deref());
         let now = self.clock.now();
         let held_ms = flips.map_or(0, |flips| {
@@ -33,17 +33,16 @@ impl<M: Clone> Tracker<M> {
         self.settings.grace_ms.max(held_ms)
     }
 
-    /// Whether the close of a connection may be remembered of which nothing else is known.
+    /// Whether there is room to remember the close of an unknown connection.
     pub(super) fn has_room_for_close(&self, key: Key) -> bool {
         let user = &self.roster.users[self.roster.connections[key].user];
-        // The connection itself is among those that are known.
+        // The connection itself is counted already.
         let of_user = user.closed() - 1;
         of_user < self.settings.connections_per_user_max
             && self.remembered() - 1 < self.settings.closes_max
     }
 
-    /// Forgets closes where there are more than are remembered, after one more connection
-    /// was closed.
+    /// Forgets closes beyond the limits, after one more connection was closed.
     pub(super) fn bound_closes(&mut self, closed: Key) {
         let user = &self.roster.users[self.roster.connections[closed].user];
         if user.closed() > self.settings.connections_per_user_max {

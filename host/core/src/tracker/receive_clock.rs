@@ -1,36 +1,35 @@
 //! The receive clock: how long the host has been able to receive.
 //!
-//! A time-out is a statement about a client, so only time counts in which the client's
-//! messages could arrive. The caller reports up to when everything has been received. From
-//! one report to the next the clock advances by the time between them, but by no more than
-//! a step: the rest was a pause, whatever the cause (a silent broker, a lost connection, a
-//! stopped process). If something was lost on the way, all of the time was a pause. The clock
-//! never advances by more than the time that passed and a step, however many reports come at
-//! once: a broker that was stopped first answers all that it was asked meanwhile, and only
-//! then reads what clients have sent it. Without a step the host always receives, and the
-//! clock goes with `now`.
+//! A timeout is a statement about a client, so only time counts in which the client's messages
+//! could arrive. The caller reports up to when everything has been received. From one report to the
+//! next, the clock advances by the time between them, but by at most one step. The rest was a
+//! pause, whatever the cause (a silent broker, a lost connection, a stopped process). If a message
+//! was lost on the way, all of the time was a pause. However many reports come at once, the clock
+//! never advances by more than the time that has passed and one step: a broker that was stopped
+//! first answers all that it was asked meanwhile, and only then reads what clients have sent.
+//! Without a step, the host always receives, and the clock advances with `now`.
 //!
-//! It does not run during a restart, in which nothing was received.
+//! The clock does not run during a restart, in which nothing is received.
 
-/// Where the clock begins: far from zero, since a lease that is cut counts from a
-/// moment before the host received anything.
+/// Where the clock begins. It is far from zero: a lease that is cut counts from a moment in the
+/// past, which may be before the host received anything.
 const BEGINNING: u64 = 1 << 42;
 
 /// How long the host has been able to receive. All times are in milliseconds.
 #[derive(Debug)]
 pub(super) struct ReceiveClock {
-    /// How far the clock advances at once at most; none if the host always receives.
+    /// The most that the clock advances at a time. `None`: the host always receives.
     step_ms: Option<u64>,
     clock: u64,
-    /// Up to when everything has been received, by `now`; none if that isn't known yet.
+    /// Up to when everything has been received, by `now`. `None`: it isn't known yet.
     heard_up_to: Option<u64>,
-    /// When that was last reported, by `now`.
+    /// When the last report was made, by `now`.
     moved_at: u64,
-    /// How far the clock may advance at once: what time has passed and it hasn't
-    /// advanced by, up to a step.
+    /// By how much the clock may advance at the next report: the time that has passed and that it
+    /// hasn't advanced by, up to one step.
     room_ms: u64,
     losses: LostTime,
-    /// How long all pauses took, but for the one before anything was heard.
+    /// The length of all pauses, except the time before the first report.
     paused_ms: u64,
 }
 
@@ -49,7 +48,7 @@ impl ReceiveClock {
         clock
     }
 
-    /// Goes by another step from here on.
+    /// Sets another step from now on.
     pub(super) fn change_step(&mut self, step_ms: Option<u64>, now: u64) {
         if self.step_ms.is_some() != step_ms.is_some() {
             self.heard_up_to = step_ms.is_none().then_some(now);
@@ -57,27 +56,27 @@ impl ReceiveClock {
         self.step_ms = step_ms;
     }
 
-    /// What the clock shows.
+    /// The time that the clock shows.
     pub(super) fn clock(&self) -> u64 {
         self.clock
     }
 
-    /// Up to when everything has been heard, by `now`.
+    /// Up to when everything has been received, by `now`; 0 if that isn't known yet.
     pub(super) fn heard_up_to(&self) -> u64 {
         self.heard_up_to.unwrap_or(0)
     }
 
-    /// As [`Self::heard_up_to`]; `now` where that isn't known yet.
+    /// As [`Self::heard_up_to`], but no later than `now`; `now` if it isn't known yet.
     pub(super) fn known_up_to(&self, now: u64) -> u64 {
         self.heard_up_to.map_or(now, |at| at.min(now))
     }
 
-    /// How long all pauses took so far.
+    /// The length of all pauses so far.
     pub(super) fn paused_ms(&self) -> u64 {
         self.paused_ms
     }
 
-    /// It has become `now`.
+    /// Moves the time on to `now`. Without a step, the clock advances with it.
     pub(super) fn pass(&mut self, now: u64) {
         if self.step_ms.is_none() {
             let since = now.saturating_sub(self.heard_up_to.unwrap_or(now));
@@ -87,14 +86,14 @@ impl ReceiveClock {
         }
     }
 
-    /// Everything has been heard up to `at`, as is known `now`. Says whether connections are to be looked
-    /// at: some may have missed more than a time-out of hearing by now, or will before the next look.
+    /// Everything has been received up to `at`, as is known at `now`. Returns whether the leases
+    /// have to be checked: a connection may have missed more than a timeout of receiving by now, or
+    /// will have before the next check.
     pub(super) fn received(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
         self.advance(now, at, self.step_ms.unwrap_or(0), timeout_ms)
     }
 
-    /// As [`Self::received`], but something of what came by `at` was lost: the clock stands
-    /// still.
+    /// As [`Self::received`], but something that arrived by `at` was lost: the clock stands still.
     pub(super) fn lost(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
         self.advance(now, at, 0, timeout_ms)
     }
@@ -114,8 +113,8 @@ impl ReceiveClock {
         self.go_on((now, at), passed, gained, timeout_ms)
     }
 
-    /// Another clock has gone on by so much up to `now`, and so does this one. Says what
-    /// [`Self::received`] does.
+    /// The receive clock of another host has advanced by `gained_ms` up to `now`, and so does this
+    /// one. Returns the same as [`Self::received`].
     pub(super) fn gain(&mut self, now: u64, gained_ms: u64, timeout_ms: u64) -> bool {
         if self.step_ms.is_none() {
             return false;
@@ -125,7 +124,7 @@ impl ReceiveClock {
         self.go_on((now, now), passed, gained_ms, timeout_ms)
     }
 
-    /// Goes on by so much, of the time that has passed since something was last reported.
+    /// Advances by `gained`. `passed`: the time since the last report; `None` at the first one.
     fn go_on(
         &mut self,
         (now, at): (u64, u64),
@@ -138,7 +137,7 @@ impl ReceiveClock {
         let paused = passed.map_or(0, |passed| passed.saturating_sub(gained));
         self.paused_ms = self.paused_ms.saturating_add(paused);
         let window_ms = timeout_ms.saturating_add(step_ms);
-        // A lease may begin up to a step ahead of the clock, which is missed then as well.
+        // A lease may begin up to one step ahead of the clock, and may have missed that step, too.
         let missed = lost > 0 && {
             let slack_ms = self.slack_ms(timeout_ms);
             let lately = self.losses.add(self.clock, lost, window_ms);
@@ -150,15 +149,15 @@ impl ReceiveClock {
         missed
     }
 
-    /// How much of a time-out connections may miss from one look at them to the next: one that has missed
-    /// nearly a time-out is found by the look before.
+    /// How much may be lost between two checks. A check finds each connection that has missed a
+    /// timeout less this, so none can miss a whole timeout before the next check.
     pub(super) fn slack_ms(&self, timeout_ms: u64) -> u64 {
         let step_ms = self.step_ms.unwrap_or(0);
         (timeout_ms / 8).min(timeout_ms.saturating_sub(step_ms) / 2)
     }
 
-    /// What counts from `now` on counts from this moment of the clock: that which it
-    /// will show when everything up to now has been heard.
+    /// The moment of this clock from which a lease or grace counts that begins at `now`. The clock
+    /// will show it when everything up to `now` has been received.
     pub(super) fn begin(&self, now: u64) -> u64 {
         let step_ms = self.step_ms.unwrap_or(0);
         let ahead = self.heard_up_to.map(|at| now.saturating_sub(at));
@@ -166,8 +165,8 @@ impl ReceiveClock {
         self.clock.saturating_add(ahead)
     }
 
-    /// When to look at what is due at a moment of the clock, by `now`; none if that
-    /// is not before more has been heard.
+    /// When to handle a task that is due at a moment of this clock, by `now`. `None`: not before
+    /// the next report.
     pub(super) fn deadline(&self, due: u64) -> Option<u64> {
         if self.step_ms.is_some() {
             return (due <= self.clock).then_some(self.moved_at);
@@ -176,8 +175,7 @@ impl ReceiveClock {
         Some(self.heard_up_to().saturating_add(left))
     }
 
-    /// For the next while, any loss may be the one that makes a connection miss more
-    /// than a time-out.
+    /// Assumes that much has been lost, so that the next loss has the leases checked.
     pub(super) fn assume_loss(&mut self) {
         self.losses.recent = u64::MAX;
         self.losses.not_looked = u64::MAX;
@@ -185,23 +183,23 @@ impl ReceiveClock {
     }
 }
 
-/// How much has been lost lately. Of a connection that is live, no loss counts that is
-/// further back on the clock than its lease is long: so this says at little cost
-/// that, as a rule, no connection need be looked at.
+/// How much time of receiving was lost lately. A loss that is further back than a lease is long
+/// matters to no live connection. So this shows at little cost that, as a rule, no lease has to be
+/// checked.
 #[derive(Debug, Default)]
 struct LostTime {
-    /// In the window that has begun, and in the one before it.
+    /// The loss in the current window; and in the window before it.
     recent: u64,
     before: u64,
-    /// When the window began, by the receive clock.
+    /// When the current window began, by the receive clock.
     began: u64,
-    /// Since connections were looked at last.
+    /// The loss since the last check of the leases.
     not_looked: u64,
 }
 
 impl LostTime {
-    /// Adds a loss at a moment of the clock, and says how much has been lost in at
-    /// least the last `window_ms` of it.
+    /// Adds a loss at a moment of the receive clock. Returns the loss of at least the last
+    /// `window_ms`.
     fn add(&mut self, clock: u64, lost: u64, window_ms: u64) -> u64 {
         let elapsed = clock.saturating_sub(self.began);
         if elapsed > window_ms {
@@ -215,7 +213,8 @@ impl LostTime {
         self.recent.saturating_add(self.before)
     }
 
-    /// Whether connections are to be looked at, since more has been lost than that. Then they are.
+    /// Whether a check of the leases is due: more than `slack_ms` was lost since the last one. If
+    /// so, the caller makes it.
     fn look(&mut self, slack_ms: u64) -> bool {
         let is_due = self.not_looked > slack_ms;
         if is_due {

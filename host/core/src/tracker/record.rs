@@ -1,9 +1,9 @@
-//! What is kept of the tracker over a restart, piece by piece: those pieces that
-//! have changed since they were last taken, and how they are put back.
+//! The tracker's records, which survive a restart: how those that have changed are taken, and how
+//! they are restored.
 //!
-//! A change is noted as a key, once, and what it has come to is looked up when
-//! it is taken. A heartbeat is no change: when connections were last heard from
-//! is looked up in turns, part by part, and costs a heartbeat nothing.
+//! A change is noted once, as a key. The record is made when records are taken. A heartbeat notes
+//! no change, and so costs nothing here: the newest timestamps of the connections are read in
+//! turns, one part of the connections at a time.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -21,32 +21,32 @@ use super::types::Reason;
 use super::user::PendingOffline;
 use crate::digest::PartedDigest;
 
-/// A piece of what the tracker knows; none where it is known no longer.
+/// A record of something that the tracker knows. Its state is `None` if it was forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrackerRecord<M> {
     /// A connection.
     Connection {
-        /// Whose.
+        /// The user.
         user: Arc<str>,
-        /// Which.
+        /// The connection's id.
         conn: Arc<str>,
         /// What is known of it.
         state: Option<Connected<M>>,
     },
-    /// When a live connection was last heard from.
+    /// When a live connection was last heard from, by its sender's clock.
     ReceivedAt {
-        /// Whose.
+        /// The user.
         user: Arc<str>,
-        /// Which.
+        /// The connection's id.
         conn: Arc<str>,
-        /// The newest timestamp in any of its messages.
+        /// The newest timestamp in any of its messages. `None`: the connection was forgotten.
         newest: Option<u64>,
     },
     /// What is known of a user beyond their connections.
     User {
-        /// Who.
+        /// The user.
         user: Arc<str>,
-        /// What.
+        /// Their state. `None`: the user was forgotten.
         state: Option<UserState>,
     },
 }
@@ -60,28 +60,26 @@ pub enum Connected<M> {
         opened: u64,
         /// The newest timestamp in any of its messages.
         newest: u64,
-        /// That of its newest connect.
+        /// The metadata of its newest connect.
         metadata: M,
-        /// What it says that its user is doing.
+        /// The activity that it reported last.
         activity: Option<Activity>,
         /// Its order among the user's live connections: the highest is the newest.
         order: i64,
-        /// Over which starts of the host it has been silent; none if it has been heard
-        /// from in this run.
+        /// The starts of the host since its last message. `None`: it has sent one in this run.
         silence: Option<StartsWithoutMessage>,
-        /// The number of its last message that was taken from a stream, as far as it is kept; 0
-        /// for none.
+        /// The number, in the stream, of its last message, cut to 32 bits; 0: none.
         stored: u32,
     },
-    /// It was closed, and that is remembered.
+    /// It was closed, and the close is remembered.
     Closed {
-        /// Its timestamp.
+        /// The timestamp of the close.
         timestamp: u64,
         /// The newest timestamp in any of its messages.
         newest: u64,
         /// When the close was handled, by the host's clock.
         kept_since: u64,
-        /// As of a live one.
+        /// As in `Live`.
         stored: u32,
     },
 }
@@ -89,27 +87,29 @@ pub enum Connected<M> {
 /// What is known of a user beyond their connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserState {
-    /// The newest timestamp in any message of the user's.
+    /// The newest timestamp in any of the user's messages.
     pub last_seen: u64,
-    /// Since when a grace runs, less all pauses, by the host's clock, and how it began.
+    /// The grace that runs, if any: when it began by the host's clock, moved on by the length of
+    /// all pauses since, and the reason of the disconnect.
     pub pending: Option<(u64, Reason)>,
 }
 
-/// The slots of a tracker that are still to be read: connections', then users'.
+/// The slots of a tracker that are still to be read: those of connections, then those of users.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     connections: Range<usize>,
     users: Range<usize>,
-    /// The orders that had been given when it began.
+    /// The orders that had been given when the reading began.
     orders: OrderCounter,
 }
 
-/// How much of a pause a grace may seem to run in, in milliseconds, after a restart.
+/// How long the host may pause before the records of graces are noted as changed, in milliseconds.
+/// After a restart, a grace may seem to have run for this much longer than it has.
 const PAUSE_MS: u64 = 500;
 
 impl<M: Clone> Tracker<M> {
-    /// Whether changes are noted from now on, for [`Self::take_records`]. To be
-    /// said before the first input, and again only to stop.
+    /// Sets whether changes are noted from now on, for [`Self::take_records`]. To be called before
+    /// the first input, and later only to stop.
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = UnsavedChanges {
             wanted: keep,
@@ -117,7 +117,7 @@ impl<M: Clone> Tracker<M> {
         };
     }
 
-    /// Whether there is anything to take now or, of live connections, later.
+    /// Whether there are records to take now or, of live connections, later.
     pub fn has_records(&self) -> bool {
         let UnsavedChanges {
             connections,
@@ -133,9 +133,9 @@ impl<M: Clone> Tracker<M> {
                 && gone_users.is_empty())
     }
 
-    /// All that has changed since this was last called and, of one of so many
-    /// `parts` of the connections in turn, when they were last heard from. Of two
-    /// records of the same thing, the later holds.
+    /// Takes the records of all that has changed since the last call, and the newest timestamps of
+    /// one part of the connections, of `parts` that take turns. Of two records of the same thing,
+    /// the later one holds.
     pub fn take_records(&mut self, parts: usize) -> Vec<TrackerRecord<M>> {
         let Self {
             changes, roster, ..
@@ -184,7 +184,7 @@ impl<M: Clone> Tracker<M> {
         records
     }
 
-    /// All that is known, for another tracker: connections, then what is known of users.
+    /// All records, for another tracker: those of connections, then those of users.
     pub fn all_records(&mut self) -> Vec<TrackerRecord<M>> {
         let mut records = Vec::new();
         let mut cursor = self.cursor();
@@ -192,7 +192,7 @@ impl<M: Clone> Tracker<M> {
         records.into_iter().map(|(record, _)| record).collect()
     }
 
-    /// What there is to read: [`Self::read`].
+    /// A cursor over all records, for [`Self::read`].
     pub fn cursor(&self) -> Cursor {
         Cursor {
             connections: 0..self.roster.connections.slots(),
@@ -201,9 +201,10 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Reads on, as of [`Self::all_records`]: so many slots at most. With each live connection comes the
-    /// end of its lease, by [`Self::heard_ms`]. What is opened meanwhile isn't read, wherever it is: who
-    /// handles that again opens it, and in its order. Says whether there is more.
+    /// Reads the next `slots` slots at most, in the order of [`Self::all_records`]. With each live
+    /// connection comes the end of its lease, by [`Self::heard_ms`]. Connections that were opened
+    /// after the cursor was made are skipped, in whatever slot they are: whoever handles those
+    /// inputs again opens them, and in their order. Returns whether there is more.
     pub fn read(
         &mut self,
         cursor: &mut Cursor,
@@ -243,17 +244,18 @@ impl<M: Clone> Tracker<M> {
         !cursor.users.is_empty()
     }
 
-    /// It has become `now`: where all inputs are received at once, all has been heard up to then.
+    /// Moves the time on to `now`. A host that always receives has received everything up to then.
     pub fn pass(&mut self, now: u64) {
         self.advance(now);
     }
 
-    /// How long has been heard, from some moment on: what leases run by, in milliseconds.
+    /// The time of the receive clock, in milliseconds since an arbitrary moment. Leases run by it.
     pub fn heard_ms(&self) -> u64 {
         self.receive_clock.clock()
     }
 
-    /// From when on a lease counts that begins now, by the same clock: that is at most a step ahead.
+    /// From when a lease counts that begins now, by the clock of [`Self::heard_ms`]: at most one
+    /// step ahead of it.
     pub fn lease_from(&self) -> u64 {
         self.receive_clock.begin(self.clock.now())
     }
@@ -274,7 +276,7 @@ impl<M: Clone> Tracker<M> {
             })
     }
 
-    /// So much is left of the lease of a connection.
+    /// Sets how much is left of the lease of a live connection, in milliseconds.
     pub fn set_lease(&mut self, user: &str, conn: &str, left_ms: u64) {
         let timeout_ms = self.settings.timeout_ms;
         let clock = self.receive_clock.clock();
@@ -287,9 +289,9 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Puts back a piece, before the first input and in the order of the
-    /// variants. The time for which the host was down counts for no grace, nor for a
-    /// lease at the first start after it was heard from.
+    /// Restores a record, before the first input, and in the order of the variants. The time for
+    /// which the host was down doesn't count for a grace. It doesn't count for a lease either, at
+    /// the first start after the connection was heard from.
     pub fn restore(&mut self, now: u64, down_ms: u64, record: TrackerRecord<M>) {
         let now = self.advance(now);
         match record {
@@ -330,7 +332,7 @@ impl<M: Clone> Tracker<M> {
                     self.graces += 1;
                     self.online_users.keep();
                     self.queue_grace(key);
-                    // The time for which the host was down is no part of it.
+                    // Its beginning has moved by the time for which the host was down: store that.
                     self.note_user(key);
                 }
                 self.remove_user_if_spent(key);
@@ -338,8 +340,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The host hears again after a start: every lease goes on for a whole time-out, and
-    /// after each further start in which the connection isn't heard from for less.
+    /// The host receives again after a start: every lease is renewed for a whole timeout. If a
+    /// connection isn't heard from over several starts, the later ones renew its lease for less.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
         let begin = self.receive_clock.begin(at);
@@ -355,7 +357,8 @@ impl<M: Clone> Tracker<M> {
             life.set_silence(Some(silence));
             life.heard_at = at;
             life.lease_from = match lease_ms {
-                // Runs may be too short for the host to hear in any of them.
+                // The lease is over at once: runs may be so short that the host receives nothing in
+                // any of them.
                 0 => self.receive_clock.clock().saturating_sub(timeout_ms),
                 _ => begin.saturating_sub(timeout_ms - lease_ms),
             };
@@ -372,7 +375,7 @@ impl<M: Clone> Tracker<M> {
         };
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
-        // What is known of it is newer.
+        // The connection is known already, and that is newer than the record.
         if !matches!(connection.state, State::Unknown) {
             return;
         }
@@ -434,19 +437,20 @@ impl<M: Clone> Tracker<M> {
         self.queue_forgetting(key);
     }
 
-    /// The digest of the live connections that have an id. It is kept from the first time on.
+    /// The digest of the live connections that have an id. It is kept up to date from the first
+    /// call on.
     pub fn live_digest(&mut self) -> PartedDigest {
         self.roster.live_digest()
     }
 
-    /// Up to when the graces that run have been heard, by the host's clock; none if none
-    /// does. What is stored of a grace holds as long as the store knows this.
+    /// Up to when everything has been received, by the host's clock; `None` if no grace runs. The
+    /// store has to keep it: how long a stored grace has run is measured up to this moment.
     pub fn graces_at(&self) -> Option<u64> {
         (self.graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
     }
 
-    /// The host has paused for so long: since when a grace has run, less all pauses, is
-    /// another moment then.
+    /// The host has paused for `paused_ms`. With each pause, the stored beginning of a grace moves
+    /// on, so the records of graces are noted as changed when the pauses add up to [`PAUSE_MS`].
     pub(super) fn note_graces(&mut self, paused_ms: u64) {
         self.changes.paused_ms = self.changes.paused_ms.saturating_add(paused_ms);
         if self.changes.paused_ms < PAUSE_MS || self.graces == 0 {
@@ -469,7 +473,8 @@ impl<M: Clone> Tracker<M> {
         if !std::mem::replace(&mut connection.saving.changed, true) {
             self.changes.connections.push(key);
         }
-        // As a rule, what connections say of when the user was last seen is enough.
+        // As a rule, the records of connections say when the user was last seen, and the user needs
+        // none.
         let (newest, user) = (connection.newest(), connection.user);
         if newest < self.roster.users[user].last_seen {
             self.note_user(user);
@@ -494,14 +499,14 @@ impl<M: Clone> Tracker<M> {
             let names = (Arc::clone(&user.name), Arc::from(&*connection.id));
             self.changes.gone_connections.push(names);
         }
-        // No other connection may say as much.
+        // It may have been the only connection whose record says when the user was last seen.
         if connection.newest() >= user.last_seen && !user.is_spent() {
             self.note_user(connection.user);
         }
         self.remove_user_if_spent(connection.user);
     }
 
-    /// Forgets a user if nothing else is known of them.
+    /// Forgets a user of whom nothing is known any more.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) {
         if let Some(user) = self.roster.remove_user_if_spent(key)
             && self.changes.wanted

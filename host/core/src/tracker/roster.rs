@@ -18,10 +18,10 @@ use crate::digest::{PartedDigest, digest};
 pub(super) struct Roster<M> {
     pub(super) users: Slab<User>,
     pub(super) connections: Slab<Connection<M>>,
-    /// The slots of both, by name.
+    /// The slots of users and connections, by the hashes of their names.
     user_slots: HashTable<u32>,
     connection_slots: HashTable<u32>,
-    /// The digest of the live connections, if anybody asks for it.
+    /// The digest of the live connections. `None` until it is asked for.
     live: Option<PartedDigest>,
 }
 
@@ -38,7 +38,7 @@ impl<M> Default for Roster<M> {
 }
 
 impl<M> Roster<M> {
-    /// The connection of this name, unknown so far if there was none.
+    /// The key of the connection of this name. If there is none, it is added as an unknown one.
     pub(super) fn entry(&mut self, user: &str, conn: &str) -> Key {
         let hash = hash_of((user, conn));
         self.find_hashed(hash, user, conn)
@@ -58,12 +58,13 @@ impl<M> Roster<M> {
         self.users.at(*slot).map(|(key, _)| key)
     }
 
-    /// Notes what is known of a connection from now on.
+    /// Replaces the state of a connection.
     pub(super) fn set_state(&mut self, key: Key, state: State<M>) {
         self.change(key, |before| *before = state);
     }
 
-    /// Changes what is known of a live connection, beside when it was heard from and its metadata.
+    /// Changes what the digest covers of a live connection: all but its metadata, and when it was
+    /// heard from.
     pub(super) fn change_live(&mut self, key: Key, change: impl FnOnce(&mut LiveConnection<M>)) {
         self.change(key, |state| {
             if let State::Live(life) = state {
@@ -83,7 +84,8 @@ impl<M> Roster<M> {
         self.exchange(before, after);
     }
 
-    /// A user may be shown by another connection than by one of this digest.
+    /// Brings the digest up to date after a change of a user's list. `before`: what
+    /// [`Self::shown_digest`] was before the change.
     pub(super) fn shown_changed(&mut self, user: Key, before: Option<u64>) {
         let after = self.shown_digest(user);
         self.exchange(before, after);
@@ -99,7 +101,8 @@ impl<M> Roster<M> {
         }
     }
 
-    /// The digest of the connection that a user of several is shown by, if anybody asks for such.
+    /// The digest of the connection that a user is shown by. `None` if no digest is kept, if the
+    /// user has no more than one live connection, or if the connection has no id.
     pub(super) fn shown_digest(&self, user: Key) -> Option<u64> {
         self.live?;
         self.digest_of_shown(&self.users[user])
@@ -114,8 +117,8 @@ impl<M> Roster<M> {
         (!id.is_empty()).then(|| digest(&[user.name.as_bytes(), id.as_bytes(), b"shown"]))
     }
 
-    /// The digest of the live connections, of what they say that their users are doing, and of which of
-    /// them users are shown by. One without an id only stands for others.
+    /// The digest of the live connections, of the activities that they report, and of which of them
+    /// each user is shown by. Connections without an id are placeholders, and are left out.
     pub(super) fn live_digest(&mut self) -> PartedDigest {
         let all = || {
             let connections = self.connections.values();
@@ -142,7 +145,7 @@ impl<M> Roster<M> {
         })
     }
 
-    /// Forgets a connection that isn't live. Its user may then be spent.
+    /// Forgets a connection that isn't live. The user may have to be forgotten, too.
     pub(super) fn remove(&mut self, key: Key) -> Option<Connection<M>> {
         let connection = self.connections.remove(key)?;
         let hash = spread(connection.hash);
@@ -156,7 +159,7 @@ impl<M> Roster<M> {
         Some(connection)
     }
 
-    /// Forgets a user if nothing else is known of them.
+    /// Forgets a user of whom nothing is known any more.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) -> Option<User> {
         let user = &self.users[key];
         if !user.is_spent() {
@@ -179,7 +182,7 @@ impl<M> Roster<M> {
         self.connections.at(*slot).map(|(key, _)| key)
     }
 
-    /// The user of this name, a new one if there was none.
+    /// The key of the user of this name. If there is none, the user is added.
     pub(super) fn user_entry(&mut self, user: &str) -> Key {
         self.find_user(user)
             .unwrap_or_else(|| self.insert_user(user))
@@ -220,16 +223,16 @@ impl<M> Roster<M> {
     }
 }
 
-// There may be millions of both.
+// There may be millions of users and connections.
 const _: () = assert!(size_of::<Slot<Connection<()>>>() <= 120);
 const _: () = assert!(size_of::<Slot<User>>() <= 96);
 
-/// As much of a hash as is kept with what it is of.
+/// A hash, cut to the 32 bits that are kept with a connection.
 fn hash_of(name: impl Hash) -> u32 {
     FixedState::default().hash_one(name) as u32
 }
 
-/// A table goes by the first bits of a hash as well as by the last.
+/// Spreads a hash over 64 bits: a table uses the first bits of a hash as well as the last.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

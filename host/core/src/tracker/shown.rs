@@ -1,14 +1,14 @@
-//! Which connection a user is shown by: the newest of the live ones.
+//! Which connection a user is shown by: as a rule, the newest live one.
 //!
-//! A user's live connections are a list, in the order in which they were opened: as they arrived here,
-//! or as a stream has it (see `stored`). So
-//! the newest is known, and the next when it goes, however many there are. One that
-//! was adopted has never said what it is, and comes after all that were opened.
+//! A user's live connections are a list, in the order in which they were opened: the order of
+//! arrival, or the order of a stream (see `stored`). So the newest one is known at once, and the
+//! next one when that ends, however many there are. A connection that was adopted has sent no
+//! connect, and comes after all that were opened.
 //!
-//! Where a further connection is not to change what is shown, the one that the user is
-//! shown by is put before all others and stays there until it goes, or until the newest
-//! is to be shown after all. It keeps its order, and is marked. A user who is announced anew,
-//! as an application's offline is over, is shown by the newest again.
+//! With `shows_newest` off, a further connection doesn't change which one is shown. The shown
+//! connection is put before all others, and stays there until it ends, or until `shows_newest` is
+//! turned on. It keeps its order, and is marked. A user who is announced again, since an
+//! application's offline has ended, is shown by the newest connection.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::places::{ListEnds, MARK, Place, is_marked, without_mark};
 use super::slab::Key;
 
 impl<M: Clone> Tracker<M> {
-    /// What the newest of a user's live connections said of itself.
+    /// The metadata of the connection that a user is shown by.
     pub fn shown(&self, user: &str) -> Option<&M> {
         let user = &self.roster.users[self.roster.find_user(user)?];
         match &self.roster.connections[user.list.newest?].state {
@@ -27,19 +27,20 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// A user who stays online and is to be shown otherwise than before, while there
-    /// are any; each once or more. To be called until it returns none.
+    /// Takes a user who stays online and is to be shown again, since another connection is shown,
+    /// or its metadata has changed. A user may come more than once. To be called until it returns
+    /// `None`.
     pub fn take_reshown(&mut self) -> Option<Arc<str>> {
         self.reshown.pop()
     }
 
-    /// Whether there are any.
+    /// Whether there are users for [`Self::take_reshown`].
     pub fn has_reshown(&self) -> bool {
         !self.reshown.is_empty()
     }
 
-    /// Every user who is shown by a connection is to be shown anew, since something else has
-    /// changed that this goes by.
+    /// Notes that every user with a live connection is to be shown again, since something else has
+    /// changed that decides how: the enrichers.
     pub fn reshow_all(&mut self) {
         let users = self.roster.users.values();
         let shown = users.filter(|user| user.list.newest.is_some());
@@ -47,8 +48,8 @@ impl<M: Clone> Tracker<M> {
             .extend(shown.map(|user| Arc::clone(&user.name)));
     }
 
-    /// What live connections said of themselves is read otherwise from now on: by their ids, and
-    /// as it was read before. None where that is the same.
+    /// Replaces the metadata of live connections, where `read` returns other metadata. It gets the
+    /// id of a connection and its metadata, and returns `None` if that stays the same.
     pub fn read_metadata_anew(&mut self, read: impl Fn(&str, &M) -> Option<M>) {
         for key in self.roster.connections.keys() {
             let connection = &mut self.roster.connections[key];
@@ -66,7 +67,7 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// All has been put back that was known before a restart.
+    /// All records have been restored: puts the restored connections into their users' lists.
     pub fn restored(&mut self) {
         let mut keys = std::mem::take(&mut self.unlinked);
         keys.sort_by_cached_key(|key| self.place(*key).map(|place| place.order));
@@ -79,8 +80,7 @@ impl<M: Clone> Tracker<M> {
         self.show_newest();
     }
 
-    /// Where the newest connection is to be shown, none stays before those opened after
-    /// it.
+    /// With `shows_newest` on, unmarks the connections that were kept ahead of newer ones.
     pub(super) fn show_newest(&mut self) {
         if !self.settings.shows_newest {
             return;
@@ -92,15 +92,15 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// A user is announced anew, and so by the newest of their live connections.
+    /// A user is announced again: the newest live connection is shown.
     pub(crate) fn announced_anew(&mut self, user: &str) {
         if let Some(user) = self.roster.find_user(user) {
             self.show_newest_of(user);
         }
     }
 
-    /// A user is shown by the newest of their live connections. Says by which they were
-    /// shown until now, if it was another.
+    /// Shows a user by the newest live connection. Returns the connection that was shown before, if
+    /// it was another one.
     fn show_newest_of(&mut self, user: Key) -> Option<Key> {
         let shown = self.roster.users[user].list.newest?;
         let order = self.place(shown)?.order;
@@ -114,19 +114,19 @@ impl<M: Clone> Tracker<M> {
         (!self.is_shown(shown)).then_some(shown)
     }
 
-    /// Whether a user is shown by this connection.
+    /// Whether this connection is the one that its user is shown by.
     pub(super) fn is_shown(&self, key: Key) -> bool {
         let user = self.roster.connections[key].user;
         self.roster.users[user].list.newest == Some(key)
     }
 
-    /// Notes that a user is to be shown otherwise than before.
+    /// Notes that the user of this connection is to be shown again.
     pub(super) fn note_reshown(&mut self, key: Key) {
         let user = &self.roster.users[self.roster.connections[key].user];
         self.reshown.push(Arc::clone(&user.name));
     }
 
-    /// Takes a connection that has become live into its user's list.
+    /// Puts a connection that has become live into its user's list.
     pub(super) fn link(&mut self, key: Key) {
         let was_opened = |place: Option<&Place>| place.is_some_and(|place| place.order >= 0);
         if !was_opened(self.place(key)) {
@@ -148,7 +148,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Gives a live connection another order, by which it has the same place in the list.
+    /// Gives a live connection another order. Its place in the list has to be right for that order,
+    /// too.
     pub(super) fn reorder(&mut self, key: Key, order: i64) {
         self.change(key, |place| {
             place.order = match is_marked(place.order) {

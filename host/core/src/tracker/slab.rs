@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-/// A value and its serial number, or neither.
+/// A value and its serial number; `None` if the slot is vacant.
 pub(super) type Slot<T> = Option<(NonZeroU32, T)>;
 
 #[derive(Debug)]
@@ -14,9 +14,9 @@ pub(super) struct Slab<T> {
     serial: NonZeroU32,
 }
 
-/// Keys are ordered by age. A slot's next value gets another serial number, so
-/// a key that outlived its value finds nothing: it would have to outlive four thousand million
-/// others. There are as many of them as there are connections, so they are small.
+/// The key of a value. Keys are ordered by age. The next value in a slot has another serial number,
+/// so a key whose value is gone finds nothing; serial numbers repeat only after four thousand
+/// million values. There is a key for each connection, so keys are small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     serial: NonZeroU32,
@@ -24,7 +24,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Where its value is, while there is one.
+    /// The slot of its value.
     pub(super) fn slot(self) -> u32 {
         self.slot
     }
@@ -82,12 +82,12 @@ impl<T> Slab<T> {
         Some((Key { serial, slot }, value))
     }
 
-    /// As [`Self::at`], of the slot at a place.
+    /// As [`Self::at`], by index.
     pub(super) fn at_place(&self, place: usize) -> Option<(Key, &T)> {
         self.at(u32::try_from(place).ok()?)
     }
 
-    /// The values in so many slots, from one on.
+    /// The values in `count` slots, from the slot `from` on.
     pub(super) fn part(&mut self, from: usize, count: usize) -> impl Iterator<Item = &mut T> {
         let slots = self.slots.iter_mut().skip(from).take(count).flatten();
         slots.map(|(_, value)| value)
@@ -102,12 +102,12 @@ impl<T> Slab<T> {
         self.slots.len() - self.vacant.len()
     }
 
-    /// In the order of the slots.
+    /// All values, in the order of the slots.
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().flatten().map(|(_, value)| value)
     }
 
-    /// In the order of the slots.
+    /// All keys, in the order of the slots.
     pub(super) fn keys(&self) -> Vec<Key> {
         let slots = (0..).zip(&self.slots);
         let keys = slots.filter_map(|(slot, value)| {

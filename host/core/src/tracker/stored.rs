@@ -1,14 +1,14 @@
-//! Messages of a stream that come out of its order: late, or for the second time, since nobody has
-//! said that they were handled.
+//! Messages of a stream that arrive out of its order: late, or a second time, since nobody has
+//! acknowledged them.
 //!
-//! A connection's last message is what holds of it. So each connection has the number of the last
-//! one that it has taken from the stream, and what stands before that is taken no more: an old
-//! connect brings nobody back who has left since, and an old disconnect ends no newer connection,
-//! however late they come, and whatever the senders' clocks say. Messages that come from no stream
-//! are ordered by the senders' clocks alone.
+//! A connection is as its last message says. So each connection has the number of the last message
+//! that was taken from the stream for it, and earlier messages are ignored. An old connect brings
+//! nobody back who has left since, and an old disconnect ends no newer connection, however late
+//! they come, and whatever the senders' clocks say. Messages that come from no stream are ordered
+//! by the senders' clocks alone.
 //!
-//! A connect that is late is of an older connection than those that have overtaken it: these numbers
-//! say where it stands among its user's.
+//! A late connect opens a connection that is older than those whose connects have overtaken it. The
+//! numbers say where its place is among its user's connections.
 
 use std::cmp::Reverse;
 
@@ -18,13 +18,13 @@ use super::places::without_mark;
 use super::slab::Key;
 use crate::message::StreamPlace;
 
-/// Over how many messages of the stream one may come late. Numbers are kept to 32 bits, so a
-/// connection that sends nothing over so many messages less than a whole round takes its next one
-/// for an old one.
+/// A message is late if it is fewer than this many messages of the stream behind its connection's
+/// last one. Numbers are kept in 32 bits. So if the stream moves on by 2^32 messages, or a little
+/// less, between two messages of a connection, the second one is taken for a late one.
 const LATE_MAX: u32 = 1 << 24;
 
 impl<M> Connection<M> {
-    /// The number of its last message; 0 for none.
+    /// The number, in the stream, of its last message; 0: none.
     pub(super) fn stored(&self) -> u32 {
         match &self.state {
             State::Live(life) => life.stored,
@@ -47,14 +47,14 @@ impl<M> Connection<M> {
     }
 }
 
-/// As much of a number as is kept.
+/// The 32 bits of a number that are kept. They are never 0, which means none.
 #[expect(clippy::cast_possible_truncation, reason = "it is meant to be")]
 fn kept(sequence: u64) -> u32 {
     (sequence as u32).max(1)
 }
 
 impl<M: Clone> Tracker<M> {
-    /// Whether a message of a connection, or a later one, was taken from the stream before.
+    /// Whether this message of a connection, or a later one, was taken from the stream before.
     pub fn has_taken(&mut self, user: &str, conn: &str, place: StreamPlace) -> bool {
         self.goes_on_with(place.stream);
         if place.stream < self.stream {
@@ -64,7 +64,7 @@ impl<M: Clone> Tracker<M> {
         connection.is_some_and(|key| self.roster.connections[key].has_taken(place.sequence))
     }
 
-    /// A message of a connection has been taken from the stream.
+    /// Notes that a message of a connection has been taken from the stream.
     pub fn took(&mut self, user: &str, conn: &str, place: StreamPlace) {
         if place.stream != self.stream || self.has_taken(user, conn, place) {
             return;
@@ -74,8 +74,9 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Whether a connect that the close of its connection has overtaken is the first that comes, and its
-    /// user is connected otherwise. It opens nothing, but what it says of the user counts, once.
+    /// Whether a connect counts for its user that the close of its connection has overtaken: it is
+    /// the first one that comes, and the user has another live connection. It opens nothing. What
+    /// it says of the user counts, once.
     pub fn counts_overtaken(&mut self, user: &str, conn: &str) -> bool {
         let Some(key) = self.roster.find(user, conn) else {
             return false;
@@ -86,8 +87,8 @@ impl<M: Clone> Tracker<M> {
         std::mem::take(&mut close.is_first) && self.is_connected(user)
     }
 
-    /// The order of a connection that a message opens now, among its user's: it is the newest one, unless
-    /// those that are newer by the stream have overtaken it.
+    /// The order of a connection that a message opens now, among its user's connections. It is the
+    /// newest one, unless connections that are newer in the stream were opened before it.
     pub(super) fn order_opened(&mut self, user: Key, place: Option<StreamPlace>) -> i64 {
         let Some(place) = place.filter(|place| place.stream == self.stream) else {
             return self.orders.opened();
@@ -104,8 +105,9 @@ impl<M: Clone> Tracker<M> {
         if between > older {
             return between;
         }
-        // So many have come late to this place that there is no room for one more. A snapshot that
-        // is being read lacks those whose order changes; who takes it will find that, and take another.
+        // So many connects have come late to this place that no order is left for one more. A
+        // snapshot that is being read lacks the connections whose order changes. The node that
+        // takes the snapshot finds the difference, and takes another one.
         let order = self.orders.opened();
         for (_, key) in opened.into_iter().rev() {
             let order = self.orders.opened();
@@ -114,8 +116,8 @@ impl<M: Clone> Tracker<M> {
         order
     }
 
-    /// When the newest of a user's live connections was opened, by its sender's clock, in milliseconds since
-    /// the Unix epoch; none if none of them is known to have been.
+    /// The newest timestamp at which one of a user's live connections was opened, by its sender's
+    /// clock, in milliseconds since the Unix epoch. `None` if that isn't known of any of them.
     pub(crate) fn last_opened(&self, user: &str) -> Option<u64> {
         let opened = self.opened_of(self.roster.find_user(user)?).into_iter();
         let opened = opened.filter_map(|(_, key)| match &self.roster.connections[key].state {
@@ -125,7 +127,8 @@ impl<M: Clone> Tracker<M> {
         opened.max()
     }
 
-    /// A user's live connections that were opened, the newest first, and the order of each.
+    /// A user's live connections that were opened by a connect, with their orders; the newest comes
+    /// first.
     fn opened_of(&self, user: Key) -> Vec<(i64, Key)> {
         let mut next = self.roster.users[user].list.newest;
         let opened = std::iter::from_fn(|| {
@@ -136,22 +139,24 @@ impl<M: Clone> Tracker<M> {
             (order >= 0).then_some((order, key))
         });
         let mut opened: Vec<_> = opened.collect();
-        // The one that stays before all others needn't be the newest.
+        // The connection at the head of the list may be a marked one, which needn't be the newest.
         opened.sort_unstable_by_key(|(order, _)| Reverse(*order));
         opened
     }
 
-    /// The stream that connections' numbers are of, as when it was made; 0 for none.
+    /// The stream to which the connections' message numbers belong, by when the stream was made; 0:
+    /// none.
     pub fn stream(&self) -> u64 {
         self.stream
     }
 
-    /// The numbers of connections that are put back are of this stream. To be said before them.
+    /// Sets the stream to which the numbers of restored connections belong. To be called before
+    /// they are restored.
     pub fn begin_with_stream(&mut self, stream: u64) {
         self.stream = stream;
     }
 
-    /// The numbers of a stream that is made anew are others.
+    /// Goes on with a newer stream, whose numbers start again: forgets those of the stream before.
     fn goes_on_with(&mut self, stream: u64) {
         if stream <= self.stream {
             return;
@@ -177,7 +182,7 @@ mod tests {
         }
     }
 
-    /// A connection that has taken these messages: `true` for a connect.
+    /// A tracker with a connection that has taken these messages; `true`: a connect.
     fn tracker(messages: &[(u64, bool)]) -> Tracker<()> {
         let mut tracker = Tracker::new(TrackerSettings::default());
         for (number, (sequence, connects)) in (0..).zip(messages) {
@@ -248,7 +253,7 @@ mod tests {
         assert!(tracker.is_online("ann"));
     }
 
-    /// Another one that begins with what this one knows.
+    /// A tracker that is restored from the records of another one.
     fn copy(first: &mut Tracker<()>) -> Tracker<()> {
         let mut second = Tracker::new(TrackerSettings::default());
         second.begin_with_stream(first.stream());
@@ -281,7 +286,7 @@ mod tests {
         assert!(copy.is_online("ann"));
     }
 
-    /// Takes a connect of one of several connections, which says its own id of itself.
+    /// Takes a connect of one of several connections. The metadata of each is its id.
     fn open(tracker: &mut Tracker<&'static str>, now: u64, conn: &'static str, sequence: u64) {
         if !tracker.has_taken("ann", conn, at(sequence)) {
             tracker.connect_at(now, ("ann", conn), now, Some(at(sequence)), || conn);
@@ -289,7 +294,8 @@ mod tests {
         }
     }
 
-    /// The connections by which the user is shown, one after the other, each of which ends then.
+    /// The connections by which the user is shown, one after the other: each is ended to show the
+    /// next.
     fn shown_in_turn(mut tracker: Tracker<&'static str>) -> Vec<&'static str> {
         let shown = std::iter::from_fn(|| {
             let conn = *tracker.shown("ann")?;
@@ -365,7 +371,7 @@ mod tests {
         let mut tracker = Tracker::new(TrackerSettings::default());
         open(&mut tracker, HOUR, "a", 5);
         open(&mut tracker, HOUR + 1, "b", 9);
-        // Its gateway says it again: that makes it no newer.
+        // A repeated connect makes a connection no newer.
         open(&mut tracker, HOUR + 2, "a", 12);
         tracker.connect(HOUR + 3, "ann", "of no stream", HOUR + 3, || "of no stream");
         open(&mut tracker, HOUR + 4, "c", 14);

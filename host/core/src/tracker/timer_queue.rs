@@ -1,16 +1,15 @@
-//! What is to be looked at, and when.
+//! The tasks of the tracker, and when each is to be looked at.
 //!
-//! An entry may be early but is never late: code that moves a deadline further
-//! away leaves the entry where it is, so a heartbeat costs nothing here, and
-//! code that pops it early puts it back at the real deadline, even if that has
-//! passed as well: what is due comes in the order of its deadlines. Where a deadline
-//! comes nearer, as it rarely does, an earlier entry takes the place of the one that
-//! is there: connections and users know which of theirs counts. What is popped may be
-//! out of date, its connection long forgotten: the key tells.
+//! An entry may be early, but is never late. Code that moves a deadline further away leaves the
+//! entry where it is, so a heartbeat costs nothing here. Code that pops an early entry puts it back
+//! at the real deadline, even if that has passed as well: tasks come in the order of their
+//! deadlines. If a deadline comes nearer, which is rare, a second, earlier entry is added.
+//! Connections and users know which of their entries counts. A popped entry may be out of date, and
+//! its connection forgotten long ago: then the key finds nothing.
 //!
-//! Leases and graces are due by the receive clock, the rest by the host's. What is
-//! overdue for longer comes first; due at the same moment, tasks come in the order of
-//! `Task`: graces before leases, the older user or connection first.
+//! Leases and graces are due by the receive clock, all else by the host's. The task that is overdue
+//! for longest comes first. Tasks that are due at the same moment come in the order of `Task`:
+//! graces before leases, and the older user or connection first.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -33,16 +32,16 @@ pub(super) struct TimerQueue {
     heard: Heap,
     /// By the host's clock.
     others: Heap,
-    /// Connections whose lease may have to be cut, by the host's clock: as a rule, none.
+    /// Connections whose lease may have to be cut, and when, by the host's clock. As a rule, none.
     cuts: BTreeSet<(u64, Key)>,
 }
 
-/// The latest moment of an entry: what is later than any clock goes is as late as that.
+/// The latest moment of an entry. A later deadline is set to this one: no clock gets that far.
 pub(super) const LATEST: u64 = u64::MAX >> 2;
 
 type Heap = BinaryHeap<Reverse<Entry>>;
 
-/// When, and what: a [`Task`] in half the room. There is one for each connection.
+/// The moment and the [`Task`], in 16 bytes: there is an entry for each connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     /// The moment, and in the last two bits the kind of task.
@@ -95,7 +94,7 @@ impl TimerQueue {
         self.others.peek().map(|Reverse(entry)| entry.at())
     }
 
-    /// The first entry that is due, and since when by its own clock.
+    /// Takes the first task that is due, and returns its deadline, by its own clock.
     pub(super) fn pop_due(&mut self, now: u64, receive_clock: u64) -> Option<(u64, Task)> {
         let order = |heap: &Heap, clock: u64| {
             let Reverse(entry) = *heap.peek()?;
@@ -114,9 +113,9 @@ impl TimerQueue {
         Some((entry.at(), entry.task()))
     }
 
-    /// What is to be forgotten next.
+    /// Takes the connection whose close is to be forgotten next, even if that isn't due.
     pub(super) fn pop_forgetting(&mut self) -> Option<Key> {
-        // There is nothing else among them.
+        // These entries are of `Task::Forget` alone.
         self.others.pop().map(|Reverse(entry)| entry.key)
     }
 
@@ -125,7 +124,7 @@ impl TimerQueue {
         self.cuts.insert((at, key));
     }
 
-    /// A connection whose lease may have to be cut by `now`.
+    /// Takes a connection whose lease may have to be cut by `now`.
     pub(super) fn pop_cut(&mut self, now: u64) -> Option<Key> {
         let first = *self.cuts.first().filter(|(at, _)| *at <= now)?;
         self.cuts.remove(&first);

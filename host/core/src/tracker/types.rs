@@ -17,32 +17,32 @@ pub struct TrackerSettings {
     /// How long a user whose last connection was closed stays online, waiting
     /// for a reconnect. It is not granted to a connection that timed out.
     pub grace_ms: u64,
-    /// How long after a close, by arrival, messages of the connection may come in
-    /// another order than they were sent in. For so long what is older than the close
-    /// is late.
+    /// For how long after a close has arrived messages of the connection may still arrive out of
+    /// order. During this time, a message that is older than the close is stale.
     pub reorder_ms: u64,
-    /// Whether a message as old as a close was sent before it: where messages of a connection come
-    /// on different ways, so that which of them arrives first says nothing. Else a tie goes by
-    /// arrival.
+    /// Whether a message with the timestamp of the close counts as sent before it. Set where the
+    /// messages of a connection take several ways, so that their order of arrival says nothing.
+    /// Otherwise the order of arrival breaks the tie.
     pub ties_close: bool,
-    /// Whether a user is shown by a further connection as soon as it is opened. Else
-    /// they go on being shown by the one before, until that goes.
+    /// Whether a further connection is shown as soon as it is opened. Otherwise the user's shown
+    /// connection stays until it ends.
     pub shows_newest: bool,
-    /// How many live connections a user may have; what would be one more is refused. So
-    /// many closes of a user are remembered, too.
+    /// How many live connections a user may have; a further one is refused. Also how many closes
+    /// are remembered per user.
     pub connections_per_user_max: usize,
-    /// How many closes are remembered, of all users.
+    /// How many closes are remembered, over all users.
     pub closes_max: usize,
-    /// How users are damped who go offline again and again.
+    /// How users who go offline again and again are damped.
     pub damping: Damping,
-    /// The longest step of the receive clock per `received_up_to`, in milliseconds; none if
-    /// the host never misses a message and makes no such reports.
+    /// The longest step of the receive clock per `received_up_to`, in milliseconds. `None`: the
+    /// host never misses a message, and makes no such reports.
     pub receive_step_ms: Option<u64>,
 }
 
 impl TrackerSettings {
-    /// How messages of a connection are ordered about its close. One without an id, which stands
-    /// for others, has no messages: it is opened and closed by what happens here, in its order.
+    /// How a connection's messages are ordered around its close. A connection without an id is a
+    /// placeholder that receives no messages: this host opens and closes it, and the order of these
+    /// calls counts.
     pub(super) fn order(&self, conn: &str) -> Order {
         Order {
             reorder_ms: self.reorder_ms,
@@ -68,7 +68,7 @@ impl Default for TrackerSettings {
 }
 
 /// Why a connection was closed, and why a user went offline.
-// Records hold it by its place: what is added comes last.
+// Records store the index of a variant: a new variant comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The connection was closed.
@@ -79,12 +79,12 @@ pub enum Reason {
     Logout,
 }
 
-/// What became of an input.
+/// The result of an input.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InputResult<M> {
-    /// What it did to its connection.
+    /// What the input did to its connection.
     pub effect: Effect,
-    /// What it did to its user, if anything.
+    /// The change of its user's presence, if there is one.
     pub transition: Option<Transition<M>>,
 }
 
@@ -107,44 +107,44 @@ pub enum Effect {
     Adopted,
     /// It was live, and its lease started again.
     Renewed,
-    /// It was live, and is closed.
+    /// It was live, and is closed now.
     Closed,
     /// It was not live. Its close was noted, or replaced an older one.
     Remembered,
-    /// Nothing: the input was overtaken by what is known of the connection.
+    /// Nothing: what is known of the connection is newer than the input.
     Stale,
     /// Nothing: a quota would have been exceeded.
     Refused(Quota),
 }
 
-/// A change of a user's presence. Those of one user alternate, beginning with
-/// an online. All times are in milliseconds.
+/// A change of a user's presence. The transitions of one user alternate, beginning with an online.
+/// All times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition<M> {
     /// The user's first live connection appeared.
     Online {
-        /// Whose.
+        /// The user.
         user: Arc<str>,
         /// When, as it is written into bodies.
         at: u64,
-        /// The connection that did it.
+        /// The connection that brought the user online.
         conn: Arc<str>,
         /// That connection's metadata.
         metadata: M,
     },
     /// The user's last connection is gone, and its grace is over.
     Offline {
-        /// Whose.
+        /// The user.
         user: Arc<str>,
         /// When, as it is written into bodies.
         at: u64,
         /// The newest timestamp in any message of the user's connections.
         last_seen: u64,
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// Where the tracker itself judged the last connection dead: the newest
-        /// timestamp in any message of that connection. Not where a transport
-        /// reported the timeout, since its figures aren't known here.
+        /// If the tracker itself timed the last connection out: the newest timestamp in any message
+        /// of that connection. `None` if a transport reported the end, even as a timeout: the
+        /// transport's figures aren't known here.
         last_heartbeat: Option<u64>,
     },
 }

@@ -1,5 +1,4 @@
-//! What is known of one user: never more than a few words, however many
-//! connections there are.
+//! What is known of one user. It takes the same memory, however many connections there are.
 
 use std::sync::Arc;
 
@@ -16,15 +15,15 @@ pub(super) struct User {
     pub(super) live: u32,
     /// How many connections are known, live or closed.
     pub(super) known: u32,
-    /// What the live connections say that the user is doing.
+    /// How many live connections report each activity.
     pub(super) activities: Activities,
-    /// The live connections, in their order.
+    /// The two ends of the list of live connections.
     pub(super) list: ListEnds,
-    /// The newest timestamp in any message of the user's.
+    /// The newest timestamp in any of the user's messages.
     pub(super) last_seen: u64,
-    /// The last connection was closed, and its grace runs.
+    /// The offline that waits for the end of a grace, after the last connection was closed.
     pub(super) pending: Option<Box<PendingOffline>>,
-    /// At which moment the timer queue holds the `Task::EndGrace` that counts for the user;
+    /// The deadline of the `Task::EndGrace` in the timer queue that counts for the user;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) grace_entry: u64,
     pub(super) saving: SaveState,
@@ -34,11 +33,11 @@ pub(super) struct User {
 
 #[derive(Debug)]
 pub(super) struct PendingOffline {
-    /// From which moment of the receive clock the grace runs.
+    /// The moment of the receive clock from which the grace counts.
     pub(super) since: u64,
-    /// That of the user's newest disconnect.
+    /// The reason of the user's newest disconnect.
     pub(super) reason: Reason,
-    /// For how long it is held back at least, in milliseconds, since the user flips.
+    /// For how long damping holds the offline back, in milliseconds; 0 if it doesn't.
     pub(super) held_ms: u64,
 }
 
@@ -66,12 +65,12 @@ impl User {
         self.live > 0 || self.pending.is_some()
     }
 
-    /// How many of the connections that are known are not live.
+    /// How many of the known connections are not live.
     pub(super) fn closed(&self) -> usize {
         (self.known - self.live) as usize
     }
 
-    /// Whether nothing of the user is left to know.
+    /// Whether nothing is known of the user any more: no connection, close or grace.
     pub(super) fn is_spent(&self) -> bool {
         self.known == 0 && self.pending.is_none()
     }
