@@ -1,12 +1,11 @@
-//! Who went offline, so that a viewer who may know can be told since when.
+//! Departures: who went offline, so that a viewer who may know is told when the user was last seen.
 //!
-//! A viewer may know if the last verdict admitted them while the user was online, and the
-//! current rules do as well. So a departure is remembered with who had been
-//! told of the user, and with what the rules read of the online event.
+//! A viewer may know if the last verdict on the user while online admitted them, and the current
+//! rules do so as well. So a departure is remembered together with those who had been told of the
+//! user, and with the metadata of the online event that the rules read.
 //!
-//! The last so many departures are remembered: the oldest is forgotten for the
-//! newest. A user who has come back is still in here; the ledger says that they are
-//! online.
+//! The number of departures is limited: the oldest one is forgotten for the newest. The departure
+//! of a user who has come back stays in here; the ledger says that the user is online.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,27 +24,27 @@ use crate::rules::{Reads, Rendition};
 use crate::tracker::Reason;
 use crate::verdicts::{Verdict, Verdicts};
 
-/// The most metadata that is remembered of a departure, in bytes. Of who had more, no
-/// viewer is told when they were last seen.
+/// The most metadata that is remembered of a departure, in bytes. If there was more, no viewer is
+/// told when the user was last seen.
 const KNOWN_BYTES_MAX: usize = 2_048;
 
 /// A departure, as it was announced.
 #[derive(Clone, Debug)]
 pub struct Departure {
-    /// Who went.
+    /// The user.
     pub user: Id,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// When, in milliseconds since the Unix epoch.
+    /// The time of the offline, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// When they were last seen, in milliseconds since the Unix epoch.
+    /// When the user was last seen, in milliseconds since the Unix epoch.
     pub last_seen: u64,
-    /// What is known of the departure beside it.
+    /// The metadata of the offline event.
     pub metadata: Metadata,
-    /// What is known of the user from when they were online.
+    /// What is remembered of the metadata of the online event.
     pub known: KnownMetadata,
-    /// Who had been told of them, and what each of them was to get: nobody, where the
-    /// last decision wasn't made.
+    /// Who had been told of the user, and what each of them was shown. Nobody, if the last decision
+    /// was pending.
     pub recipients: Recipients,
 }
 
@@ -53,12 +52,12 @@ pub struct Departure {
 #[derive(Clone, Debug)]
 pub struct KnownMetadata {
     metadata: Metadata,
-    /// Under which keys, if not all.
+    /// The keys that it has. `None`: all keys.
     keys: Option<Arc<BTreeSet<Box<str>>>>,
 }
 
 impl KnownMetadata {
-    /// All of it.
+    /// All of the metadata.
     pub fn all(metadata: &Metadata) -> Self {
         Self {
             metadata: metadata.clone(),
@@ -66,7 +65,7 @@ impl KnownMetadata {
         }
     }
 
-    /// What is under these keys: all that the rules read.
+    /// The metadata under these keys, which are all that the rules read.
     pub fn some(metadata: &Metadata, keys: &BTreeSet<Box<str>>) -> Self {
         let mut known = Metadata::default().edit();
         for entry in metadata.entries().filter(|it| keys.contains(it.key)) {
@@ -95,7 +94,7 @@ impl KnownMetadata {
         Some(keys.iter().map(|key| &**key))
     }
 
-    /// Whether all that was read is known.
+    /// Whether all that the rules read is remembered.
     fn covers(&self, reads: &Reads) -> bool {
         let Some(keys) = &self.keys else {
             return true;
@@ -111,7 +110,7 @@ impl KnownMetadata {
 }
 
 impl Departure {
-    /// All the numbers of ids in it.
+    /// The numbers of all ids in it.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = self.recipients.audience().bitmap();
         ids.insert(self.user.0);
@@ -128,34 +127,35 @@ impl Departure {
 #[derive(Debug)]
 pub struct Departed {
     departures_max: usize,
-    /// A ring, once it is full.
+    /// The departures. It is a ring once it is full.
     departures: Vec<Departure>,
-    /// Where the next one goes in the ring.
+    /// The next place in the ring.
     next: usize,
-    /// Places of those that were forgotten while another shard was followed: they are filled first.
+    /// Places of departures that were forgotten while this shard followed another one. They are
+    /// filled first.
     free: Vec<u32>,
-    /// Where each user's last departure is.
+    /// The place of each user's last departure.
     places: HashMap<Id, u32, foldhash::fast::FixedState>,
-    /// What was decided on them, for as long as they are the users' last.
+    /// The verdicts on the users' last departures.
     verdicts: Verdicts,
     changes: UnsavedDepartures,
-    /// Who reads it as it was at some moment, by places in the ring: none changes but behind
-    /// [`Self::keep_place`].
+    /// The readings of departures as they were at a moment, by place in the ring. Each change of a
+    /// place calls [`Self::keep_place`] before.
     readings: Readings<Departure>,
 }
 
-/// Whose last departure has changed since records were last taken.
+/// The users whose last departure has changed since records were last taken.
 #[derive(Debug, Default)]
 struct UnsavedDepartures {
-    /// Whether anybody takes them.
+    /// Whether changes are noted.
     wanted: bool,
     users: BTreeMap<Id, Name>,
-    /// Those whose record was handed out.
+    /// Users of whom a record was handed out.
     saved: HashMap<Id, Name, foldhash::fast::FixedState>,
 }
 
 impl Departed {
-    /// A memory of so many departures.
+    /// Remembers at most `departures_max` departures.
     pub fn new(departures_max: usize) -> Self {
         Self {
             departures_max: departures_max.min(u32::MAX as usize),
@@ -169,7 +169,7 @@ impl Departed {
         }
     }
 
-    /// Remembers more or fewer departures from here on: of too many, the newest.
+    /// Changes how many departures are remembered. Of too many, the newest stay.
     pub fn resize(&mut self, departures_max: usize) {
         if departures_max == self.departures_max {
             return;
@@ -190,7 +190,7 @@ impl Departed {
                 self.insert(departure);
             }
         }
-        // What didn't find a place has left no trace but its record.
+        // Departures that found no place are forgotten. Their records are to be removed.
         for (user, name) in &self.changes.saved {
             if !self.places.contains_key(user) {
                 self.changes.users.insert(*user, name.clone());
@@ -229,13 +229,13 @@ impl Departed {
         self.insert(departure);
     }
 
-    /// Who had been told of a user who has gone, and what each of them was to get.
+    /// Who had been told of a user who has left, and what each of them was shown.
     pub fn recipients(&self, user: Id) -> Option<&Recipients> {
         self.departure(user).map(|departure| &departure.recipients)
     }
 
-    /// A user's last departure, as rules get to see it: with what is known of the user
-    /// from when they were online.
+    /// A user's last departure, as rules get to see it: the offline event, with what is remembered
+    /// of the metadata of the online event.
     pub fn event(&self, user: Id, names: &Names) -> Option<Event> {
         let departure = self.departure(user)?;
         let mut metadata = departure.known.metadata.edit();
@@ -258,12 +258,12 @@ impl Departed {
         self.departures.get(*self.places.get(&user)? as usize)
     }
 
-    /// What was decided on a user's last departure, if it still holds.
+    /// The verdict on a user's last departure, if it still holds.
     pub fn verdict(&self, wall: u64, event: &Event) -> Option<Arc<Verdict>> {
         self.verdicts.find(wall, event).map(|(verdict, _)| verdict)
     }
 
-    /// Keeps what was decided on a user's last departure.
+    /// Keeps the verdict on a user's last departure.
     pub fn keep(
         &mut self,
         now: u64,
@@ -272,16 +272,16 @@ impl Departed {
         mut reads: Reads,
     ) -> Arc<Verdict> {
         let verdict = Arc::new(self.admitted(event.user, renditions, &reads));
-        // They are the same for as long as the verdict is kept.
+        // The event stays the same for as long as the verdict is kept.
         reads.timestamp = false;
         reads.all_metadata = false;
         self.verdicts.keep(now, event, Arc::clone(&verdict), reads);
         verdict
     }
 
-    /// The current verdict on a user's last departure, narrowed to those whom the last
-    /// verdict on the user while online admitted as well, and to what it let them know.
-    /// Nobody, where the rules read what isn't known any more.
+    /// The current verdict on a user's last departure, restricted to those whom the last verdict on
+    /// the user while online admitted, and to what that verdict let them know. It admits nobody if
+    /// the rules read something that isn't remembered.
     pub fn admitted(&self, user: Id, renditions: Vec<Rendition>, reads: &Reads) -> Verdict {
         let Some(departure) = self.departure(user).filter(|it| it.known.covers(reads)) else {
             return Verdict::default();
@@ -309,7 +309,8 @@ impl Departed {
         Verdict::new(user, renditions.collect())
     }
 
-    /// The directory has changed: what read it is decided again when it is asked for.
+    /// The directory has changed: forgets the verdicts that read what changed. They are made again
+    /// when they are asked for.
     pub fn directory_changed(&mut self, changes: &Changes) {
         if self.verdicts.is_empty() {
             return;
@@ -319,25 +320,27 @@ impl Departed {
         }
     }
 
-    /// The wall clock has moved: what read it is decided again when it is asked for.
+    /// The wall clock has moved: forgets the verdicts that read it. They are made again when they
+    /// are asked for.
     pub fn clock_moved(&mut self) {
         for user in self.verdicts.time_readers() {
             self.verdicts.forget(user);
         }
     }
 
-    /// The rules have changed: everything is decided again when it is asked for.
+    /// The rules have changed: no verdict holds any longer. Verdicts are made again when they are
+    /// asked for.
     pub fn rules_changed(&mut self) {
         self.verdicts.rules_changed();
     }
 
-    /// Some users are decided on by other rules: so are their departures, when they are asked
-    /// for.
+    /// Some users are decided on by other rules: forgets the verdicts on their departures. They are
+    /// made again when they are asked for.
     pub fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
         self.verdicts.forget_where(moves);
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_changed`].
+    /// Sets whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = UnsavedDepartures {
             wanted: keep,
@@ -345,13 +348,13 @@ impl Departed {
         };
     }
 
-    /// Whether there is anything to take.
+    /// Whether there are changes to take.
     pub fn has_records(&self) -> bool {
         !self.changes.users.is_empty()
     }
 
-    /// All that has changed since this was last called: whose last departure is another,
-    /// or, with none, is forgotten. That a user has come back is no change.
+    /// Takes the users whose last departure has changed since the last call, and that departure;
+    /// `None` if it is forgotten, or isn't stored. That a user has come back is no change.
     pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<Departure>)) {
         for (id, user) in std::mem::take(&mut self.changes.users) {
             let departure = self.departure(id).filter(|it| it.is_stored()).cloned();
@@ -363,22 +366,23 @@ impl Departed {
         }
     }
 
-    /// All that are stored, in no order.
+    /// All stored departures, in no order.
     pub(crate) fn all_stored(&self) -> impl Iterator<Item = &Departure> {
         let last = self.places.values();
         let last = last.filter_map(|place| self.departures.get(*place as usize));
         last.filter(|departure| departure.is_stored())
     }
 
-    /// Those that are stored are to be read as they are now, by [`Self::read`].
+    /// Begins a reading of the stored departures as they are now, for [`Self::read`].
     pub(crate) fn begin_reading(&mut self, moment: &Moment) {
         let mut places = RoaringBitmap::new();
-        // There are no more places than a u32 has numbers.
+        // There are at most `u32::MAX` places.
         places.insert_range(0..self.departures.len() as u32);
         self.readings.begin(moment, places, self.next as u32);
     }
 
-    /// Reads on as of a moment, so many at most and the oldest first. Says whether any were left.
+    /// Reads the next `count` departures at most, as they were at a moment, the oldest first.
+    /// Returns whether any were left.
     pub(crate) fn read(
         &mut self,
         moment: &Moment,
@@ -391,14 +395,15 @@ impl Departed {
         were_left
     }
 
-    /// What is in a place, if it is stored: the last of its user.
+    /// The departure in a place, if it is stored, and the last one of its user.
     fn stored(&self, place: u32) -> Option<Departure> {
         let departure = self.departures.get(place as usize)?;
         let is_last = self.places.get(&departure.user) == Some(&place);
         (is_last && departure.is_stored()).then(|| departure.clone())
     }
 
-    /// What is in a place is about to change, or to be no user's last.
+    /// To be called before the departure in a place changes, or stops being its user's last: keeps
+    /// it for readings that have yet to get to it.
     fn keep_place(&mut self, place: u32) {
         if self.readings.is_empty() {
             return;
@@ -408,8 +413,8 @@ impl Departed {
         self.readings = readings;
     }
 
-    /// Puts departures back. Of too many, the oldest are forgotten, and their records
-    /// are to be removed.
+    /// Restores departures. Of too many, the oldest are forgotten, and their records are to be
+    /// removed.
     pub fn restore(&mut self, mut departures: Vec<Departure>, names: &Names) {
         departures.sort_by_key(|departure| departure.timestamp);
         for departure in departures {
@@ -424,8 +429,8 @@ impl Departed {
         }
     }
 
-    /// Remembers a user's last departure, as the shard that is followed does. It says whose are to be
-    /// forgotten for that: none is here.
+    /// Remembers a user's last departure, as the owner does. The owner says which departure is
+    /// forgotten for it, see [`Self::forget`]: this forgets none.
     pub(crate) fn follow(&mut self, departure: Departure, names: &Names) {
         let user = departure.user;
         let known = self.places.get(&user).copied();
@@ -438,8 +443,8 @@ impl Departed {
         }
     }
 
-    /// A user's last departure is another than the one that is remembered, and isn't stored, or is not
-    /// remembered any more.
+    /// Forgets a user's last departure. The owner has forgotten it, too, or has replaced it by one
+    /// that isn't stored.
     pub(crate) fn forget(&mut self, user: Id) {
         let Some(place) = self.places.get(&user).copied() else {
             return;
@@ -456,7 +461,7 @@ impl Departed {
         self.departure(user).is_some_and(Departure::is_stored)
     }
 
-    /// All the numbers of ids in here.
+    /// The numbers of all ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
         let mut seen = VisitedSets::default();
@@ -481,9 +486,9 @@ impl Departed {
         self.fill(place, departure);
     }
 
-    /// The next place in the ring. The departure that is there is forgotten.
+    /// Takes the next place in the ring. The departure that is there is forgotten.
     fn next_in_ring(&mut self) -> u32 {
-        // There are no more places than a u32 has numbers.
+        // There are at most `u32::MAX` places.
         let place = self.next as u32;
         self.next = (self.next + 1) % self.departures_max;
         let oldest = self.departures.get(place as usize).map(|it| it.user);
@@ -498,7 +503,7 @@ impl Departed {
         place
     }
 
-    /// Puts a departure into a place that has no other user's last one.
+    /// Puts a departure into a place. Another user's last departure may not be there.
     fn fill(&mut self, place: u32, departure: Departure) {
         let user = departure.user;
         if let Some(last) = self.places.get(&user) {

@@ -245,7 +245,7 @@ impl Ledger {
         ids
     }
 
-    /// To be called before a user's entry changes: keeps the entry for readings that have yet to
+    /// Call it before a user's entry changes: keeps the entry for readings that have yet to
     /// get to it.
     fn keep(&mut self, user: Id) {
         let entries = &self.entries;

@@ -68,7 +68,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A shard of nobody yet.
+    /// A shard without users.
     pub fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         let decisions = Decisions::new(settings.departures_max);
         Self {
@@ -78,8 +78,8 @@ impl Shard {
         }
     }
 
-    /// Takes an input that arrived at `now`, in milliseconds by a clock that nobody
-    /// sets; it is wall time as well until [`Input::Clock`] says otherwise.
+    /// Takes an input that arrived at `now`, in milliseconds of a monotonic clock. Until
+    /// [`Input::Clock`] says otherwise, `now` is wall time as well.
     pub fn handle(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let common = &mut self.common;
         common.clock.pass(now);
@@ -120,7 +120,8 @@ impl Shard {
         }
     }
 
-    /// Takes what changes of what the shard goes by: nothing is published at once for that.
+    /// Takes an input that changes what the shard works with, such as directory, rules or settings.
+    /// It publishes nothing at once.
     fn change(&mut self, now: u64, input: Input) {
         let (common, presence) = (&mut self.common, &mut self.presence);
         match input {
@@ -155,9 +156,9 @@ impl Shard {
         }
     }
 
-    /// Does what has fallen due by `now`, so much of it that the outputs stay few. Where
-    /// that isn't all, [`Self::next_deadline`] is no later than `now`. `out` is to be emptied
-    /// before this is called again: where it is full, nothing is done.
+    /// Runs what is due by `now`, in steps that keep the outputs few. If something is left,
+    /// [`Self::next_deadline`] is no later than `now`. Empty `out` before each call: nothing is
+    /// done while it is full.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let (presence, env) = (&mut self.presence, &mut self.common.env(now, rules, out));
         if presence.is_beginning() {
@@ -175,16 +176,15 @@ impl Shard {
         self.corrections.correct(decisions, env);
     }
 
-    /// Waits no more: what waits for answers of the directory goes on as it would in the
-    /// end, of some users at a time. Says whether there are others, for which it is to be
-    /// called again.
+    /// Ends all waiting for the directory: events that wait for answers go on without them, for a
+    /// limited number of users per call. Returns whether there are more: then call it again.
     pub fn give_up(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) -> bool {
         let env = &mut self.common.env(now, rules, out);
         self.presence.events.give_up(env)
     }
 
-    /// Answers a viewer on users of this shard. Where the directory's answers
-    /// aren't cached, they are to be fetched, and the call repeated.
+    /// Answers a viewer's query about users of this shard. If answers of the directory are missing
+    /// in the cache, they have to be fetched, and the call repeated.
     pub fn query<'a>(
         &mut self,
         now: u64,
@@ -206,13 +206,13 @@ impl Shard {
     /// A viewer's own contacts, in the directory's order.
     ///
     /// # Errors
-    /// The question, if its answer is to be fetched first.
+    /// The directory's answer isn't cached: the question to fetch it by.
     pub fn contacts(&self, viewer: &str, out: &mut Vec<Output>) -> Result<Vec<Name>, Question> {
         query::contacts(viewer, &self.common, out)
     }
 
-    /// Decides on what was last announced of a user, and tells how that comes about
-    /// for a viewer. It changes nothing of what anyone is told.
+    /// Decides on the last announced event of a user, and explains the decision on a viewer. It
+    /// changes nothing that viewers are told.
     pub fn explain(
         &mut self,
         now: u64,
@@ -228,8 +228,8 @@ impl Shard {
     }
 
     /// Whether connections, graces or statements may have ended by `now` that haven't been
-    /// told of. All of them are, before a later input: it is to make no difference how many
-    /// end at once. Only a shard that begins to lead has inputs not wait for that.
+    /// announced. All of these are announced before a later input, so that it makes no difference
+    /// how many end at once. Only while a shard begins to lead do inputs not wait for that.
     pub fn has_expiries(&self, now: u64) -> bool {
         let (tracker, presence) = (&self.common.tracker, &self.presence);
         if presence.is_beginning() {
@@ -242,8 +242,8 @@ impl Shard {
         ends.into_iter().flatten().any(|at| at <= now)
     }
 
-    /// Whether something that has happened by `now` is still to be announced: it has begun to lead, or
-    /// has much to do. Those who are online may be still to be decided on again.
+    /// Whether something that has happened by `now` is still to be announced: the shard has begun
+    /// to lead, or has much to do. Decisions that are to be made again don't count.
     pub fn is_behind(&self, now: u64) -> bool {
         let announces = self.presence.events.next_deadline(now);
         let is_due = announces.is_some_and(|at| at <= now);
@@ -256,7 +256,7 @@ impl Shard {
         let (tracker, events, now) = (&common.tracker, &presence.events, common.now());
         let typing = common.settings.status;
         let deadlines = [
-            // Inputs that wait have earlier times.
+            // It is 0 since inputs that wait have arrived before `now`.
             presence.is_beginning().then_some(0),
             tracker.next_deadline(),
             tracker.has_reshown().then_some(now),
@@ -269,9 +269,9 @@ impl Shard {
         deadlines.into_iter().flatten().min()
     }
 
-    /// What has been counted.
+    /// The counters of this shard.
     pub fn counters(&self) -> Counters {
-        // Those of the tracker alone are counted there, but for what one before it counted.
+        // The tracker counts these two itself. `counted` has what the tracker before it counted.
         let (counted, tracker) = (&self.common.counters, &self.common.tracker);
         Counters {
             closes_forgotten: counted.closes_forgotten + tracker.closes_forgotten(),
@@ -280,12 +280,12 @@ impl Shard {
         }
     }
 
-    /// How many users are online, as far as anyone has been told.
+    /// How many users are online, as far as viewers have been told.
     pub fn online_users(&self) -> usize {
         self.decisions().ledger.len()
     }
 
-    /// What is known of an online user, of which rules show each viewer a part.
+    /// The metadata of an online user. Rules decide which part of it each viewer is shown.
     pub fn shown(&self, user: &str) -> Option<&Metadata> {
         let user = self.common.names.find(user)?;
         Some(&self.decisions().ledger.get(user)?.event.metadata)
@@ -301,13 +301,13 @@ impl Shard {
         self.decisions().dirty.len()
     }
 
-    /// How many decisions are pending, since they failed or lack an answer of the directory,
-    /// and since when the oldest is, in milliseconds by the monotonic time.
+    /// How many decisions are pending, since they failed or lack an answer of the directory. Since
+    /// when the oldest one is pending, in milliseconds by the monotonic time.
     pub fn pending(&self) -> (usize, Option<u64>) {
         self.decisions().retries.waiting()
     }
 
-    /// All the numbers of ids this shard holds.
+    /// The numbers of all ids that this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
         let events = &self.presence.events;
         self.decisions().ids()
@@ -318,8 +318,8 @@ impl Shard {
             | events.queue.ids()
     }
 
-    /// Whether what is known of online users depends on an answer of the directory,
-    /// or something waits for it.
+    /// Whether a decision on an online user depends on an answer of the directory, or an event
+    /// waits for it.
     pub fn uses(&self, question: &Question) -> bool {
         self.decisions().uses(question) || self.presence.events.queue.waits_for(question)
     }
@@ -346,7 +346,7 @@ impl Shard {
             updates.forget_all(common);
         }
         if has_other_audiences {
-            // Who was told too little, or too much, is so no more.
+            // Other audiences are too large now: everyone is decided on again.
             self.presence.events.rules_changed();
         }
     }
@@ -356,7 +356,7 @@ impl Shard {
     }
 }
 
-/// Why an event is not decided again.
+/// Why an event is not decided on again.
 const NOT_NEWEST: &str = "it is not the newest event of its user, who may have left since";
 
 /// Takes a message, and answers its sender if there is a reply subject.

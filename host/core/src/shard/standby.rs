@@ -1,15 +1,15 @@
-//! A shard that follows another one: a standby.
+//! A standby: a shard that follows the shard of another node, the owner.
 //!
-//! It takes in what the other takes in, and tracks the same connections, but decides nothing and
-//! publishes nothing. What the other tells viewers it is handed as records. It remembers which
-//! transitions it saw of which it was not handed the outcome. When it is to lead, it announces
-//! these, and decides on everyone once: viewers are told what differs, and nothing else.
+//! It takes in what the owner takes in, and tracks the same connections, but decides and publishes
+//! nothing. It gets what the owner tells viewers as records, and remembers the transitions that it
+//! *missed*: those of which it has no such record yet. When it begins to lead, it announces them,
+//! and decides on everyone once: viewers are told only what differs.
 //!
-//! A user whom viewers were told of, and of whose connections nothing is known here, may have
-//! stayed. Such a user is *expected*: a connection without an id stands for those that are not
-//! known, until the first of them is heard from, or for one time-out. A shard that begins to lead
-//! without knowing all that the one before knew is *unsure* for one time-out, since it can't know
-//! whether a connection is its user's last: users who leave meanwhile are expected, too.
+//! If viewers were told of a user of whom no connection is known here, the user may still be
+//! connected, and is *expected*: a placeholder, which is a connection without an id, stands for the
+//! unknown connections, until one of them is heard from, or for one timeout. A shard that begins to
+//! lead without all that the owner knew is *unsure* for one timeout. It can't know whether a
+//! connection is its user's last, so users who leave meanwhile are expected, too.
 
 mod leading;
 
@@ -33,11 +33,11 @@ use crate::record::Record;
 use crate::step::Step;
 use crate::tracker::{Connected, Effect, InputResult, TrackerRecord, Transition};
 
-/// How many transitions are remembered that no viewer was told of, beside as many
-/// as there are users in the ledger.
+/// How many missed transitions there may be, beyond the number of users in the ledger, before those
+/// are forgotten that no viewer needs.
 const MISSED_MAX: usize = 1_024;
 
-/// The id of the connection that stands for those that aren't known: no other has it.
+/// The id of a placeholder. No other connection has it.
 const EXPECTED: &str = "";
 
 /// A user who is expected.
@@ -45,35 +45,35 @@ const EXPECTED: &str = "";
 struct Expected {
     /// Since when they are online, in milliseconds since the Unix epoch.
     since: u64,
-    /// How they left, if they seem to have.
+    /// The offline event, if they seem to have left.
     left: Option<Event>,
 }
 
-/// What a shard saw while it followed another one.
+/// What a shard remembers while it follows another one.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
-    /// Transitions and statements whose outcome isn't known: each user's last, and whether it
-    /// is ours to broadcast.
+    /// Transitions and statements whose outcome isn't known: the last one of each user, and whether
+    /// it is for this shard to broadcast. An application has broadcast its own.
     missed: BTreeMap<Id, (Event, bool)>,
-    /// Users whom another connection shows now.
+    /// Users who are shown by another connection than the one that viewers know.
     reshown: BTreeSet<Arc<str>>,
-    /// Whether there may be more of them.
+    /// Whether there may be more of them, since this shard was made from a snapshot.
     is_copy: bool,
     /// Users who are expected.
     expected: BTreeMap<Id, Expected>,
     /// Until when it is unsure, by the tracker's `heard_ms`.
     unsure_until: u64,
-    /// Whether no shard was before this one.
+    /// Whether there was no owner before.
     is_first: bool,
-    /// Users who came by a connect, or by what an application stated, while it was unsure, though no
-    /// shard was before it. Nobody knows of others of their connections.
+    /// Users who came by a connect, or by an application's statement, while this shard was unsure,
+    /// and had no owner before it. They have no unknown connections.
     came: BTreeSet<Id>,
-    /// Whom it has still to look after, if it has begun to lead.
+    /// Whom to look after, if this shard has begun to lead and isn't done with that.
     beginning: Option<Beginning>,
 }
 
 impl Shard {
-    /// Takes an input as [`Self::handle`] does, without deciding or publishing anything.
+    /// Takes an input as [`Self::handle`] does, but decides and publishes nothing.
     pub fn follow(&mut self, now: u64, input: Input) {
         self.common.clock.pass(now);
         let now = self.common.now();
@@ -87,8 +87,8 @@ impl Shard {
         self.presence.tidy_followed(&mut self.common);
     }
 
-    /// As [`Self::follow`], of an input that the shard may have handled of whose records this one was made.
-    /// Connections are as they were later than the rest, so what came of it for the rest is made up for.
+    /// As [`Self::follow`], for an input that may be in the snapshot that this shard was made from.
+    /// The snapshot's connections are newer than its rest: makes up for the effect on the rest.
     pub fn follow_again(&mut self, now: u64, input: Input) {
         self.common.clock.pass(now);
         if let Input::Message { message, .. } | Input::Excess { message, .. } = &input {
@@ -97,8 +97,7 @@ impl Shard {
         self.follow(now, input);
     }
 
-    /// Ends what has run out by `now`, as [`Self::advance`] does, without deciding or
-    /// publishing anything.
+    /// Ends what has run out by `now` as [`Self::advance`] does, but decides and publishes nothing.
     pub fn follow_time(&mut self, now: u64) {
         self.common.clock.pass(now);
         while let Some(transition) = self.common.tracker.expire(now) {
@@ -120,14 +119,14 @@ impl Shard {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Takes in what the shard that this one follows has told viewers. What both derive from
-    /// their inputs is none of it.
+    /// Takes in a record of what the owner has told viewers. Ignores records of what this shard
+    /// derives from its own inputs.
     pub fn apply(&mut self, record: Record) {
         let (common, presence) = (&mut self.common, &mut self.presence);
         if let Record::Ledger { user, entry: None } = &record {
-            // Nobody who has left is expected.
+            // The user has left, and is not expected any more.
             let left = presence.is_heard_from(user.as_str(), common);
-            // Nor does the grace run that has ended.
+            // A grace has ended, too.
             let now = common.now();
             let ended = common.tracker.end_grace_of(now, user.as_str());
             for transition in left.into_iter().chain(ended) {
@@ -142,7 +141,7 @@ impl Shard {
             } => {
                 presence.followed.is_told(entry.event.user, true);
                 let (name, shown) = (entry.event.name.as_str(), &entry.event.metadata);
-                // The other shard may not have heard yet of the connection that shows them here.
+                // Otherwise, the owner may not have heard yet of the connection that is shown here.
                 if !is_shown_otherwise(name, shown, common) {
                     presence.followed.reshown.remove(name);
                 }
@@ -152,7 +151,7 @@ impl Shard {
                 if let Some(id) = common.names.find(user.as_str()) {
                     presence.followed.is_told(id, false);
                     decisions.ledger.offline(id);
-                    // Who was expected has left now.
+                    // An expected user has left only now.
                     if !common.tracker.is_online(user.as_str()) {
                         events.updates.statuses.forget(id, &user);
                     }
@@ -175,26 +174,26 @@ impl Shard {
         }
     }
 
-    /// When it begins to lead, it looks who is shown by another connection than viewers know them by. To
-    /// be said of a shard that was made of what another one knew: that one may have been told so, and
-    /// have announced nothing.
+    /// Has this shard look, when it begins to lead, for users who are shown by another connection
+    /// than the one that viewers know. For a shard that was made from a snapshot: the owner may
+    /// have taken in the change of connection before, and have announced nothing.
     pub fn is_copy(&mut self) {
         self.presence.followed.is_copy = true;
     }
 
-    /// Users whose connections are all known, though this shard is unsure; none where it isn't.
+    /// Users of whom all connections are known, though this shard is unsure. Empty if it isn't.
     pub fn came(&self) -> Vec<Id> {
         let came = self.presence.followed.came.iter().copied();
         came.filter(|_| self.unsure_ms() > 0).collect()
     }
 
-    /// As the shard that its state is from says, all of a user's connections are known.
+    /// All connections of a user are known, as the snapshot says from which this shard was made.
     pub fn has_come(&mut self, user: &str) {
         let user = self.common.names.intern(user);
         self.presence.followed.came.insert(user);
     }
 
-    /// How users have left, as it seems, who are waited for, since other connections may not be known.
+    /// The offlines of expected users who seem to have left, as records of waiting events.
     pub fn seem_to_have_left(&self) -> Vec<Record> {
         let expected = self.presence.followed.expected.values();
         let left = expected.filter_map(|it| it.left.clone());
@@ -205,7 +204,7 @@ impl Shard {
         left.map(record).collect()
     }
 
-    /// As the shard that its state is from says, a user who is waited for seems to have left so.
+    /// Takes an offline of [`Self::seem_to_have_left`] from the snapshot of another shard.
     pub fn seems_to_have_left(&mut self, record: Record) {
         let Record::Waiting { steps, .. } = record else {
             return;
@@ -219,8 +218,8 @@ impl Shard {
         }
     }
 
-    /// No shard was before this one: as of a node that starts alone, users who come by a connect
-    /// have no other connections.
+    /// Sets whether there was no owner before, as on a node that starts alone. Then users who come
+    /// by a connect have no unknown connections.
     pub fn is_first(&mut self, is_first: bool) {
         let followed = &mut self.presence.followed;
         followed.is_first = is_first;
@@ -229,43 +228,43 @@ impl Shard {
         }
     }
 
-    /// For how long it is still unsure whether all connections are known, in milliseconds of
-    /// hearing; 0 as a rule.
+    /// For how long this shard is still unsure whether all connections are known, in milliseconds
+    /// by the receive clock; 0: it is sure.
     pub fn unsure_ms(&self) -> u64 {
         self.presence.unsure_ms(&self.common)
     }
 
-    /// Whether it is to be told again and again up to when everything has been received. Otherwise
-    /// nothing goes by that: it is told when there is an input for it, before that.
+    /// Whether this shard needs regular reports up to when everything has been received. Otherwise
+    /// nothing in it depends on them, and one report before its next input is enough.
     pub fn needs_clock(&self) -> bool {
         !self.common.tracker.is_empty() || self.unsure_ms() > 0
     }
 
-    /// It is unsure for so long, since the shard that its state is from is.
+    /// Sets for how long this shard is unsure, as the snapshot says from which it was made.
     pub fn set_unsure(&mut self, unsure_ms: u64) {
         self.presence.be_unsure(unsure_ms, &self.common);
     }
 
-    /// The numbers of what is published start again, in a later epoch.
+    /// Starts the numbers of publications again, in a later epoch.
     pub fn renumber(&mut self) {
         self.common.numbering = Numbering::default();
         self.common.inboxes.forget();
     }
 
-    /// The number of the last message on each subject that any was published on.
+    /// The number of the last message on each subject on which there was one.
     pub fn published(&self) -> impl Iterator<Item = (Subject, u64)> {
         self.common.numbering.last()
     }
 
-    /// What has changed of what viewers were told since this or [`Self::take_records`] was
-    /// last called: what a standby can't derive from its inputs.
+    /// Takes what has changed of what viewers were told since this or [`Self::take_records`] was
+    /// last called. A standby can't derive that from its inputs.
     pub fn take_told(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
         self.presence.take_records(&mut records);
         records
     }
 
-    /// What is known and was said of each online user, in a stable order.
+    /// The ledger's entries, in a stable order of the users.
     pub fn ledger(&self) -> impl Iterator<Item = &LedgerEntry> {
         let ledger = &self.decisions().ledger;
         ledger
@@ -286,13 +285,13 @@ impl Shard {
 }
 
 impl Followed {
-    /// All the numbers of ids in here.
+    /// The numbers of all ids in here.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         let users = self.missed.keys().chain(self.expected.keys());
         users.chain(&self.came).map(|user| user.0)
     }
 
-    /// Viewers were told that a user is online, or offline.
+    /// Viewers were told that a user is online, or offline: forgets a missed event that says so.
     fn is_told(&mut self, user: Id, online: bool) {
         if let Some((event, _)) = self.missed.get(&user)
             && (event.change == Change::Online) == online
@@ -301,8 +300,8 @@ impl Followed {
         }
     }
 
-    /// A connection has ended, or begun, of a user who may have been expected: they left as they did when
-    /// they seemed to.
+    /// A user has a transition, and is expected no longer. Returns the event to announce: if they
+    /// are offline now, and seemed to have left before, the earlier offline with the new timestamp.
     pub(super) fn is_over(&mut self, event: Event) -> Event {
         let expected = self.expected.remove(&event.user);
         match expected.and_then(|it| it.left) {
@@ -314,8 +313,8 @@ impl Followed {
         }
     }
 
-    /// A user is online by a connection. If they had left, and no viewer was told so, viewers know
-    /// them by an earlier one.
+    /// A user is online by a connection. If viewers weren't told that the user had left, they know
+    /// the user by an earlier connection.
     fn is_back(&mut self, user: Id, name: &str) {
         let missed = self.missed.remove(&user);
         if missed.is_some_and(|(event, _)| event.change != Change::Online) {
@@ -325,8 +324,8 @@ impl Followed {
 }
 
 impl Presence {
-    /// A connection of a user was heard from that wasn't known: the one that stood for it is
-    /// not needed any more. Says whether it was the last.
+    /// A connection of a user was heard from that wasn't known: ends the placeholder. Returns the
+    /// offline, if the placeholder was the last connection.
     pub(super) fn is_heard_from(
         &mut self,
         user: &str,
@@ -343,7 +342,7 @@ impl Presence {
         handled.transition
     }
 
-    /// A connection is known again from a record: whether it only stands for others.
+    /// A record of a connection is restored: if it is a placeholder, its user is expected.
     pub(super) fn is_restored(&mut self, record: &TrackerRecord<Metadata>, common: &Common) {
         if let TrackerRecord::Connection { user, conn, state } = record
             && &**conn == EXPECTED
@@ -355,14 +354,13 @@ impl Presence {
         }
     }
 
-    /// Whether a connection of a user is known: not only one that stands for others, and not only a
-    /// grace.
+    /// Whether a user has a live connection that is known: no placeholder, and not only a grace.
     pub(super) fn is_connected(&self, user: Id, name: &str, common: &Common) -> bool {
         common.tracker.is_connected(name) && !self.followed.expected.contains_key(&user)
     }
 
-    /// By which event a user will be online, as far as viewers are told, once all has been
-    /// announced that waits; none if the user will be offline.
+    /// The online event by which viewers know a user once all waiting events are announced; `None`
+    /// if the user is offline then.
     fn will_be_told(&self, user: Id) -> Option<Arc<Event>> {
         let event = match self.events.queue.last_announced(user) {
             Some(event) => event,
@@ -371,7 +369,7 @@ impl Presence {
         (event.change == Change::Online).then(|| Arc::clone(event))
     }
 
-    /// Whether viewers are told that a user is online, as [`Self::will_be_told`] has it.
+    /// Whether [`Self::will_be_told`] returns an event.
     fn is_told(&self, user: Id) -> bool {
         let waits = self.events.queue.last_announced(user);
         match waits {
@@ -383,8 +381,8 @@ impl Presence {
         }
     }
 
-    /// Whether a user who seems to have left is expected for a while instead, since it is
-    /// unsure whether all of the user's connections are known.
+    /// Expects a user who seems to have left for a while, if this shard doesn't know all of the
+    /// user's connections, and viewers know the user as online. Returns whether it does.
     pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
         let Some(told) = self.told_of_one_to_expect(event, common) else {
             return false;
@@ -393,7 +391,7 @@ impl Presence {
         true
     }
 
-    /// By which event viewers know a user who seems to have left, if the user is to be expected.
+    /// The event by which viewers know a user who has left, as it seems. `None`: don't expect them.
     fn told_of_one_to_expect(&self, event: &Event, common: &Common) -> Option<Arc<Event>> {
         if event.change == Change::Online || self.knows_all_of(event.user, common) {
             return None;
@@ -406,7 +404,7 @@ impl Presence {
         self.unsure_ms(common) == 0 || self.followed.came.contains(&user)
     }
 
-    /// A user has come online by a connect, or as an application states.
+    /// A user has come online by a connect, or by an application's statement.
     pub(super) fn has_come(&mut self, user: &str, common: &Common) {
         if self.unsure_ms(common) == 0 {
             self.followed.came.clear();
@@ -424,8 +422,8 @@ impl Presence {
         until.saturating_sub(common.tracker.heard_ms())
     }
 
-    /// A connection stands for those of a user that aren't known. `left`: how they left, if they seem to
-    /// have: then only for as long as it is unsure whether all are known.
+    /// Adds a placeholder for a user's unknown connections. `left`: the offline event, if the user
+    /// seems to have left. Then the placeholder ends when this shard is sure again.
     fn expect(&mut self, event: &Event, left: Option<Event>, common: &mut Common) {
         let now = common.now();
         let left_ms = left.is_some().then(|| self.unsure_ms(common));
@@ -472,8 +470,8 @@ impl Presence {
         self.tracked(&user, sent, &payload, handled, common);
     }
 
-    /// A message is to be handled again. Where its connection is as the message makes it already, the
-    /// tracker finds nothing new.
+    /// A message is handled again. If its connection is as the message makes it already, the
+    /// tracker finds nothing new: makes up for the message's effect on statements and departures.
     fn make_up_for(&mut self, message: &Message, common: &Common) {
         let Message { user, payload, .. } = message;
         let is_live = |conn: &str| common.tracker.is_live(user, conn);
@@ -493,7 +491,7 @@ impl Presence {
         }
     }
 
-    /// The tracker has taken a message.
+    /// The tracker has taken a message: the rest of the shard takes it, too.
     pub(super) fn tracked(
         &mut self,
         user: &str,
@@ -525,18 +523,18 @@ impl Presence {
         }
     }
 
-    /// A transition that the other shard announces.
+    /// Remembers a transition that the owner is about to announce.
     pub(super) fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
         let event = self.event_of(transition, common);
         let user = event.user;
-        // The other shard may expect them, and so may this one.
+        // The owner may expect the user, and then so does this shard.
         let is_stated = self.statements.get(user).is_some();
         if is_stated || self.told_of_one_to_expect(&event, common).is_none() {
             self.has_left(&event, common);
         }
         match event.change {
             _ if self.statements.is_offline(user) => {}
-            // The tracker knows that they are online.
+            // An online needn't be remembered: the tracker knows it.
             Change::Online | Change::Updated => {
                 self.followed.is_back(user, event.name.as_str());
             }
@@ -548,8 +546,8 @@ impl Presence {
         }
     }
 
-    /// Takes what is of use only to those who publish, and forgets what was missed that
-    /// no viewer was told of.
+    /// Takes from the tracker what only an owner publishes. Of too many missed events, forgets the
+    /// offlines of users of whom viewers weren't told.
     pub(super) fn tidy_followed(&mut self, common: &mut Common) {
         let now = common.now();
         while let Some(user) = common.tracker.take_reshown() {
@@ -583,8 +581,8 @@ impl Presence {
     }
 }
 
-/// Whether something of what the connection has said of itself that a user is to be shown by isn't in what
-/// is shown.
+/// Whether the metadata of a user's shown connection has an entry that `shown` lacks, or has with
+/// another value.
 fn is_shown_otherwise(user: &str, shown: &Metadata, common: &Common) -> bool {
     let tracked = common.tracker.shown(user);
     let mut said = tracked.into_iter().flat_map(Metadata::entries);

@@ -15,22 +15,22 @@ use crate::publish::Publication;
 use crate::quota::Quota;
 use crate::share::Assignment;
 
-/// What a shard is told.
+/// An input of a shard.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// A message arrived, and was read.
     Message {
         /// The message.
         message: Message,
-        /// Where the sender awaits an answer.
+        /// The subject on which the sender awaits an answer.
         reply: Option<String>,
     },
-    /// A message arrived, and was read, though its tenant has had all the messages that it may
-    /// have now. It is refused, unless a connection would be kept or lost wrongly for that.
+    /// A message arrived, and was read, beyond the rate of messages that its tenant may have. It is
+    /// refused, unless a connection would live on or end wrongly without it.
     Excess {
         /// The message.
         message: Message,
-        /// Where the sender awaits an answer.
+        /// The subject on which the sender awaits an answer.
         reply: Option<String>,
     },
     /// A message arrived that couldn't be read.
@@ -41,53 +41,53 @@ pub enum Input {
         payload: Bytes,
         /// What is wrong with it.
         rejection: Rejection,
-        /// Where the sender awaits an answer.
+        /// The subject on which the sender awaits an answer.
         reply: Option<String>,
     },
-    /// A plugin has failed on an event, and it is to be decided again.
+    /// An event on which a plugin has failed is to be decided on again.
     Redrive {
-        /// Which event, or what is wrong with the request.
+        /// The event, or what is wrong with the request.
         event: Result<Redrive, Rejection>,
-        /// Where the answer goes.
+        /// The subject for the answer.
         reply: String,
     },
     /// The directory has changed.
     Directory(Arc<Directory>, Arc<Changes>),
-    /// The rules have changed: the next call goes to the new ones.
+    /// The rules have changed: the next call uses the new ones.
     Rules,
-    /// Other rules decide on some users from now on: the users for whom the two assignments
-    /// differ. Only these users are decided on again, and the next call goes to the other rules.
+    /// Other rules decide on some users from now on: on those for whom the two assignments differ.
+    /// Only these users are decided on again. The next call uses the new assignment.
     Reassigned {
-        /// How it was.
+        /// The assignment until now.
         before: Assignment,
-        /// How it is from now on.
+        /// The assignment from now on.
         after: Assignment,
-        /// Whether enrichers change events of users otherwise than before.
+        /// Whether some users' events have other enrichers from now on.
         has_other_enrichers: bool,
     },
     /// The settings have changed.
     Settings(Box<Settings>),
-    /// All inputs up to a time have been handed over: leases and graces run by that alone,
+    /// All inputs up to a time have been handed over. Leases and graces run only by these reports,
     /// see [`Tracker::received_up_to`](crate::tracker::Tracker::received_up_to).
     ReceivedUpTo {
-        /// Up to when, by the clock of `now`.
+        /// The time, by the clock of `now`.
         at: u64,
     },
-    /// Some inputs up to a time were lost on the way here: no lease or grace runs on by the
-    /// time since the last such report, see
+    /// Some inputs up to a time were lost on the way to this shard. Leases and graces don't run on
+    /// by the time since the last report, see
     /// [`Tracker::lost_up_to`](crate::tracker::Tracker::lost_up_to).
     LostUpTo {
-        /// Up to when, by the clock of `now`.
+        /// The time, by the clock of `now`.
         at: u64,
     },
-    /// The wall clock has moved against the time that is given as `now`.
+    /// The distance between wall time and the time that is given as `now` has changed.
     Clock {
-        /// How far it is ahead, in milliseconds; behind, if negative.
+        /// How far wall time is ahead, in milliseconds; negative: behind.
         ahead_ms: i64,
     },
     /// The broker takes longer or shorter bodies than before.
     BodyBytesMax(
-        /// The longest, in bytes.
+        /// The longest body, in bytes.
         usize,
     ),
 }
@@ -101,32 +101,33 @@ pub enum Output {
     Deliver(Delivery),
     /// Answer the sender of an input.
     Reply(String, Vec<u8>),
-    /// Fetch these answers, and come back with a directory that has them.
+    /// Fetch the answers to these questions, and hand over a directory that has them.
     Fetch(BTreeSet<Question>),
     /// Say that this message was ignored. It has been counted.
     Ignored(Ignored),
-    /// Say that a plugin has failed. The event is a dead letter.
+    /// Say that a plugin has failed. A dead letter was made of the event.
     PluginFailed(PluginFailed),
     /// Log that a quota was exceeded. It has been counted, and a dead letter was made.
     Refused(Rejection),
 }
 
-/// A message that was ignored, since what is known by now overtook it.
+/// A message that was ignored, since what is known already is newer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
-    /// What it was.
+    /// The kind of the message.
     pub kind: Kind,
-    /// Whom it was about.
+    /// The user.
     pub user: ByteString,
-    /// The connection; empty where an application said it of the user.
+    /// The connection; empty for an application's statement.
     pub conn: ByteString,
     /// The sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// Why, in one line.
+    /// Why it was ignored, in one line.
     pub why: &'static str,
 }
 
-/// A plugin that failed on an event: for a decision, the first time that it did.
+/// A failure of a plugin on an event. Of a decision that fails again and again, only the first
+/// failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginFailed {
     /// The plugin's name.
@@ -135,8 +136,8 @@ pub struct PluginFailed {
     pub user: Name,
     /// What happened, in one line.
     pub error: String,
-    /// When the decision is made again, in milliseconds from now; none where it isn't, since
-    /// the event went on without the plugin.
+    /// In how many milliseconds the decision is made again. `None`: it isn't, since the event went
+    /// on without the plugin.
     pub retry_ms: Option<u64>,
 }
 
@@ -151,21 +152,21 @@ pub struct Counters {
     pub dead_letters_left_out: u64,
     /// What was refused since a quota would have been exceeded, by [`Quota`].
     pub over_quota: [u64; Quota::ALL.len()],
-    /// Closes forgotten before their time, since too many were remembered.
+    /// Closes forgotten early, since too many were remembered.
     pub closes_forgotten: u64,
-    /// Offlines held back, since their users flip.
+    /// Offlines held back by damping, since their users flip.
     pub held_back: u64,
     /// Messages older than what is known of their connection.
     pub stale: u64,
-    /// Reasons that weren't among those known.
+    /// Reasons that are unknown.
     pub unknown_reasons: u64,
     /// Activities and statuses that weren't understood.
     pub unknown_statuses: u64,
-    /// Decisions made by asking the components.
+    /// Decisions for which plugins were called.
     pub decided: u64,
-    /// Decisions reused.
+    /// Decisions that were reused.
     pub reused: u64,
-    /// Viewers corrected since what they had been told no longer held.
+    /// Viewers who lost sight of a user by a correction.
     pub corrected: u64,
     /// Messages that went out when users were decided on again.
     pub corrections: u64,
@@ -184,7 +185,7 @@ impl Counters {
         count(&mut self.dead_letters, cause as usize);
     }
 
-    /// One more thing that a quota doesn't allow.
+    /// One more thing that a quota refuses.
     pub(super) fn over(&mut self, quota: Quota) {
         count(&mut self.over_quota, quota as usize);
     }

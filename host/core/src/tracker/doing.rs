@@ -95,8 +95,8 @@ impl<M: Clone> Tracker<M> {
         user.is_some_and(|key| self.roster.users[key].live > 0)
     }
 
-    /// Takes a user whose activity may have changed. A user may come more than once. To be called
-    /// until it returns `None`.
+    /// Takes a user whose activity may have changed. A user may come more than once. Call it until
+    /// it returns `None`.
     pub fn take_changed_activities(&mut self) -> Option<Arc<str>> {
         self.changed_activities.pop()
     }

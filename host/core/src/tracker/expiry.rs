@@ -17,8 +17,8 @@ impl<M: Clone> Tracker<M> {
         heard.into_iter().chain(self.timers.next_other()).min()
     }
 
-    /// Runs the tasks that are due at `now`, up to the next transition. To be called until it
-    /// returns `None`. Transitions come in the order of their deadlines.
+    /// Runs the tasks that are due at `now`, up to the next transition. Call it until it returns
+    /// `None`. Transitions come in the order of their deadlines.
     pub fn expire(&mut self, now: u64) -> Option<Transition<M>> {
         let now = self.advance(now);
         while let Some((due, task)) = self.timers.pop_due(now, self.receive_clock.clock()) {

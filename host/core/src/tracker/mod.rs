@@ -131,7 +131,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Returns this tracker with its users and connections counted against these limits, which
-    /// other trackers share. To be called before the first input.
+    /// other trackers share. Call it before the first input.
     #[must_use]
     pub fn within(self, users: &Cap, connections: &Cap) -> Self {
         Self {

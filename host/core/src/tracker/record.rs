@@ -108,7 +108,7 @@ pub struct Cursor {
 const PAUSE_MS: u64 = 500;
 
 impl<M: Clone> Tracker<M> {
-    /// Sets whether changes are noted from now on, for [`Self::take_records`]. To be called before
+    /// Sets whether changes are noted from now on, for [`Self::take_records`]. Call it before
     /// the first input, and later only to stop.
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = UnsavedChanges {
@@ -450,7 +450,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// The host has paused for `paused_ms`. With each pause, the stored beginning of a grace moves
-    /// on, so the records of graces are noted as changed when the pauses add up to [`PAUSE_MS`].
+    /// on, so the records of graces are noted as changed when the pauses add up to `PAUSE_MS`.
     pub(super) fn note_graces(&mut self, paused_ms: u64) {
         self.changes.paused_ms = self.changes.paused_ms.saturating_add(paused_ms);
         if self.changes.paused_ms < PAUSE_MS || self.graces == 0 {

@@ -28,7 +28,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Takes a user who stays online and is to be shown again, since another connection is shown,
-    /// or its metadata has changed. A user may come more than once. To be called until it returns
+    /// or its metadata has changed. A user may come more than once. Call it until it returns
     /// `None`.
     pub fn take_reshown(&mut self) -> Option<Arc<str>> {
         self.reshown.pop()

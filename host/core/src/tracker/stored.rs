@@ -150,7 +150,7 @@ impl<M: Clone> Tracker<M> {
         self.stream
     }
 
-    /// Sets the stream to which the numbers of restored connections belong. To be called before
+    /// Sets the stream to which the numbers of restored connections belong. Call it before
     /// they are restored.
     pub fn begin_with_stream(&mut self, stream: u64) {
         self.stream = stream;
