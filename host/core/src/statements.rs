@@ -1,8 +1,8 @@
-//! What applications have stated of users, as far as it still holds.
+//! Statements: what applications have stated of users, as far as it still holds.
 //!
-//! An offline holds until the user's next connect, or the application's own online. An
-//! online is about a user without connections; it holds until the user connects, or expires if
-//! the application doesn't repeat it.
+//! An offline holds until the user's next connect, or the application's own online. An online is
+//! about a user without connections; it holds until the user connects. A statement about a user
+//! without connections expires if the application doesn't repeat it.
 
 mod order;
 
@@ -20,7 +20,7 @@ use self::order::Order;
 pub use self::order::{Periods, Said};
 
 /// What an application stated of a user.
-// Records hold it by its place: what is added comes last.
+// Records store the index of a variant: a new variant comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Statement {
     /// That the user is online.
@@ -32,16 +32,18 @@ pub enum Statement {
     Offline,
 }
 
-/// The statements of one shard's users that hold.
+/// The statements about one shard's users that hold.
 #[derive(Debug, Default)]
 pub struct Statements {
     users: HashMap<Id, HeldStatement, foldhash::fast::FixedState>,
-    /// Whose was said when, the longest ago first.
+    /// The times of the statements and their users, the oldest first.
     said: BTreeSet<(u64, Id)>,
     changed: ChangedUsers,
-    /// In which order it was said lately whether users are online; none if by arrival.
+    /// The order in which users were lately said to be online or offline. `None`: the order of
+    /// arrival counts.
     order: Option<Order>,
-    /// Who reads it as it was at some moment: no statement changes but behind [`Self::keep`].
+    /// The readings of the statements as they were at a moment. Each change of one calls
+    /// [`Self::keep`] before.
     readings: Readings<HeldStatement>,
 }
 
@@ -53,7 +55,7 @@ pub(crate) struct HeldStatement {
 }
 
 impl Statements {
-    /// What holds of a user.
+    /// The statement about a user that holds.
     pub fn get(&self, user: Id) -> Option<Statement> {
         if self.users.is_empty() {
             return None;
@@ -66,14 +68,14 @@ impl Statements {
         self.get(user) == Some(Statement::Offline)
     }
 
-    /// An application states something of a user, at a monotonic time.
+    /// Notes a statement about a user, at a monotonic time.
     pub fn state(&mut self, now: u64, user: Id, name: &Name, statement: Statement) {
         self.forget(user);
         self.put(now, user, name, statement);
         self.changed.note(user, name);
     }
 
-    /// What was stated of a user holds no longer.
+    /// Forgets the statement about a user, which doesn't hold any longer.
     pub fn forget(&mut self, user: Id) {
         self.keep(user);
         if let Some(entry) = self.users.remove(&user) {
@@ -82,7 +84,7 @@ impl Statements {
         }
     }
 
-    /// The numbers of all users who have a statement.
+    /// The numbers of all users about whom a statement holds.
     pub(crate) fn users(&self) -> impl Iterator<Item = u32> {
         self.users.keys().map(|user| user.0)
     }
@@ -97,19 +99,19 @@ impl Statements {
         self.users.is_empty()
     }
 
-    /// Since when the statement holds that was made longest ago.
+    /// The monotonic time of the oldest statement.
     pub fn oldest(&self) -> Option<u64> {
         self.said.first().map(|(said_at, _)| *said_at)
     }
 
-    /// The statement that was made longest ago.
+    /// The oldest statement.
     pub fn first(&self) -> Option<(Id, &Name, Statement)> {
         let (_, user) = self.said.first()?;
         let entry = self.users.get(user)?;
         Some((*user, &entry.name, entry.statement))
     }
 
-    /// All that hold, the one made longest ago first, and when each was made.
+    /// All statements and their times, the oldest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, u64, Statement)> {
         let said = self.said.iter();
         said.filter_map(|(said_at, user)| {
@@ -118,24 +120,24 @@ impl Statements {
         })
     }
 
-    /// Puts a statement back that held before a restart.
+    /// Restores a statement that held before a restart.
     pub fn restore(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
         self.put(said_at, user, name, statement);
     }
 
-    /// Whether senders' clocks say from now on in which order something was said.
+    /// Sets whether senders' clocks decide from now on in which order statements were made.
     pub fn order(&mut self, by_clocks: bool) {
         self.order = by_clocks.then(Order::default);
     }
 
-    /// Whether senders' clocks say so.
+    /// Whether senders' clocks decide the order.
     pub fn is_ordered(&self) -> bool {
         self.order.is_some()
     }
 
-    /// It is said of a user that they are offline, or that they are online. Says whether the
-    /// opposite was said later, and arrived before, no longer ago than messages may be under way; none
-    /// if it isn't remembered that it was said.
+    /// Takes a message by which a user is offline, or online. Returns whether the opposite was said
+    /// later, and arrived before this message, no longer ago than messages may be under way.
+    /// `None`: it isn't remembered whether the opposite was said.
     pub fn overtakes(
         &mut self,
         user: Id,
@@ -146,24 +148,24 @@ impl Statements {
         self.order.as_mut()?.take(user, is_offline, said, periods)
     }
 
-    /// What holds of a user, if it was stated at this monotonic time or later: and when it was.
+    /// The statement about a user and its time, if it was made at this monotonic time or later.
     pub fn since(&self, at: u64, user: Id) -> Option<(u64, Statement)> {
         let held = self.users.get(&user).filter(|held| held.said_at >= at)?;
         Some((held.said_at, held.statement))
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_changed`].
+    /// Sets whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
     }
 
-    /// Whether there is anything to take.
+    /// Whether there are changes to take.
     pub fn has_records(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The users whose statement has changed since this was last called, with the statement
-    /// and its time; none where none holds. Of two of the same user, the later holds.
+    /// Takes the users whose statement has changed since the last call, with the statement and its
+    /// time; `None` if no statement holds. Of two for the same user, the later one holds.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<(u64, Statement)>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
@@ -172,20 +174,21 @@ impl Statements {
         })
     }
 
-    /// All the numbers of ids in here.
+    /// The numbers of all ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users();
         let ordered = self.order.iter().flat_map(Order::ids);
         users.chain(self.changed.ids()).chain(ordered).collect()
     }
 
-    /// It is to be read as it is now, by [`Self::read`].
+    /// Begins a reading of the statements as they are now, for [`Self::read`].
     pub(crate) fn begin_reading(&mut self, moment: &Moment) {
         let users = self.users().collect();
         self.readings.begin(moment, users, 0);
     }
 
-    /// Reads on as of a moment, so many statements at most. Says whether any were left.
+    /// Reads the next `count` statements at most, as they were at a moment. Returns whether any
+    /// were left.
     pub(crate) fn read(
         &mut self,
         moment: &Moment,
@@ -196,7 +199,8 @@ impl Statements {
         self.readings.read(moment, count, held, take)
     }
 
-    /// What holds of a user is about to change.
+    /// To be called before the statement about a user changes: keeps it for readings that have yet
+    /// to get to it.
     fn keep(&mut self, user: Id) {
         let users = &self.users;
         self.readings.keep(user.0, || users.get(&user).cloned());

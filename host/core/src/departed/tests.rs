@@ -78,7 +78,7 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
     let told = |owner: &Departed, user: &str| owner.departure(names.intern(user)).unwrap().clone();
     note(&mut owner, &offline(&names, "b", 7));
     note(&mut owner, &offline(&names, "a", 8));
-    // Of what is told at once, the order is that of the users.
+    // Departures that are told at once come in the order of the users.
     standby.follow(told(&owner, "a"), &names);
     standby.follow(told(&owner, "b"), &names);
     for (user, at, forgotten) in [("c", 9, "b"), ("a", 10, ""), ("d", 11, "c"), ("e", 12, "a")] {
@@ -93,7 +93,7 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
             "{user}"
         );
     }
-    // It remembers as many when it has others to remember.
+    // It remembers as many departures when it leads, and notes others itself.
     note(&mut standby, &offline(&names, "f", 13));
     assert_eq!(remembered(&standby, &names).len(), 2);
     standby.resize(1);

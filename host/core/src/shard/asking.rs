@@ -21,13 +21,13 @@ impl Env<'_> {
         self.rules.decide(self.common.context(wall, event))
     }
 
-    /// An earlier decision holds for an event at a wall time.
+    /// Notes that an earlier decision is reused for an event at a wall time.
     pub(super) fn reuse_decision(&mut self, wall: u64, event: &Arc<Event>) {
         self.common.counters.reused += 1;
         self.rules.reused(self.common.context(wall, event));
     }
 
-    /// What each of those who are told of an event gets.
+    /// What the redactor shows each of these viewers of an event.
     pub(super) fn ask_redactor(&mut self, event: &Arc<Event>, viewers: &Audience) -> Decision {
         let wall = self.common.clock.wall();
         self.rules.redact(self.common.context(wall, event), viewers)
@@ -46,7 +46,7 @@ impl Env<'_> {
 }
 
 impl Common {
-    /// What a call may know that is made at a wall time.
+    /// What a call at a wall time may know.
     fn context<'a>(&'a self, wall: u64, event: &'a Arc<Event>) -> Context<'a> {
         Context {
             now: wall,

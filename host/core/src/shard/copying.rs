@@ -1,4 +1,4 @@
-//! What a shard knows, for another shard that is to begin with the same.
+//! How all records of a shard are read, for another shard to begin with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,27 +18,26 @@ use crate::statements::{HeldStatement, Statement};
 use crate::step::Step;
 use crate::tracker::Cursor;
 
-/// What is still to be read of a shard.
+/// A reading of all records of a shard.
 #[derive(Debug)]
 pub struct ShardCursor {
-    /// Of the tracker; none once all of it has been read.
+    /// What is left of the tracker. `None`: all of it has been read.
     tracker: Option<Cursor>,
-    /// When it began. The rest is read as it was then.
+    /// When the reading began. All but the tracker is read as it was then.
     moment: Moment,
-    /// What was still to be told of users then, as far as their ledger has been read.
+    /// Events that were to be told later at that moment, of users whose ledger entry has been read.
     deferred: BTreeMap<Id, Arc<Event>>,
 }
 
 impl ShardCursor {
-    /// All the numbers of ids that are held here.
+    /// The numbers of all ids that are held here.
     pub fn ids(&self) -> RoaringBitmap {
         self.deferred.keys().map(|user| user.0).collect()
     }
 }
 
 impl Shard {
-    /// All that is known, for another shard to begin with, in an order in which
-    /// [`Self::restore`] takes it.
+    /// All records, for another shard to begin with, in an order that [`Self::restore`] takes.
     pub fn all_records(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
         let mut cursor = self.cursor();
@@ -46,7 +45,7 @@ impl Shard {
         records.into_iter().map(|(record, _)| record).collect()
     }
 
-    /// What there is to read: [`Self::read`].
+    /// A cursor over all records, for [`Self::read`].
     pub fn cursor(&mut self) -> ShardCursor {
         let moment = Moment::default();
         self.presence.begin_reading(&moment);
@@ -57,10 +56,10 @@ impl Shard {
         }
     }
 
-    /// Reads on, as of [`Self::all_records`]: of so many connections or users at most. Connections,
-    /// and what is known of users by them, are as of [`Tracker::read`](crate::tracker::Tracker::read),
-    /// each with the end of its lease. The rest is as it was when the cursor was made, whatever has
-    /// changed since. Says whether there is more.
+    /// Reads the next `count` connections or users at most, in the order of [`Self::all_records`].
+    /// The tracker's records are as of [`Tracker::read`](crate::tracker::Tracker::read), each live
+    /// connection with the end of its lease. The rest is as it was when the cursor was made,
+    /// whatever has changed since. Returns whether there is more.
     pub fn read(
         &mut self,
         cursor: &mut ShardCursor,
@@ -82,12 +81,14 @@ impl Shard {
         true
     }
 
-    /// The stream that connections' numbers are of, as when it was made; 0 for none.
+    /// The stream to which the connections' message numbers belong, by when the stream was made; 0:
+    /// none.
     pub fn stream(&self) -> u64 {
         self.common.tracker.stream()
     }
 
-    /// The numbers of connections that are put back are of this stream. To be said before them.
+    /// Sets the stream to which the numbers of restored connections belong. Call it before they are
+    /// restored.
     pub fn begin_with_stream(&mut self, stream: u64) {
         self.common.tracker.begin_with_stream(stream);
     }
@@ -97,21 +98,21 @@ impl Shard {
         self.common.tracker.leases()
     }
 
-    /// The digest of the live connections that have an id, and of users' statuses. It is kept from the
-    /// first time on.
+    /// The digest of the live connections that have an id, and of users' statuses. It is kept up to
+    /// date from the first call on.
     pub fn live_digest(&mut self) -> PartedDigest {
         let mut digest = self.common.tracker.live_digest();
         digest.add_all(self.presence.events.updates.statuses.digest());
         digest
     }
 
-    /// What applications have stated of users, as far as it holds.
+    /// The statements of applications that hold.
     pub fn statements(&self) -> impl Iterator<Item = (&Name, Statement)> {
         let statements = self.presence.statements.all();
         statements.map(|(user, _, statement)| (user, statement))
     }
 
-    /// So much is left of the lease of a connection.
+    /// Sets how much is left of the lease of a live connection, in milliseconds.
     pub fn set_lease(&mut self, now: u64, user: &str, conn: &str, left_ms: u64) {
         self.common.tracker.pass(now);
         self.common.tracker.set_lease(user, conn, left_ms);
@@ -159,7 +160,7 @@ impl Presence {
         if updates.statuses.read(moment, count, status) {
             return true;
         }
-        // What is told later is told at once after that.
+        // Events that are to be told later are told at once by the other shard.
         let mut waiting = |steps: Vec<Step>, deferred: Option<Arc<Event>>| {
             let steps: Vec<_> = steps.into_iter().chain(deferred.map(Step::Show)).collect();
             if let Some(first) = steps.first() {
@@ -203,7 +204,7 @@ impl Presence {
     }
 }
 
-/// Takes something of a user whose number is still in use.
+/// Takes something of a user, if the user's number is still in use.
 fn take_named(names: &Names, user: Id, take: impl FnOnce(Name)) {
     if let Some(name) = names.name(user) {
         take(name);

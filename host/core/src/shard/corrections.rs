@@ -1,10 +1,11 @@
-//! Deciding again on users who are online, when what decided has changed.
+//! Deciding again on users who are online, when something has changed that the decisions were made
+//! from.
 //!
-//! Within a shard, all losses of a correction are told before any gain of it: each user is
-//! decided on, and the losses are told; when no user is left, the gains are, by the verdict
-//! of then. Between shards there is no order: who may see one user doesn't depend on who
-//! may see another. The messages are rate-limited. A decision that changes nothing, and
-//! new events, don't count towards the rate.
+//! Within a shard, all losses of a correction are told before any gain. Each user is decided on,
+//! and the losses are told. When no user is left, the gains are told, by the verdict at that time.
+//! There is no order between shards: who may see one user doesn't depend on who may see another.
+//! The messages are rate-limited. Decisions that change nothing, and new events, don't count
+//! towards the rate.
 
 use std::sync::Arc;
 
@@ -13,30 +14,30 @@ use super::env::Env;
 use super::rate_limiter::RateLimiter;
 use super::types::Output;
 
-/// How many users are decided again before new inputs get their turn: an event waits for no more
+/// How many users are decided on again before new inputs get their turn: an event waits for no more
 /// than these.
 const CORRECTIONS_AT_ONCE: usize = 8;
 
-/// What drives corrections.
+/// Makes decisions again, at a limited rate.
 #[derive(Debug)]
 pub(super) struct Corrections {
     limiter: RateLimiter,
 }
 
 impl Corrections {
-    /// So many messages a second, or as many as come, for 0.
+    /// At most `messages_per_s` messages a second; 0: no limit.
     pub(super) fn new(messages_per_s: u64) -> Self {
         Self {
             limiter: RateLimiter::new(messages_per_s),
         }
     }
 
-    /// Goes at another rate from here on.
+    /// Changes the rate from now on.
     pub(super) fn change_rate(&mut self, messages_per_s: u64) {
         self.limiter.change(messages_per_s);
     }
 
-    /// When to go on.
+    /// When to call [`Self::correct`].
     pub(super) fn next_deadline(&self, decisions: &Decisions, now: u64) -> Option<u64> {
         let correct_at = (!decisions.dirty.is_empty()).then(|| now.max(self.limiter.next_at()));
         correct_at

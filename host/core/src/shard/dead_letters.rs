@@ -14,7 +14,7 @@ use crate::quota::Quota;
 use crate::rules::Failure;
 
 impl Env<'_> {
-    /// A message, or an event, can't be processed.
+    /// Makes a dead letter of a message, or an event, that can't be processed.
     pub(super) fn dead_letter(&mut self, subject: &str, rejection: &Rejection, payload: &[u8]) {
         let common = &mut *self.common;
         common.counters.dead_letter(rejection.cause);
@@ -43,8 +43,8 @@ impl Env<'_> {
         self.publish(Subject::DeadLetters, body);
     }
 
-    /// A component failed on an event: nothing is lost of it. The decision is made again after
-    /// some milliseconds, if it is.
+    /// A plugin failed on an event. The event is not lost. `retry_ms`: in how many milliseconds the
+    /// decision is made again; `None` if it isn't.
     pub(super) fn plugin_failed(
         &mut self,
         event: &Event,
@@ -62,7 +62,7 @@ impl Env<'_> {
         self.dead_letter(subject(event).as_str(), &rejection, &body::event(event));
     }
 
-    /// More viewers may see a user than the tenant's users may have.
+    /// More viewers may see a user than the limit allows.
     pub(super) fn audience_refused(&mut self, event: &Event, viewers: u64) {
         let max = self.common.settings.audience_max;
         let error = format!(

@@ -24,11 +24,11 @@ use crate::recipients::Recipients;
 use crate::rules::Decision;
 use crate::verdicts::{Verdict, Verdicts};
 
-/// How soon a user is decided on again at the earliest because a component asks for it, in
-/// milliseconds: one may ask for the next one at each.
+/// How soon a user is decided on again at the earliest because a plugin asks for it, in
+/// milliseconds. A plugin may ask for it in every call.
 const AGAIN_MS_MIN: u64 = 100;
 
-/// How many users are decided on for the first time, since answers have come, before new
+/// How many users are decided on for the first time, after missing answers have come, before new
 /// inputs get their turn.
 const FIRST_AT_ONCE: usize = 256;
 
@@ -40,16 +40,17 @@ pub(super) struct Decisions {
     pub(super) departed: Departed,
     /// Users on whom to decide again as soon as possible.
     pub(super) dirty: DirtyUsers,
-    /// Decisions to make again at a time: failed, unanswered, or due since a rule asked so.
+    /// Decisions to make again at a given time: they failed, lack an answer, or a rule asked for
+    /// it.
     pub(super) retries: Retries,
-    /// Users whom no viewer has been told about, and whose missing answers are cached now.
+    /// Users of whom no viewer has been told, and whose missing answers are cached now.
     pub(super) undecided: BTreeSet<Id>,
-    /// The stamps of updates that were broadcast, and that viewers haven't been told of.
+    /// The stamps of updates that were broadcast, and of which viewers haven't been told.
     untold: HashMap<Id, u64, foldhash::fast::FixedState>,
 }
 
 impl Decisions {
-    /// Decisions on nobody yet, which remember so many departures.
+    /// No decisions yet. At most `departures_max` departures will be remembered.
     pub(super) fn new(departures_max: usize) -> Self {
         Self {
             ledger: Ledger::default(),
@@ -62,18 +63,19 @@ impl Decisions {
         }
     }
 
-    /// A user has been announced to have come online.
+    /// A user was announced as online.
     pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
         self.ledger.online(Arc::clone(event));
         self.retries.set(event.user, None);
         self.decide(event, Phase::All, env);
     }
 
-    /// A user has been announced to have gone offline. Returns the viewers to tell: all
-    /// who were told that the user came online, whatever the rules say now.
-    /// `status_waits`: a change of the user's status hasn't been decided on.
+    /// A user was announced as offline. Returns the viewers to tell: all who were told that the
+    /// user came online, whatever the rules say now. `status_waits`: a change of the user's status
+    /// hasn't been decided on.
     pub(super) fn offline(&mut self, event: &Event, status_waits: bool) -> Recipients {
-        // Without a last decision, nobody learns more than that the user is gone.
+        // If the last decision is pending, viewers learn only that the user is gone, and never
+        // when.
         let user = event.user;
         let pending = self.retries.pending_until(user).is_some();
         let Some(entry) = self.ledger.offline(user) else {
@@ -100,26 +102,25 @@ impl Decisions {
         entry.recipients
     }
 
-    /// What is shown of an online user is this event from now on. Anyone who stays told
-    /// and sees a difference is told of it, and anyone who may not see the user so any
-    /// more, or may now, as of any other change.
+    /// Replaces what is shown of an online user by this event. Viewers who go on seeing the user,
+    /// and see a difference, are told of it. Viewers who lose or gain sight of the user are told as
+    /// after any other change.
     ///
-    /// Nothing is broadcast. Where the decision is pending, viewers are told when it is
-    /// made.
+    /// Nothing is broadcast. If the decision is pending, viewers are told when it is made.
     pub(super) fn show(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         if self.ledger.show(&event) {
             self.decide_anew(&event, env);
         }
     }
 
-    /// As [`Self::show`], after the event was broadcast as an update now.
+    /// As [`Self::show`], for an event that was just broadcast as an update.
     pub(super) fn show_update(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         self.untold.insert(event.user, env.common.clock.stamp());
         self.show(event, env);
     }
 
-    /// What is known of an online user is this event from now on, but it may not be told
-    /// yet: rules go by it, and anyone who may not see the user so is told.
+    /// As [`Self::show`], but viewers may not be told of the event yet. Rules use it at once, and
+    /// viewers who lose sight of the user by it are told.
     pub(super) fn show_later(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         if self.ledger.defer(&event) {
             self.decide_anew(&event, env);
@@ -149,7 +150,7 @@ impl Decisions {
                 env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
-                // One letter an event, however often it is tried again.
+                // One dead letter per event, however often the decision is tried again.
                 if let Some(wait_ms) = self.defer(event.user, true, env) {
                     env.plugin_failed(event, &failure, Some(wait_ms));
                 }
@@ -157,8 +158,7 @@ impl Decisions {
         }
     }
 
-    /// Decides on some of the users whom no viewer has been told about since answers were
-    /// missing.
+    /// Decides on some of the users of whom no viewer has been told because answers were missing.
     pub(super) fn decide_first(&mut self, env: &mut Env<'_>) {
         for _ in 0..FIRST_AT_ONCE {
             if env.is_full() {
@@ -174,20 +174,21 @@ impl Decisions {
         }
     }
 
-    /// A user has no connection any more: no update of theirs is still to be told.
+    /// Forgets a user's update: viewers have been told of it, or the user has no connection any
+    /// more.
     pub(super) fn forget_update(&mut self, user: Id) {
         if !self.untold.is_empty() {
             self.untold.remove(&user);
         }
     }
 
-    /// Whether what is known of online users depends on an answer of the directory.
+    /// Whether a decision on an online user depends on an answer of the directory.
     pub(super) fn uses(&self, question: &Question) -> bool {
         let is_online = |user| self.ledger.get(user).is_some();
         self.retries.fetches.has(question) || self.verdicts.reads(question, is_online)
     }
 
-    /// All the numbers of ids in here.
+    /// The numbers of all ids in here.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let mut ids = self.ledger.ids()
             | self.verdicts.ids()
@@ -202,7 +203,7 @@ impl Decisions {
         if self.retries.pending_until(user).is_some() {
             return;
         }
-        // While the user is dirty, nobody gains sight of them before the second phase.
+        // While the user is dirty, viewers who gain sight are told only in the second phase.
         let phase = match self.dirty.has(user) {
             true => Phase::Losses,
             false => Phase::All,
@@ -210,7 +211,7 @@ impl Decisions {
         self.decide(event, phase, env);
     }
 
-    /// There is a verdict: what viewers have been told is brought in line with it.
+    /// Brings what viewers have been told in line with a verdict.
     fn decided(
         &mut self,
         event: &Arc<Event>,
@@ -241,7 +242,7 @@ impl Decisions {
         let Some(entry) = self.ledger.get_mut(user) else {
             return;
         };
-        // Those who may not see the user any more are told so all the same.
+        // Viewers who lose sight of the user are told all the same.
         let restricted = is_over.then(|| verdict.among(entry.recipients.audience()));
         let verdict = restricted.as_ref().unwrap_or(verdict);
         let updated_at = match self.untold.is_empty() {
@@ -263,8 +264,8 @@ impl Decisions {
         }
     }
 
-    /// Puts a decision off that has failed, or lacks an answer. Nobody new is told until it is
-    /// made. Says for how many milliseconds, if it is to have a dead letter.
+    /// Puts off a decision that has failed, or lacks an answer. No further viewer is told until it
+    /// is made. If it is to have a dead letter, returns for how many milliseconds it is put off.
     fn defer(&mut self, user: Id, has_failed: bool, env: &Env<'_>) -> Option<u64> {
         let settings = &env.common.settings;
         let before = self.retries.get(user);

@@ -16,42 +16,43 @@ pub(super) enum Phase {
     All,
 }
 
-/// Users on whom to decide again, in order: first the losses of all of them are told, and
-/// then the gains. Other shards make no difference.
+/// Users on whom to decide again, in order. The losses of all of them are told before the gains.
+/// Other shards don't matter.
 #[derive(Debug, Default)]
 pub(super) struct DirtyUsers {
-    /// What their verdict read has changed. A block doesn't wait for everyone.
+    /// Users whose verdict read something that has changed. They come first: if a user blocks a
+    /// viewer, that doesn't wait for everyone.
     changed: Queue,
-    /// The rules have changed for them: the online users that are left, sorted, each once.
+    /// Users for whom the rules have changed: those who are left, sorted, each once.
     everyone: VecDeque<Id>,
-    /// Users whom more viewers may see than have been told. They wait until the losses of
-    /// all other users of the shard have been told.
+    /// Users whom further viewers may see who haven't been told. They wait until the losses of all
+    /// other users of the shard have been told.
     gaining: RoaringBitmap,
 }
 
 impl DirtyUsers {
-    /// What a user's verdict read has changed, or the decision is due to be made again.
-    /// Gains that wait are decided on again.
+    /// Marks a user whose verdict read something that has changed, or whose decision is due to be
+    /// made again. If gains of theirs wait, these are decided on again, too.
     pub(super) fn mark(&mut self, user: Id) {
         self.gaining.remove(user.0);
         self.changed.push(user);
     }
 
-    /// More may see a user than have been told.
+    /// Marks a user whom further viewers may see who haven't been told.
     pub(super) fn mark_gaining(&mut self, user: Id) {
         self.gaining.insert(user.0);
     }
 
-    /// The rules have changed for all who are online: what waited for a decision by
-    /// earlier ones needn't be made.
+    /// Marks all online users, since the rules have changed. Marks from before are dropped: the
+    /// decisions will be made anyway.
     pub(super) fn mark_all(&mut self, online: Vec<Id>) {
         self.everyone = online.into();
         self.changed = Queue::default();
         self.gaining.clear();
     }
 
-    /// The rules have changed for some who are online, sorted. They have their turn with
-    /// those whom an earlier change of the rules has left.
+    /// Marks some online users, sorted, for whom the rules have changed. They are merged with those
+    /// who are left from an earlier change.
     pub(super) fn mark_some(&mut self, online: Vec<Id>) {
         for user in &online {
             self.gaining.remove(user.0);
@@ -68,7 +69,7 @@ impl DirtyUsers {
         };
     }
 
-    /// The next user, and the phase of the correction.
+    /// Takes the next user, and the phase of the correction.
     pub(super) fn next(&mut self) -> Option<(Id, Phase)> {
         let losses = self.changed.pop().or_else(|| self.everyone.pop_front());
         if let Some(user) = losses {
@@ -79,14 +80,14 @@ impl DirtyUsers {
         Some((Id(user), Phase::All))
     }
 
-    /// Whether a user is still to be decided on.
+    /// Whether a user is marked.
     pub(super) fn has(&self, user: Id) -> bool {
         self.changed.waiting.contains(user.0)
             || self.everyone.binary_search(&user).is_ok()
             || self.gaining.contains(user.0)
     }
 
-    /// Whether no user is.
+    /// Whether no user is marked.
     pub(super) fn is_empty(&self) -> bool {
         self.changed.order.is_empty() && self.everyone.is_empty() && self.gaining.is_empty()
     }

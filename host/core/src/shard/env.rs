@@ -1,5 +1,5 @@
-//! What one step of a shard works with: what all parts of the shard share, the rules, and
-//! the outputs so far. Parts get it lent, and know of nothing above them.
+//! What one step of a shard works with: what all parts of the shard share, the rules, and the
+//! outputs so far. It is lent to the parts. They know of nothing above them.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ use crate::tracker::Tracker;
 /// turn.
 pub(super) const EXPIRIES_AT_ONCE: usize = 256;
 
-/// How many outputs there are before they are to be carried out, and those of one event
-/// more: what falls due at one moment may concern everyone who is online.
+/// How many outputs there may be before they have to be carried out; the event that reaches the
+/// limit may exceed it. What is due at one moment may concern everyone who is online.
 const OUTPUTS_AT_ONCE: usize = 1_024;
 
 /// What all parts of a shard share.
@@ -36,7 +36,7 @@ pub(super) struct Common {
     pub(super) numbering: Numbering,
     pub(super) inboxes: Inboxes,
     pub(super) counters: Counters,
-    /// What has been heard of connections, if that is kept.
+    /// What has been heard of connections. `None`: it isn't kept.
     pub(super) heard: Option<Heard>,
 }
 
@@ -66,7 +66,7 @@ impl Common {
         }
     }
 
-    /// What a step works with at a time, unless it was later already.
+    /// What a step works with at `now`, or later if the clock is ahead of that.
     pub(super) fn env<'a>(
         &'a mut self,
         now: u64,
@@ -86,14 +86,14 @@ impl Common {
         self.clock.now()
     }
 
-    /// Has the keys be broadcast that the settings say, also of connections that are live.
+    /// Applies the setting of which keys are broadcast, also to live connections.
     pub(super) fn apply_broadcast(&mut self) {
         let broadcast = &self.settings.broadcast;
         self.tracker
             .read_metadata_anew(|conn, given| with_other_keys(broadcast, conn, given));
     }
 
-    /// An event of a user, whose id is interned.
+    /// Makes an event of a user, whose id it interns.
     pub(super) fn event(
         &self,
         user: &str,
@@ -113,7 +113,7 @@ impl Common {
 }
 
 impl Env<'_> {
-    /// Whether the outputs so far are to be carried out before there are more.
+    /// Whether the outputs have to be carried out before there are more.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= OUTPUTS_AT_ONCE
     }

@@ -1,9 +1,8 @@
-//! Events that wait for answers of the directory: those that enrichers ask for
-//! before an event is announced, and those that a redactor asks for before
-//! viewers are told that a user is gone.
+//! Events that wait for answers of the directory. Enrichers may ask for answers before an event is
+//! announced, and a redactor before viewers are told that a user is offline.
 //!
-//! Whatever else happens to the user waits behind, so that everything is told of
-//! in its order. Nothing waits for longer than the settings say.
+//! All later events of the user wait behind, so that events are told in their order. No event waits
+//! for longer than the settings say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -22,22 +21,23 @@ use crate::step::Step;
 /// The steps that wait.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
-    /// Of each user, in their order, and until when each waits at most. Where there
-    /// is a queue, it isn't empty.
+    /// The steps of each user, in their order, and until when each waits at most. No queue is
+    /// empty.
     queues: Queues,
-    /// What the first of each queue waits for.
+    /// The answers that the first step of a queue waits for.
     fetches: PendingFetches,
-    /// When the first of each queue has waited for long enough.
+    /// When the first step of a queue has waited for long enough.
     timers: BTreeSet<(u64, Id)>,
-    /// Those whose first is to be tried again.
+    /// Users whose first step is to be tried again.
     served: BTreeSet<Id>,
     changed: ChangedUsers,
-    /// Who reads it as it was at some moment: no queue changes but behind [`Self::keep`].
+    /// The readings of the queues as they were at a moment. Each change of a queue calls
+    /// [`Self::keep`] before.
     readings: Readings<Vec<Step>>,
 }
 
 impl EventQueue {
-    /// Whether something of a user's waits.
+    /// Whether a step of a user waits.
     pub(super) fn holds(&self, user: Id) -> bool {
         !self.queues.is_empty() && self.queues.contains_key(&user)
     }
@@ -50,7 +50,7 @@ impl EventQueue {
         queue.push_back((step, until));
     }
 
-    /// Has a step wait for these answers, before all others of its user.
+    /// Puts a step before all others of its user, where it waits for these answers.
     pub(super) fn put_first(&mut self, step: Step, until: u64, questions: BTreeSet<Question>) {
         self.note(step.event());
         let user = step.event().user;
@@ -89,12 +89,12 @@ impl EventQueue {
         self.served.first().or(late.map(|(_, user)| user)).copied()
     }
 
-    /// The users whose first step waits, in the order of their times.
+    /// The users whose first step waits, in the order of its deadline.
     pub(super) fn waiting(&self) -> impl Iterator<Item = Id> {
         self.timers.iter().map(|(_, user)| *user)
     }
 
-    /// When somebody is to go on.
+    /// When a step is to be tried again.
     pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
         if !self.served.is_empty() {
             return Some(now);
@@ -102,51 +102,53 @@ impl EventQueue {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// The rules have changed, and may ask for something else.
+    /// The rules have changed, and may ask for other answers: all first steps are tried again.
     pub(super) fn rules_changed(&mut self) {
         self.served.extend(self.queues.keys());
     }
 
-    /// Some users are decided on by other rules, which may ask for something else.
+    /// Some users are decided on by other rules, which may ask for other answers: their first steps
+    /// are tried again.
     pub(super) fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
         let moved = self.queues.keys().filter(|user| moves(**user));
         self.served.extend(moved);
     }
 
-    /// The directory, which is asked question by question, has changed: those who find
-    /// all that they waited for go on.
+    /// The directory, which is asked on demand, has changed: steps that have got all of their
+    /// answers are tried again.
     pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
         let served = self.fetches.served(changes, directory);
         self.served.extend(served);
     }
 
-    /// Whether something waits for an answer.
+    /// Whether a step waits for an answer.
     pub(super) fn waits_for(&self, question: &Question) -> bool {
         self.fetches.has(question)
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_changed`].
+    /// Sets whether changes are noted from now on, for [`Self::take_changed`].
     pub(super) fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
     }
 
-    /// Whether there is anything to take.
+    /// Whether there are changes to take.
     pub(super) fn has_records(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The users whose waiting steps have changed since this was last called.
+    /// Takes the users whose waiting steps have changed since the last call.
     pub(super) fn take_changed(&mut self) -> BTreeMap<Id, Name> {
         self.changed.take()
     }
 
-    /// It is to be read as it is now, by [`Self::read`].
+    /// Begins a reading of the queues as they are now, for [`Self::read`].
     pub(super) fn begin_reading(&mut self, moment: &Moment) {
         let users = self.queues.keys().map(|user| user.0).collect();
         self.readings.begin(moment, users, 0);
     }
 
-    /// Reads on as of a moment, the steps of so many users at most. Says whether any were left.
+    /// Reads the steps of the next `count` users at most, as they were at a moment. Returns whether
+    /// any were left.
     pub(super) fn read(
         &mut self,
         moment: &Moment,
@@ -157,19 +159,20 @@ impl EventQueue {
         self.readings.read(moment, count, steps, take)
     }
 
-    /// What waits of a user is about to change.
+    /// To be called before a user's queue changes: keeps it for readings that have yet to get to
+    /// it.
     fn keep(&mut self, user: Id) {
         let queues = &self.queues;
         self.readings.keep(user.0, || waiting(queues, user));
     }
 
-    /// All that waits of a user, in its order.
+    /// All waiting steps of a user, in their order.
     pub(super) fn steps(&self, user: Id) -> impl Iterator<Item = &Step> {
         let queue = self.queues.get(&user).into_iter().flatten();
         queue.map(|(step, _)| step)
     }
 
-    /// The last of a user's that waits to be announced.
+    /// The last event of a user that waits to be announced.
     pub(super) fn last_announced(&self, user: Id) -> Option<&Arc<Event>> {
         let mut steps = self.queues.get(&user)?.iter().rev();
         steps.find_map(|(step, _)| match step {
@@ -178,7 +181,8 @@ impl EventQueue {
         })
     }
 
-    /// The last that waits to be announced of a user is not to be announced any more.
+    /// Drops the last event of a user that waits to be announced. The other steps are tried at
+    /// once.
     pub(super) fn drop_last_announced(&mut self, user: Id, until: u64) {
         let mut steps: Vec<_> = self.steps(user).cloned().collect();
         let is_announced = |step: &Step| matches!(step, Step::Announce(..));
@@ -189,19 +193,19 @@ impl EventQueue {
         }
     }
 
-    /// The users with waiting transitions, in a stable order.
+    /// The users with waiting steps, in a stable order.
     pub(super) fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.queues.keys().copied().collect();
         users.sort_unstable();
         users
     }
 
-    /// Nothing of a user's waits any more.
+    /// Drops all waiting steps of a user.
     pub(super) fn forget(&mut self, user: Id) {
         while self.pop(user).is_some() {}
     }
 
-    /// Puts a user's steps back, to be tried at once.
+    /// Restores the steps of a user, which are tried at once.
     pub(super) fn restore(&mut self, steps: Vec<Step>, until: u64) {
         let Some(user) = steps.first().map(|first| first.event().user) else {
             return;
@@ -213,7 +217,7 @@ impl EventQueue {
         self.queues.insert(user, queue);
     }
 
-    /// All the numbers of ids in here.
+    /// The numbers of all ids in here.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let mut ids = self.fetches.ids();
         ids.extend(self.changed.ids());
@@ -227,7 +231,7 @@ impl EventQueue {
 
 type Queues = HashMap<Id, VecDeque<(Step, u64)>, foldhash::fast::FixedState>;
 
-/// What waits of a user, if anything does.
+/// The waiting steps of a user, if there are any.
 fn waiting(queues: &Queues, user: Id) -> Option<Vec<Step>> {
     let queue = queues.get(&user)?;
     Some(queue.iter().map(|(step, _)| step.clone()).collect())

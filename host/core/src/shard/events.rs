@@ -1,7 +1,7 @@
-//! The way of an event: it is enriched, broadcast, and told to viewers, one step after
-//! another. A step that lacks an answer of the directory waits for it, for as long as the
-//! settings say, and all else of its user waits behind it: then the event goes on without
-//! those enrichers, or without anything that is shown of it.
+//! The steps of an event: it is enriched, broadcast, and told to viewers, one after the other. A
+//! step that lacks an answer of the directory waits for it, for as long as the settings say, and
+//! all later events of the user wait behind it. After that, the event goes on without the enrichers
+//! that got no answer. If the redactor got none, viewers are told nothing but the change itself.
 //!
 //! A user who stays online may be shown by another connection: the newest live one. This goes through
 //! the same steps, but is no transition, and no online is broadcast. The ledger's online event is
@@ -31,16 +31,16 @@ use crate::share::Assignment;
 use crate::status::StatusKeys;
 use crate::step::Step;
 
-/// How many users' events go on before new inputs get their turn.
+/// How many users' waiting events go on before new inputs get their turn.
 const RESUMED_AT_ONCE: usize = 256;
 
-/// How many users are looked at before new inputs get their turn.
+/// How many users are shown again, or have their status checked, before new inputs get their turn.
 const LOOKS_AT_ONCE: usize = 256;
 
-/// A step that can't be taken yet, and what it waits for.
+/// A step that can't be taken yet, and the answers that it waits for.
 type PendingFetch = (Step, BTreeSet<Question>);
 
-/// The events of the shard's users, over what changes of them while they are online.
+/// The events of the shard's users, and the changes of users who are online.
 #[derive(Debug)]
 pub(super) struct Events {
     pub(super) queue: EventQueue,
@@ -56,13 +56,13 @@ impl Events {
         }
     }
 
-    /// A user came online or went offline, as the tracker found or, where it is not ours,
-    /// as an application states.
+    /// A user came online or went offline. `ours`: this shard found it, and broadcasts it;
+    /// otherwise an application has stated and broadcast it.
     pub(super) fn announce(&mut self, event: Event, ours: bool, env: &mut Env<'_>) {
         self.begin(Step::Announce(Arc::new(event), ours), env);
     }
 
-    /// Takes a step, behind all others of its user.
+    /// Takes a step, or queues it behind the waiting ones of its user.
     fn begin(&mut self, step: Step, env: &mut Env<'_>) {
         let until = env.common.now() + env.common.settings.answer_wait_ms;
         if self.queue.holds(step.event().user) {
@@ -71,7 +71,7 @@ impl Events {
         self.go(step, until, env);
     }
 
-    /// Has a step be taken soon, behind all others of its user.
+    /// Queues a step behind all others of its user. It is taken soon.
     pub(super) fn queue_step(&mut self, step: Step, common: &Common) {
         let until = common.now() + common.settings.answer_wait_ms;
         match self.queue.holds(step.event().user) {
@@ -80,7 +80,7 @@ impl Events {
         }
     }
 
-    /// Has those go on who have got what they waited for, or waited for long enough.
+    /// Goes on with events whose answers have come, or that have waited for long enough.
     pub(super) fn resume(&mut self, env: &mut Env<'_>) {
         self.updates.decisions.decide_first(env);
         for _ in 0..RESUMED_AT_ONCE {
@@ -96,8 +96,8 @@ impl Events {
         }
     }
 
-    /// Waits no more: what waits goes on as it would in the end, of some users at a time.
-    /// Says whether there are others, for which it is to be called again.
+    /// Ends all waiting: events go on without the answers, for a limited number of users per call.
+    /// Returns whether there are more: then call it again.
     pub(super) fn give_up(&mut self, env: &mut Env<'_>) -> bool {
         let users: Vec<_> = self.queue.waiting().take(RESUMED_AT_ONCE).collect();
         for user in users {
@@ -111,7 +111,7 @@ impl Events {
         self.queue.waiting().next().is_some()
     }
 
-    /// Tells what has changed of users whose time has come.
+    /// Tells changes of users that are due: another connection that is shown, or another status.
     pub(super) fn update(&mut self, env: &mut Env<'_>) {
         let now = env.common.now();
         if let Some(status) = env.common.settings.status {
@@ -148,7 +148,7 @@ impl Events {
         }
     }
 
-    /// When somebody is to go on.
+    /// When to call [`Self::resume`].
     pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
         if !self.updates.decisions.undecided.is_empty() {
             return Some(now);
@@ -164,13 +164,13 @@ impl Events {
         }
     }
 
-    /// The rules have changed: everyone is decided again.
+    /// The rules have changed: everyone is decided on again.
     pub(super) fn rules_changed(&mut self) {
         self.updates.decisions.rules_changed();
         self.queue.rules_changed();
     }
 
-    /// Users are decided on by others of the rules: those who are, are decided again.
+    /// Other rules decide on some users: those users are decided on again.
     pub(super) fn reassigned(&mut self, before: Assignment, after: Assignment, common: &Common) {
         if before.is_disjoint(&after) {
             return self.rules_changed();
@@ -186,14 +186,15 @@ impl Events {
         self.queue.reassigned(moves);
     }
 
-    /// Has everyone decided again if the rules have become others by themselves.
+    /// Has everyone decided on again, if the rules have gone back to an earlier plugin by
+    /// themselves.
     pub(super) fn apply_replaced_rules(&mut self, env: &mut Env<'_>) {
         if env.rules_were_replaced() {
             self.rules_changed();
         }
     }
 
-    /// A user who stays online is to be shown by what the newest connection says now.
+    /// A user who stays online is to be shown by what the shown connection says now.
     fn reshow(&mut self, user: &str, env: &mut Env<'_>) {
         let at = env.common.clock.stamp();
         let event = env
@@ -202,7 +203,7 @@ impl Events {
         self.begin(Step::Show(Arc::new(event)), env);
     }
 
-    /// Takes a step. Says whether it got to its end.
+    /// Takes a step. Returns whether it is done; otherwise it waits.
     fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
         let taken = match step {
             Step::Announce(event, ours) => self.try_announce(event, ours, until, env),
@@ -250,7 +251,7 @@ impl Events {
     ) -> Result<(), PendingFetch> {
         let updates = &mut self.updates;
         let common = &*env.common;
-        // They may have gone in the meantime, or an application has stated so.
+        // The user may have left meanwhile, by connections or by an application's statement.
         let entry = updates.decisions.ledger.get(event.user);
         let Some((entry, shown)) = entry.zip(common.tracker.shown(event.name.as_str())) else {
             return Ok(());
@@ -260,7 +261,7 @@ impl Events {
         let has_statuses = common.settings.status.is_some();
         let metadata = match (has_statuses, too_soon) {
             (false, _) => shown.clone(),
-            // A status has its own time to be told.
+            // It is too soon to tell a change of the status.
             (true, Some(_)) => StatusKeys::of(&before.metadata).put_into(shown),
             (true, None) => updates.reading(&before, common).put_into(shown),
         };
@@ -277,7 +278,7 @@ impl Events {
         }
         let after = enriched_if_it_fits(plain, &enriched, env);
         let differs = |from: &Event| !after.metadata.entries().eq(from.metadata.entries());
-        // What is for the rules alone is no news to anybody.
+        // A change of metadata that only rules see is no news.
         let is_news = has_statuses && !after.metadata.reads_as(&before.metadata);
         match too_soon.filter(|_| is_news) {
             Some(at) => {
@@ -317,8 +318,8 @@ fn try_tell(
     Ok(())
 }
 
-/// What the enrichers make of an event, unless they lack answers and there is time
-/// to wait for them.
+/// What the enrichers make of an event. `Err`: the answers that they lack, if there is time to wait
+/// for them.
 fn enrich(
     event: &Arc<Event>,
     until: u64,
@@ -339,7 +340,7 @@ fn enrich(
     Ok(enriched)
 }
 
-/// Broadcasts an event as the enrichers have it.
+/// Broadcasts an event with the changes of the enrichers, and returns that event.
 fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_>) -> Arc<Event> {
     let mut shared = Arc::clone(&plain);
     if !enriched.changes.is_empty() {
@@ -356,7 +357,7 @@ fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_
         env.plugin_failed(&shared, failure, None);
     }
     let body = Bytes::from(body);
-    // An application's own event is on its own subject already.
+    // An application has published its own event on its own subject already.
     if ours {
         env.publish(subject(&shared), body.clone());
     }
@@ -364,8 +365,7 @@ fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_
     shared
 }
 
-/// What the enrichers make of an event; the event as it is where the broker doesn't
-/// take that much.
+/// An event with the changes of the enrichers; or without them, if that is too long for the broker.
 fn enriched_if_it_fits(plain: Arc<Event>, enriched: &Enriched, env: &mut Env<'_>) -> Arc<Event> {
     if enriched.changes.is_empty() {
         return plain;

@@ -12,8 +12,8 @@ use crate::metadata::Metadata;
 use crate::rules::Decision;
 use crate::verdicts::Verdict;
 
-/// Decides on what was last announced of a user, and tells how that comes about
-/// for a viewer. It changes nothing of what anyone is told.
+/// Decides on the last announced event of a user, and explains the decision on a viewer. It changes
+/// nothing that viewers are told.
 pub(super) fn explain(
     wall: u64,
     viewer: &str,
@@ -63,7 +63,7 @@ pub(super) fn explain(
         Decision::Failed(failure) => (None, BTreeSet::new(), Some(failure)),
     };
     let is_undecided = !cache_misses.is_empty() || failure.is_some();
-    // As a query does: the decision that was taken stands until one of its inputs changes.
+    // As for a query: a verdict that is kept holds until something changes that it was made from.
     let kept = (basis == EventOrigin::Online && env.common.settings.reuse_verdicts)
         .then(|| events.updates.decisions.verdicts.find(wall, &event))
         .flatten();

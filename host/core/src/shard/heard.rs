@@ -1,8 +1,8 @@
-//! What a shard has heard of its connections, for standbys that take in no heartbeats.
+//! What a shard has heard from its connections, for standbys that take in no heartbeats.
 //!
-//! A heartbeat costs a standby nearly all that it costs the shard that decides: it is received, read,
-//! and found to change nothing. So the shard that decides keeps what it has heard, in as few bytes as
-//! it takes, and standbys take in much of that at once.
+//! A heartbeat costs a standby nearly all that it costs the owner: it is received, read, and found
+//! to change nothing. So the owner keeps what it has heard, in as few bytes as possible, and
+//! standbys take in many heartbeats at once.
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -15,14 +15,14 @@ use crate::message::Payload;
 use crate::metadata::LIMITS_MAX;
 use crate::tracker::{Effect, HeardElsewhere};
 
-/// What was heard of a connection.
+/// What was heard of one connection.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Entry<'a> {
-    /// A connection goes on.
+    /// A heartbeat of a connection that was live.
     Renewed(#[serde(borrow)] Heartbeat<'a>),
-    /// A connection that wasn't live.
+    /// A heartbeat that made a connection live.
     Adopted(#[serde(borrow)] Heartbeat<'a>),
-    /// Nothing, for longer than the timeout. It was last heard from with this timestamp.
+    /// A timeout of a connection. `timestamp`: the newest in any of its messages.
     Expired {
         user: &'a str,
         conn: &'a str,
@@ -38,7 +38,7 @@ struct Heartbeat<'a> {
     metadata: Option<&'a str>,
 }
 
-/// What was heard of connections, in this order.
+/// What was heard of connections, in this order, encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     entries: Vec<u8>,
@@ -47,38 +47,39 @@ pub struct Heard {
     has_changes: bool,
 }
 
-/// What was heard can't be read.
+/// Entries that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadableHeard;
 
 impl Heard {
-    /// How often something was heard.
+    /// How many entries there are.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// How long it is, in bytes.
+    /// How long the entries are, in bytes.
     pub fn bytes(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether viewers may be told of something because of it: not only that connections are alive.
+    /// Whether viewers may have to be told of something in it: more than that connections are
+    /// alive.
     pub fn is_news(&self) -> bool {
         self.is_news
     }
 
-    /// Whether there are other connections now.
+    /// Whether a connection has become live, or has timed out.
     pub fn has_changes(&self) -> bool {
         self.has_changes
     }
 
-    /// As bytes, for [`Shard::follow_heard`].
+    /// The encoded entries, for [`Shard::follow_heard`].
     pub fn into_entries(self) -> Vec<u8> {
         self.entries
     }
 
     fn add(&mut self, entry: &Entry<'_>) {
-        // Plain data in memory always has such a form.
+        // Plain data in memory can always be encoded.
         if let Ok(entries) = postcard::to_extend(entry, std::mem::take(&mut self.entries)) {
             self.entries = entries;
             self.count += 1;
@@ -118,39 +119,40 @@ impl Heard {
 }
 
 impl Shard {
-    /// Whether what is heard of connections is kept from now on, for [`Self::take_heard`].
+    /// Sets whether what is heard of connections is kept from now on, for [`Self::take_heard`].
     pub fn keep_heard(&mut self, keep: bool) {
         self.common.tracker.keep_expired(keep);
         self.common.heard = keep.then(Heard::default);
     }
 
-    /// What has been heard since this was last called.
+    /// What has been heard since it was last taken. `None`: it isn't kept.
     pub fn heard(&self) -> Option<&Heard> {
         self.common.heard.as_ref()
     }
 
-    /// Takes it.
+    /// Takes what has been heard since the last call.
     pub fn take_heard(&mut self) -> Heard {
         let heard = self.common.heard.as_mut();
         heard.map(std::mem::take).unwrap_or_default()
     }
 
-    /// How long has been heard by now, in milliseconds: what leases run by.
+    /// The receive clock's time at `now`, in milliseconds. Leases run by it.
     pub fn heard_ms(&mut self, now: u64) -> u64 {
         self.common.tracker.pass(now);
         self.common.tracker.heard_ms()
     }
 
-    /// From when on a lease counts that begins now, by the receive clock, in milliseconds.
+    /// The moment of the receive clock from which a lease counts that begins now, in milliseconds.
     pub fn lease_from(&self) -> u64 {
         self.common.tracker.lease_from()
     }
 
-    /// Takes in what the shard that this one follows has heard, and that it has heard for so much
-    /// longer. If `gained_ms` is none, this one hears by itself. It was heard at most `late_ms` ago.
+    /// Takes in what the owner has heard. `gained_ms`: by how much the owner's receive clock has
+    /// advanced; `None` if this shard takes in heartbeats itself. `late_ms`: how long ago the owner
+    /// heard it, at most.
     ///
     /// # Errors
-    /// If it can't be read. What comes before is taken in.
+    /// The entries can't be decoded. Those before the first bad one are taken in.
     pub fn follow_heard(
         &mut self,
         now: u64,
@@ -166,7 +168,7 @@ impl Shard {
             common.tracker.heard_for(now, gained_ms);
         }
         let whole = Bytes::from(entries);
-        // It is a part of what is whole, and text.
+        // The text is a part of `whole`, and valid UTF-8.
         let part =
             |text: &str| ByteString::try_from(whole.slice_ref(text.as_bytes())).unwrap_or_default();
         let mut rest = &whole[..];
@@ -182,7 +184,7 @@ impl Shard {
                         timestamp,
                         metadata,
                     } = heartbeat;
-                    // The one who heard it has checked it.
+                    // The owner has checked it.
                     let read = || metadata.and_then(|text| LIMITS_MAX.read(part(text)).ok());
                     let broadcast = &common.settings.broadcast;
                     let handled = common.tracker.heartbeat_elsewhere(
@@ -194,7 +196,8 @@ impl Shard {
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
                     if adopted && handled.effect == Effect::Renewed {
-                        // It was known here before, but perhaps not that it ended a statement.
+                        // The connection was known here before. But perhaps it didn't end a
+                        // statement yet.
                         presence.end_stated_online(user, common);
                     }
                     if handled.effect == Effect::Renewed && !is_status {
@@ -224,7 +227,7 @@ impl Shard {
 }
 
 impl Common {
-    /// Notes which connections have timed out, if that is kept.
+    /// Keeps the connections that have timed out, if what is heard is kept.
     pub(super) fn note_expired(&mut self) {
         let Some(heard) = &mut self.heard else {
             return;

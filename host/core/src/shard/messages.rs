@@ -17,27 +17,27 @@ use crate::quota::Quota;
 use crate::statements::{Periods, Said, Statement};
 use crate::tracker::{Effect, InputResult, Transition};
 
-/// After which part of its lease a connection's heartbeat is taken though there have been too
-/// many messages.
+/// A heartbeat beyond the rate of messages is taken after this fraction of its connection's lease:
+/// one part in so many.
 const LEASE_PARTS: u64 = 4;
 
-/// How far ahead of this node's clock a sender's may be, in milliseconds, where the order of what
-/// two senders say of a user goes by their clocks.
+/// How far ahead of this node's clock a sender's clock may be, in milliseconds, where senders'
+/// clocks decide in which order two of them said something of a user.
 const AHEAD_MS: u64 = 100;
 
-/// What became of a message.
+/// The result of a message.
 pub(super) enum Outcome {
     Taken,
     Ignored(Ignored),
-    /// All of it was refused, or a part that is named.
+    /// The message was refused, or a part of it, which the rejection names.
     Refused(Rejection),
 }
 
 impl Presence {
-    /// Takes a message though its tenant has had all the messages that it may have now, if a
-    /// connection would be kept or lost wrongly without it: the end of a live one, or a sign of
-    /// life when it has been silent for part of its lease. Those are few, however many messages
-    /// come.
+    /// Takes a message beyond the rate of its tenant if a connection would live on or end wrongly
+    /// without it: a disconnect of a live connection, or a heartbeat of one that has been silent
+    /// for part of its lease. There are few of these, however many messages come. Any other message
+    /// is refused.
     pub(super) fn excess(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
         if is_needed(&message, env.common) {
             return self.message(message, env);
@@ -46,7 +46,7 @@ impl Presence {
         Outcome::Refused(Rejection::excess(common.settings.messages_per_s))
     }
 
-    /// Takes a message. Says whether it was ignored or refused, and why.
+    /// Takes a message. Returns whether it was ignored or refused, and why.
     pub(super) fn message(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
         let Message {
             user,
@@ -95,7 +95,8 @@ impl Presence {
             && let Some(heard) = &mut common.heard
         {
             let connection = (&*user, &**conn);
-            // As it was taken: those who are told take it later.
+            // The timestamp as it counts here: standbys take the message later, when their clocks
+            // say more.
             let taken = timestamp.min(common.clock.stamp());
             let metadata = metadata.as_ref().map(CheckedMetadata::text);
             let is_status = metadata.is_some() && common.settings.status.is_some();
@@ -137,8 +138,8 @@ impl Presence {
         self.events.update(env);
     }
 
-    /// Takes what a connect of a stream says of its user that comes behind the end of its connection. Says
-    /// whether an application's offline holds no longer.
+    /// A connect of a stream arrives after the end of its connection: takes what it says of its
+    /// user. Returns whether that ends an application's offline.
     pub(super) fn take_overtaken(
         &mut self,
         user: &str,
@@ -153,14 +154,14 @@ impl Presence {
             return false;
         }
         let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-        // Where there is no room for it, it is as if it had not come.
+        // If there is no room for the status, it is dropped.
         let _ = updates.take(user, conn, timestamp, metadata, common);
         self.lifts_offline(user, (timestamp, 0), payload, common)
     }
 
-    /// Whether the opposite of what a message says of a user was sent after it, though it arrived
-    /// before. Nodes of a fleet pass messages on side by side. It was sent at that time, and may be
-    /// late by so much.
+    /// Whether a message with a newer timestamp, which says the opposite about the user, arrived
+    /// earlier: the nodes of a fleet pass messages on side by side. `delayed_ms`: how late the
+    /// message may be.
     pub(super) fn is_overtaken(
         &mut self,
         user: &str,
@@ -190,8 +191,9 @@ impl Presence {
         })
     }
 
-    /// Whether what holds of a user has come after something that is said late. It isn't remembered what was
-    /// said meanwhile, as that is too long ago, or as this replica has taken the rest from another one.
+    /// Whether a message that comes late is older than the user's statement, or, if it is an
+    /// offline, older than the user's newest connect. For when it isn't remembered what was said
+    /// meanwhile: because it was too long ago, or because this replica was made from a snapshot.
     fn is_outdated(
         &self,
         (user, id): (&str, Id),
@@ -210,8 +212,9 @@ impl Presence {
             || (is_offline && opened().is_some_and(|opened| opened > sent))
     }
 
-    /// Whether a message is a connect by which an application's offline holds no longer. Then nobody
-    /// sees anything of the user, who is announced by their newest connection.
+    /// Ends an application's offline, if the message is a connect that is newer. No viewer sees the
+    /// user then, so the user is announced by the newest connection. Returns whether an offline has
+    /// ended.
     pub(super) fn lifts_offline(
         &mut self,
         user: &str,
@@ -228,8 +231,8 @@ impl Presence {
         lifted
     }
 
-    /// Has the decision about an event be made again at once, if it is pending. Says whether
-    /// the event is still its user's newest.
+    /// Has the pending decision on an event made again at once. Returns whether the event is still
+    /// its user's newest.
     pub(super) fn redrive(&mut self, event: &Redrive, common: &mut Common) -> bool {
         let decisions = &mut self.events.updates.decisions;
         let user = common.names.find(&event.user);
@@ -253,13 +256,13 @@ impl Presence {
             && let Some(entry) = ledger.get_mut(user)
         {
             entry.lag_ms = common.clock.wall().saturating_sub(timestamp);
-            // As a rule, that they came has been noted. It may wait behind something else.
+            // As a rule, the online has been noted already. But it may wait behind another event.
             ledger.note(user);
         }
     }
 }
 
-/// Whether a connection would be kept or lost wrongly without a message.
+/// Whether a connection would live on or end wrongly without a message.
 pub(super) fn is_needed(message: &Message, common: &Common) -> bool {
     let silent_ms = |conn| {
         let tracker = &common.tracker;
@@ -275,7 +278,7 @@ pub(super) fn is_needed(message: &Message, common: &Common) -> bool {
     }
 }
 
-/// What the tracker makes of a message of a connection; or, of any other, what an application
+/// What the tracker makes of a message of a connection. `Err`: the event that an application
 /// states.
 pub(super) fn track(
     user: &str,
@@ -325,7 +328,7 @@ pub(super) fn track(
     Ok(handled)
 }
 
-/// The connection that a message is of.
+/// The connection that a message is about.
 fn connection_of(payload: &Payload) -> Option<&str> {
     match payload {
         Payload::Connect { conn, .. }
@@ -349,7 +352,7 @@ impl Common {
         }
     }
 
-    /// A reason as it is understood.
+    /// A reason as it is understood. Counts an unknown one.
     fn reason(&mut self, why: StatedReason) -> Reason {
         self.counters.unknown_reasons += u64::from(!why.known);
         why.reason
@@ -386,13 +389,13 @@ fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     Rejection::over(quota, error)
 }
 
-/// The metadata that an application states, all of which may be broadcast.
+/// The metadata of an application's statement. All of it may be broadcast.
 fn stated_metadata(given: Option<&CheckedMetadata>) -> Metadata {
     given.map_or_else(Metadata::default, |given| given.metadata(|_| true))
 }
 
-/// A connection's metadata: what is broadcast of it first, in the configured
-/// order, then what is there for the components alone.
+/// A connection's metadata: first the keys that are broadcast, in the configured order, then the
+/// rest, which is for the plugins alone.
 pub(super) fn connection_metadata(
     broadcast: &[String],
     conn: &str,
@@ -404,8 +407,7 @@ pub(super) fn connection_metadata(
     publish_keys(broadcast, conn, (get, entries.into_iter().flatten()), bytes)
 }
 
-/// The same metadata where other keys are broadcast than were before; none where they are the
-/// same.
+/// The same metadata, if other keys are broadcast than before. `None` if they are the same.
 pub(super) fn with_other_keys(
     broadcast: &[String],
     conn: &str,
@@ -422,7 +424,7 @@ pub(super) fn with_other_keys(
     (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, (get, entries), given.bytes()))
 }
 
-/// `get`: the value under a key; `entries`: all keys and values, of about so many bytes.
+/// `get`: returns the value of a key. `entries`: all keys and values, about `bytes` long.
 fn publish_keys<'a>(
     broadcast: &[String],
     conn: &str,
@@ -432,7 +434,7 @@ fn publish_keys<'a>(
     ),
     bytes: usize,
 ) -> Metadata {
-    // One without an id stands for others, and has theirs.
+    // A placeholder has no id, and keeps the `connId` of its metadata.
     let conn = (!conn.is_empty()).then(|| json::quoted(conn));
     let conn_bytes = conn
         .as_ref()

@@ -1,10 +1,9 @@
-//! Who is online: what the tracker finds of connections, and what applications state of
-//! users themselves.
+//! Who is online: by connections, as the tracker finds, and by what applications state of users.
 //!
-//! A statement makes and ends no connection. While an application's offline holds,
-//! the tracker's transitions of the user concern nobody; when a connect lifts it,
-//! the user is online again by the connections that there are. An application's online
-//! is about a user without connections: they take over as soon as there are any.
+//! A statement opens and closes no connection. While an application's offline holds, the tracker's
+//! transitions of the user are not announced. When a connect ends it, the user is online again by
+//! the connections that are live. An application's online is about a user without connections. As
+//! soon as there are any, they count instead.
 
 use super::env::{Common, EXPIRIES_AT_ONCE, Env};
 use super::events::Events;
@@ -17,7 +16,7 @@ use crate::quota::Quota;
 use crate::statements::{Statement, Statements};
 use crate::tracker::Transition;
 
-/// Who is online, over the events that this makes.
+/// Who is online, and the events of that.
 #[derive(Debug)]
 pub(super) struct Presence {
     pub(super) statements: Statements,
@@ -35,7 +34,7 @@ impl Presence {
         }
     }
 
-    /// Tells of those connections and graces that have ended, of so many at a time.
+    /// Announces users whose connections or graces have ended, a limited number per call.
     pub(super) fn expire(&mut self, env: &mut Env<'_>) {
         let now = env.common.now();
         for _ in 0..EXPIRIES_AT_ONCE {
@@ -51,19 +50,19 @@ impl Presence {
         }
     }
 
-    /// By their connections, a user came online or went offline.
+    /// A user came online or went offline by their connections.
     pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
         let event = self.event_of(transition, env.common);
         let user = event.user;
         let is_said_otherwise = match self.statements.get(user) {
-            // A heartbeat doesn't lift an application's offline either. A user who is
-            // offline as far as anyone has been told isn't told of again.
+            // A heartbeat doesn't end an application's offline either. A user whom viewers know as
+            // offline isn't announced as offline again.
             Some(Statement::Offline) => true,
             // It was stated after the last connection had gone.
             Some(Statement::Online { .. }) => event.change != Change::Online,
             None => false,
         };
-        // Whom another connection stood for has been waited for.
+        // An expected user is not waited for any longer.
         let event = self.followed.is_over(event);
         if !is_said_otherwise && self.is_kept(&event, env.common) {
             return;
@@ -74,7 +73,7 @@ impl Presence {
         }
     }
 
-    /// A user who has left has no status any more.
+    /// Forgets the status of a user who has left.
     pub(super) fn has_left(&mut self, event: &Event, common: &Common) {
         if event.change != Change::Online {
             let updates = &mut self.events.updates;
@@ -82,7 +81,7 @@ impl Presence {
         }
     }
 
-    /// A transition as an event.
+    /// Makes an event of a transition.
     pub(super) fn event_of(&self, transition: Transition<Metadata>, common: &Common) -> Event {
         match transition {
             Transition::Online {
@@ -118,7 +117,7 @@ impl Presence {
         let (user, name) = (event.user, &event.name);
         let statement = match event.change {
             Change::Offline { .. } => Some(Statement::Offline),
-            // Connections know better when the user goes.
+            // The connections say when the user leaves.
             _ if self.is_connected(user, name.as_str(), common) => None,
             _ => {
                 self.has_come(name.as_str(), common);
@@ -133,7 +132,8 @@ impl Presence {
         }
     }
 
-    /// A user has a further connection: from now on the connections say when the user is offline.
+    /// A user has a further connection: ends an application's online. From now on, the connections
+    /// say when the user is offline.
     pub(super) fn end_stated_online(&mut self, user: &str, common: &Common) {
         if self.statements.is_empty() {
             return;
@@ -145,8 +145,7 @@ impl Presence {
         }
     }
 
-    /// Refuses what an application states of a further user, where
-    /// too many statements hold.
+    /// Refuses a statement about a further user if too many statements hold.
     pub(super) fn refuse_statement(&self, user: &str, common: &Common) -> Option<Rejection> {
         if self.statements.len() < common.settings.statements_max {
             return None;
@@ -162,8 +161,7 @@ impl Presence {
         Some(Rejection::over(Quota::Statements, error))
     }
 
-    /// A user has connected: an application's offline holds no longer. Says whether
-    /// one did.
+    /// A user has connected: ends an application's offline. Returns whether there was one.
     pub(super) fn clear_stated_offline(&mut self, user: &str, common: &Common) -> bool {
         let user = common.names.find(user);
         let user = user.filter(|user| self.statements.is_offline(*user));
@@ -173,7 +171,7 @@ impl Presence {
         user.is_some()
     }
 
-    /// A user whose connections outlived an application's offline is online again.
+    /// Announces a user as online whose connections outlived an application's offline.
     pub(super) fn reappear(&mut self, user: &str, env: &mut Env<'_>) {
         let common = &*env.common;
         if let Some(metadata) = common.tracker.shown(user) {
@@ -183,7 +181,7 @@ impl Presence {
         }
     }
 
-    /// Ends statements that are over for want of being repeated, so many at a time.
+    /// Ends statements that weren't repeated in time, a limited number per call.
     pub(super) fn end_statements(&mut self, env: &mut Env<'_>) {
         for _ in 0..EXPIRIES_AT_ONCE {
             if env.is_full() {
@@ -200,8 +198,8 @@ impl Presence {
         }
     }
 
-    /// The statement that was made longest ago, if it is over by now. An offline goes on while its
-    /// user is connected.
+    /// Takes the oldest statement, if it is over by now. An offline holds on while its user is
+    /// online by connections.
     pub(super) fn take_ended_statement(&mut self, common: &Common) -> Option<(Name, Statement)> {
         if self.next_statement_end(common)? > common.now() {
             return None;
@@ -224,8 +222,8 @@ impl Presence {
     }
 }
 
-/// What comes of the end of a statement that wasn't repeated: a user whose grace runs goes with
-/// that.
+/// The offline event at the end of an application's online that wasn't repeated. `None` for an
+/// offline. Also `None` if the user has a connection or a grace: its end makes the event.
 pub(super) fn statement_ended(user: &Name, statement: Statement, common: &Common) -> Option<Event> {
     let Statement::Online { timestamp } = statement else {
         return None;

@@ -20,8 +20,8 @@ impl Env<'_> {
         self.out.push(Output::Publish(publication));
     }
 
-    /// Tells viewers of an event what a rendition shows of it: as filtered messages, and
-    /// each on a subject of their own where that is turned on.
+    /// Tells viewers what a rendition shows of an event: in filtered messages, and, if that is
+    /// turned on, each viewer on a subject of their own.
     pub(super) fn publish_filtered(
         &mut self,
         event: &Event,
@@ -69,7 +69,7 @@ pub(super) fn subject(event: &Event) -> Subject {
     }
 }
 
-/// What is told to viewers who get to know nothing but the change itself.
+/// A rendition that shows viewers nothing but the change itself.
 pub(super) fn bare(viewers: &Audience) -> Rendition {
     Rendition {
         audience: viewers.clone(),
@@ -78,7 +78,7 @@ pub(super) fn bare(viewers: &Audience) -> Rendition {
     }
 }
 
-/// What is told of an online event to those who were shown something else before.
+/// An online event as an update, for viewers who were shown something else before.
 pub(super) fn updated(event: &Event, at: u64) -> Event {
     Event {
         timestamp: at,

@@ -1,7 +1,7 @@
 //! Answering a viewer: what the ledger says, narrowed by the current rules.
 //!
-//! An answer changes nothing of what viewers are told. It keeps the verdicts that
-//! it had to ask for, which the next event or correction uses.
+//! An answer changes nothing that viewers are told. If it had to ask the rules, it keeps the
+//! verdict, which the next event or correction uses.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::names::{Id, Name};
 use crate::rules::Decision;
 use crate::verdicts::Verdict;
 
-/// How many decisions may fail in one call before no more are asked for. A
-/// component that fails may take all of its time to do so.
+/// How many decisions may fail in one call before no more are asked for. A plugin that fails may
+/// take all of its time to do so.
 const FAILURES_MAX: u32 = 3;
 
-/// Answers a viewer on users of this shard. Where the directory's answers
-/// aren't cached, they are to be fetched, and the call repeated.
+/// Answers a viewer's query about users of this shard. If answers of the directory are missing in
+/// the cache, they have to be fetched, and the call repeated.
 pub(super) fn query<'a>(
     wall: u64,
     viewer: &str,
@@ -76,7 +76,7 @@ pub(super) fn contacts(
     }
 }
 
-/// One call, and what it has found out on its way.
+/// One call of [`query`], and what it has found so far.
 struct Run {
     wall: u64,
     viewer: Id,
@@ -127,7 +127,8 @@ impl Run {
         }
     }
 
-    /// The current verdict on an event, kept or asked for; none where it can't be had.
+    /// The current verdict on an event: the one that is kept, or the rules are asked. `None` if
+    /// there is none.
     fn verdict_on(
         &mut self,
         event: &Arc<Event>,
@@ -151,7 +152,7 @@ impl Run {
         let missing = fetches.of(event.user);
         let missing = missing.filter(|question| !directory.has(question));
         self.cache_misses.extend(missing.cloned());
-        // Put off for want of answers that have come, it is about to be taken.
+        // If it was pending for answers, and all of them have come, it is made now.
         let pending = pending && !fetches.is_served(event.user, directory);
         if pending || self.failures >= FAILURES_MAX {
             return None;

@@ -1,22 +1,22 @@
-//! The rate limiter of corrections: how many messages a second may come of deciding again.
+//! The rate limiter of corrections: how many messages a second they may publish.
 
-/// For how long unused capacity may be made up for, in nanoseconds.
+/// How far back unused capacity may be made up for, in nanoseconds.
 const BURST_NS: u64 = 100_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// A limit to how many messages a second corrections take.
+/// Limits how many messages a second corrections publish.
 #[derive(Debug)]
 pub(super) struct RateLimiter {
-    /// What one message takes; 0 without a limit.
+    /// The time that one message takes at the rate; 0: no limit.
     ns_each: u64,
-    /// When all that has been published would have been, at the rate.
+    /// When all messages so far would have been published, at the rate.
     done_ns: u64,
 }
 
 impl RateLimiter {
-    /// So many messages a second, or as many as come, for 0.
+    /// At most `messages_per_s` messages a second; 0: no limit.
     pub(super) fn new(messages_per_s: u64) -> Self {
         Self {
             ns_each: NS_PER_S.checked_div(messages_per_s).unwrap_or(0),
@@ -24,7 +24,7 @@ impl RateLimiter {
         }
     }
 
-    /// Goes at another rate from here on.
+    /// Changes the rate from now on.
     pub(super) fn change(&mut self, messages_per_s: u64) {
         self.ns_each = Self::new(messages_per_s).ns_each;
         if self.ns_each == 0 {
@@ -37,7 +37,7 @@ impl RateLimiter {
         self.done_ns.div_ceil(NS_PER_MS)
     }
 
-    /// So many messages are published now.
+    /// Counts messages that are published now.
     pub(super) fn published(&mut self, now_ms: u64, messages: usize) {
         let earliest = now_ms.saturating_mul(NS_PER_MS).saturating_sub(BURST_NS);
         let took = self.ns_each.saturating_mul(messages as u64);

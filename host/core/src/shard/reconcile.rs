@@ -1,8 +1,8 @@
-//! What each viewer has been shown, brought in line with a verdict.
+//! Brings what each viewer has been shown in line with a verdict.
 //!
-//! The ledger knows who has been told of an online user, and what each of them was
-//! shown last. Whatever changes that (rules, directory, time, another event to show, a
-//! status), the difference is worked out here, and told: nothing else compares.
+//! The ledger knows who has been told of an online user, and what each of them was shown last.
+//! Whatever changes that (rules, directory, time, another event to show, a status), the difference
+//! is found and told here, and nowhere else.
 
 use super::dirty_users::Phase;
 use super::env::Env;
@@ -14,29 +14,28 @@ use crate::recipients::{Recipients, ShownDigest};
 use crate::rules::Rendition;
 use crate::verdicts::Verdict;
 
-/// What came of settling an entry.
+/// The result of [`reconcile`].
 pub(super) enum Reconciled {
-    /// Everyone has been told already.
+    /// There is nothing to tell.
     Unchanged,
-    /// All who see a difference have been told.
+    /// All viewers who see a difference have been told.
     Published {
-        /// Whether the entry is another.
+        /// Whether the entry has changed.
         differs: bool,
     },
-    /// Viewers who lost sight of the user have been told. Others are still to be told.
+    /// Only viewers who lost sight of the user have been told. Others are still to be told.
     Remaining {
-        /// Whether the entry is another.
+        /// Whether the entry has changed.
         differs: bool,
     },
 }
 
-/// Brings what each viewer has been told in line with a verdict on the user's online
-/// event. Who lost sight of the user is told first, then who is shown something
-/// else than what they were shown last, then who gained sight.
+/// Brings what each viewer has been told in line with a verdict on the user's online event. Viewers
+/// who lost sight of the user are told first, then those who are shown something else than before,
+/// then those who gained sight.
 ///
-/// The difference is all that is told, whatever it comes from: the ledger knows what
-/// each viewer was shown. `updated_at` is the stamp of an update that was broadcast and
-/// that viewers haven't been told of.
+/// Only differences are told, whatever their cause: the ledger knows what each viewer was shown.
+/// `updated_at`: the stamp of an update that was broadcast, and of which viewers haven't been told.
 pub(super) fn reconcile(
     entry: &mut LedgerEntry,
     event: &Event,
@@ -52,7 +51,7 @@ pub(super) fn reconcile(
     let before = entry.recipients.clone();
     let lost = before.audience().difference(&verdict.audience);
     let messages = messages(event, verdict, &before);
-    // What may not be told yet is told later.
+    // Gains and changes are told later, if the event or the phase doesn't allow them yet.
     let waits = entry.next.is_some();
     let deferred = (waits || phase == Phase::Losses) && !messages.is_empty();
     let recipients = if deferred {
@@ -80,10 +79,9 @@ pub(super) fn reconcile(
     Reconciled::Published { differs }
 }
 
-/// Tells those who lost sight of a user that they are gone, just as if the user had
-/// left at this moment: a viewer gets the fields that they would have got by the
-/// verdict under which they were told, and the times that a disconnect would have
-/// which is as long on its way as the user's connect was.
+/// Tells viewers who lost sight of a user that the user is offline, just as if the user had left
+/// now. A viewer gets the fields that the verdict gave them under which they were told. The times
+/// are those that a disconnect would have that is on its way for as long as the user's connect was.
 fn publish_lost(
     event: &Event,
     before: &Recipients,
@@ -116,16 +114,16 @@ fn publish_lost(
     }
 }
 
-/// What a rendition tells to those who haven't been shown it.
+/// A rendition, and the viewers who haven't been shown it.
 struct PendingMessages<'a> {
     rendition: &'a Rendition,
-    /// Those who were shown something else before.
+    /// Viewers who were shown something else before.
     changed: Audience,
-    /// Those who were shown nothing.
+    /// Viewers who were shown nothing before.
     gained: Audience,
 }
 
-/// What a verdict on an online event tells viewers who keep or gain sight of the user.
+/// What a verdict on an online event has to tell viewers who keep or gain sight of the user.
 fn messages<'a>(
     event: &Event,
     verdict: &'a Verdict,
@@ -144,8 +142,8 @@ fn messages<'a>(
         .collect()
 }
 
-/// Tells those who were told that a user is online that they are gone: each of them what
-/// the redactor gives them, and all others no more than that.
+/// Tells the viewers who were told of a user that the user is offline: each of them what the
+/// redactor shows them, and all others nothing but that.
 pub(super) fn publish_offline(
     event: &Event,
     recipients: &Recipients,
@@ -154,11 +152,11 @@ pub(super) fn publish_offline(
 ) {
     let verdict = Verdict::new(event.user, renditions);
     let may_know = recipients.may_know_last_seen();
-    // No viewer keeps showing the user as online.
+    // All of them are told, so that no viewer keeps showing the user as online.
     let mut rest = recipients.audience().difference(&verdict.audience);
     for rendition in &verdict.renditions {
         let mut viewers = rendition.audience.intersection(recipients.audience());
-        // Both must allow it: the last verdict while online, and the current redactor.
+        // The last verdict while online and the current redactor both have to allow it.
         if rendition.last_seen {
             rest = rest.union(&viewers.difference(&may_know));
             viewers = viewers.intersection(&may_know);

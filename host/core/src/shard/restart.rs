@@ -1,4 +1,4 @@
-//! What a shard knows, over a restart: taken piece by piece, and put back.
+//! A shard's records, which survive a restart: how they are taken, and how they are restored.
 
 use std::sync::Arc;
 
@@ -8,39 +8,39 @@ use crate::record::Record;
 use crate::step::Step;
 
 impl Shard {
-    /// Whether changes are noted from now on, for [`Self::take_records`].
+    /// Sets whether changes are noted from now on, for [`Self::take_records`].
     pub fn keep_records(&mut self, keep: bool) {
         self.common.tracker.keep_records(keep);
         self.presence.keep_records(keep);
     }
 
-    /// Whether changes of what viewers were told are noted from now on, for
-    /// [`Self::take_told`], and nothing else. Then other nodes pass on what arrives here, too, and
-    /// senders' clocks say in which order it was said.
+    /// Sets whether changes of what viewers were told are noted from now on, for
+    /// [`Self::take_told`], and no other changes. With that, other nodes pass on messages to this
+    /// shard, too, and senders' clocks decide in which order statements were made.
     pub fn keep_told(&mut self, keep: bool) {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
         self.presence.statements.order(keep);
         if keep {
-            // Nothing is known yet as a rule: to keep the digest from now on costs nothing.
+            // As a rule, nothing is known yet. So it costs nothing to keep the digest from now on.
             self.common.tracker.live_digest();
         }
     }
 
-    /// Whether there is anything to take, now or soon.
+    /// Whether there are records to take, now or soon.
     pub fn has_records(&self) -> bool {
         self.common.tracker.has_records() || self.presence.has_records()
     }
 
-    /// Up to when the graces that run have been heard, by the host's clock; none if none
-    /// does. The store is to know this: for how long they ran is not known otherwise.
+    /// Up to when everything has been received, by the host's clock; `None` if no grace runs. The
+    /// store has to keep it: how long a stored grace has run is measured up to this moment.
     pub fn graces_at(&self) -> Option<u64> {
         self.common.tracker.graces_at()
     }
 
-    /// All that has changed since this was last called, whatever came and went in
-    /// between. When connections were last heard from is told of one of so many
-    /// `parts` of them at a time. Of two records of the same thing, the later holds.
+    /// Takes the records of all that has changed since the last call, and the newest timestamps of
+    /// one part of the connections, of `parts` that take turns. Of two records of the same thing,
+    /// the later one holds.
     pub fn take_records(&mut self, parts: usize) -> Vec<Record> {
         let of_tracker = self.common.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
@@ -48,16 +48,17 @@ impl Shard {
         records
     }
 
-    /// Puts back what was known before a restart, once the directory is known and
-    /// before the first input. The records come in the order of their keys, and
-    /// were taken `down_ms` ago. Verdicts are none of them: everyone is decided
-    /// again, and the differences are corrected.
+    /// Restores what was known before a restart. Call it once the directory is known, and before
+    /// the first input. The records come in the order of their keys, and were taken `down_ms` ago.
+    /// There are no verdicts among them: everyone is decided on again, and differences are
+    /// corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.restore_part(now, down_ms, records);
         self.restored(now);
     }
 
-    /// As [`Self::restore`], of some of the records. [`Self::restored`] comes after the last.
+    /// As [`Self::restore`], for some of the records. Call [`Self::restored`] after the last of
+    /// them.
     pub fn restore_part(
         &mut self,
         now: u64,
@@ -108,7 +109,7 @@ impl Shard {
         departed.restore(departures, &common.names);
     }
 
-    /// All records have been put back.
+    /// All records have been restored.
     pub fn restored(&mut self, now: u64) {
         self.common.clock.pass(now);
         let now = self.common.now();
@@ -116,7 +117,7 @@ impl Shard {
             common, presence, ..
         } = self;
         common.tracker.restored();
-        // The settings may be others than those by which it was kept.
+        // The settings may differ from those of the time when the records were made.
         common.apply_broadcast();
         let events = &mut presence.events;
         let updates = &mut events.updates;
@@ -130,8 +131,8 @@ impl Shard {
         events.rules_changed();
     }
 
-    /// A shard of nobody that goes by the same settings, directory and clock as this one,
-    /// and counts on: what is to take its place where it can't be relied on any more.
+    /// A shard without users that has the settings, the directory, the clock and the counters of
+    /// this one. It takes the place of this one, if its state can't be relied on any more.
     pub fn replacement(&self) -> Self {
         let common = &self.common;
         let (settings, names) = (common.settings.clone(), Arc::clone(&common.names));
@@ -143,12 +144,12 @@ impl Shard {
         shard
     }
 
-    /// Counts on from what another one has counted, whose place it takes.
+    /// Continues the counters of another shard, whose place this one takes.
     pub fn count_on(&mut self, other: &Self) {
         self.common.counters = other.counters();
     }
 
-    /// Every lease starts again.
+    /// Renews all leases, after a start.
     pub fn renew_leases(&mut self, now: u64) {
         self.common.clock.pass(now);
         self.common.tracker.renew_leases(self.common.clock.now());
@@ -183,7 +184,7 @@ impl Presence {
         departed.take_changed(|user, departure| records.push(Record::Departed { user, departure }));
         let words = updates.statuses.take_changed();
         records.extend(words.map(|(user, word)| Record::Status { user, word }));
-        // What is told later is told at once after a restart.
+        // Events that are to be told later are told at once after a restart.
         let mut waiting = queue.take_changed();
         waiting.extend(ledger.take_deferred());
         records.extend(waiting.into_iter().map(|(id, user)| {

@@ -1,6 +1,5 @@
-//! Decisions that are made again at a time: those that failed or lack an answer of the
-//! directory, and those that a component asked to be asked again for. They concern few of
-//! those who are online.
+//! Decisions that are made again at a given time: those that failed or lack an answer of the
+//! directory, and those for which a plugin asked to be called again. Few online users have one.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +18,7 @@ pub(super) struct Retry {
     pub(super) next_wait_ms: Option<u64>,
     /// Since when it has been pending, if it is, by the monotonic time.
     pub(super) pending_since: Option<u64>,
-    /// Whether there has been a dead letter for it: one is made, however often it fails.
+    /// Whether a dead letter was made for it. There is only one, however often the decision fails.
     pub(super) has_letter: bool,
 }
 
@@ -27,16 +26,16 @@ pub(super) struct Retry {
 #[derive(Debug, Default)]
 pub(super) struct Retries {
     users: HashMap<Id, Retry, foldhash::fast::FixedState>,
-    /// Those of them whose time hasn't come.
+    /// The times of those that are not yet due.
     times: BTreeSet<(u64, Id)>,
-    /// Those whose decision is pending, by since when.
+    /// Those that are pending, by since when.
     waiting: BTreeSet<(u64, Id)>,
-    /// What some of them lack of the directory, until another decision is noted.
+    /// The answers of the directory that some of them lack, until another decision is noted.
     pub(super) fetches: PendingFetches,
 }
 
 impl Retries {
-    /// When to decide again on a user, if it is to be done.
+    /// When to decide on a user again; `None` if that isn't needed.
     pub(super) fn get(&self, user: Id) -> Option<Retry> {
         if self.users.is_empty() {
             return None;
@@ -44,14 +43,14 @@ impl Retries {
         self.users.get(&user).copied()
     }
 
-    /// When a user's pending decision is made again: one that failed, or lacks an
-    /// answer. None where the last one holds.
+    /// When a user's pending decision is made again: it failed, or lacks an answer. `None` if the
+    /// last decision holds.
     pub(super) fn pending_until(&self, user: Id) -> Option<u64> {
         let pending = self.get(user).filter(|again| again.next_wait_ms.is_some());
         pending.map(|again| again.at)
     }
 
-    /// Notes when to decide again on a user, if it is to be done.
+    /// Notes when to decide on a user again; `None` if that isn't needed.
     pub(super) fn set(&mut self, user: Id, again: Option<Retry>) {
         let before = match again {
             Some(again) => {
@@ -81,8 +80,7 @@ impl Retries {
         (self.waiting.len(), oldest)
     }
 
-    /// Has a decision that is pending be made now. If it fails again, there is another dead
-    /// letter.
+    /// Has a pending decision made now. If it fails again, there is another dead letter.
     pub(super) fn redrive(&mut self, user: Id, now: u64) {
         if let Some(pending) = self.get(user).filter(|again| again.next_wait_ms.is_some()) {
             let again = Retry {
@@ -99,8 +97,8 @@ impl Retries {
         self.times.first().map(|(at, _)| *at)
     }
 
-    /// A user on whom to decide now. That it is done again is known until the
-    /// decision is noted.
+    /// Takes a user on whom to decide now. [`Self::get`] still has the entry until the decision is
+    /// noted.
     pub(super) fn due(&mut self, now: u64) -> Option<Id> {
         let (at, user) = *self.times.first()?;
         if at > now {

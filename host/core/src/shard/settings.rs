@@ -4,10 +4,10 @@ use crate::allowance::Allowance;
 use crate::quota::Cap;
 use crate::{status, tracker};
 
-/// What a shard goes by.
+/// What can be set of a shard.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The tracker's figures.
+    /// The tracker's settings.
     pub tracker: tracker::TrackerSettings,
     /// The keys of a connect's metadata that are broadcast, in their order.
     pub broadcast: Vec<String>,
@@ -17,47 +17,45 @@ pub struct Settings {
     pub retry_ms: u64,
     /// The longest wait between retries.
     pub retry_ms_max: u64,
-    /// How many messages a second may go out to correct what viewers have been told;
-    /// 0 for as many as there are.
+    /// How many messages a second may go out to correct what viewers have been told; 0: no limit.
     pub corrections_per_s: u64,
     /// How long an event waits for answers of the directory that aren't cached.
     pub answer_wait_ms: u64,
-    /// How many departures are remembered, to tell viewers who ask since when a
-    /// user is offline.
+    /// How many departures are remembered, to tell viewers who ask when a user was last seen.
     pub departures_max: usize,
     /// Whether each viewer is also told on a subject of their own.
     pub inbox: bool,
-    /// How users' statuses are told, if they are.
+    /// How users' statuses are told. `None`: they aren't told.
     pub status: Option<status::StatusSettings>,
-    /// How long an application's statement holds that a user is online who has no
-    /// connection, unless it is repeated.
+    /// How long an application's statement about a user without connections holds, unless it is
+    /// repeated.
     pub statement_ttl_ms: u64,
     /// How many applications' statements may hold at a time.
     pub statements_max: usize,
     /// How many dead letters may be published.
     pub dead_letters: Allowance,
-    /// How many users may be online by connections of theirs, of all shards together.
+    /// How many users may be online by their connections, over all shards.
     pub users: Cap,
-    /// How many connections may be live, of all shards together.
+    /// How many connections may be live, over all shards.
     pub connections: Cap,
-    /// Whether this shard alone may have so many users and connections: in a fleet, its owner and
-    /// its standbys have to refuse the same.
+    /// Whether this shard alone may have this many users and connections. It is so in a fleet,
+    /// where an owner and its standbys have to refuse the same connections.
     pub counts_apart: bool,
-    /// How many viewers a user may have; 0 for as many as there are.
+    /// How many viewers a user may have; 0: no limit.
     pub audience_max: u64,
-    /// How many messages a second are taken, for those that are refused since there are more.
+    /// How many messages a second are taken. It is only for the text of rejections.
     pub messages_per_s: u64,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
     pub node: String,
-    /// What a tenant's subjects begin with, for dead letters; as a rule nothing.
+    /// The prefix of the tenant's subjects, for dead letters. Empty as a rule.
     pub subject_prefix: String,
 }
 
 impl Settings {
-    /// A further connection is no event: only where statuses are told may it change at
-    /// once what is shown of its user.
+    /// The settings of the tracker. A further connection is no event. It may change what is shown
+    /// of its user at once only if statuses are told.
     pub(super) fn of_tracker(&self) -> tracker::TrackerSettings {
         tracker::TrackerSettings {
             shows_newest: self.status.is_some(),

@@ -1,4 +1,4 @@
-//! What changes of users while they are online: their statuses.
+//! Changes of users while they are online: their statuses.
 //!
 //! The activities of a user's connections and the user's own status are merged into two keys of the
 //! ledger's online event. When their value changes, the change is broadcast and published like any
@@ -19,7 +19,7 @@ use crate::publish::Subject;
 use crate::quota::Quota;
 use crate::status::{StatusKeys, StatusUpdate, Statuses};
 
-/// The statuses of the shard's users, over the decisions on their online events.
+/// The statuses of the shard's users, and the decisions on their online events.
 #[derive(Debug)]
 pub(super) struct Updates {
     pub(super) statuses: Statuses,
@@ -35,8 +35,7 @@ impl Updates {
         }
     }
 
-    /// Takes in a connection's status update. Returns why the user's own status isn't kept,
-    /// if it isn't.
+    /// Takes in a connection's status update. If the user's own status isn't kept, returns why.
     pub(super) fn take(
         &mut self,
         user: &str,
@@ -73,15 +72,15 @@ impl Updates {
     }
 
     /// An online event with the user's current status in it. If viewers have been told of the user
-    /// already, that is an update, which may have to wait; and an application's own event
-    /// (not `ours`) is none.
+    /// already, a change of the status is an update, which may have to wait. An application's own
+    /// event (not `ours`) can't be one, so it gets the status that viewers know.
     pub(super) fn with_status(
         &mut self,
         event: Arc<Event>,
         ours: bool,
         common: &Common,
     ) -> Arc<Event> {
-        // A user without a connection is described by an application alone.
+        // Only an application describes a user without a connection.
         if common.settings.status.is_none()
             || event.change != Change::Online
             || !common.tracker.is_online(event.name.as_str())
@@ -109,8 +108,8 @@ impl Updates {
         Arc::new(event)
     }
 
-    /// A user has been announced to have come online. If viewers have been told of the user already, the
-    /// event may have updated the status.
+    /// A user was announced as online. If viewers have been told of the user already, the event may
+    /// have updated the status.
     pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
         let told = self.decisions.ledger.get(event.user);
         let told = told.map(|entry| StatusKeys::of(&entry.event.metadata));
@@ -120,14 +119,14 @@ impl Updates {
         self.decisions.online(event, env);
     }
 
-    /// Whether a change of a user's status waits until it may be told, and so hasn't
-    /// been decided on.
+    /// Whether a change of a user's status waits until it may be told. It hasn't been decided on
+    /// then.
     pub(super) fn waits(&self, user: Id, common: &Common) -> bool {
         let settings = common.settings.status;
         settings.is_some_and(|it| self.statuses.waits(user, it.min_interval_ms))
     }
 
-    /// A user's last connection is gone.
+    /// A user's last connection is gone: forgets the status.
     pub(super) fn user_left(&mut self, user: Id, name: &Name, common: &Common) {
         if self.waits(user, common)
             && let Some(entry) = self.decisions.ledger.get_mut(user)
@@ -138,7 +137,7 @@ impl Updates {
         self.decisions.forget_update(user);
     }
 
-    /// Forgets all statuses, and takes back what was told of them.
+    /// Forgets all statuses, and has what was told of them taken back.
     pub(super) fn forget_all(&mut self, common: &mut Common) {
         let now = common.now();
         for user in common.tracker.forget_activities() {
@@ -153,7 +152,7 @@ impl Updates {
         }
     }
 
-    /// The wall clock has moved: statuses that expire are looked at.
+    /// The wall clock has moved: checks statuses that expire.
     pub(super) fn clock_moved(&mut self, now: u64) {
         self.decisions.clock_moved();
         for user in self.statuses.expiring() {
@@ -161,7 +160,7 @@ impl Updates {
         }
     }
 
-    /// How a user's online event is to read now.
+    /// The status that a user's online event is to have now.
     pub(super) fn reading(&self, event: &Event, common: &Common) -> StatusKeys {
         if common.settings.status.is_none() {
             return StatusKeys::default();
@@ -175,7 +174,7 @@ impl Updates {
                 status: status.flatten(),
             };
         }
-        // In a grace, and for a user stated by an application, all stays as it is.
+        // In a grace, and for a user whom an application stated, all stays as it is.
         let told = StatusKeys::of(&event.metadata);
         StatusKeys {
             activity: told.activity,
@@ -183,13 +182,13 @@ impl Updates {
         }
     }
 
-    /// Looks whether a user is shown as they are to be, and changes it where they
-    /// aren't, unless that would be too soon. Says whether the user is to be shown by
-    /// another connection now, which was put off.
+    /// Checks whether a user is shown with the right status, and corrects it, unless that would be
+    /// too soon. Returns whether the user is to be shown by another connection now, which was put
+    /// off.
     pub(super) fn check_user(&mut self, user: Id, env: &mut Env<'_>) -> bool {
         let deferred = self.statuses.take_reshow(user);
-        // What is shown again has the current status in it. Where statuses have been turned
-        // off, what was told of them is taken back first.
+        // A user who is shown again gets the current status. If statuses have been turned off, what
+        // was told of them is taken back first.
         if !deferred || env.common.settings.status.is_none() {
             self.check_status(user, env);
         }
@@ -201,7 +200,7 @@ impl Updates {
         let Some(entry) = self.decisions.ledger.get(user) else {
             return;
         };
-        // Another connection is about to be shown, and the current status with it.
+        // Another connection is about to be shown, with the current status.
         if entry.next.is_some() && common.settings.status.is_some() {
             return;
         }
@@ -220,11 +219,11 @@ impl Updates {
             metadata: reading.put_into(&before.metadata),
             ..Event::clone(&before)
         });
-        // What is too large to be told stays as it was.
+        // If the event is too large to be told, it stays as it was.
         self.change(event, env);
     }
 
-    /// When a user may be updated again, if that is not yet.
+    /// When a user may be updated again. `None`: at once.
     pub(super) fn next_at(&self, user: Id, common: &Common) -> Option<u64> {
         let min_interval_ms = common.settings.status?.min_interval_ms;
         let next_at = self
@@ -234,8 +233,8 @@ impl Updates {
         (next_at > common.now()).then_some(next_at)
     }
 
-    /// What is shown of an online user has changed: that is broadcast, and told. Says
-    /// whether the broker takes that much; if not, nothing happens.
+    /// Broadcasts a change of an online user, and tells viewers. If the broker doesn't take a body
+    /// of this length, does nothing, and returns `false`.
     pub(super) fn change(&mut self, event: Arc<Event>, env: &mut Env<'_>) -> bool {
         let body = body::event(&updated(&event, env.common.clock.stamp()));
         let body_bytes_max = env.common.settings.body_bytes_max;

@@ -1,16 +1,17 @@
-//! In which order it was said whether users are online, where messages overtake each other.
+//! The order in which users were said to be online or offline, where messages overtake each other.
 //!
-//! Several nodes pass on messages side by side, so that two of them may arrive the other way round, and
-//! at two nodes in two orders. So the senders' clocks decide which was said later, if both arrive
-//! within a short time, and one would have been under way for no longer than that: else the clocks
-//! differ, and say nothing. Of the same time, the offline is the later one: nobody who is to be hidden
-//! is shown by chance, and all nodes come to the same.
+//! Several nodes pass on messages side by side. So two messages may arrive in the wrong order, and
+//! in different orders at two nodes. The senders' clocks decide which of them was said later, if
+//! both arrive within a short time, and the later one to arrive was under way for no longer than
+//! that. Otherwise the clocks differ too much, and the order of arrival counts. With equal
+//! timestamps, the offline is the later one: nobody who is to be hidden is shown by chance, and all
+//! nodes decide the same.
 //!
-//! What one sender says of the future was said when it arrived. Where both do, it is this node's clock
-//! that is behind.
+//! A timestamp in the future counts as the time of arrival. If those of both messages are in the
+//! future, this node's clock is behind, and they count as they are.
 //!
-//! A node that was stopped passes on what it held when it goes on. It says how late that may be, and so
-//! much longer may the message have been under way.
+//! A node that was stopped passes on what it held when it goes on. It says how late these messages
+//! may be. They may have been under way for that much longer.
 
 use std::collections::VecDeque;
 
@@ -18,30 +19,32 @@ use hashbrown::HashMap;
 
 use crate::names::Id;
 
-/// When something was said.
+/// When something was said of a user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// By the sender's clock, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// The latest that it may have been by this node's clock.
+    /// The latest moment at which it may have been said, by this node's clock.
     pub latest: u64,
     /// When it arrived, by the monotonic time.
     pub at: u64,
-    /// How much later that may be than of other messages, in milliseconds.
+    /// How much later than other messages it may have arrived, in milliseconds.
     pub delayed_ms: u64,
 }
 
-/// How long what is said may be under way.
+/// How long messages may be under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
-    /// As a rule, in milliseconds.
+    /// The limit for most messages, in milliseconds.
     pub within_ms: u64,
-    /// If it is said to be late: for so long it is remembered what was said.
+    /// The limit for messages that are said to be late, in milliseconds. What was said is
+    /// remembered for so long.
     pub kept_ms: u64,
 }
 
 impl Said {
-    /// When this was said, and when the other, as far as the senders' clocks can be believed.
+    /// The timestamps of this and of the other message, each no later than the latest moment,
+    /// unless both are later.
     fn times(&self, other: &Self) -> (u64, u64) {
         match self.timestamp > self.latest && other.timestamp > other.latest {
             true => (self.timestamp, other.timestamp),
@@ -53,15 +56,15 @@ impl Said {
     }
 }
 
-/// What was said lately.
+/// What was lately said of users.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     users: HashMap<Id, Newest, foldhash::fast::FixedState>,
-    /// When to look whether what was said of a user can be forgotten.
+    /// When to check whether what was said of a user can be forgotten.
     looks: VecDeque<(u64, Id)>,
 }
 
-/// What was said last of a user.
+/// When a user was last said to be online, and to be offline.
 #[derive(Clone, Copy, Debug, Default)]
 struct Newest {
     online: Said,
@@ -69,8 +72,8 @@ struct Newest {
 }
 
 impl Order {
-    /// Takes what is said of a user. Says whether the opposite was said later; none if it isn't remembered
-    /// that it was said.
+    /// Takes what is said of a user. Returns whether the opposite was said later. `None`: it isn't
+    /// remembered whether the opposite was said.
     pub(super) fn take(
         &mut self,
         user: Id,
@@ -93,7 +96,7 @@ impl Order {
             true => then > now,
             false => then >= now,
         };
-        // For so much longer it would have been under way than the opposite.
+        // How much longer than the opposite this message was under way.
         let longer_ms = then.saturating_sub(now) + said.at.saturating_sub(opposite.at);
         let overtakes = is_recent && is_later && longer_ms <= within_ms;
         let (then, now) = same.times(&said);
@@ -106,12 +109,12 @@ impl Order {
         (opposite.timestamp > 0).then_some(overtakes)
     }
 
-    /// The numbers of ids in here.
+    /// The numbers of all ids in here.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         self.users.keys().map(|user| user.0)
     }
 
-    /// Forgets what decides nothing any more.
+    /// Forgets users of whom nothing was said for `kept_ms`.
     fn forget(&mut self, now: u64, kept_ms: u64) {
         while let Some((at, user)) = self.looks.front().copied() {
             if now <= at.saturating_add(kept_ms) {
@@ -159,7 +162,7 @@ mod tests {
         }
     }
 
-    /// Whether what is said counts.
+    /// Whether a message counts.
     fn counts(order: &mut Order, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
         order.take(user, is_offline, said, periods) != Some(true)
     }
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn senders_whose_clocks_differ_by_more_than_messages_are_under_way_count_as_they_arrive() {
-        // One is a minute behind, and hides somebody who came just before.
+        // The second clock is a minute behind. Its sender hides a user who came just before.
         let mut order = Order::default();
         assert!(counts(
             &mut order,
@@ -221,7 +224,7 @@ mod tests {
             heard(840_500, 900_600, 600),
             PERIODS
         ));
-        // One is ahead by less than that.
+        // The first clock is a second ahead.
         let mut order = Order::default();
         assert!(counts(
             &mut order,
@@ -237,7 +240,7 @@ mod tests {
             heard(900_500, 900_600, 600),
             PERIODS
         ));
-        // Of the same kind, the later one counts by the same.
+        // Of two messages that say the same, the later one is found in the same way.
         assert!(counts(
             &mut order,
             ANN,
@@ -340,7 +343,7 @@ mod tests {
                 late(900_000, 7_000, 6_900),
                 PERIODS
             ));
-            // Later than anything else that was said: it may be that nobody else knows.
+            // This is later than all that was said before, and nobody else may know of it.
             assert!(counts(
                 &mut order,
                 ANN,
@@ -355,7 +358,7 @@ mod tests {
                 late(900_000, 7_000, 6_900),
                 PERIODS
             ));
-            // What was said since is forgotten after a while.
+            // What was said meanwhile is forgotten after a while.
             let forgotten = late(900_200, 16_001, 15_900);
             assert_eq!(order.take(ANN, is_offline, forgotten, PERIODS), None);
         }

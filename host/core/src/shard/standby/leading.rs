@@ -1,8 +1,8 @@
-//! A shard that begins to lead: what it saw while it followed another one, and was not told the outcome
-//! of, is announced.
+//! A shard that begins to lead. It *looks after* each user: it announces what it missed of them
+//! while it followed another shard.
 //!
-//! It looks after some users at a time, with inputs in between, and before all else that has fallen due.
-//! Of a user who sends something meanwhile, it does so first.
+//! It looks after some users at a time, with inputs in between, and before all other work that is
+//! due. If a user sends something meanwhile, it looks after that user first.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,22 +21,21 @@ use crate::step::Step;
 /// How many users are looked after before inputs get their turn.
 const USERS_AT_ONCE: usize = 64;
 
-/// Whom a shard that begins to lead has still to look after.
+/// Whom a shard that begins to lead has yet to look after.
 #[derive(Debug)]
 pub(super) struct Beginning {
-    /// Whether it has heard all that the other one did.
+    /// Whether it has heard all that the owner before had heard.
     sure: bool,
-    /// Users who are in the ledger or wait in the queue, who have a statement, or about whom something was
-    /// missed.
+    /// Users in the ledger or the queue, users with a statement, and users with a missed event.
     users: RoaringBitmap,
-    /// The places of the tracker's users: who is online may be one whom viewers were not told of.
+    /// The slots of the tracker's users. Some may be online of whom viewers were not told.
     tracked: Range<usize>,
 }
 
 impl Shard {
-    /// Leads from now on: what was missed is announced, and everyone is decided on, by
-    /// [`Self::advance`]. Where it isn't `sure` that this shard has heard all that the other
-    /// one did, nobody is taken for gone who may only not have been heard from.
+    /// Begins to lead: [`Self::advance`] then announces what was missed, and decides on everyone.
+    /// `sure`: this shard has heard all that the owner before had heard. If not, a user who may
+    /// just not have been heard from isn't taken for gone.
     pub fn lead(&mut self, now: u64, sure: bool) {
         self.common.clock.pass(now);
         let Self {
@@ -61,19 +60,19 @@ impl Shard {
         decisions.verdicts.make_room(decisions.ledger.len());
     }
 
-    /// Whether it has begun to lead, and has not looked after everyone yet.
+    /// Whether it has begun to lead, and hasn't looked after everyone yet.
     pub fn is_beginning(&self) -> bool {
         self.presence.is_beginning()
     }
 }
 
 impl Presence {
-    /// Whether it has begun to lead, and has not looked after everyone yet.
+    /// Whether it has begun to lead, and hasn't looked after everyone yet.
     pub(in crate::shard) fn is_beginning(&self) -> bool {
         self.followed.beginning.is_some()
     }
 
-    /// Looks after some of those who are left, if it has begun to lead.
+    /// Looks after some of the users that are left, if it has begun to lead.
     pub(in crate::shard) fn look_after_some(&mut self, common: &mut Common) {
         let Some(Beginning {
             sure,
@@ -95,7 +94,7 @@ impl Presence {
         tracked.start = places.end;
         if some.is_empty() && places.is_empty() {
             self.followed.beginning = None;
-            // What is left is of users whom nobody knows.
+            // Nothing else is known of the users that are left here.
             self.followed.reshown.clear();
             self.followed.is_copy = false;
             return;
@@ -108,14 +107,14 @@ impl Presence {
         let online: Vec<_> = common.tracker.users_at(places).map(Arc::clone).collect();
         for name in online {
             let (user, name) = common.names.intern_name(&name);
-            // Those who are told have been looked after.
+            // Users of whom viewers are told were looked after before.
             if !self.is_told(user) {
                 self.look_after(user, &name, sure, common);
             }
         }
     }
 
-    /// Looks after a user before something else happens to them, if it has begun to lead.
+    /// Looks after a user before an input of theirs is handled, if it has begun to lead.
     pub(in crate::shard) fn look_after_first(&mut self, user: &str, common: &mut Common) {
         let Some(Beginning { sure, users, .. }) = &mut self.followed.beginning else {
             return;
@@ -125,7 +124,7 @@ impl Presence {
         self.look_after(id, &name, sure, common);
     }
 
-    /// Announces what was missed of a user. Where that has been done, it makes no difference.
+    /// Announces what was missed of a user. To do so twice makes no difference.
     fn look_after(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
         self.drop_overtaken(user, common);
         let missed = self.followed.missed.remove(&user);
@@ -142,7 +141,7 @@ impl Presence {
                 self.events.queue_step(step, common);
             }
         }
-        // Of what an application said of somebody whom no viewer was told of, nothing else is known.
+        // If viewers weren't told of an application's online, only its time is known.
         if let Some(Statement::Online { timestamp }) = self.statements.get(user) {
             let change = Change::Online;
             let event = common.event(name.as_str(), timestamp, change, Metadata::default());
@@ -153,8 +152,8 @@ impl Presence {
         }
     }
 
-    /// A user may have left and come back, and the departure is still to be announced. It isn't any
-    /// more.
+    /// If a user has left and come back, and the offline still waits to be announced, drops the
+    /// offline.
     fn drop_overtaken(&mut self, user: Id, common: &Common) {
         let last = self.events.queue.last_announced(user);
         let Some(gone) = last.filter(|event| event.change != Change::Online) else {
@@ -171,7 +170,7 @@ impl Presence {
         }
     }
 
-    /// Looks after a user whom viewers were told of, or are to be told of by what waits.
+    /// Looks after a user of whom viewers were told, or will be told by a waiting event.
     fn look_after_told(
         &mut self,
         user: Id,
@@ -192,14 +191,15 @@ impl Presence {
                 Some((gone, ours))
                     if sure || stated.is_some() || self.knows_all_of(user, common) =>
                 {
-                    // They may have been waited for until now.
+                    // The user may have been expected until now.
                     if !common.tracker.is_online(name.as_str()) {
                         self.has_left(gone, common);
                     }
                     let step = Step::Announce(Arc::new(gone.clone()), *ours);
                     self.events.queue_step(step, common);
                 }
-                // It is known from a record, and holds whatever connections the user may have.
+                // The statement is known from a record only, and holds whatever connections there
+                // are.
                 _ if stated.is_some() => {
                     let at = common.clock.stamp();
                     let change = Change::Offline {
@@ -226,7 +226,7 @@ impl Presence {
             }
             return;
         }
-        // They came and went.
+        // The user came and went, and viewers were told of neither.
         if let Some(left) = common.tracker.drop_grace_of(name.as_str()) {
             let left = self.event_of(left, common);
             self.has_left(&left, common);
@@ -241,7 +241,7 @@ impl Presence {
         }
     }
 
-    /// Has a user be shown by the connection that they have now.
+    /// Has a user shown by their present connection.
     fn show_anew(&mut self, user: Id, name: &str, common: &Common) {
         let events = &mut self.events;
         let is_online = events.updates.decisions.ledger.get(user).is_some();
@@ -252,7 +252,7 @@ impl Presence {
         }
     }
 
-    /// Announces a transition that no viewer was told of.
+    /// Announces an online of which no viewer was told.
     fn announce_missed(&mut self, event: Event, ours: bool, common: &Common) {
         if self.will_be_told(event.user).is_none() {
             let step = Step::Announce(Arc::new(event), ours);
