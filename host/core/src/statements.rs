@@ -94,7 +94,7 @@ impl Statements {
         self.users.len()
     }
 
-    /// Whether there are none.
+    /// Whether no statement holds.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }

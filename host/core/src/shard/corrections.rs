@@ -46,7 +46,7 @@ impl Corrections {
             .min()
     }
 
-    /// Decides again on some of those who need it, as the rate allows.
+    /// Decides again on some of the dirty users, as the rate allows.
     pub(super) fn correct(&mut self, decisions: &mut Decisions, env: &mut Env<'_>) {
         let now = env.common.now();
         while let Some(user) = decisions.retries.due(now) {

@@ -76,7 +76,7 @@ impl Env<'_> {
         self.out.push(Output::Refused(rejection));
     }
 
-    /// A body is longer than the broker takes.
+    /// Makes a dead letter of a body that is longer than the broker takes.
     pub(super) fn too_large(&mut self, subject: Subject, body: &[u8], error: String) {
         let rejection = Rejection::new(Cause::TooLarge, error);
         self.dead_letter(subject.as_str(), &rejection, body);

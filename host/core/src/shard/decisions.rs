@@ -1,7 +1,7 @@
 //! Deciding who may see an online user, and telling the viewers who see a difference.
 //!
 //! A verdict is reused for as long as it holds. A decision that failed, or that lacks an
-//! answer of the directory, is pending: nobody new is told until it is made again.
+//! answer of the directory, is pending: no further viewer is told until it is made again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -74,8 +74,7 @@ impl Decisions {
     /// user came online, whatever the rules say now. `status_waits`: a change of the user's status
     /// hasn't been decided on.
     pub(super) fn offline(&mut self, event: &Event, status_waits: bool) -> Recipients {
-        // If the last decision is pending, viewers learn only that the user is gone, and never
-        // when.
+        // If the last decision is pending, no viewer is told later when the user was last seen.
         let user = event.user;
         let pending = self.retries.pending_until(user).is_some();
         let Some(entry) = self.ledger.offline(user) else {

@@ -18,7 +18,7 @@ use crate::names::{Id, Name};
 use crate::pending_fetches::PendingFetches;
 use crate::step::Step;
 
-/// The steps that wait.
+/// The waiting steps of the shard's users.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
     /// The steps of each user, in their order, and until when each waits at most. No queue is

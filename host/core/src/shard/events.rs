@@ -186,8 +186,7 @@ impl Events {
         self.queue.reassigned(moves);
     }
 
-    /// Has everyone decided on again, if the rules have gone back to an earlier plugin by
-    /// themselves.
+    /// Has everyone decided on again, if the last good generation of a plugin has taken over.
     pub(super) fn apply_replaced_rules(&mut self, env: &mut Env<'_>) {
         if env.rules_were_replaced() {
             self.rules_changed();

@@ -1,4 +1,4 @@
-//! A message that has arrived: what the tracker makes of it, or what it states.
+//! Handling a message: the tracker takes those of connections; the others are statements.
 
 use std::borrow::Cow;
 
@@ -17,8 +17,8 @@ use crate::quota::Quota;
 use crate::statements::{Periods, Said, Statement};
 use crate::tracker::{Effect, InputResult, Transition};
 
-/// A heartbeat beyond the rate of messages is taken after this fraction of its connection's lease:
-/// one part in so many.
+/// The number of parts of a lease. A heartbeat beyond the rate of messages is taken if its
+/// connection has been silent for one part of its lease.
 const LEASE_PARTS: u64 = 4;
 
 /// How far ahead of this node's clock a sender's clock may be, in milliseconds, where senders'

@@ -40,7 +40,7 @@ const MISSED_MAX: usize = 1_024;
 /// The id of a placeholder. No other connection has it.
 const EXPECTED: &str = "";
 
-/// A user who is expected.
+/// A user who is expected, and for whom there is a placeholder.
 #[derive(Debug)]
 struct Expected {
     /// Since when they are online, in milliseconds since the Unix epoch.

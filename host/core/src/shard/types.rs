@@ -132,7 +132,7 @@ pub struct Ignored {
 pub struct PluginFailed {
     /// The plugin's name.
     pub plugin: Arc<str>,
-    /// Whom the event is about.
+    /// The user of the event.
     pub user: Name,
     /// What happened, in one line.
     pub error: String,

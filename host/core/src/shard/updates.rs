@@ -233,8 +233,8 @@ impl Updates {
         (next_at > common.now()).then_some(next_at)
     }
 
-    /// Broadcasts a change of an online user, and tells viewers. If the broker doesn't take a body
-    /// of this length, does nothing, and returns `false`.
+    /// Broadcasts a change of an online user, and tells viewers. If the body is too long for the
+    /// broker, only makes a dead letter, and returns `false`.
     pub(super) fn change(&mut self, event: Arc<Event>, env: &mut Env<'_>) -> bool {
         let body = body::event(&updated(&event, env.common.clock.stamp()));
         let body_bytes_max = env.common.settings.body_bytes_max;

@@ -2,10 +2,10 @@
 //!
 //! Several nodes pass on messages side by side. So two messages may arrive in the wrong order, and
 //! in different orders at two nodes. The senders' clocks decide which of them was said later, if
-//! both arrive within a short time, and the later one to arrive was under way for no longer than
-//! that. Otherwise the clocks differ too much, and the order of arrival counts. With equal
-//! timestamps, the offline is the later one: nobody who is to be hidden is shown by chance, and all
-//! nodes decide the same.
+//! both arrive within a short time, and if the second one would have been under way for longer than
+//! the first by no more than this time. Otherwise the clocks differ too much, and the order of
+//! arrival counts. With equal timestamps, the offline is the later one: nobody who is to be hidden
+//! is shown by chance, and all nodes decide the same.
 //!
 //! A timestamp in the future counts as the time of arrival. If those of both messages are in the
 //! future, this node's clock is behind, and they count as they are.
@@ -290,7 +290,7 @@ mod tests {
                 said(first.1, 101),
                 PERIODS
             ));
-            // Another user's order is their own.
+            // Another user has an order of their own.
             assert!(counts(
                 &mut order,
                 BOB,

@@ -106,7 +106,7 @@ pub struct Tracker<M> {
 }
 
 impl<M: Clone> Tracker<M> {
-    /// A tracker that knows nobody.
+    /// A tracker without users.
     pub fn new(settings: TrackerSettings) -> Self {
         Self {
             settings,

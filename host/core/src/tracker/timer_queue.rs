@@ -28,9 +28,9 @@ pub(super) enum Task {
 
 #[derive(Debug, Default)]
 pub(super) struct TimerQueue {
-    /// By the receive clock.
+    /// Leases and graces, by the receive clock.
     heard: Heap,
-    /// By the host's clock.
+    /// Closes to be forgotten, by the host's clock.
     others: Heap,
     /// Connections whose lease may have to be cut, and when, by the host's clock. As a rule, none.
     cuts: BTreeSet<(u64, Key)>,

@@ -1,4 +1,4 @@
-//! What the tracker is told and what it answers.
+//! The tracker's settings, and what comes of its inputs.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::connection::Order;
 use super::damping::Damping;
 use crate::quota::Quota;
 
-/// The tracker's figures. They may change while it runs.
+/// The tracker's settings. They may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrackerSettings {
     /// How long a connection lives without a sign of life. A close is
@@ -125,7 +125,7 @@ pub enum Transition<M> {
     Online {
         /// The user.
         user: Arc<str>,
-        /// When, as it is written into bodies.
+        /// When, by the stamp that is written into bodies.
         at: u64,
         /// The connection that brought the user online.
         conn: Arc<str>,
@@ -136,7 +136,7 @@ pub enum Transition<M> {
     Offline {
         /// The user.
         user: Arc<str>,
-        /// When, as it is written into bodies.
+        /// When, by the stamp that is written into bodies.
         at: u64,
         /// The newest timestamp in any message of the user's connections.
         last_seen: u64,
