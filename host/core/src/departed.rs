@@ -402,7 +402,7 @@ impl Departed {
         (is_last && departure.is_stored()).then(|| departure.clone())
     }
 
-    /// To be called before the departure in a place changes, or stops being its user's last: keeps
+    /// Call it before the departure in a place changes, or stops being its user's last: keeps
     /// it for readings that have yet to get to it.
     fn keep_place(&mut self, place: u32) {
         if self.readings.is_empty() {
@@ -430,7 +430,7 @@ impl Departed {
     }
 
     /// Remembers a user's last departure, as the owner does. The owner says which departure is
-    /// forgotten for it, see [`Self::forget`]: this forgets none.
+    /// forgotten for it, see [`Self::forget`]: as a rule, this forgets none.
     pub(crate) fn follow(&mut self, departure: Departure, names: &Names) {
         let user = departure.user;
         let known = self.places.get(&user).copied();

@@ -199,7 +199,7 @@ impl Statements {
         self.readings.read(moment, count, held, take)
     }
 
-    /// To be called before the statement about a user changes: keeps it for readings that have yet
+    /// Call it before the statement about a user changes: keeps it for readings that have yet
     /// to get to it.
     fn keep(&mut self, user: Id) {
         let users = &self.users;

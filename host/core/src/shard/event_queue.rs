@@ -159,7 +159,7 @@ impl EventQueue {
         self.readings.read(moment, count, steps, take)
     }
 
-    /// To be called before a user's queue changes: keeps it for readings that have yet to get to
+    /// Call it before a user's queue changes: keeps the queue for readings that have yet to get to
     /// it.
     fn keep(&mut self, user: Id) {
         let queues = &self.queues;

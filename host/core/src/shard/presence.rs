@@ -16,7 +16,7 @@ use crate::quota::Quota;
 use crate::statements::{Statement, Statements};
 use crate::tracker::Transition;
 
-/// Who is online, and the events of that.
+/// Who is online, and the events that announce it.
 #[derive(Debug)]
 pub(super) struct Presence {
     pub(super) statements: Statements,

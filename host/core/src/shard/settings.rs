@@ -4,7 +4,7 @@ use crate::allowance::Allowance;
 use crate::quota::Cap;
 use crate::{status, tracker};
 
-/// What can be set of a shard.
+/// The settings of a shard.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The tracker's settings.

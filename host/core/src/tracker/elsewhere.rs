@@ -1,5 +1,5 @@
-//! What another host has heard of connections, and passes on later. This host takes in no
-//! heartbeats meanwhile. Connects and disconnects reach this host at once, so a heartbeat may be
+//! Heartbeats and timeouts that another host has taken in, and passes on later. This host takes in
+//! no heartbeats meanwhile. Connects and disconnects reach this host at once, so a heartbeat may be
 //! passed on after a disconnect that was sent after it.
 
 use super::connection::{Close, Order, State};

@@ -188,7 +188,7 @@ impl ReceiveClock {
 /// checked.
 #[derive(Debug, Default)]
 struct LostTime {
-    /// The loss in the current window; and in the window before it.
+    /// The losses in the current window, and in the one before it.
     recent: u64,
     before: u64,
     /// When the current window began, by the receive clock.

@@ -63,8 +63,8 @@ impl<M> Roster<M> {
         self.change(key, |before| *before = state);
     }
 
-    /// Changes what the digest covers of a live connection: all but its metadata, and when it was
-    /// heard from.
+    /// Changes a live connection, and brings the digest up to date. The digest doesn't cover the
+    /// metadata, nor when the connection was heard from: these may be changed directly.
     pub(super) fn change_live(&mut self, key: Key, change: impl FnOnce(&mut LiveConnection<M>)) {
         self.change(key, |state| {
             if let State::Live(life) = state {
