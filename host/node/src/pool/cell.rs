@@ -47,7 +47,7 @@ pub(crate) enum Report {
     /// The epoch of the owner whose whole state this replica holds, also if it is the owner itself.
     /// `None` if it doesn't.
     Holds(Option<u64>),
-    /// The owner has resigned. The broker has everything that it published, up to the update with
+    /// This owner has resigned. The broker has everything that it published, up to the update with
     /// this number.
     Resigned { epoch: u64, seq: u64 },
     /// A node must be asked for a snapshot.
