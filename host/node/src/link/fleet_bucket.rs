@@ -50,8 +50,8 @@ pub(crate) struct Layout {
     shards: u32,
     /// How long a lease lasts, in milliseconds.
     lease_ms: u64,
-    /// The first epoch: when the bucket was created, in microseconds since the Unix epoch. So the
-    /// epochs of a bucket that is created again are greater.
+    /// The base of epochs: when the bucket was created, in microseconds since the Unix epoch. So
+    /// the epochs of a bucket that is created again are greater.
     pub(crate) epoch_base: u64,
     /// A salt for placing shards on nodes, made from the tenant's name: without it, the shards of
     /// all small fleets on the same nodes would have the same owner. 0 in a bucket of an earlier
@@ -94,7 +94,7 @@ pub(crate) struct Change {
 pub(crate) enum OpenError {
     /// It may be usable later.
     Later(anyhow::Error),
-    /// It has to be changed by hand: a configuration or the bucket is wrong.
+    /// No later attempt succeeds unless the configuration, the server or the bucket is changed.
     Never(anyhow::Error),
 }
 

@@ -132,7 +132,7 @@ impl StreamAccess {
     }
 }
 
-/// Whether another stream has some of its subjects.
+/// Whether the error is that another stream has some of the subjects.
 fn is_overlap(kind: &CreateStreamErrorKind) -> bool {
     matches!(kind, CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP)
 }

@@ -16,7 +16,8 @@ const KNOWN_MS: u64 = 4_000 * ACK_WAIT.as_secs();
 /// The messages that an owner has acknowledged.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledged {
-    /// The owner's epoch, and the stream's creation time, for which the numbers below hold.
+    /// The owner's epoch, and the consumer's creation time (`StreamPlace::stream`), for which the
+    /// numbers below hold.
     of: (u64, u64),
     /// The numbers of messages acknowledged in the current period.
     recent: BTreeSet<u64>,

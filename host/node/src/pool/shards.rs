@@ -24,8 +24,8 @@ pub(crate) struct QueueLimits {
     pub(crate) questions: usize,
 }
 
-/// How many updates from other nodes may wait for a shard. Without room, an update is lost, and the
-/// shard catches up.
+/// How many messages from other nodes of the fleet may wait for a shard. Without room, a message is
+/// lost, and the shard catches up.
 const TOLD_MAX: usize = 4_096;
 
 /// A shard's figures, as it last updated them.

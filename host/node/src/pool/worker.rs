@@ -76,8 +76,8 @@ struct Current {
     took_ns: u64,
     /// Its length as planned by the rounds.
     limit_ns: u64,
-    /// How long it may take before its next pause: the planned length, plus what the rounds gave it
-    /// in its pauses.
+    /// The total time after which it pauses next: at first the planned length; after a pause, the
+    /// time taken so far plus what the rounds gave it then.
     may_take_ns: u64,
     /// The processor time from which the turn's own use is counted. Time used in its pauses doesn't
     /// count. `None` if it wasn't measured yet, because no other tenant had a shard on this thread.
@@ -357,8 +357,8 @@ impl<C: Transport> Worker<C> {
         })
     }
 
-    /// Compares what two pipelines decide on one event, if there is spare time. Returns whether
-    /// there was.
+    /// Compares what two pipelines decide on one event, if one waits and there is spare time.
+    /// Returns whether it did.
     pub(super) fn compare(&self) -> bool {
         let thread = &mut *self.thread.borrow_mut();
         if thread.comparing.is_empty() || !thread.spare.is_left() {

@@ -52,7 +52,7 @@ use loads::Loads;
 use pipeline::LoadResult;
 use refusal_log::RefusalLog;
 
-/// How often unused ids are freed and reports are due.
+/// How often unused ids are freed, and drops and hanging files are logged.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How far apart two readings of the configuration file are that must agree, and how many readings
@@ -100,7 +100,7 @@ type Read = (PathBuf, Result<Option<String>, Unreadable>);
 pub(crate) enum Source {
     /// The configuration file.
     File {
-        /// The path that was named on the command line, if any.
+        /// The path that the operator has named, if any.
         path: Option<PathBuf>,
         /// The text as it was last taken. `None` if there was no file.
         text: Option<config::Text>,

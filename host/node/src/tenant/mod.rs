@@ -54,7 +54,7 @@ use crate::tenant::progress::Corrections;
 use crate::tenant::quotas::Exceeded;
 use crate::tenant::stream_intake::StreamHealth;
 
-/// How many new ids there must be before unused ids are looked for and freed.
+/// The least number of new ids before a sweep looks for unused ones.
 const SWEEP_IDS_MIN: usize = 65_536;
 
 /// How many users and groups are allowed per entry of a directory: an entry names two, and some are
