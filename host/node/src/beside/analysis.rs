@@ -1,5 +1,5 @@
-//! The rules by which a canary ends by itself: what is measured over a window, and from which
-//! count on. The reason of an end is a sentence with the figures.
+//! The rules that abort a canary: what is measured over a window, and how many calls or users are
+//! needed. The reason of an abort is a sentence with the figures.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -11,26 +11,26 @@ use presence_config::abort_on::{AbortOn, AbortRule, CanaryMeasure};
 use super::latency::Counts;
 use super::meter::{Meter, Side};
 
-/// Over how long it is measured, in milliseconds.
+/// The length of the window, in milliseconds.
 pub(crate) const WINDOW_MS: u64 = 60_000;
 
-/// From how many calls of the candidate on failures count.
+/// How many calls of the candidate are needed before failures count.
 pub(crate) const CALLS_MIN: u64 = 20;
 
-/// From how many calls of each pipeline on their times are compared.
+/// How many calls of each pipeline are needed before their times are compared.
 pub(crate) const TIMED_CALLS_MIN: u64 = 500;
 
-/// From how many users on whom both have decided those count whom it hides or shows.
+/// How many compared users are needed before hidden and shown users count.
 pub(crate) const USERS_MIN: u64 = 10;
 
-/// What is known of a canary over the window.
+/// The measurements of a canary within the window.
 #[derive(Debug)]
 pub(crate) struct CanaryAnalysis {
     rules: AbortOn,
     samples: VecDeque<Sample>,
 }
 
-/// What had been counted at a moment.
+/// The counters at some time.
 #[derive(Clone, Debug)]
 struct Sample {
     at: u64,
@@ -54,7 +54,7 @@ impl Sample {
 }
 
 impl CanaryAnalysis {
-    /// Of a canary that begins.
+    /// For a canary that begins now.
     pub(crate) fn new(rules: AbortOn, meter: &Meter, now: u64) -> Self {
         Self {
             rules,
@@ -62,13 +62,14 @@ impl CanaryAnalysis {
         }
     }
 
-    /// Why the canary is to end now, if it is. To be asked about once a second.
+    /// Checks the rules. Returns why the canary must end now, if it must. To be called about once a
+    /// second.
     pub(crate) fn evaluate(&mut self, meter: &Meter, now: u64) -> Option<String> {
         if self.rules.is_empty() {
             return None;
         }
         let since = now.saturating_sub(WINDOW_MS);
-        // The newest of those that are as old as the window stays: it is what it begins with.
+        // The newest sample that is as old as the window stays: the window begins with it.
         while self.samples.get(1).is_some_and(|next| next.at <= since) {
             self.samples.pop_front();
         }
@@ -83,7 +84,7 @@ impl CanaryAnalysis {
     }
 }
 
-/// How a rule is broken, if it is.
+/// Why a rule is broken, if it is.
 fn broken(
     rule: AbortRule,
     meter: &Meter,
@@ -144,14 +145,15 @@ fn broken(
         if rule.measure == CanaryMeasure::Errors
             && let Some(last) = meter.calls(Side::Candidate).last_failure()
         {
-            // What the plugin says may name users, and the reason is kept and shown.
+            // The plugin's own text is left out: it may name users, and the reason is kept and
+            // shown.
             let _ = write!(reason, "; the last failure was in `{}`", last.plugin);
         }
         reason
     })
 }
 
-/// Which part of so many they are, where there are enough.
+/// The part `some / all`. `None` if `all` is less than `min`.
 fn part(some: u64, all: u64, min: u64) -> Option<f64> {
     (all >= min).then(|| some as f64 / all as f64)
 }

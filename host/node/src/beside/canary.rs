@@ -1,4 +1,4 @@
-//! A canary that ends by itself: it is aborted by its rules, or promoted after a while.
+//! Decides when a canary ends by itself: it is aborted by its rules, or promoted after some time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,41 +11,41 @@ use super::analysis::{CALLS_MIN, CanaryAnalysis};
 use super::meter::{Meter, Side};
 use crate::clock;
 
-/// How often is looked whether it is to end.
+/// How often the rules are checked.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What counts at most, in milliseconds, as watched between two looks: a process that was
-/// stopped has not watched.
+/// How much time between two checks counts as watched at most, in milliseconds: a process that was
+/// suspended has not watched.
 const STEP_MS_MAX: u64 = 5_000;
 
-/// By what a canary ends by itself.
+/// When a canary ends by itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CanaryPolicy {
     pub(crate) abort_on: AbortOn,
-    /// After how many milliseconds it is promoted; none where an operator does that.
+    /// After how many milliseconds it is promoted. `None` if only an operator promotes it.
     pub(crate) promote_after_ms: Option<u64>,
-    /// For how many milliseconds it has been watched before, on this node.
+    /// For how many milliseconds it was watched on this node before.
     pub(crate) watched_ms: u64,
 }
 
-/// How a canary ends by itself, and why.
+/// An end of a canary, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It decides on nobody any more.
+    /// It is taken out, and decides on nobody.
     Abort(String),
-    /// It decides on everyone.
+    /// It becomes the active pipeline.
     Promote(String),
 }
 
-/// What is watched of a canary, for as long as it runs: also once it is to be promoted, until
-/// that is in force.
+/// Watches a running canary. After it has reported a promotion, it watches on until the promotion
+/// is in force.
 pub(crate) struct CanaryMonitor {
     analysis: CanaryAnalysis,
     policy: CanaryPolicy,
-    /// Whether it has been said that it is to be promoted.
+    /// Whether the promotion was reported.
     is_promoted: bool,
     meter: Arc<Meter>,
-    /// When was last looked, by the time that nobody sets.
+    /// When the rules were last checked, by the host's clock.
     looked_at: u64,
     looks: Interval,
 }
@@ -68,12 +68,12 @@ impl CanaryMonitor {
         }
     }
 
-    /// For how many milliseconds it has been watched, if it is to be promoted by itself.
+    /// For how many milliseconds it has been watched. `None` if it isn't promoted by itself.
     pub(crate) fn watched_ms(&self) -> Option<u64> {
         self.policy.promote_after_ms.map(|_| self.policy.watched_ms)
     }
 
-    /// Looks once more, when it is time: whether it is to end.
+    /// Waits for the next check. Returns whether the canary ends, and how.
     pub(crate) async fn next(&mut self) -> Option<End> {
         self.looks.tick().await;
         self.check(clock::now_ms())
@@ -90,7 +90,7 @@ impl CanaryMonitor {
         let is_due = after.is_some_and(|after| after <= self.policy.watched_ms);
         let calls = self.meter.calls(Side::Candidate);
         let calls = calls.calls.load(Ordering::Relaxed);
-        // One that nobody has seen at work has proved nothing.
+        // A canary with few calls has proved nothing.
         if !is_due || calls < CALLS_MIN || std::mem::replace(&mut self.is_promoted, true) {
             return None;
         }
@@ -125,7 +125,7 @@ mod tests {
         }
     }
 
-    /// Looks every second, up to and with that one.
+    /// Checks at each of these seconds. Returns the first end.
     fn looks(watch: &mut CanaryMonitor, seconds: std::ops::RangeInclusive<u64>) -> Option<End> {
         seconds.into_iter().find_map(|at| watch.check(at * 1_000))
     }

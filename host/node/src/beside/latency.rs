@@ -1,10 +1,10 @@
-//! How long calls take, finely enough to compare percentiles: each bucket is an eighth of a
-//! power of two wide.
+//! A histogram of call times that is fine enough to compare percentiles: each power of two has
+//! eight buckets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How many buckets a power of two has, as a power of two.
+/// The number of buckets per power of two, as a power of two.
 const SUB_BITS: u32 = 3;
 
 /// Enough buckets for all 64 bits of a number of nanoseconds.
@@ -14,7 +14,7 @@ const BUCKETS: usize = 64 << SUB_BITS;
 #[derive(Debug)]
 pub(crate) struct FineLatency(Box<[AtomicU64]>);
 
-/// The counts of its buckets at a moment, or between two.
+/// The counts of its buckets at some time, or between two times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counts(Box<[u64]>);
 
@@ -25,7 +25,7 @@ impl Default for FineLatency {
 }
 
 impl FineLatency {
-    /// One call took so long.
+    /// Counts a call.
     pub(crate) fn count(&self, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         if let Some(count) = self.0.get(bucket(ns)) {
@@ -39,18 +39,18 @@ impl FineLatency {
 }
 
 impl Counts {
-    /// What was counted since earlier counts.
+    /// The counts that were added since earlier counts.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let pairs = self.0.iter().zip(&earlier.0);
         Self(pairs.map(|(now, then)| now.saturating_sub(*then)).collect())
     }
 
-    /// How many calls there were.
+    /// How many calls were counted.
     pub(crate) fn len(&self) -> u64 {
         self.0.iter().sum()
     }
 
-    /// How long so many of a hundred calls took at most, to within an eighth; none where there
+    /// The given percentile of the call times, rounded up by an eighth at most. `None` if there
     /// were no calls.
     pub(crate) fn percentile(&self, of_hundred: u64) -> Option<Duration> {
         let rank = (self.len() * of_hundred).div_ceil(100).max(1);
@@ -70,7 +70,7 @@ fn bucket(ns: u64) -> usize {
     ((exponent as usize) << SUB_BITS) + sub as usize
 }
 
-/// The longest time that a bucket counts, in nanoseconds.
+/// The longest time that falls into a bucket, in nanoseconds.
 fn upper_bound(bucket: usize) -> u64 {
     let (exponent, sub) = (bucket >> SUB_BITS, bucket & ((1 << SUB_BITS) - 1));
     let lower = (1_u128 << exponent) + ((sub as u128) << exponent >> SUB_BITS);

@@ -1,5 +1,5 @@
-//! What is counted of a pipeline that runs beside the active one, by all threads together:
-//! the calls with which it decides (a canary), and the comparisons of what both decide.
+//! Counters of the active pipeline and the one beside it, shared by all threads: the calls that
+//! decide while a canary runs, and the comparisons of both.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,31 +18,32 @@ use super::report::Example;
 /// How many examples of differences are kept.
 pub(crate) const EXAMPLES_MAX: usize = 20;
 
-/// How many pairs of a viewer and a user are kept of each kind. What is beyond is not.
+/// How many pairs of a viewer and a user are kept of each kind. Further differences are only
+/// counted.
 const PAIRS_MAX: u64 = 1_000_000;
 
-/// Of how many users it is kept how they were last decided on.
+/// For how many users the last comparison is kept.
 const USERS_MAX: usize = 100_000;
 
-/// Which pipeline.
+/// One of the two pipelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Active,
     Candidate,
 }
 
-/// What is counted of two pipelines.
+/// The counters of both pipelines.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    /// The calls that decided, of the active pipeline and of a canary.
+    /// While a canary runs: the calls that decided, of the active pipeline and of the canary.
     active: Calls,
     candidate: Calls,
-    /// Decisions that were not compared, since there was no time for it.
+    /// Decisions that were not compared, because there was no time.
     skipped: AtomicU64,
     compared: Mutex<ComparisonTotals>,
 }
 
-/// Calls of one pipeline.
+/// The calls of one pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     pub(crate) calls: AtomicU64,
@@ -51,14 +52,14 @@ pub(crate) struct Calls {
     last_failure: Mutex<Option<Failure>>,
 }
 
-/// What came of comparing.
+/// The results of comparisons.
 #[derive(Debug, Default)]
 pub(crate) struct ComparisonTotals {
-    /// Events that both decided.
+    /// Events that both have decided.
     pub(crate) decisions: u64,
-    /// Those of them that they decided alike.
+    /// Events on which both have decided alike.
     pub(crate) same: u64,
-    /// Events on which one of them lacked an answer of the directory.
+    /// Events for which one of them lacked an answer of the directory.
     pub(crate) unanswered: u64,
     pub(crate) lost: Pairs,
     pub(crate) gained: Pairs,
@@ -68,11 +69,11 @@ pub(crate) struct ComparisonTotals {
     pub(crate) examples: Vec<Example>,
     pub(crate) active: PipelineTotals,
     pub(crate) candidate: PipelineTotals,
-    /// How each user was last decided on.
+    /// The last comparison for each user.
     users: HashMap<Id, Last, FixedState>,
 }
 
-/// What was counted of one pipeline while both were compared.
+/// The calls of one pipeline in comparisons.
 #[derive(Debug, Default)]
 pub(crate) struct PipelineTotals {
     pub(crate) calls: u64,
@@ -83,27 +84,27 @@ pub(crate) struct PipelineTotals {
     pub(crate) latency: FineLatency,
 }
 
-/// How a user was last decided on.
+/// The last comparison for a user.
 #[derive(Clone, Copy, Debug)]
 struct Last {
-    /// In milliseconds, by the monotonic time.
+    /// When it was, in milliseconds of the host's clock.
     at: u64,
     is_hidden: bool,
     is_shown: bool,
 }
 
-/// Users on whom both have decided lately.
+/// Users who were compared recently.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Users {
     pub(crate) compared: u64,
-    /// Those whom the candidate hides from somebody.
+    /// Users whom the candidate hides from a viewer who would see them.
     pub(crate) hidden: u64,
-    /// Those whom it shows to somebody.
+    /// Users whom the candidate shows to a viewer who would not see them.
     pub(crate) shown: u64,
 }
 
 impl Meter {
-    /// The calls that decided.
+    /// The calls of a pipeline that decided.
     pub(crate) fn calls(&self, side: Side) -> &Calls {
         match side {
             Side::Active => &self.active,
@@ -111,7 +112,7 @@ impl Meter {
         }
     }
 
-    /// So many decisions are not compared, since there is no time for it.
+    /// Counts decisions that are not compared, because there is no time.
     pub(crate) fn skip(&self, count: u64) {
         self.skipped.fetch_add(count, Ordering::Relaxed);
     }
@@ -124,8 +125,8 @@ impl Meter {
         self.compared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Self::compared`], unless somebody else has it now: a report may take long to make,
-    /// and no thread of the pool waits for it.
+    /// As [`Self::compared`]. `None` if the totals are locked: making a report may take long, and a
+    /// thread of the pool must not wait for it.
     pub(crate) fn try_compared(&self) -> Option<MutexGuard<'_, ComparisonTotals>> {
         match self.compared.try_lock() {
             Ok(compared) => Some(compared),
@@ -134,7 +135,7 @@ impl Meter {
         }
     }
 
-    /// All the numbers of ids in here.
+    /// The numbers of all ids that are referenced here.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let compared = self.compared();
         let users = compared.users.keys().map(|user| user.0);
@@ -144,7 +145,7 @@ impl Meter {
 }
 
 impl Calls {
-    /// A call took so long, and failed or didn't.
+    /// Counts a call, and its failure if it failed.
     pub(crate) fn count(&self, took: Duration, failure: Option<&Failure>) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.latency.count(took);
@@ -153,7 +154,7 @@ impl Calls {
         }
     }
 
-    /// An enricher has failed, and the event went on without it.
+    /// Counts a failed enricher. The event continued without it.
     pub(crate) fn failed(&self, failure: &Failure) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.note_failure(failure);
@@ -177,7 +178,7 @@ impl Calls {
 }
 
 impl PipelineTotals {
-    /// A decision took so much, and failed or didn't.
+    /// Counts a decision, and its failure if it failed.
     pub(crate) fn count(&mut self, took: Duration, fuel: u64, failure: Option<&Failure>) {
         self.calls += 1;
         self.fuel = self.fuel.saturating_add(fuel);
@@ -191,7 +192,7 @@ impl PipelineTotals {
 }
 
 impl ComparisonTotals {
-    /// Both have decided on a user's event. Says whether an example of it is wanted.
+    /// Counts a comparison. Returns whether an example of it is wanted.
     pub(crate) fn decided(&mut self, now: u64, user: Id, difference: &Difference) -> bool {
         self.decisions += 1;
         let last = Last {
@@ -220,7 +221,7 @@ impl ComparisonTotals {
         self.examples.len() < EXAMPLES_MAX
     }
 
-    /// The users on whom both have decided since then. What is older is forgotten.
+    /// The users who were compared since a time. Older comparisons are forgotten.
     pub(crate) fn users_since(&mut self, since: u64) -> Users {
         self.users.retain(|_, last| last.at >= since);
         let count = |is: fn(&Last) -> bool| self.users.values().filter(|it| is(it)).count() as u64;

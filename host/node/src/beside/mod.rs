@@ -1,9 +1,9 @@
 //! A pipeline that runs beside the active one: a canary, which decides on a share of the users,
 //! or a shadow, which decides on nobody.
 //!
-//! What the one would decide where the other does is found out in the spare time of the pool's
-//! threads ([`pool`](crate::pool)), and counted by the [`Meter`]. A canary goes by rules of its
-//! own ([`canary`], [`analysis`]), which end it.
+//! What each would decide in the other's place is found out in the spare time of the pool's threads
+//! ([`pool`](crate::pool)), and counted by the [`Meter`]. A canary has rules of its own
+//! ([`canary`], [`analysis`]), which end it.
 
 pub(crate) mod analysis;
 pub(crate) mod canary;
@@ -19,7 +19,7 @@ use presence_core::share::{Assignment, Share};
 use crate::pool::Generation;
 use meter::Meter;
 
-/// What a pipeline runs beside the active one for.
+/// The purpose of a pipeline beside the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// It decides on a share of the users.
@@ -54,7 +54,7 @@ impl Pipelines {
         }
     }
 
-    /// Which of them decides on whom, by their numbers.
+    /// Which pipeline decides on which users, by generation numbers.
     pub(crate) fn assignment(&self) -> Assignment {
         let candidate = self.beside.as_ref().and_then(|beside| match beside.mode {
             Mode::Canary(share) => Some((beside.generation.number, share)),
@@ -66,7 +66,7 @@ impl Pipelines {
         }
     }
 
-    /// Whether enrichers change the events of each user as they do in other pipelines.
+    /// Whether the enrichers change each user's events in the same way as with other pipelines.
     pub(crate) fn has_same_enrichers(&self, other: &Self) -> bool {
         let same = |a: &Generation, b: &Generation| a.blueprint.has_same_enrichers(&b.blueprint);
         let (own, others) = (self.candidate(), other.candidate());
@@ -77,7 +77,7 @@ impl Pipelines {
             && (has_same_share || same(&self.active, own))
     }
 
-    /// What decides on users in the share of a canary; the active one where there is none.
+    /// The pipeline that decides on users in a canary's share. Without a canary, the active one.
     fn candidate(&self) -> &Generation {
         let beside = self.beside.as_ref();
         let canary = beside.filter(|beside| matches!(beside.mode, Mode::Canary(_)));

@@ -1,5 +1,5 @@
-//! What came of a pipeline that runs beside the active one, as data: what a shadow is for, and
-//! how a canary goes on.
+//! The report on a pipeline beside the active one: the result of a shadow, or the progress of a
+//! canary.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::CandidatePipeline;
 use super::meter::{Meter, PipelineTotals};
 
-/// How many viewers an example names of each kind.
+/// How many viewers of each kind an example names.
 const VIEWERS_MAX: usize = 10;
 
 /// The report. Times are in microseconds.
@@ -27,7 +27,7 @@ pub(crate) struct Report {
     lost: PairCount,
     gained: PairCount,
     otherwise: PairCount,
-    /// Differences that are in none of these, since there were too many.
+    /// Differences whose pairs weren't kept, because there were too many.
     left_out: u64,
     active: Cost,
     candidate: Cost,
@@ -35,7 +35,7 @@ pub(crate) struct Report {
     examples: Option<Vec<Example>>,
 }
 
-/// A shadow that runs, or the last that ran.
+/// A running shadow, or the last one.
 #[derive(Debug)]
 pub(crate) struct ShadowRun {
     pub(crate) plugin: String,
@@ -47,7 +47,7 @@ pub(crate) struct ShadowRun {
 }
 
 impl ShadowRun {
-    /// It, with a report of it.
+    /// The shadow as JSON, with its report.
     pub(crate) fn to_json(&self, running: Option<&CandidatePipeline>, report: &Report) -> Value {
         let is_it = |beside: &CandidatePipeline| Arc::ptr_eq(&beside.meter, &self.meter);
         json!({
@@ -61,19 +61,19 @@ impl ShadowRun {
     }
 }
 
-/// How many decisions were compared.
+/// The counts of decisions.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Decisions {
     compared: u64,
     same: u64,
     different: u64,
-    /// For want of time.
+    /// Not compared, because there was no time.
     skipped: u64,
-    /// For want of an answer of the directory.
+    /// Not compared, because an answer of the directory was missing.
     unanswered: u64,
 }
 
-/// What the decisions of one pipeline took.
+/// The time and fuel that the decisions of one pipeline took.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Cost {
@@ -86,7 +86,7 @@ struct Cost {
     p99_micros: Option<f64>,
 }
 
-/// An event on which they differ.
+/// An event on which the pipelines differ.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Example {
@@ -104,7 +104,7 @@ struct Viewers {
     more: u64,
 }
 
-/// The stage that parts them for one viewer, with its reasons.
+/// The stage where the pipelines part for a viewer, with its reasons.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct StageDifference {
@@ -156,8 +156,8 @@ impl Viewers {
 }
 
 impl Report {
-    /// What has come of it so far, without the examples and without what plugins say: who sees
-    /// whom is not for everyone who may know how a node does, and an error may name users.
+    /// The report so far, without examples and errors of plugins. Those may name users and viewers,
+    /// which not everyone with access to a node's health may see.
     pub(crate) fn figures(meter: &Meter) -> Self {
         let mut report = Self::of(meter);
         report.examples = None;
@@ -167,7 +167,7 @@ impl Report {
         report
     }
 
-    /// What has come of it so far.
+    /// The report so far, in full.
     pub(crate) fn of(meter: &Meter) -> Self {
         let skipped = meter.skipped();
         let compared = meter.compared();

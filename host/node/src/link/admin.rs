@@ -1,5 +1,6 @@
-//! The admin service: what operators' commands ask of a node, over NATS alone. Each node has
-//! subjects of its own, by an id, since every node is to answer and not any of them.
+//! The admin service: requests of operators' commands to a node, over NATS alone. Each node has
+//! subjects of its own, with an id, because a command needs the answer of every node and not of any
+//! one.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,15 +20,15 @@ use crate::ops::http::StatusBoard;
 use crate::store::trial::RevisionValidator;
 use crate::tasks::Tasks;
 
-/// How often the connection is made anew while NATS forbids something on it: the broker
-/// forgets a subscription that it refuses.
+/// How often the connection is made anew while NATS forbids something on it. This is needed because
+/// the broker drops a subscription that it refuses.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// How many different complaints of NATS the log tells of.
+/// How many different errors of NATS are logged.
 const SAID_MAX: usize = 16;
 
-/// A connection of the node's own for all that operators' commands and the plugin store need:
-/// no flood of inputs keeps it waiting, and it takes no room from them.
+/// The connection for operators' commands and the plugin store. It is separate, so that a flood of
+/// inputs doesn't delay it, and so that it takes no room from inputs.
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) client: Client,
@@ -35,7 +36,7 @@ pub(crate) struct Admin {
     services: Services,
 }
 
-/// Says what NATS forbids, if that is news.
+/// Logs an error of NATS, if it is a new one.
 fn log_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
     if said.len() < SAID_MAX && said.insert(error.clone()) {
@@ -47,7 +48,7 @@ fn log_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
 }
 
 impl Admin {
-    /// Connects, or goes on trying to.
+    /// Connects. If the broker isn't there, the client goes on trying.
     ///
     /// # Errors
     /// As [`BrokerAccess::options`], or if the connection is closed.
@@ -71,7 +72,7 @@ impl Admin {
         })
     }
 
-    /// Makes the connection anew now and then while NATS forbids something on it.
+    /// Makes the connection anew at intervals, while NATS forbids something on it.
     pub(crate) async fn renew(self) {
         loop {
             tokio::time::sleep(AGAIN).await;
@@ -82,7 +83,7 @@ impl Admin {
         }
     }
 
-    /// Subscribes to what commands ask of a node that serves.
+    /// Subscribes to the requests for a node that serves.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -97,7 +98,7 @@ impl Admin {
             .await
     }
 
-    /// Has commands know of a node that waits for its turn, until that comes.
+    /// Answers commands while the node waits for its turn, until `turn` completes.
     pub(crate) async fn wait(
         &self,
         config: &Config,
@@ -119,7 +120,7 @@ impl Admin {
         }
     }
 
-    /// Subscribes to what commands ask of a node that has its tenants from the store.
+    /// Subscribes to the requests for a node that has its tenants from the store.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -129,7 +130,7 @@ impl Admin {
     ) -> anyhow::Result<SubscribedService> {
         let subjects = Subjects::new(None);
         let replies = Arc::new(ReplyGuard::new(config, &subjects));
-        // It is no tenant's: it says of no prefix.
+        // This service belongs to no tenant, so its metadata has no prefix.
         let metadata = json!({"node": config.node.name, "tenants": "store"});
         let metadata = metadata.as_object().cloned().unwrap_or_default();
         let (client, root) = (self.client.clone(), subjects.of(ADMIN));
@@ -180,13 +181,13 @@ async fn answer(
     request: Message,
 ) -> Answer {
     match endpoint {
-        // It may be as long as a message can be.
+        // The revision may be as long as a message, so it is sent alone.
         "status" if *request.payload == *micro::REVISION => {
             Ok(json!({"ok": true, "revision": board.revision().as_deref()}))
         }
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
         "follow" => plugin_log::answer(&validator.tenant(), &request.payload),
-        // Nothing asks for what has come of one.
+        // An empty request asks for the reports of the shadow.
         "shadow" if request.payload.is_empty() => {
             Ok(json!({"ok": true, "reports": board.reports()}))
         }

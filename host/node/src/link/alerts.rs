@@ -1,5 +1,5 @@
-//! Alerts for operators, on `presence.admin.alerts`: what has happened that a person should
-//! look at. The log has the same.
+//! Alerts for operators, on `presence.admin.alerts`: events that a person should look at. The log
+//! has them, too.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ const WAITING_MAX: usize = 256;
 /// How many alerts are kept for the page.
 const KEPT_MAX: usize = 50;
 
-/// Where alerts are raised. Cloning it shares it.
+/// Raises alerts. Cloning it shares it.
 #[derive(Clone)]
 pub(crate) struct Alerts {
     node: Arc<str>,
@@ -28,19 +28,19 @@ pub(crate) struct Alerts {
     last: Arc<Mutex<RecentAlerts>>,
 }
 
-/// The last alerts.
+/// The last alerts, for the page.
 #[derive(Default)]
 struct RecentAlerts {
     kept: VecDeque<Value>,
-    /// How many there were in all.
+    /// How many alerts there were since the node began.
     count: u64,
 }
 
-/// Alerts that have been raised.
+/// The receiving end: alerts that are to be published.
 pub(crate) struct AlertReceiver(mpsc::Receiver<Value>);
 
 impl Alerts {
-    /// Of a node.
+    /// For a node of this name.
     pub(crate) fn new(node: &str) -> (Self, AlertReceiver) {
         let (raised, alerts) = mpsc::channel(WAITING_MAX);
         let alerts = AlertReceiver(alerts);
@@ -56,18 +56,19 @@ impl Alerts {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many were raised since the node began.
+    /// How many alerts were raised since the node began.
     pub(crate) fn count(&self) -> u64 {
         self.last().count
     }
 
-    /// The last ones, in their order.
+    /// The last alerts, oldest first.
     pub(crate) fn kept(&self) -> Vec<Value> {
         self.last().kept.iter().cloned().collect()
     }
 
-    /// Raises an alert of a type, with more about it, in short: what is wrong may be quoted from others,
-    /// and as long as the broker carries. Of too many at once, some are left out.
+    /// Raises an alert of the type `what`, with the fields of `about`. Long texts are shortened: an
+    /// error may quote text from others, and be as long as a message. An alert is not published if
+    /// too many wait already.
     pub(crate) fn raise(&self, what: &str, about: Value) {
         let mut alert = json!({
             "type": what,
@@ -95,7 +96,7 @@ impl Alerts {
 }
 
 impl AlertReceiver {
-    /// Publishes them for as long as the node runs.
+    /// Publishes alerts for as long as the node runs.
     pub(crate) async fn publish(mut self, client: Client, subjects: Subjects) {
         let subject = subjects.of(ALERTS);
         while let Some(alert) = self.0.recv().await {
@@ -107,18 +108,20 @@ impl AlertReceiver {
     }
 }
 
-/// A plugin in quarantine, and whether it is that of a canary or a shadow.
+/// A plugin in quarantine.
 #[derive(PartialEq)]
 struct Quarantined {
     plugin: Arc<str>,
     sha256: Arc<str>,
     is_candidate: bool,
-    /// Whether it may not run, and not just fails.
+    /// Whether it is in quarantine because it may not run any more (withdrawn), and not because it
+    /// failed.
     is_withdrawn: bool,
 }
 
 impl Quarantined {
-    /// Whether it is the same plugin in the same place, for whatever reason.
+    /// Whether both are the same plugin in the same pipeline, for whatever reason it is in
+    /// quarantine.
     fn is_of(&self, other: &Self) -> bool {
         self.plugin == other.plugin
             && self.sha256 == other.sha256
@@ -126,7 +129,7 @@ impl Quarantined {
     }
 }
 
-/// Raises an alert when a plugin comes into quarantine, and when it is out again.
+/// Raises an alert when a plugin enters quarantine, and another when it leaves.
 pub(crate) struct Quarantine {
     alerts: Alerts,
     running: watch::Receiver<RunningPipelines>,
@@ -142,7 +145,8 @@ impl Quarantine {
         }
     }
 
-    /// Looks which plugins are in quarantine. Says whether the tenant still runs.
+    /// Compares the plugins that are in quarantine now with those of the last look, and raises
+    /// alerts for the difference. Returns whether the tenant still runs.
     pub(crate) fn look(&mut self) -> bool {
         let Self {
             alerts,
@@ -166,7 +170,7 @@ impl Quarantine {
                     is_candidate,
                     is_withdrawn: stage.withdrawn().is_some(),
                 };
-                // What both pipelines have in common is one plugin.
+                // A stage that both pipelines share counts as one plugin.
                 if now.contains(&of(false)) || now.contains(&of(true)) {
                     continue;
                 }

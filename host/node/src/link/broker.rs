@@ -22,42 +22,42 @@ use cause::Cause;
 pub(crate) use health::BrokerHealth;
 pub(crate) use permissions::{Operation, Permission, Permissions};
 
-/// How often the client asks a broker that says nothing for a sign of life, in
-/// milliseconds: four times within a time-out, but for very short or long ones.
+/// Limits on the client's ping interval, in milliseconds. Between them, it is a quarter of the
+/// timeout.
 const PING_MS_MIN: u64 = 500;
 const PING_MS_MAX: u64 = 30_000;
 
-/// How long the client waits for its next attempt to connect, at most: what viewers
-/// believe is to be true again within seconds of the broker's return.
+/// The longest delay between two attempts to connect: viewers must see the true state within
+/// seconds of the broker's return.
 const RECONNECT_MS_MAX: u64 = 2_000;
 
-/// What the client's error says where a server's name could not be looked up.
+/// The end of the client's error if a server's name could not be looked up.
 const UNRESOLVED: &str = "DNS error";
 
-/// How often is tried whether what was forbidden still is.
+/// How often forbidden permissions are tested again.
 const RIGHTS_RETRY: Duration = Duration::from_secs(2);
 
-/// How many messages the client holds that it hasn't written yet. They go out on a new
-/// connection before those that are published again, so they are few; no fewer, since
-/// shards would wait for room.
+/// How many unwritten messages the client holds. On a new connection, they go out before the
+/// journal's messages are published again, so there are few. With fewer, shards would wait for
+/// room.
 const CLIENT_QUEUE: usize = 1_024;
 
-/// How the broker is reached, as a configuration says.
+/// How to reach the broker, from a configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerAccess {
     nats: Nats,
     timeout_ms: u64,
     node: String,
-    /// The login of all connections, which may be replaced.
+    /// The login of all connections. It can be replaced.
     pub(crate) login: Login,
-    /// Whether nobody uses it any more: the client itself would try to connect for ever.
+    /// Whether nobody uses it any more. The client itself would go on trying to connect.
     is_closed: Arc<AtomicBool>,
-    /// In which what befalls the connections is logged.
+    /// The span in which events of the connections are logged.
     span: Span,
 }
 
 impl BrokerAccess {
-    /// By a configuration.
+    /// From a configuration.
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             nats: config.nats.clone(),
@@ -69,7 +69,7 @@ impl BrokerAccess {
         }
     }
 
-    /// Whether a configuration says the same of the connection, be it with another secret.
+    /// Whether a configuration has the same connection settings, apart from a secret.
     pub(crate) fn is_of(&self, config: &Config) -> bool {
         let nats = Nats {
             auth: self.nats.auth.clone(),
@@ -78,20 +78,20 @@ impl BrokerAccess {
         nats == self.nats && self.nats.auth.who() == config.nats.auth.who()
     }
 
-    /// Uses what a configuration says to log in with, from the next connection on, if it is for
-    /// these servers.
+    /// Uses the login of a configuration from the next connection on, if the configuration has the
+    /// same servers.
     pub(crate) fn log_in_by(&self, config: &Config) {
         if config.nats.url == self.nats.url {
             self.login.replace(config.nats.auth.clone());
         }
     }
 
-    /// Has no connection be made any more.
+    /// Stops all further attempts to connect.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for ever once no connection is to be made any more.
+    /// Returns at once, or never after [`Self::close`].
     fn unless_closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let is_closed = Arc::clone(&self.is_closed);
         async move {
@@ -101,17 +101,17 @@ impl BrokerAccess {
         }
     }
 
-    /// The servers that are connected to.
+    /// The servers, as text.
     pub(crate) fn servers(&self) -> String {
         self.nats.servers()
     }
 
-    /// How to log in, how to encrypt, how long an attempt may take.
+    /// The client's options: login, TLS, timeout of an attempt, queue of a subscription.
     ///
     /// # Errors
-    /// A file that is named and can't be read, or doesn't hold what it should.
+    /// If a named file can't be read, or has the wrong content.
     pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
-        // The client would only say so each time it tries to connect.
+        // Checked first, because the client would only report it at each attempt to connect.
         if let Some(problem) = self.nats.unreadable().into_iter().next() {
             return Err(problem);
         }
@@ -120,7 +120,7 @@ impl BrokerAccess {
             .options()?
             .connection_timeout(Duration::from_millis(self.nats.connect_timeout_ms))
             .subscription_capacity(self.nats.intake_queue)
-            // The first that answers is used.
+            // The first server that answers is used.
             .retain_servers_order();
         let tls = &self.nats.tls;
         if tls.required {
@@ -135,7 +135,7 @@ impl BrokerAccess {
         Ok(options)
     }
 
-    /// Connects with such options.
+    /// Connects with these options.
     ///
     /// # Errors
     /// If no server is reached, or none takes the login.
@@ -144,7 +144,7 @@ impl BrokerAccess {
         let servers: Vec<_> = servers.collect::<Result<_, _>>()?;
         match options.connect(servers.clone()).await {
             Ok(client) => Ok(client),
-            // Not as the source of another error: it says its own source itself.
+            // The client's error isn't kept as a source: its text already contains its own source.
             Err(error) => {
                 let why = cause::of_attempt(&error, &servers).await;
                 Err(anyhow!(
@@ -155,8 +155,8 @@ impl BrokerAccess {
         }
     }
 
-    /// Options for a connection that lasts for as long as the node runs: a broker that
-    /// isn't there is waited for, and one that is silent is given up within a time-out.
+    /// Options for a connection that lasts as long as the node. The client waits for a broker that
+    /// isn't there, and gives up a connection that is silent for a timeout.
     ///
     /// # Errors
     /// As [`Self::options`].
@@ -166,7 +166,8 @@ impl BrokerAccess {
             .options()?
             .name(format!("presence {}{purpose}", self.node))
             .retry_on_initial_connect()
-            // Called before each attempt. The client chooses the server by itself.
+            // This is called before each attempt. With `None`, the client chooses the server
+            // itself.
             .reconnect_to_server_callback(move |_, _| {
                 let is_wanted = access.unless_closed();
                 async move {
@@ -174,7 +175,7 @@ impl BrokerAccess {
                     None
                 }
             })
-            // The client gives up at the third that isn't answered.
+            // The client gives up the connection at the third ping without an answer.
             .ping_interval(Duration::from_millis(
                 (self.timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
             ))
@@ -188,8 +189,8 @@ impl BrokerAccess {
         Ok(options)
     }
 
-    /// The node's main connection. A broker that isn't there yet is waited for, with
-    /// back-off; `connects` counts how often there has been a connection.
+    /// Makes the node's main connection. The client waits for a broker that isn't there yet, with
+    /// back-off. `connects` counts the connections made.
     ///
     /// # Errors
     /// As [`Self::options`].
@@ -205,7 +206,8 @@ impl BrokerAccess {
         let options = self
             .lasting("")?
             .no_echo()
-            // Called before each attempt: the client tells only here why earlier ones failed.
+            // This is called before each attempt. Only here does the client tell why earlier
+            // attempts failed.
             .reconnect_to_server_callback(move |pool, _| {
                 let (health, servers) = (Arc::clone(&known), tried.clone());
                 let (access, tried_by) = (access.clone(), Arc::clone(&tried_by));
@@ -214,7 +216,8 @@ impl BrokerAccess {
                 let telling = async move {
                     is_wanted.await;
                     let unresolved = health.is_unresolved.swap(false, Ordering::Relaxed);
-                    // What is known so far is of the attempt before this one.
+                    // The errors known now are those of the previous attempt, which used the login
+                    // of that time.
                     let now = access.login.version();
                     let before = tried_by.swap(now, Ordering::Relaxed);
                     if let Some(Cause { why, is_login }) = cause::of(pool, unresolved).await {
@@ -234,7 +237,7 @@ impl BrokerAccess {
     }
 }
 
-/// Tries for as long as the node runs whether what was forbidden is permitted again.
+/// Tests forbidden permissions again and again, for as long as the node runs.
 pub(crate) async fn follow_permissions(connection: Connection, health: Arc<BrokerHealth>) {
     let client = connection.client();
     loop {
@@ -248,7 +251,8 @@ pub(crate) async fn follow_permissions(connection: Connection, health: Arc<Broke
             is_deaf |= permission.operation == Operation::Subscribe;
         }
         if is_deaf {
-            // The broker has forgotten a subscription that it refused.
+            // The broker has dropped the subscription that it refused, so the client must reconnect
+            // to subscribe again.
             tracing::info!("reconnecting, to renew refused subscriptions");
             // The client is gone only when the node ends.
             let _ = client.force_reconnect().await;
@@ -263,10 +267,10 @@ fn observe(event: &Event, servers: &str, health: &BrokerHealth, connects: &watch
             health.reached();
             health.permissions.connected();
             health.connects.fetch_add(1, Ordering::Relaxed);
-            // A silence begins at the first connection, at the earliest.
+            // Silence is counted from the first connection on.
             let relaxed = Ordering::Relaxed;
             let now = clock::now_ms();
-            // The client asks for its subscriptions again from here on.
+            // From here on, the client sends its subscriptions again.
             health.connected();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
@@ -283,7 +287,7 @@ fn observe(event: &Event, servers: &str, health: &BrokerHealth, connects: &watch
             if health.connected.load(Ordering::Relaxed) {
                 tracing::warn!(%error, "NATS client error");
             } else if error.to_string().ends_with(UNRESOLVED) {
-                // It isn't noted with the server, as other causes are.
+                // Unlike other causes, this one isn't kept with the server.
                 health.is_unresolved.store(true, Ordering::Relaxed);
             }
         }

@@ -1,5 +1,5 @@
-//! Keys of key-value buckets, whatever they are, written by compare-and-swap over the whole bucket. The
-//! client's own way goes by one key, and takes none that it wouldn't write.
+//! Writes any key of a key-value bucket, with a compare-and-swap over the whole bucket. The
+//! client's own API compares one key's revision only, and rejects keys that it considers invalid.
 
 use async_nats::header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE};
 use async_nats::jetstream::Context;
@@ -7,20 +7,20 @@ use async_nats::jetstream::context::PublishError;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
-/// What a bucket is like if nobody has written to it meanwhile.
+/// The bucket's state as it was read. A write fails if it has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// The place of what was last written to the bucket, whatever its key.
+    /// The sequence number of the last write to the bucket, to any key.
     pub(crate) last: u64,
-    /// The place of what was last written to the key; 0 if nothing was.
+    /// The sequence number of the last write to the key; 0 if there was none.
     pub(crate) of_key: u64,
 }
 
-/// Writes what a subject of a bucket has, or deletes it, if the bucket is as expected. Returns the
-/// place of the new value, or of the marker that says that there is none.
+/// Writes a value to a subject of a bucket, or deletes it if `value` is `None`, if the bucket is as
+/// expected. Returns the sequence number of the value or the delete marker.
 ///
 /// # Errors
-/// If something was written meanwhile, and if the bucket can't be written.
+/// If something was written since `expected` was read, or if the bucket can't be written.
 pub(crate) async fn write(
     context: &Context,
     subject: String,

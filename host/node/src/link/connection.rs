@@ -1,5 +1,5 @@
-//! The node's connection to the broker, as the rest of the node knows it: it subscribes and
-//! publishes. The client's own types stay in `link` and `directory`.
+//! The node's connection to the broker, to subscribe and to publish. It hides the client's own
+//! types, which only `link` and `directory` use.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::link::broker::BrokerHealth;
 use crate::link::drops::SubscriptionKind;
 use crate::link::shared_input::Receipt;
 
-/// How long a header may be to be passed on with a message of a stream, in bytes.
+/// Headers up to this length are passed on with a message of a stream, in bytes.
 const KEPT_BYTES_MAX: usize = 128;
 
-/// How much is passed on of a message of a stream that is too long, in bytes.
+/// To which length an over-long message of a stream is cut, in bytes.
 const CUT_BYTES: usize = 64 << 10;
 
-/// The name by which what connects in the broker's client logs.
+/// The log target of the part of the broker's client that connects.
 pub(crate) const CONNECTOR_LOG: &str = "async_nats::connector";
 
 /// A connection. Cloning it shares it.
@@ -32,13 +32,13 @@ pub(crate) struct Connection {
     statistics: Arc<Statistics>,
 }
 
-/// The messages that come in on a subject, in the broker's order.
+/// The messages that arrive on a subject, in the broker's order.
 pub(crate) struct Subscription(Subscriber);
 
-/// A message that has come in.
+/// A received message.
 pub(crate) struct Incoming(Message);
 
-/// Where messages are passed on to, made once.
+/// A subject to which messages are passed on, converted once to the client's type.
 #[derive(Clone)]
 pub(crate) struct Destination(Subject);
 
@@ -56,12 +56,13 @@ impl Connection {
         }
     }
 
-    /// The client itself, for `link` and `directory` alone.
+    /// The client itself. Only `link` and `directory` may use it.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The longest body that the broker takes, in bytes, once it is known.
+    /// The longest body that the broker takes, in bytes. Before the broker has said so, the node's
+    /// own limit.
     pub(crate) fn body_bytes_max(&self) -> usize {
         match self.client.server_info().max_payload {
             0 => BODY_BYTES_MAX,
@@ -69,10 +70,10 @@ impl Connection {
         }
     }
 
-    /// Subscribes. What the client drops of it is counted under what it carries.
+    /// Subscribes. Messages that the client drops are counted by `kind`.
     ///
     /// # Errors
-    /// If the connection is closed, or the subject is none.
+    /// If the connection is closed, or the subject is invalid.
     pub(crate) async fn subscribe(
         &self,
         subject: String,
@@ -84,7 +85,7 @@ impl Connection {
         Ok(Subscription(messages))
     }
 
-    /// Subscribes as one of a group, of which one member gets each message.
+    /// Subscribes as a member of a queue group: each message goes to one member.
     ///
     /// # Errors
     /// As [`Self::subscribe`].
@@ -101,7 +102,7 @@ impl Connection {
         Ok(Subscription(messages))
     }
 
-    /// Passes a message on to another subject, as it came.
+    /// Passes a message on to another subject, unchanged.
     ///
     /// # Errors
     /// If the connection is closed, or the message is too long.
@@ -134,7 +135,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Publishes where messages are passed on to.
+    /// Publishes a body to a destination.
     ///
     /// # Errors
     /// As [`Self::pass_on`].
@@ -146,7 +147,7 @@ impl Connection {
         Ok(self.client.publish(subject, body).await?)
     }
 
-    /// Says to JetStream that a message has been handled.
+    /// Acknowledges to JetStream that a message has been handled.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -183,8 +184,8 @@ impl Connection {
 }
 
 impl Subscription {
-    /// Ends it, once what is on its way has been read. Says whether the connection is still
-    /// there for that.
+    /// Ends the subscription after the messages that are on their way have been read. Returns
+    /// whether the connection still exists.
     pub(crate) async fn drain(&mut self) -> bool {
         self.0.drain().await.is_ok()
     }
@@ -201,7 +202,7 @@ impl Stream for Subscription {
 }
 
 impl Incoming {
-    /// A message that a stream has stored.
+    /// Wraps a message that a stream has stored.
     pub(super) fn stored(message: Message) -> Self {
         Self(message)
     }
@@ -214,7 +215,7 @@ impl Incoming {
         &self.0.payload
     }
 
-    /// The subject on which its sender wants an answer, if it wants one.
+    /// The reply subject, if the sender wants an answer.
     pub(crate) fn reply(&self) -> Option<&str> {
         self.0.reply.as_deref()
     }
@@ -225,7 +226,8 @@ impl Incoming {
         headers.is_some_and(|headers| headers.get(SEQ).is_some())
     }
 
-    /// A header, if it is there once. Clients write its name in either case.
+    /// The value of a header, if the header occurs exactly once. Upper and lower case of the name
+    /// don't matter.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let headers = self.0.headers.as_ref()?.iter();
         let named = headers.filter(|(it, _)| {
@@ -242,8 +244,8 @@ impl Incoming {
         self.0.headers.is_some()
     }
 
-    /// The same with these marks in its headers, those that have a value, and without the others,
-    /// whatever its sender wrote.
+    /// The same message with its headers replaced for these names: those with a value are set, the
+    /// others are removed, whatever the sender wrote.
     pub(crate) fn marked(mut self, marks: &[(&'static str, Option<String>)]) -> Self {
         let is_mark = |it: &HeaderName| {
             let it: &str = it.as_ref();
@@ -265,8 +267,8 @@ impl Incoming {
         self
     }
 
-    /// The same as a router passes it on to its shard: with this receipt, this header of its own, and
-    /// no other. One that is too long for that is cut.
+    /// The same message as a router passes it on to a shard: with this receipt, the sender's header
+    /// `keep`, and no others. A body longer than `bytes_max` is cut.
     pub(crate) fn with_receipt(mut self, receipt: &str, keep: &str, bytes_max: usize) -> Self {
         let mut headers = HeaderMap::new();
         if let Some(kept) = self.header(keep).filter(|it| it.len() <= KEPT_BYTES_MAX) {
@@ -283,7 +285,7 @@ impl Incoming {
         self
     }
 
-    /// How many bytes it takes, with its subject and its headers.
+    /// The size of the message with its subject and its headers, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.length
     }

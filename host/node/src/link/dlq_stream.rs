@@ -34,7 +34,7 @@ pub struct DlqStream {
     pub(super) access: StreamAccess,
     subjects: Subjects,
     name: String,
-    /// The stream that takes connects and disconnects in, if nodes take them from one.
+    /// The stream from which nodes take connects and disconnects, if they do.
     input: Option<String>,
 }
 
@@ -45,24 +45,24 @@ pub struct DeadLetter {
     pub number: u64,
     /// The letter as it was published.
     pub body: Value,
-    /// What a node says in it.
+    /// The parsed fields of the letter.
     pub content: DeadLetterBody,
 }
 
-/// What a node says in a dead letter.
+/// The fields that a node writes to a dead letter.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DeadLetterBody {
     /// The subject of the message or event.
     pub subject: String,
     /// Why it could not be processed: one of the documented reasons.
     pub reason: String,
-    /// The same in a sentence.
+    /// The reason in a sentence.
     pub error: String,
     payload: String,
     encoding: String,
-    /// When that was, in milliseconds since the Unix epoch.
+    /// When the node wrote it, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// Whether only the beginning of the payload is there.
+    /// Whether the payload is cut, so that only its beginning is there.
     #[serde(default)]
     pub truncated: bool,
 }
@@ -72,26 +72,25 @@ pub struct DeadLetterBody {
 pub enum RedriveMode {
     /// Its message is published again.
     Input(Kind),
-    /// The node is asked to decide about its event again.
+    /// The node is asked to decide the event again.
     Event,
-    /// It can't be: why.
+    /// The letter can't be redriven: why.
     None(&'static str),
 }
 
-/// What became of a message that was redriven.
+/// The result of a redrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedriveResult {
     /// A node took it.
     Accepted,
-    /// A node ignored it, since it knows of something newer: why.
+    /// A node ignored it, because it has newer information: why.
     Stale(String),
-    /// A node refused it, and made a new dead letter: the reason, and the same in a
-    /// sentence.
+    /// A node refused it, and wrote a new dead letter: the reason, and the reason in a sentence.
     Refused(String, String),
 }
 
 impl DlqStream {
-    /// Connects. The stream may be missing; it has the usual name, unless one is given.
+    /// Connects. The stream may be missing. Its name is the usual one, unless one is given.
     ///
     /// # Errors
     /// If NATS can't be reached.
@@ -114,7 +113,8 @@ impl DlqStream {
         &self.name
     }
 
-    /// Makes the stream, or changes what an existing one keeps. Says whether it was made.
+    /// Creates the stream, or changes the limits of an existing one. Returns whether it was
+    /// created.
     ///
     /// # Errors
     /// If the server refuses, or a stream of that name keeps something else.
@@ -128,7 +128,7 @@ impl DlqStream {
         self.access.make(wanted, retention).await
     }
 
-    /// The number of the newest message in the stream; 0 where there was none yet.
+    /// The number of the newest message in the stream; 0 if there was none yet.
     ///
     /// # Errors
     /// If the stream is missing or can't be read.
@@ -136,8 +136,8 @@ impl DlqStream {
         Ok(self.stream().await?.cached_info().state.last_sequence)
     }
 
-    /// Reads the letters from a number on, in order, and hands each to `take` until that
-    /// says to stop. What was published later is not read.
+    /// Reads the letters from a number on, in order, and passes each to `take` until it returns
+    /// `false`. Letters that are published after the call are not read.
     ///
     /// # Errors
     /// If the stream is missing or can't be read, or `take` fails.
@@ -167,7 +167,7 @@ impl DlqStream {
             }
         };
         let read = read.await;
-        // The server removes it otherwise, after a while.
+        // If this fails, the server removes the consumer after a while.
         let _ = stream.delete_consumer(&name).await;
         read
     }
@@ -175,13 +175,14 @@ impl DlqStream {
     /// How a letter is redriven.
     pub fn redrive_mode(&self, letter: &DeadLetter) -> RedriveMode {
         let content = &letter.content;
-        // One that more viewers may see than may be told is decided again, too.
+        // An event with more viewers than the quota allows is decided again, too.
         let is_untold = content.reason == Cause::QuotaExceeded.as_str()
             && content.subject == self.subjects.of(Subject::FilteredOnline.as_str());
         let is_event = is_untold || content.reason == Cause::PluginFailed.as_str();
         match self.subjects.kind(&content.subject) {
             _ if is_event => RedriveMode::Event,
-            // It may be an event of the node's own, which is no statement of an application.
+            // It may be an event that the node has published itself, not a statement of an
+            // application.
             Some(Kind::Online | Kind::Offline) if content.reason == Cause::TooLarge.as_str() => {
                 RedriveMode::None("only what sent it can make it shorter")
             }
@@ -190,8 +191,8 @@ impl DlqStream {
         }
     }
 
-    /// Publishes the message of a dead letter again, as it was, or has its event be decided
-    /// again, and waits for what a node makes of it.
+    /// Publishes the message of a dead letter again, unchanged, or has its event decided again.
+    /// Waits for the answer of a node.
     ///
     /// # Errors
     /// If no node answers, or the letter lacks a part of the message.
@@ -202,7 +203,7 @@ impl DlqStream {
             RedriveMode::None(why) => bail!(why),
         };
         let payload = letter.payload()?;
-        // The node gets it from the stream, and answers nobody.
+        // If input comes from a stream, the stream acknowledges the message, and no node answers.
         let stream = self
             .input
             .as_ref()
@@ -264,10 +265,10 @@ impl DeadLetter {
         })
     }
 
-    /// The bytes of the message.
+    /// The bytes of the original message.
     ///
     /// # Errors
-    /// If only their beginning is there, or they can't be read.
+    /// If the payload is cut or can't be decoded.
     pub fn payload(&self) -> anyhow::Result<Bytes> {
         let content = &self.content;
         ensure!(
@@ -284,7 +285,7 @@ impl DeadLetter {
         }
     }
 
-    /// The user whom the message or event is about, if it can be read.
+    /// The user whom the message or event is about. `None` if it can't be read.
     pub fn user(&self) -> Option<String> {
         let payload: Value = serde_json::from_slice(&self.payload().ok()?).ok()?;
         payload.get("userId")?.as_str().map(str::to_owned)
@@ -298,7 +299,7 @@ impl DeadLetter {
     }
 }
 
-/// Reads the letters between two numbers, these among them.
+/// Reads the letters from the number `from` to the number `last`.
 async fn read_until(
     consumer: Consumer<pull::OrderedConfig>,
     (from, last): (u64, u64),
@@ -313,7 +314,7 @@ async fn read_until(
         let info = message.info();
         let info = info.map_err(|error| anyhow!("can't read the stream: {error}"))?;
         let (number, is_last) = (info.stream_sequence, info.pending == 0);
-        // What isn't a dead letter was put there by others.
+        // Other messages in the stream were not written by a node, and are skipped.
         if (from..=last).contains(&number)
             && let Some(letter) = DeadLetter::read(number, &message.payload)
             && !take(letter)?
@@ -330,12 +331,12 @@ fn is_gone(kind: &DeleteMessageErrorKind) -> bool {
     let DeleteMessageErrorKind::JetStream(error) = kind else {
         return false;
     };
-    // Servers say so by one of several codes.
+    // Servers use one of several codes for it.
     [ErrorCode::NO_MESSAGE_FOUND, ErrorCode::SEQUENCE_NOT_FOUND].contains(&error.error_code())
         || error.to_string().contains("no message found")
 }
 
-/// What a node's reply says; none if it isn't one.
+/// Reads a node's answer. `None` if the reply isn't one.
 fn outcome(reply: &Value) -> Option<RedriveResult> {
     let text = |field: &str| reply.get(field).and_then(Value::as_str).map(str::to_owned);
     match (reply.get("ok")?.as_bool()?, text("reason")) {

@@ -1,6 +1,6 @@
-//! What the broker's client drops: messages that their subscription has no room for. It
-//! says so in events with a subscription's number, of which it drops those that come too
-//! many at a time.
+//! Messages that the broker's client drops because a subscription's queue is full. The client
+//! reports each drop in an event with the subscription's number. If there are too many events at a
+//! time, it drops events as well.
 //!
 //! So the subscription's number is used for counting only. To recover lost messages, the reader of a
 //! subscription checks whether the subscription may have been full when the client dropped anything
@@ -13,31 +13,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_nats::Subscriber;
 use tokio::sync::watch;
 
-/// How late the client may say that it dropped something, in milliseconds, and how long
-/// what was there may wait to be read.
+/// How late the client may report a drop, in milliseconds; also how long a message may wait to be
+/// read.
 const LATE_MS: u64 = 10_000;
 
-/// How often what was lost is had anew, in milliseconds: the service of a directory, say, is
-/// to be asked for all of it no more often than that.
+/// The least time between two fetches of lost data, in milliseconds: a directory service, for
+/// example, must not be asked for everything more often.
 const REFETCH_MS: u64 = 1_000;
 
-/// How many prefixes the log names.
+/// How many prefixes one log line names.
 const PREFIXES_MAX: usize = 5;
 
-/// What a subscription carries.
+/// What kind of messages a subscription receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SubscriptionKind {
-    /// What users and applications say.
+    /// Messages of users and applications.
     Inputs,
     /// Queries and requests for explanations.
     Questions,
-    /// What the directory's service says has changed.
+    /// Changes that the directory service announces.
     Invalidations,
-    /// What other nodes ask.
+    /// Questions of other nodes.
     Hellos,
     /// Markers of the pulse.
     Markers,
-    /// What the client subscribes to by itself: a directory's bucket, and replies.
+    /// Subscriptions that the client makes itself: a directory's bucket, and replies.
     Other,
 }
 
@@ -52,12 +52,12 @@ impl SubscriptionKind {
         Self::Other,
     ];
 
-    /// Its place among all of them.
+    /// Its index in `ALL`.
     fn place(self) -> usize {
         self as usize
     }
 
-    /// As metrics and log have it.
+    /// Its name in metrics and in the log.
     fn as_str(self) -> &'static str {
         match self {
             Self::Inputs => "inputs",
@@ -69,7 +69,7 @@ impl SubscriptionKind {
         }
     }
 
-    /// What comes of a drop, and what can be done.
+    /// The consequence of a drop, and how to prevent it.
     fn consequence(self) -> &'static str {
         match self {
             Self::Inputs => {
@@ -87,37 +87,38 @@ impl SubscriptionKind {
     }
 }
 
-/// What has been dropped.
+/// Counts of dropped messages.
 #[derive(Debug, Default)]
 pub(crate) struct Drops {
-    /// The subscriptions, by the numbers that the client has given to them.
+    /// The watched subscriptions, by the numbers that the client has given them.
     numbers: Mutex<HashMap<u64, Watched>>,
-    /// How often the client has said that it dropped something, whatever it was.
+    /// How many drops the client has reported, of any subscription.
     reported: watch::Sender<u64>,
-    /// Whether several read inputs, so that none of them can say what is missing.
+    /// Whether several tenants read inputs on this client, so that no single reader can count the
+    /// missing messages.
     has_several_readers: AtomicBool,
     by_subscription: [Count; SubscriptionKind::ALL.len()],
-    /// What was dropped below the prefix of each tenant, as far as several share the client.
+    /// Dropped messages by the prefix of their tenant, if several tenants share the client.
     by_prefix: Mutex<BTreeMap<Arc<str>, [DropsBelow; SubscriptionKind::ALL.len()]>>,
 }
 
-/// A subscription.
+/// A watched subscription.
 #[derive(Debug)]
 struct Watched {
     kind: SubscriptionKind,
-    /// With what its subject begins, if that may be a tenant's prefix.
+    /// The first token of its subject, if it can be a tenant's prefix.
     prefix: Option<Arc<str>>,
 }
 
-/// What was dropped of subscriptions of a kind below a prefix.
+/// Dropped messages of one kind of subscription below a prefix.
 #[derive(Clone, Copy, Debug, Default)]
 struct DropsBelow {
     known: u64,
-    /// How many of them the log has been told of.
+    /// How many of them were logged.
     told: u64,
 }
 
-/// With what a subject begins, if that may be a tenant's prefix.
+/// The first token of a subject, if it can be a tenant's prefix.
 fn prefix_of(subject: &str) -> Option<&str> {
     let (first, _) = subject.split_once('.')?;
     let others = ["presence", "_INBOX"];
@@ -127,16 +128,16 @@ fn prefix_of(subject: &str) -> Option<&str> {
 
 #[derive(Debug, Default)]
 struct Count {
-    /// How often the client has said so. It doesn't always.
+    /// How many drops the client has reported. It doesn't report all of them.
     reported: AtomicU64,
     /// How many messages are known to have been dropped.
     known: AtomicU64,
-    /// How many of them the log has been told of.
+    /// How many of them were logged.
     told: AtomicU64,
 }
 
 impl Drops {
-    /// Notes what a subscription carries, and to which subject it is.
+    /// Notes what a subscription receives, and its subject.
     pub(crate) fn watch(&self, subscription: &Subscriber, kind: SubscriptionKind, subject: &str) {
         if let Some(number) = number(subscription) {
             self.watch_number(number, kind, subject);
@@ -149,7 +150,7 @@ impl Drops {
         numbers.insert(number, Watched { kind, prefix });
     }
 
-    /// The client has dropped a message of a subscription.
+    /// Notes that the client has reported a drop of a subscription.
     pub(crate) fn note_report(&self, number: u64) {
         let (kind, prefix) = {
             let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,54 +167,54 @@ impl Drops {
             }
         }
         self.of(kind).reported.fetch_add(1, Ordering::Relaxed);
-        // Inputs are counted by the one who reads them, all of them.
+        // A single reader of inputs counts all missing messages itself.
         if kind != SubscriptionKind::Inputs || self.has_several_readers() {
             self.count(kind, 1);
         }
         self.reported.send_modify(|reported| *reported += 1);
     }
 
-    /// Several read inputs from now on: what is dropped of them is counted as the client says.
+    /// From now on, several tenants read inputs: drops of inputs are counted as the client reports
+    /// them.
     pub(crate) fn read_by_several(&self) {
         self.has_several_readers.store(true, Ordering::Relaxed);
     }
 
-    /// Whether several read inputs.
+    /// Whether several tenants read inputs on this client.
     pub(crate) fn has_several_readers(&self) -> bool {
         self.has_several_readers.load(Ordering::Relaxed)
     }
 
-    /// How often the client has said that it dropped something, as it changes.
+    /// A receiver of the number of drops that the client has reported.
     pub(crate) fn follow(&self) -> watch::Receiver<u64> {
         self.reported.subscribe()
     }
 
-    /// How often the client has said that it dropped something.
+    /// How many drops the client has reported, of any subscription.
     pub(crate) fn all_reported(&self) -> u64 {
         *self.reported.borrow()
     }
 
-    /// How often it has said so of such a subscription.
+    /// How many drops the client has reported of subscriptions of this kind.
     pub(crate) fn reported_of(&self, kind: SubscriptionKind) -> u64 {
         self.of(kind).reported.load(Ordering::Relaxed)
     }
 
-    /// Counts dropped messages. The first is told of at once, the rest with
-    /// [`Self::report`].
+    /// Counts dropped messages. The first is logged at once, the others by [`Self::report`].
     pub(crate) fn count(&self, kind: SubscriptionKind, count: u64) {
         if self.of(kind).known.fetch_add(count, Ordering::Relaxed) == 0 {
             self.log(kind);
         }
     }
 
-    /// Tells of the drops that the log hasn't been told of yet.
+    /// Logs the drops that haven't been logged yet.
     pub(crate) fn report(&self) {
         SubscriptionKind::ALL
             .into_iter()
             .for_each(|it| self.log(it));
     }
 
-    /// How many messages were dropped, by what their subscription carries.
+    /// How many messages were dropped, for each kind of subscription.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let count = |kind: SubscriptionKind| self.of(kind).known.load(Ordering::Relaxed);
         SubscriptionKind::ALL
@@ -228,7 +229,7 @@ impl Drops {
         kinds.map(|(kind, it)| (kind.as_str(), it.known)).collect()
     }
 
-    /// How many messages were dropped that were below no tenant's prefix.
+    /// How many of the dropped messages were not below a tenant's prefix.
     pub(crate) fn counts_elsewhere(&self) -> Vec<(&'static str, u64)> {
         let by_prefix = self.by_prefix();
         let below = |kind: SubscriptionKind| -> u64 {
@@ -241,7 +242,8 @@ impl Drops {
             .collect()
     }
 
-    /// Below which prefixes most was dropped of what the log hasn't been told of yet.
+    /// The prefixes with the most drops since the last log line, as text. The drops then count as
+    /// logged.
     fn untold(&self, kind: SubscriptionKind) -> String {
         let mut untold: Vec<_> = {
             let mut by_prefix = self.by_prefix();
@@ -282,9 +284,9 @@ impl Drops {
         }
         let (what, so) = (kind.as_str(), kind.consequence());
         if self.has_several_readers() {
-            // Also where the log leaves the line out.
+            // Called even if the log leaves the line out: it marks the drops as logged.
             let prefixes = self.untold(kind);
-            // The tenant that tells of it needn't be the one whose messages they are.
+            // The current span may be of another tenant than the one that lost messages.
             tracing::warn!(
                 parent: None,
                 dropped,
@@ -309,7 +311,7 @@ impl Drops {
     }
 }
 
-/// The number that the client has given to a subscription. It shows it nowhere else.
+/// The number that the client has given to a subscription. Only its `Debug` text shows it.
 fn number(subscription: &Subscriber) -> Option<u64> {
     let shown = format!("{subscription:?}");
     let (_, rest) = shown.split_once("sid: ")?;
@@ -319,24 +321,23 @@ fn number(subscription: &Subscriber) -> Option<u64> {
         .ok()
 }
 
-/// Whether messages of a subscription may be lost. It has been full only if as many
-/// messages as it holds were read without its being found empty. Times are by the host's
-/// clock.
+/// Decides whether messages of a subscription may be lost. It can only have been full if as many
+/// messages as it holds were read without finding it empty. Times are by the host's clock.
 #[derive(Debug)]
 pub(crate) struct LossDetector {
-    /// How many messages may wait to be read.
+    /// How many messages the subscription holds.
     queue: u64,
-    /// How many were read since it was last found empty.
+    /// How many messages were read since it was last found empty.
     read: u64,
-    /// When it may last have been full, and when the client last said that it dropped
-    /// something; none if what was lost then has been had anew.
+    /// When the subscription may last have been full, and when the client last reported a drop of
+    /// any subscription. `None` once the lost data has been fetched again.
     full_at: Option<u64>,
     dropped_at: Option<u64>,
     refetched_at: Option<u64>,
 }
 
 impl LossDetector {
-    /// None yet. `queue`: how many messages may wait to be read.
+    /// Nothing is lost yet. `queue`: how many messages the subscription holds.
     pub(crate) fn new(queue: usize) -> Self {
         Self {
             queue: queue as u64,
@@ -347,7 +348,7 @@ impl LossDetector {
         }
     }
 
-    /// So many messages were read, and then there was none, or there may be others.
+    /// Notes that `count` messages were read. `is_empty`: no further message waited.
     pub(crate) fn read(&mut self, count: usize, is_empty: bool, now: u64) {
         self.read += count as u64;
         if self.read >= self.queue {
@@ -358,12 +359,12 @@ impl LossDetector {
         }
     }
 
-    /// The client has said that it dropped something, of whatever subscription.
+    /// Notes that the client has reported a drop, of any subscription.
     pub(crate) fn dropped(&mut self, now: u64) {
         self.dropped_at = Some(now);
     }
 
-    /// When what may be lost is to be had anew, if anything may be.
+    /// When to fetch again what may be lost. `None` if nothing may be.
     pub(crate) fn due(&self) -> Option<u64> {
         let (full_at, dropped_at) = (self.full_at?, self.dropped_at?);
         let refetched_at = self.refetched_at.map_or(0, |at| at + REFETCH_MS);
@@ -437,7 +438,7 @@ mod tests {
             [Some(3), Some(1), Some(0)]
         );
         assert_eq!(inputs(drops.counts_elsewhere()), Some(2));
-        // The first was told at once.
+        // The first drop was logged at once.
         assert_eq!(drops.untold(SubscriptionKind::Inputs), "2 of `a`, 1 of `b`");
         assert_eq!(drops.untold(SubscriptionKind::Inputs), "");
     }

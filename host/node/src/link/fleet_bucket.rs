@@ -1,5 +1,5 @@
-//! The fleet's bucket: who lives, and who owns what. All that is decided by it is in
-//! [`Member`](presence_core::fleet::member::Member).
+//! The fleet's bucket: which nodes are alive, and which node owns each shard. All decisions are
+//! made in [`Member`](presence_core::fleet::member::Member).
 //!
 //! Nothing is read from a replica of the stream that may be behind (`allow_direct` is off), and
 //! every write is a compare-and-swap.
@@ -27,34 +27,35 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::link::connection::Connection;
 
-/// The bucket's name, behind a tenant's prefix.
+/// The bucket's name, without the tenant's prefix.
 const BUCKET: &str = "presence-fleet";
 
 /// The key of [`Layout`].
 const CONFIG: &str = "config";
 
-/// Which layout of the bucket this is.
+/// The version of the bucket's layout.
 const FORMAT: u32 = 1;
 
-/// On how many servers of a cluster it is kept.
+/// How many servers of a cluster keep the bucket.
 const REPLICAS: usize = 3;
 
-/// What all nodes of a fleet must have in common. The first of them writes it.
+/// Settings that all nodes of a fleet must share. The first node writes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layout {
-    /// Which layout of the bucket this is.
+    /// The version of the bucket's layout.
     format: u32,
-    /// Which hashes users and nodes have.
+    /// The version of the hash functions for users and nodes.
     hashes: u32,
-    /// How many shards there are.
+    /// How many shards the fleet has.
     shards: u32,
-    /// How long a lease lasts.
+    /// How long a lease lasts, in milliseconds.
     lease_ms: u64,
-    /// What epochs are counted from: when the bucket was made, in microseconds since the Unix
-    /// epoch. So those of a bucket that is made again are greater.
+    /// The base of epochs: when the bucket was created, in microseconds since the Unix epoch. So
+    /// the epochs of a bucket that is created again are greater.
     pub(crate) epoch_base: u64,
-    /// By what shards are placed, beside their numbers and the nodes' names: so small fleets over
-    /// the same nodes don't have the same owner. 0 in a bucket of an earlier version.
+    /// A salt for placing shards on nodes, made from the tenant's name: without it, the shards of
+    /// all small fleets on the same nodes would have the same owner. 0 in a bucket of an earlier
+    /// version.
     #[serde(default)]
     pub(crate) placement: u64,
 }
@@ -64,23 +65,23 @@ pub(crate) struct Layout {
 pub(crate) struct FleetBucket {
     context: jetstream::Context,
     store: kv::Store,
-    /// When its stream was made: one that is made anew is another.
+    /// When its stream was created. A bucket that is removed and created again has another time.
     made_at: i128,
 }
 
-/// What changes in it.
+/// A watch on the bucket's changes.
 pub(crate) struct BucketWatch(kv::Watch);
 
-/// What the watch tells.
+/// What the watch reports.
 #[derive(Debug)]
 pub(crate) enum Seen {
     /// An entry has changed.
     Entry(Change),
-    /// What all nodes have in common was written, or removed.
+    /// The layout was written or removed.
     Layout,
 }
 
-/// A key that has changed: its value, none if it was deleted, and its revision.
+/// A key that has changed: its value (`None` if it was deleted) and its revision.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) key: Key,
@@ -93,11 +94,11 @@ pub(crate) struct Change {
 pub(crate) enum OpenError {
     /// It may be usable later.
     Later(anyhow::Error),
-    /// It never is.
+    /// No later attempt succeeds unless the configuration, the server or the bucket is changed.
     Never(anyhow::Error),
 }
 
-/// The bucket's name, of the tenant with this prefix.
+/// The bucket's name for the tenant with this prefix.
 pub(crate) fn name(prefix: Option<&str>) -> String {
     match prefix {
         Some(prefix) => format!("{prefix}-{BUCKET}"),
@@ -106,7 +107,7 @@ pub(crate) fn name(prefix: Option<&str>) -> String {
 }
 
 impl Layout {
-    /// That of this node. `name`: the tenant's, if it is one of several.
+    /// This node's layout. `name`: the tenant's name, if the node has several tenants.
     pub(crate) fn new(shards: u32, lease_ms: u64, name: Option<&str>) -> Self {
         Self {
             format: FORMAT,
@@ -118,7 +119,7 @@ impl Layout {
         }
     }
 
-    /// In what a node's own layout differs from the fleet's; none if it doesn't.
+    /// In what this node's layout differs from the fleet's. `None` if they agree.
     fn difference(&self, fleets: &Self) -> Option<String> {
         let differs = |what: &str, mine: u64, theirs: u64| {
             (mine != theirs).then(|| format!("{what} is {mine} here and {theirs} in the fleet"))
@@ -135,11 +136,11 @@ impl Layout {
 }
 
 impl FleetBucket {
-    /// Opens the bucket of the tenant with this prefix, and makes it where it is missing. Says what
-    /// the fleet's nodes have in common. An answer is waited for no longer than `answer`.
+    /// Opens the bucket of the tenant with this prefix, and creates it if it is missing. Returns
+    /// the fleet's layout, too. `answer`: how long to wait for each answer of the server.
     ///
     /// # Errors
-    /// If it can't be used, and whether it may be later.
+    /// If the bucket can't be used; the error says whether a later attempt may succeed.
     pub(crate) async fn open(
         connection: &Connection,
         prefix: Option<&str>,
@@ -170,7 +171,7 @@ impl FleetBucket {
         Ok((opened, fleets))
     }
 
-    /// Reads what the fleet's nodes have in common, or says so if this is the first one.
+    /// Reads the fleet's layout, or writes this node's if there is none yet.
     async fn agree(&self, mine: Layout, bucket: &str) -> Result<Layout, OpenError> {
         let failed = |what: &str, error: anyhow::Error| {
             OpenError::Later(error.context(format!("can't {what} the bucket `{bucket}`")))
@@ -223,13 +224,14 @@ impl FleetBucket {
         }
     }
 
-    /// Writes a key, if its last revision is still this one.
+    /// Writes a key, or deletes it if `value` is `None`, if its last revision is still `revision`.
     pub(crate) async fn write(&self, key: Key, value: Option<String>, revision: u64) -> Outcome {
         let key = key.to_text();
         let Some(value) = value else {
             let deleted = self.store.delete_expect_revision(&key, Some(revision));
             return match deleted.await {
-                // Its revision is that of what is seen next.
+                // The client doesn't return the revision of the delete marker. The watch reports
+                // it.
                 Ok(()) => Outcome::Stored(0),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                     Outcome::Refused
@@ -244,7 +246,7 @@ impl FleetBucket {
         }
     }
 
-    /// Reads a key; none if it can't be read.
+    /// Reads a key. `None` if it can't be read.
     pub(crate) async fn read(&self, key: Key) -> Option<Change> {
         match self.store.entry(key.to_text()).await {
             Ok(Some(entry)) => Some(change(key, &entry)),
@@ -263,7 +265,7 @@ impl FleetBucket {
         }
     }
 
-    /// Whether it has entries of nodes or owners.
+    /// Whether the bucket has entries of nodes or owners.
     async fn has_entries(&self) -> anyhow::Result<bool> {
         let mut keys = self.store.keys().await?;
         while let Some(key) = keys.next().await {
@@ -274,7 +276,7 @@ impl FleetBucket {
         Ok(false)
     }
 
-    /// Whether it is still the bucket that was opened: none if that can't be found out.
+    /// Whether it is still the bucket that was opened. `None` if the server doesn't say.
     pub(crate) async fn is_same(&self) -> Option<bool> {
         match self.context.get_stream(&self.store.stream_name).await {
             Ok(stream) => Some(made_at(&stream) == self.made_at),
@@ -289,8 +291,8 @@ impl FleetBucket {
         }
     }
 
-    /// Writes what all nodes have in common again, where it is gone, can't be read, or says something else than when
-    /// this node joined, if this is still the bucket that was opened. Says whether that was needed.
+    /// Writes the fleet's layout again if it is missing, unreadable or changed since this node
+    /// joined, and if this is still the bucket that was opened. Returns whether it was written.
     ///
     /// # Errors
     /// If it can't be read or written.
@@ -308,13 +310,13 @@ impl FleetBucket {
         };
         match self.store.update(CONFIG, body_of(layout), revision).await {
             Ok(_) => Ok(true),
-            // Another node was quicker.
+            // Another node wrote it first.
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// All that it has, and then all that changes.
+    /// All entries of the bucket, and then its changes.
     ///
     /// # Errors
     /// If it can't be watched.
@@ -332,11 +334,11 @@ fn unknown(error: &(impl std::error::Error + 'static)) -> Outcome {
 }
 
 impl BucketWatch {
-    /// What changes next; none if it has to be begun anew.
+    /// The next change. `None`: the watch has failed, and must be started again.
     pub(crate) async fn next(&mut self) -> Option<Seen> {
         loop {
             let entry = self.0.next().await?.ok()?;
-            // Whatever else is there is not the fleet's.
+            // Other keys don't belong to the fleet, and are ignored.
             if let Some(key) = Key::parse(&entry.key) {
                 return Some(Seen::Entry(change(key, &entry)));
             }
@@ -376,7 +378,7 @@ fn change(key: Key, entry: &kv::Entry) -> Change {
     }
 }
 
-/// The stream of the bucket; none if there is none.
+/// The stream of the bucket. `None` if it doesn't exist.
 async fn stream_of(
     context: &jetstream::Context,
     bucket: &str,
@@ -410,7 +412,7 @@ fn unreachable(error: impl Into<anyhow::Error>, bucket: &str) -> OpenError {
     OpenError::Later(error.context(format!("can't reach the bucket `{bucket}`")))
 }
 
-/// Whether nobody answers to JetStream's requests.
+/// Whether JetStream requests have no responders.
 fn is_without_responders(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -426,7 +428,7 @@ fn is_without_responders(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Makes the bucket: on three servers of a cluster, or on the one that there is.
+/// Creates the bucket: on three servers if it is a cluster, else on one.
 async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, OpenError> {
     let config = |num_replicas| stream::Config {
         name: format!("KV_{bucket}"),
@@ -452,7 +454,7 @@ async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, O
             {
                 replicas = 1;
             }
-            // Another node was quicker.
+            // Another node created it first.
             CreateStreamErrorKind::JetStream(why)
                 if why.error_code() == ErrorCode::STREAM_NAME_EXIST =>
             {
@@ -470,7 +472,7 @@ async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, O
     }
 }
 
-/// Whether a stream is the bucket that it should be.
+/// Checks that a stream is set up as a fleet's bucket must be.
 fn check(stream: &JetStream, bucket: &str) -> anyhow::Result<()> {
     let config = &stream.cached_info().config;
     let wrong = if config.subjects != [format!("$KV.{bucket}.>")] {
@@ -501,7 +503,7 @@ mod tests {
         let fleets = Layout::new(64, 6_000, None);
         let later = Layout {
             epoch_base: fleets.epoch_base + 1,
-            // It is the first node's that holds.
+            // The first node's placement holds, so it may differ.
             placement: 7,
             ..fleets
         };

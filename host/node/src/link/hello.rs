@@ -1,4 +1,5 @@
-//! Nodes on the same subjects find each other: only one may serve them, or those of one fleet.
+//! Nodes with the same subjects find each other: only one of them, or the nodes of one fleet, may
+//! serve these subjects.
 //!
 //! Each node sends and answers requests on one subject. A node that serves has priority; among nodes
 //! that wait, or that both serve after a network partition, the one that started first has. A missing
@@ -27,38 +28,38 @@ use crate::link::request::{self, RequestError};
 use crate::ops::http::StatusBoard;
 use crate::tasks::Tasks;
 
-/// Where nodes ask for each other: not among the subjects that many listen to as
-/// a whole, so that the broker knows when nobody is there to answer.
+/// The subject on which nodes ask for each other. It is not below a prefix that clients subscribe
+/// to as a whole, so the broker can tell when nobody listens.
 pub(crate) const SUBJECT: &str = "presence-nodes.hello";
 
-/// What the subjects begin with on which the broker's client has answers come in.
+/// The prefix of the reply subjects that the broker's client uses.
 pub(crate) const INBOX: &str = "_INBOX.";
 
-/// How long another node has to answer, and how long a node that waits does so
-/// before it asks again.
+/// How long another node has to answer, and how long a waiting node pauses before it asks again.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// After how many questions without an answer, though the broker was heard, a node that
-/// answered before is gone: three seconds.
+/// After this many unanswered questions (three seconds), although the broker responds, a node that
+/// has answered before counts as gone.
 const UNANSWERED_MAX: u32 = 6;
 
-/// How often a node that serves asks: more often than another takes it for gone, so that
-/// one that was paused asks as soon as it goes on.
+/// How often a serving node asks. This is shorter than the time after which a node counts as gone.
+/// So a node that was paused asks as soon as it continues.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// How often a node that waits looks whether it is connected.
+/// How often a waiting node checks whether it is connected.
 const CONNECT_LOOK: Duration = Duration::from_millis(20);
 
-/// How many tenants of an account ask so often. Of more, each asks less often.
+/// With up to this many tenants in an account, each tenant asks every `CHECK_EVERY`. With more,
+/// each asks less often.
 const TENANTS: usize = 20;
 
-/// How often a node that serves looks whether it is to ask at once.
+/// How often it is checked whether serving nodes must ask at once.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How long a look may be late before the node was paused.
+/// If a check is this late, the node was paused.
 const PAUSED: Duration = Duration::from_secs(1);
 
-/// What a node says of itself, when it asks as well as when it answers.
+/// A node's description of itself, in its questions and its answers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct NodeInfo {
     node: String,
@@ -66,22 +67,22 @@ pub(crate) struct NodeInfo {
     epoch_ms: u64,
     /// Whether it serves, or is about to.
     ready: bool,
-    /// Tells apart nodes of one name that started at once.
+    /// Distinguishes nodes with the same name that started at the same time.
     #[serde(default)]
     id: String,
-    /// Whether it has just stopped to serve.
+    /// Whether it has just stopped serving.
     #[serde(default)]
     gone: bool,
-    /// Whether it is one of a fleet, which serves together.
+    /// Whether it is a node of a fleet, whose nodes serve together.
     #[serde(default)]
     fleet: bool,
-    /// The tenant that it serves, where it has several.
+    /// The tenant, if the node has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tenant: Option<String>,
 }
 
 impl NodeInfo {
-    /// Whether this node may not serve while the other is there.
+    /// Whether this node may not serve while the other one is there.
     fn yields_to(&self, other: &Self) -> bool {
         if self.serves_with(other) {
             return false;
@@ -99,18 +100,19 @@ impl NodeInfo {
 }
 
 impl NodeInfo {
-    /// Whether both are nodes of a fleet. Each has a name of its own there.
+    /// Whether both are nodes of one fleet. Nodes of a fleet have different names.
     fn serves_with(&self, other: &Self) -> bool {
         self.fleet && other.fleet && self.node != other.node && !self.is_of_other(other)
     }
 
-    /// Whether they are known to serve different tenants: one has a login of the other's account.
+    /// Whether they are known to serve different tenants. Then both logins are of the same account
+    /// by mistake.
     fn is_of_other(&self, other: &Self) -> bool {
         let tenants = self.tenant.as_ref().zip(other.tenant.as_ref());
         tenants.is_some_and(|(one, other)| one != other)
     }
 
-    /// What to do for both to serve.
+    /// Why this node waits, and what to do so that both can serve.
     fn waits_for(&self, other: &Self) -> String {
         if let Some(tenant) = other.tenant.as_ref().filter(|_| self.is_of_other(other)) {
             return format!(
@@ -135,11 +137,11 @@ impl NodeInfo {
     }
 }
 
-/// Which of these other tenants has a tenant's subjects, as nodes say that are asked with its login; none
-/// if none says so.
+/// Asks on a tenant's subjects, with its login, whether a node serves one of the tenants `others`
+/// there. Returns the name of that tenant. `None` if no node says so.
 ///
 /// # Errors
-/// If that login can't be used.
+/// If the login can't be used.
 pub(crate) async fn other_tenant(
     config: &Config,
     others: &[&str],
@@ -150,7 +152,7 @@ pub(crate) async fn other_tenant(
         .name(format!("presence {} hello", config.node.name));
     let client = access.connect(options).await?;
     let subject = Subjects::new(config.tenant.prefix.as_deref()).of(SUBJECT);
-    // It goes before nobody.
+    // This rank is the lowest, so no node yields to it.
     let me = NodeInfo {
         node: config.node.name.clone(),
         epoch_ms: u64::MAX,
@@ -172,27 +174,27 @@ pub(crate) async fn other_tenant(
     }
 }
 
-/// What comes of a question.
+/// The result of a question to other nodes.
 enum HelloResult {
-    /// This one goes before.
+    /// A node to which this one must yield.
     Other(NodeInfo),
     /// The broker says that nobody listens.
     Nobody,
-    /// The broker was heard all the while, and no node that goes before has answered.
+    /// The broker responded all the time, and no node to which this one must yield has answered.
     Unanswered,
-    /// Nobody can say.
+    /// It can't be known: why.
     Unknown(String),
 }
 
-/// What the task that answers shares with the one that asks.
+/// State shared by the task that answers and the one that asks.
 struct Shared {
     subject: String,
     me: NodeInfo,
     /// Whether the node serves, or is about to.
     serves: AtomicBool,
-    /// Another node that serves has asked.
+    /// Notified when another node that serves has asked.
     met: Notify,
-    /// The node that said goodbye last.
+    /// The id of the node that last said goodbye.
     farewell: watch::Sender<String>,
     leave: Notify,
 }
@@ -206,27 +208,27 @@ impl Shared {
     }
 }
 
-/// A node's turn to serve.
+/// A node's right to serve a tenant's subjects.
 pub(crate) struct ServingTurn {
     client: Client,
     broker: Arc<BrokerHealth>,
-    /// Up to when everything has been heard, by the host's clock.
+    /// Up to when everything has been received from the broker, by the host's clock.
     heard: watch::Receiver<u64>,
     shared: Arc<Shared>,
     answers: JoinHandle<()>,
     doubts: watch::Receiver<u64>,
-    /// How many tenants of the account have a turn.
+    /// Its count of references is the number of the account's tenants with a turn, plus one.
     tenants: Arc<()>,
 }
 
-/// When a node that serves is to ask at once, for all tenants of an account.
+/// Signals when serving nodes must ask at once, for all tenants of an account.
 pub(crate) struct Doubts {
     told: watch::Receiver<u64>,
     tenants: Arc<()>,
 }
 
 impl Doubts {
-    /// Looks for as long as the account is used.
+    /// Starts the task that checks for it, for as long as the account is used.
     pub(crate) fn start(broker: Arc<BrokerHealth>, tasks: &Tasks) -> Self {
         let (tell, told) = watch::channel(0);
         tasks.spawn("doubts", doubt(broker, tell));
@@ -237,8 +239,8 @@ impl Doubts {
     }
 }
 
-/// What others asked while the node was paused, or while there was no connection, or no room for
-/// it, isn't known.
+/// Signals after the node was paused, has reconnected, or has dropped hello messages: it may have
+/// missed another node's question.
 async fn doubt(broker: Arc<BrokerHealth>, tell: watch::Sender<u64>) {
     let missed = || {
         let connects = broker.connects.load(Ordering::Relaxed);
@@ -263,7 +265,7 @@ impl Drop for ServingTurn {
 }
 
 impl ServingTurn {
-    /// Answers other nodes from now on.
+    /// Starts to answer other nodes.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -315,14 +317,14 @@ impl ServingTurn {
         })
     }
 
-    /// Waits until the node may serve. When it returns, the broker knows of all earlier
-    /// subscriptions of this client, unless it takes all subjects in.
+    /// Waits until the node may serve. Then the broker knows of all earlier subscriptions of this
+    /// client, unless a client subscribes to every subject.
     pub(crate) async fn wait(&self, board: &StatusBoard) {
         let mut farewell = self.shared.farewell.subscribe();
         let mut unanswered = 0;
         let mut before_me = String::new();
         loop {
-            // The first connection takes a moment; `/readyz` says that it isn't there.
+            // The first connection takes a moment. `/readyz` reports it as missing until then.
             while !self.broker.connected.load(Ordering::Relaxed) {
                 sleep(CONNECT_LOOK).await;
             }
@@ -336,7 +338,8 @@ impl ServingTurn {
                 HelloResult::Other(_) | HelloResult::Unknown(_) => false,
             };
             if is_free {
-                // Others may have come to the same end: all say so, and ask once more.
+                // Other nodes may have decided the same at this moment. So each announces that it
+                // serves, and asks once more.
                 self.shared.serves.store(true, Ordering::Relaxed);
                 found = self.ask().await;
                 if matches!(found, HelloResult::Nobody | HelloResult::Unanswered) {
@@ -357,16 +360,16 @@ impl ServingTurn {
                 }
                 HelloResult::Nobody | HelloResult::Unanswered => continue,
             }
-            // It can't fail: the sender is here.
+            // It can't fail: `self` holds the sender.
             let _ = timeout(TIMEOUT, farewell.changed()).await;
         }
     }
 
-    /// Waits until the node may not serve any more, and says why.
+    /// Waits until the node may not serve any more, and returns the reason.
     pub(crate) async fn is_over(&self) -> String {
         let mut doubts = self.doubts.clone();
         loop {
-            // The account holds one.
+            // The account itself holds one reference.
             let tenants = Arc::strong_count(&self.tenants).saturating_sub(1);
             let every = CHECK_EVERY.mul_f64((tenants as f64 / TENANTS as f64).max(1.0));
             tokio::select! {
@@ -383,16 +386,16 @@ impl ServingTurn {
                 {
                     return why;
                 }
-                // Nobody else can reach the users, or nobody else is there.
+                // Either no other node is there, or none can reach the users.
                 HelloResult::Unknown(_) | HelloResult::Nobody | HelloResult::Unanswered => {}
             }
         }
     }
 
-    /// Says goodbye: all that was to be told has been.
+    /// Says goodbye to other nodes. Everything else must have been published before.
     pub(crate) async fn leave(&mut self) {
         self.shared.leave.notify_one();
-        // One that has failed has said so.
+        // A failure of the task has been logged already.
         let _ = (&mut self.answers).await;
     }
 
@@ -404,7 +407,7 @@ impl ServingTurn {
         }
         self.broker.try_hello(&self.shared.subject);
         let me = self.shared.me();
-        // Where one of the fleet is there, no node of which it isn't one serves.
+        // If a node of the same fleet answers, no node outside of the fleet serves.
         let is_of_fleet = AtomicBool::new(false);
         let before_me = |reply: &Message| {
             self.broker.count_elsewhere();
@@ -423,7 +426,8 @@ impl ServingTurn {
         if self.broker.hello_is_forbidden(&self.shared.subject) {
             return HelloResult::Unknown(format!("NATS forbids `{}`", self.shared.subject));
         }
-        // A marker that went out behind the question has come back.
+        // Whether a marker has come back that was sent after the question, so that the broker has
+        // responded.
         let waited = u64::try_from(TIMEOUT.as_millis()).unwrap_or_default();
         let is_heard = *self.heard.borrow() >= began.saturating_add(waited / 2);
         match asked {
@@ -445,7 +449,7 @@ impl ServingTurn {
     }
 }
 
-/// A node, as it says of itself: plain data, which always has a JSON form.
+/// A node's description as JSON. Plain data always has a JSON form.
 fn body(node: &NodeInfo) -> Vec<u8> {
     serde_json::to_vec(node).unwrap_or_default()
 }
@@ -465,7 +469,7 @@ async fn answer(
         let Some(hello) = hello else { return };
         broker.count_elsewhere();
         let me = shared.me();
-        // Nodes of earlier versions ask without saying anything.
+        // Nodes of earlier versions send an empty question.
         if let Ok(other) = serde_json::from_slice::<NodeInfo>(&hello.payload) {
             if other.gone {
                 shared.farewell.send_replace(other.id);
@@ -473,8 +477,8 @@ async fn answer(
                 shared.met.notify_one();
             }
         }
-        // Where nodes ask to be answered, whatever `[nats] reply_prefixes` permits to
-        // others: a node that got no answer would serve as well.
+        // Nodes are always answered on their inboxes, whatever `[nats] reply_prefixes` permits: a
+        // node without an answer would serve as well.
         let reply = match hello.reply {
             Some(reply) if reply.starts_with(INBOX) => Some(reply),
             reply => allowed.accept(reply),
@@ -483,7 +487,7 @@ async fn answer(
             let _ = client.publish(reply, body(&me).into()).await;
         }
     }
-    // First: a node that asks upon the goodbye hears that nobody listens.
+    // Unsubscribes first: a node that asks because of the goodbye then hears that nobody listens.
     let _ = hellos.unsubscribe().await;
     let gone = NodeInfo {
         gone: true,
@@ -512,7 +516,7 @@ mod tests {
 
     #[test]
     fn of_any_two_nodes_exactly_one_goes_before() {
-        // In the order in which they go.
+        // In the order of their priority.
         let nodes = [
             node(true, 1, "b", "2"),
             node(true, 2, "a", "1"),
@@ -540,7 +544,7 @@ mod tests {
         };
         let (a, b) = (of_fleet("a", "1"), of_fleet("b", "2"));
         assert!(!a.yields_to(&b) && !b.yields_to(&a));
-        // Of one tenant, or of one whose name isn't known.
+        // Of one tenant, or of a tenant whose name isn't known.
         let of_tenant = |mut node: NodeInfo, tenant: &str| {
             node.tenant = Some(tenant.into());
             node

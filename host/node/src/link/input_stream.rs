@@ -1,10 +1,10 @@
-//! The stream that connects and disconnects are taken from, as JetStream has it: whether it is one
-//! that can be, and its messages from a place on. What is done with them is `tenant::stream_intake`'s
-//! affair.
+//! The JetStream stream from which connects and disconnects are read: this module checks that the
+//! stream can be used, and reads its messages from a given place on. `tenant::stream_intake`
+//! handles them.
 //!
-//! The consumer is the node's own, asks for no acknowledgement, and is forgotten by the server soon
-//! after the node is gone: up to where the node has come stands in the node's state. If anything is
-//! wrong, a new one is made at the next message that is wanted.
+//! Each node has a consumer of its own, without acknowledgements. The server removes it soon after
+//! the node is gone: how far the node has come is in the node's state. After any error, the next
+//! read creates a new consumer.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -29,38 +29,38 @@ use crate::clock;
 use crate::link::admin::Admin;
 use crate::link::connection::Incoming;
 
-/// The kinds of messages that the stream has.
+/// The kinds of messages that the stream holds.
 pub(crate) const KINDS: [Kind; 2] = [Kind::Connect, Kind::Disconnect];
 
-/// How many messages may be on their way to the node.
+/// How many messages may be requested and not received yet.
 const PULL_MAX: usize = 256;
 
-/// How often JetStream says that it is there while it has no message. If it doesn't twice, the
-/// consumer is made anew.
+/// How often JetStream sends a heartbeat while it has no message. If two are missing, the consumer
+/// is made anew.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 pub(super) const EXPIRES: Duration = Duration::from_secs(30);
 
-/// How soon the server forgets a consumer that is not used any more.
+/// How soon the server removes a consumer that is not used any more.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
-/// How often is looked whether there is a connection.
+/// How often the connection's state is checked while waiting for it.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The longest message that a stream of our making takes.
+/// The longest message that a stream made by `presence input init` takes, in bytes.
 const MESSAGE_BYTES_MAX: i32 = 256 << 10;
 
 /// Why a stream can't be read.
 #[derive(Debug)]
 pub(crate) enum OpenError {
-    /// It is missing, or isn't one to take input from: somebody has to do something.
+    /// The stream is missing, or input can't be taken from it: an operator has to act.
     Refused(String),
-    /// It may be readable in a moment.
+    /// The stream or the server doesn't respond. A later attempt may succeed.
     Away(String),
-    /// It can be read, and the reading is to begin anew.
+    /// Reading failed, although the stream may be readable: open it again.
     Again(String),
 }
 
-/// What finds a tenant's stream.
+/// Finds a tenant's input stream.
 pub(crate) struct InputStreams {
     client: Client,
     name: String,
@@ -68,31 +68,32 @@ pub(crate) struct InputStreams {
     node: String,
 }
 
-/// Where to begin.
+/// Where to begin reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
-    /// At the message of this number, or at the next that there is.
+    /// At the message with this number, or at the next one that exists.
     At(u64),
-    /// At the first message that was stored then or later, by the broker's clock, in milliseconds
-    /// since the Unix epoch.
+    /// At the first message that the broker stored at this time or later, in milliseconds since the
+    /// Unix epoch.
     Since(u64),
 }
 
-/// A stream that input can be taken from.
+/// A stream that input can be read from.
 pub(crate) struct InputStream {
     pub(super) context: jetstream::Context,
     pub(super) stream: JetStream,
-    /// When it was made, which tells it from one that is made anew.
+    /// When it was created, in nanoseconds since the Unix epoch. It differs if the stream is
+    /// removed and created again.
     pub(crate) made_at: u64,
-    /// The numbers of its first and its last message.
+    /// The numbers of the first and the last message in the stream.
     pub(crate) first: u64,
     pub(crate) last: u64,
 }
 
-/// Its messages, in order.
+/// The stream's messages, in order.
 pub(crate) struct InputMessages {
     messages: pull::Stream,
-    /// How many messages have come.
+    /// How many messages have been received from this consumer.
     count: u64,
 }
 
@@ -100,14 +101,14 @@ pub(crate) struct InputMessages {
 pub(crate) struct StoredInput {
     /// Its number in the stream.
     pub(crate) sequence: u64,
-    /// How many come after it by now.
+    /// How many messages were behind it in the stream when it was delivered.
     pub(crate) pending: u64,
     pub(crate) message: Incoming,
 }
 
 impl InputStreams {
-    /// Of a tenant; none if it takes its input otherwise. Messages come on the connection that no
-    /// flood of other input keeps waiting.
+    /// For a tenant; `None` if its configuration names no stream. It uses the admin connection,
+    /// which a flood of other input can't delay.
     pub(crate) fn of(config: &Config, admin: &Admin) -> Option<Self> {
         Some(Self {
             client: admin.client.clone(),
@@ -117,7 +118,7 @@ impl InputStreams {
         })
     }
 
-    /// How often there has been a connection.
+    /// How often the client has connected.
     pub(crate) fn link(&self) -> u64 {
         let statistics = self.client.statistics();
         statistics.connects.load(Ordering::Acquire)
@@ -130,18 +131,19 @@ impl InputStreams {
         }
     }
 
-    /// Looks at the stream.
+    /// Fetches the stream's information, and checks it.
     ///
     /// # Errors
-    /// If it can't be read, or isn't one to take input from.
+    /// If the stream can't be read, or input can't be taken from it.
     pub(crate) async fn find(&self) -> Result<InputStream, OpenError> {
         InputStream::find(&self.client, &self.name, &self.subjects).await
     }
 
-    /// The messages of the stream from there on, and the number of the next one that can come.
+    /// The messages of the stream from `begin` on, and the lowest number that the first of them can
+    /// have.
     ///
     /// # Errors
-    /// If the server doesn't give them.
+    /// If the server doesn't deliver them.
     pub(crate) async fn read(
         &self,
         stream: InputStream,
@@ -152,10 +154,10 @@ impl InputStreams {
 }
 
 impl InputStream {
-    /// Looks at the stream.
+    /// Fetches the stream's information, and checks it.
     ///
     /// # Errors
-    /// If it can't be read, or isn't one to take input from.
+    /// If the stream can't be read, or input can't be taken from it.
     async fn find(client: &Client, name: &str, subjects: &Subjects) -> Result<Self, OpenError> {
         let context = jetstream::new(client.clone());
         let stream = context.get_stream(name).await.map_err(|error| {
@@ -175,7 +177,7 @@ impl InputStream {
             }
         })?;
         let info = stream.cached_info();
-        // A server that has lost the others of its cluster may tell of the stream nevertheless.
+        // A server without contact to the rest of its cluster may still describe the stream.
         if info.cluster.as_ref().is_some_and(|it| it.leader.is_none()) {
             let why = "it has no leader: do the servers that keep it reach each other?";
             return Err(OpenError::Away(why.into()));
@@ -193,17 +195,17 @@ impl InputStream {
         })
     }
 
-    /// Its messages from there on, and the number of the next one that can come.
+    /// The messages from `begin` on, and the lowest number that the first of them can have.
     ///
     /// # Errors
-    /// If the server doesn't give them.
+    /// If the server doesn't deliver them.
     async fn read(self, node: &str, begin: Begin) -> Result<(InputMessages, u64), OpenError> {
         let failed = |error: &dyn std::fmt::Display| {
             OpenError::Away(format!("its messages can't be asked for: {error}"))
         };
         let deliver_policy = deliver(begin)?;
         let consumer = self.stream.create_consumer(pull::Config {
-            // Operators see it among the stream's consumers.
+            // Operators see this name in the list of the stream's consumers.
             name: Some(format!("presence-{node}-{}", clock::wall_now_us())),
             deliver_policy,
             ack_policy: AckPolicy::None,
@@ -230,10 +232,11 @@ impl InputStream {
 }
 
 impl InputMessages {
-    /// The next message. Dropped before it is there, it loses none.
+    /// Waits for the next message. Dropping the future loses no message.
     ///
     /// # Errors
-    /// If no other comes, or some were lost on their way: those are to be asked for again.
+    /// If no further message can come, or some were lost on their way: the stream must be read
+    /// again from there.
     pub(crate) async fn next(&mut self) -> Result<StoredInput, OpenError> {
         let message = match self.messages.next().await {
             Some(Ok(message)) => message,
@@ -267,7 +270,7 @@ impl InputMessages {
     }
 }
 
-/// Where a consumer begins.
+/// The consumer's setting for where it begins.
 pub(super) fn deliver(begin: Begin) -> Result<DeliverPolicy, OpenError> {
     Ok(match begin {
         Begin::At(sequence) => DeliverPolicy::ByStartSequence {
@@ -283,17 +286,17 @@ pub(super) fn deliver(begin: Begin) -> Result<DeliverPolicy, OpenError> {
     })
 }
 
-/// An error of the client in words.
+/// An error of the client with its causes, as text.
 pub(super) fn said(error: impl std::error::Error + Send + Sync + 'static) -> String {
     Causes(&error.into()).to_string()
 }
 
-/// The subjects that the stream has to have.
+/// The subjects that the stream must have.
 fn subjects_of(subjects: &Subjects) -> Vec<String> {
     KINDS.map(|kind| subjects.of(kind.subject())).into()
 }
 
-/// Why input can't be taken from a stream, and what to do about it.
+/// Why input can't be taken from a stream, and what to do about it. `None` if it can.
 fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
     let name = &config.name;
     let wanted = subjects_of(subjects);
@@ -333,7 +336,7 @@ fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
     ))
 }
 
-/// The stream, for the command that makes it.
+/// The input stream, for the command that creates it.
 pub struct InputStreamAdmin {
     access: StreamAccess,
     subjects: Subjects,
@@ -341,7 +344,7 @@ pub struct InputStreamAdmin {
 }
 
 impl InputStreamAdmin {
-    /// Connects. The stream may be missing.
+    /// Connects to NATS. The stream may be missing.
     ///
     /// # Errors
     /// If NATS can't be reached.
@@ -364,10 +367,11 @@ impl InputStreamAdmin {
         &self.name
     }
 
-    /// Makes the stream, or changes what an existing one keeps. Says whether it was made.
+    /// Creates the stream, or changes the limits of an existing one. Returns whether it was
+    /// created.
     ///
     /// # Errors
-    /// If the server refuses, or no input can be taken from the stream that is there.
+    /// If the server refuses, or input can't be taken from the existing stream.
     pub async fn init(&self, retention: Retention) -> anyhow::Result<bool> {
         let wanted = stream::Config {
             name: self.name.clone(),

@@ -1,6 +1,6 @@
-//! What is published and the broker may not have yet: kept until the broker has it, so
-//! that it can be published again after a lost connection. Answers wait in it for their
-//! turn, but are handed over once.
+//! The journal: published messages are kept here until the broker has acknowledged them, so that
+//! they can be published again after a lost connection. Answers to requests wait here in the same
+//! order, but are handed over only once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use presence_config::subjects::Source;
 
 use super::shared_input::Receipt;
 
-/// What an entry takes beside its subject and its body, more or less.
+/// The approximate size of an entry without its subject and its body, in bytes.
 const ENTRY_BYTES: usize = 128;
 
-/// A message as it is published, and published again.
+/// A message to publish, and to publish again if the connection is lost.
 #[derive(Clone, Debug)]
 pub(crate) struct JournalEntry {
     pub(crate) subject: Subject,
     pub(crate) body: Bytes,
-    /// How it is counted.
+    /// Whether it is numbered, and whether it is published again.
     pub(crate) counting: Counting,
-    /// For how long it may be published; none where that doesn't end.
+    /// Until when it may be published. `None`: without a limit.
     pub(crate) fence: Option<Arc<EpochFence>>,
 }
 
-/// How a message is counted.
+/// Whether a message has a sequence number, and whether it is published again.
 #[derive(Clone, Debug)]
 pub(crate) enum Counting {
-    /// It is an answer: it is published once.
+    /// An answer: published once, whether or not the broker gets it.
     Once,
-    /// It is published until the broker has it, and bears no number.
+    /// Published until the broker has it. It has no sequence number.
     Unnumbered,
-    /// It is published until the broker has it, and bears this number.
+    /// Published until the broker has it, with this sequence number.
     Numbered(SequenceNumber),
 }
 
-/// For how long an owner of a shard may publish: while it may rely on its node's lease, and nobody
-/// owns the shard after it.
+/// Until when an owner may publish for a shard: while its node's lease lasts, and until the fence
+/// is ended because another node takes over.
 #[derive(Debug)]
 pub(crate) struct EpochFence {
     lease: Arc<NodeLease>,
     is_over: AtomicBool,
 }
 
-/// A node's lease in a fleet, as those know it who publish by it.
+/// A node's lease in a fleet, as publishers see it.
 #[derive(Debug, Default)]
 pub(crate) struct NodeLease {
-    /// Until when the node may rely on it, by the host's clock.
+    /// The node may publish before this time, by the host's clock.
     until: AtomicU64,
-    /// Whether the node is no part of the fleet any more.
+    /// Whether the node has left the fleet.
     is_over: AtomicBool,
-    /// How many messages were dropped, since their shards were another node's, or may have been.
+    /// How many messages were dropped because their shards belonged to another node, or could have.
     dropped: AtomicU64,
 }
 
@@ -65,36 +65,37 @@ impl NodeLease {
         self.until.load(Ordering::Acquire)
     }
 
-    /// The node is no part of the fleet any more: nothing is published by it from now on.
+    /// The node has left the fleet: from now on, nothing is published under this lease.
     pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Release);
     }
 
-    /// How many messages were dropped, since their shards were another node's, or may have been.
+    /// How many messages were dropped because their shards belonged to another node, or could have.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 }
 
-/// Tells leases apart.
+/// Identifies a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LeaseId(usize);
 
 impl LeaseId {
-    /// Of a lease, for as long as something refers to it.
+    /// The id of a lease. It is unique while the lease exists.
     pub(crate) fn of(lease: &Arc<NodeLease>) -> Self {
         Self(Arc::as_ptr(lease).addr())
     }
 }
 
-/// What is to be done with a message.
+/// Whether a message may be published now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passage {
     /// It may be published.
     Open,
-    /// Whether it may is known only when the lease is renewed, or is another's.
+    /// The lease has run out. It may be published once the lease is renewed, and never if the fence
+    /// ends.
     Shut,
-    /// It may not be published any more.
+    /// It may not be published, now or later.
     Over,
 }
 
@@ -106,7 +107,8 @@ impl EpochFence {
         })
     }
 
-    /// The shard is another's, or is to be.
+    /// Another node owns the shard, or is about to: nothing is published through this fence from
+    /// now on.
     pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Release);
     }
@@ -123,18 +125,18 @@ impl EpochFence {
     }
 }
 
-/// By what a message is counted.
+/// A message's place in the sequence of its source.
 #[derive(Clone, Debug)]
 pub(crate) struct SequenceNumber {
     pub(crate) source: Arc<Source>,
-    /// How often the numbers on the subject have begun anew since the source's start.
+    /// How often the numbers on the subject have started again since the source's start.
     pub(crate) renewed: u64,
     /// The message's number on the subject.
     pub(crate) seq: u64,
 }
 
 impl JournalEntry {
-    /// An answer to who has sent something.
+    /// An answer to a request, on the request's reply subject.
     pub(crate) fn answer(to: String, body: Vec<u8>) -> Self {
         Self {
             subject: to.into(),
@@ -144,7 +146,7 @@ impl JournalEntry {
         }
     }
 
-    /// Says to JetStream that a message has been handled.
+    /// The acknowledgement to JetStream that a message has been handled.
     pub(crate) fn handled(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
         Self {
             subject: receipt.subject(),
@@ -154,24 +156,24 @@ impl JournalEntry {
         }
     }
 
-    /// Whether it is published once, whether or not the broker gets it.
+    /// Whether it is published only once, whether or not the broker gets it.
     pub(crate) fn is_once(&self) -> bool {
         matches!(self.counting, Counting::Once)
     }
 
-    /// What is to be done with it.
+    /// Whether the entry may be published at the time that `now` returns.
     pub(crate) fn passage(&self, now: impl FnOnce() -> u64) -> Passage {
         let fence = self.fence.as_ref();
         fence.map_or(Passage::Open, |fence| fence.passage(now()))
     }
 
-    /// By which lease it is published; none where none is needed.
+    /// The lease under which it is published. `None` if it needs none.
     pub(crate) fn lease(&self) -> Option<LeaseId> {
         let fence = self.fence.as_ref();
         fence.map(|fence| LeaseId::of(&fence.lease))
     }
 
-    /// Counts it as dropped.
+    /// Counts the entry as dropped, if it needs a lease.
     pub(crate) fn count_dropped(&self) {
         if let Some(fence) = &self.fence {
             fence.lease.dropped.fetch_add(1, Ordering::Relaxed);
@@ -183,20 +185,21 @@ impl JournalEntry {
     }
 }
 
-/// Messages in their order. Their places are counted from 0.
+/// A queue of messages in publishing order. A message's place is its index, counted from 0 since
+/// the start.
 #[derive(Debug)]
 pub(crate) struct Journal {
     entries: VecDeque<JournalEntry>,
-    /// The place of the first of them.
+    /// The place of the first entry.
     begin: u64,
-    /// How many of them the broker is to acknowledge.
+    /// How many entries wait for the broker's acknowledgement. Answers don't.
     unacknowledged: usize,
     bytes: usize,
     bytes_max: usize,
 }
 
 impl Journal {
-    /// An empty one, which is full at so many bytes, more or less.
+    /// An empty journal, which is full at about `bytes_max` bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
             entries: VecDeque::new(),
@@ -207,27 +210,27 @@ impl Journal {
         }
     }
 
-    /// The place of the first message that is kept.
+    /// The place of the first entry that is kept, or of the next one if there is none.
     pub(crate) fn begin(&self) -> u64 {
         self.begin
     }
 
-    /// The place of the message that comes next.
+    /// The place that the next entry gets.
     pub(crate) fn end(&self) -> u64 {
         self.begin + self.entries.len() as u64
     }
 
-    /// Whether there is something that the broker is to acknowledge.
+    /// Whether an entry waits for the broker's acknowledgement.
     pub(crate) fn waits(&self) -> bool {
         self.unacknowledged > 0
     }
 
-    /// Whether there is room for another message. One alone always has it.
+    /// Whether there is room for another entry. An empty journal always has room.
     pub(crate) fn has_room(&self) -> bool {
         self.bytes < self.bytes_max
     }
 
-    /// How many bytes are kept, more or less.
+    /// The approximate size of all entries, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -238,14 +241,14 @@ impl Journal {
         self.entries.push_back(entry);
     }
 
-    /// The message at a place, if it is kept.
+    /// The entry at a place. `None` if it is not kept, or not there yet.
     pub(crate) fn get(&self, place: u64) -> Option<&JournalEntry> {
         let place = place.checked_sub(self.begin)?;
         self.entries.get(usize::try_from(place).ok()?)
     }
 
-    /// The broker has all messages before one place, and all before the other have been
-    /// handed over, which is all that an answer is kept for.
+    /// Removes entries from the front: those before `acknowledged`, which the broker has, and
+    /// answers before `handed`, which were handed to the client.
     pub(crate) fn forget(&mut self, acknowledged: u64, handed: u64) {
         while let Some(entry) = self.entries.front() {
             let is_answer = entry.is_once();

@@ -1,5 +1,5 @@
-//! How a node logs in at each connect. Credential files are read again each time, and values from the
-//! configuration are those of its last reload, so that a login can be changed while the node runs.
+//! How a node logs in at each connect. Credential files are read again each time, and other values
+//! come from the last reload of the configuration. So a login can be changed while the node runs.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ pub(crate) struct Login(Arc<Mutex<Current>>);
 #[derive(Debug)]
 struct Current {
     auth: Auth,
-    /// How often it was replaced.
+    /// How often the login was replaced.
     version: u64,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct RefusedLogin {
 }
 
 impl RefusedLogin {
-    /// Whether it is still the one that is used.
+    /// Whether the refused login is still in use.
     pub(crate) fn is_used(&self) -> bool {
         self.login.version() == self.version
     }
@@ -47,12 +47,12 @@ impl Login {
         current.auth = auth;
     }
 
-    /// How often it was replaced by another one.
+    /// How often the login was replaced by a different one.
     pub(crate) fn version(&self) -> u64 {
         self.current().version
     }
 
-    /// That the broker refuses the login of this version.
+    /// A record that the broker refuses the login of this version.
     pub(crate) fn refused(&self, version: u64) -> RefusedLogin {
         let login = self.clone();
         RefusedLogin { login, version }
@@ -66,22 +66,23 @@ impl Login {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Options that log in so, at each connection.
+    /// Client options that use this login at each connect.
     ///
     /// # Errors
-    /// If it can't be done now: a file that can't be read, or doesn't hold what it should.
+    /// If the login can't be used now: a file can't be read, or has the wrong content.
     pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
         answer(&self.auth(), &[])?;
         let login = self.clone();
         Ok(ConnectOptions::with_auth_callback(move |nonce| {
             let said = answer(&login.auth(), &nonce);
-            // The client tells of it in the log, and tries again.
+            // The client logs the error, and tries again.
             std::future::ready(said.map_err(|error| AuthError::new(format!("{error:#}"))))
         }))
     }
 }
 
-/// What is said to a broker that asks with a nonce who this is.
+/// The login data for the broker, with the signature of its nonce where the kind of login needs
+/// one.
 fn answer(auth: &Auth, nonce: &[u8]) -> anyhow::Result<async_nats::Auth> {
     let mut said = async_nats::Auth::new();
     match auth {
@@ -113,12 +114,12 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))
 }
 
-/// The key pair of a seed. What is wrong with it is said without repeating it.
+/// The key pair of a seed. An error doesn't repeat the seed.
 fn key(seed: &str) -> anyhow::Result<KeyPair> {
     KeyPair::from_seed(seed.trim()).context("it holds no seed of an nkey")
 }
 
-/// What stands between the two lines of a `.creds` file that name it.
+/// The content of a section of a `.creds` file, between the lines that begin and end it.
 fn section<'a>(text: &'a str, name: &str) -> anyhow::Result<&'a str> {
     let found = text
         .split_once(&format!("BEGIN {name}-"))

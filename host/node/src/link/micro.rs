@@ -1,8 +1,8 @@
-//! A service by the NATS micro protocol (ADR-32), so that `nats micro ls|info|stats` find it.
+//! A service of the NATS micro protocol (ADR-32), so that `nats micro ls|info|stats` find it.
 //!
-//! async-nats has such services, too. It answers discovery on whatever subject the one who
-//! asks has named, and a node may publish far more than those who may ask: what they name has
-//! to be below `[nats] reply_prefixes`, as with every other answer of a node.
+//! The service of async-nats isn't used, because it answers discovery requests on any reply subject
+//! that they name. A node may publish to far more subjects than its clients. So here, as with every
+//! other answer of a node, the reply subject has to be below `[nats] reply_prefixes`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,16 +24,16 @@ use crate::tasks::Tasks;
 /// How many requests may be in progress.
 const AT_ONCE: usize = 16;
 
-/// How long is waited for the broker to know of the subscriptions.
+/// How long to wait until the broker has processed the subscriptions.
 const KNOWN: Duration = Duration::from_secs(2);
 
-/// What is asked of a node's status for the revision that is in force, with its chain.
+/// The body of a `status` request that asks for the current revision, with its chain of plugins.
 pub(crate) const REVISION: &[u8] = b"revision";
 
-/// What ends a node's shadow.
+/// The body of a `shadow` request that ends the node's shadow.
 pub(crate) const END: &[u8] = b"end";
 
-/// What the service is called.
+/// The service's name.
 pub(crate) const NAME: &str = "presence";
 
 /// A service, and its endpoints.
@@ -47,14 +47,14 @@ pub(crate) struct Service {
     endpoints: Vec<Endpoint>,
 }
 
-/// A part of a service.
+/// An endpoint of a service.
 struct Endpoint {
     name: &'static str,
     subject: String,
     stats: Mutex<Stats>,
 }
 
-/// What became of an endpoint's requests.
+/// Counts of an endpoint's requests.
 #[derive(Default)]
 struct Stats {
     requests: u64,
@@ -63,7 +63,7 @@ struct Stats {
     time: Duration,
 }
 
-/// A service that is subscribed.
+/// A service with a subscription for its requests. Dropping it removes it from discovery.
 pub(crate) struct SubscribedService {
     service: Arc<Service>,
     all: Services,
@@ -76,13 +76,13 @@ impl Drop for SubscribedService {
     }
 }
 
-/// The services on one connection, by their ids: one for each tenant. What asks for services is
-/// subscribed to once for all of them. Cloning it shares it.
+/// The services on one connection, by their ids: one for each tenant. One subscription for
+/// discovery requests serves all of them. Cloning it shares it.
 #[derive(Clone, Default)]
 pub(crate) struct Services(Arc<Mutex<BTreeMap<String, Arc<Service>>>>);
 
 impl Services {
-    /// Answers what asks for services, of which there are none yet.
+    /// Starts to answer discovery requests. There are no services yet.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -115,17 +115,17 @@ impl Services {
                 service.tell(&question).await;
             }
         }
-        // The connection is gone only when the node ends.
+        // The connection ends only with the node.
         std::future::pending().await
     }
 }
 
-/// What a request is answered: a body, or what is wrong with it.
+/// The answer to a request: a body, or an error.
 pub(crate) type Answer = Result<Value, String>;
 
 impl Service {
-    /// A service that describes itself so, with endpoints of these names: the subject of each is
-    /// the root, its name, and the service's id.
+    /// A service with this metadata and these endpoints. The subject of an endpoint is the root,
+    /// its name and the service's id.
     pub(crate) fn new(
         client: Client,
         replies: Arc<ReplyGuard>,
@@ -151,14 +151,14 @@ impl Service {
         }
     }
 
-    /// Subscribes, and waits a while for the broker to know of it.
+    /// Subscribes to requests, and waits a short time for the broker to process it.
     ///
     /// # Errors
     /// If the connection is closed.
     pub(crate) async fn listen(self, all: &Services) -> anyhow::Result<SubscribedService> {
         let requests = format!("{}.*.{}", self.root, self.id);
         let requests = self.client.subscribe(requests).await?;
-        // Where the broker is away, it hears of them when it is back.
+        // If the broker is away, it gets the subscriptions when it is back.
         let _ = timeout(KNOWN, self.client.flush()).await;
         let service = Arc::new(self);
         all.each().insert(service.id.clone(), Arc::clone(&service));
@@ -169,7 +169,7 @@ impl Service {
         })
     }
 
-    /// Answers what asks for services.
+    /// Answers a discovery request.
     async fn tell(&self, question: &Message) {
         let mut verb = question.subject.split('.').skip(1);
         let answer = match verb.next() {
@@ -260,7 +260,7 @@ impl Service {
         let body = match answer {
             Ok(body) => body,
             Err(error) => {
-                // A header is one line, and so short that there is room for the body.
+                // A header is one line. It is cut, to leave room for the body.
                 let line = line(cut(&error));
                 headers.insert(NATS_SERVICE_ERROR, line.as_str());
                 headers.insert(NATS_SERVICE_ERROR_CODE, "500");
@@ -271,7 +271,7 @@ impl Service {
         let bytes = body.len();
         let sent = client.publish_with_headers(reply.clone(), headers, body.into());
         let Err(error) = sent.await else { return };
-        // The one who asked would wait for nothing otherwise.
+        // Without this, the requester would wait in vain.
         let error = match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => format!(
                 "the answer has {bytes} bytes, and the broker carries messages of {} (max_payload)",
@@ -293,7 +293,7 @@ impl Service {
         headers.insert(NATS_SERVICE_ERROR, error.as_str());
         headers.insert(NATS_SERVICE_ERROR_CODE, "500");
         let body = json!({"ok": false, "reason": "refused", "error": error});
-        // Where this can't be sent, either, the client is gone: the node ends.
+        // If this can't be sent either, the client has ended with the node.
         let _ = client
             .publish_with_headers(reply, headers, body.to_string().into())
             .await;
@@ -301,7 +301,7 @@ impl Service {
 }
 
 impl SubscribedService {
-    /// Serves for as long as it is polled: `handle` is given an endpoint's name and a request.
+    /// Serves while it is polled. `handle` gets an endpoint's name and a request.
     pub(crate) async fn serve<F: Future<Output = Answer>>(
         mut self,
         handle: impl Fn(&'static str, Message) -> F,
@@ -318,7 +318,7 @@ impl SubscribedService {
                     let Some(endpoint) = endpoints.find(asked) else {
                         continue;
                     };
-                    // A request that nobody can be answered on is none.
+                    // A request without an allowed reply subject is ignored.
                     let Some(reply) = service.replies.accept(request.reply.clone()) else {
                         continue;
                     };

@@ -1,4 +1,5 @@
-//! The broker: connections, what is handed to it, and what it has.
+//! Everything that talks to the broker: connections, publishing, acknowledgements, subscriptions,
+//! JetStream streams and the admin service.
 
 pub(crate) mod admin;
 pub(crate) mod alerts;

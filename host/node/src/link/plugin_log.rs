@@ -1,4 +1,5 @@
-//! Lines of plugins, on `presence.admin.logs.<plugin>` while somebody follows them.
+//! Publishes the log lines of plugins on `presence.admin.logs.<plugin>` while a command follows
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,21 +16,21 @@ use tokio::time::interval;
 use crate::ops::plugin_lines::{self, FollowRequest, LEASE, PluginLine};
 use crate::tasks::Tasks;
 
-/// How often is looked whether somebody still follows.
+/// How often expired follow leases are removed.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How many bytes of lines an answer has at most: less than every server carries.
+/// The size limit of the lines in one answer, in bytes. Every server carries messages of this size.
 const ANSWER_BYTES_MAX: usize = 512 * 1_024;
 
-/// What a command asks for.
+/// The request of a command.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
     plugin: String,
-    /// Whether lines that are only for debugging are wanted, too.
+    /// Whether lines of level debug are wanted, too.
     #[serde(default)]
     debug: bool,
-    /// Whether what is logged from now on is to be published.
+    /// Whether lines that are logged from now on are to be published.
     #[serde(default)]
     follow: bool,
 }
@@ -38,7 +39,7 @@ struct Request {
 #[derive(Clone, Default)]
 pub(crate) struct PluginLogs(Arc<Mutex<BTreeMap<String, Target>>>);
 
-/// Where those of one tenant are.
+/// The client and subject prefix of one tenant.
 #[derive(Clone)]
 struct Target {
     client: Client,
@@ -46,14 +47,14 @@ struct Target {
 }
 
 impl PluginLogs {
-    /// Publishes what is followed for as long as the node runs.
+    /// Starts the task that publishes followed lines for as long as the node runs.
     pub(crate) fn start(node: &str, tasks: &Tasks) -> Self {
         let logs = Self::default();
         tasks.spawn("plugin-log", publish(logs.clone(), node.to_owned()));
         logs
     }
 
-    /// Has the lines of a tenant's plugins be published on its own subjects, and in its account.
+    /// Publishes the lines of a tenant's plugins on the tenant's own subjects, and in its account.
     pub(crate) fn add(&self, tenant: &Tenant, client: &Client) {
         let target = Target {
             client: client.clone(),
@@ -63,7 +64,8 @@ impl PluginLogs {
         targets.insert(tenant.lines_key(), target);
     }
 
-    /// A tenant has ended: what its plugins have logged is nothing for one that comes after it.
+    /// Forgets a tenant that has ended, and the lines of its plugins: a later tenant of the same
+    /// name doesn't get them.
     pub(crate) fn forget(&self, tenant: &str) {
         let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         targets.remove(tenant);
@@ -99,12 +101,12 @@ async fn publish(logs: PluginLogs, node: String) {
 async fn next(followed: &mut mpsc::Receiver<PluginLine>) -> PluginLine {
     match followed.recv().await {
         Some(line) => line,
-        // Another node of this process has them.
+        // Another node of this process has taken the receiver.
         None => std::future::pending().await,
     }
 }
 
-/// Where a line is published, and how.
+/// The subject and the body with which a line is published.
 fn message(line: &PluginLine, node: &str) -> (String, Value) {
     let prefix = Some(&*line.tenant).filter(|prefix| !prefix.is_empty());
     let subject = Subjects::new(prefix).of(LOGS);
@@ -115,7 +117,8 @@ fn message(line: &PluginLine, node: &str) -> (String, Value) {
     (format!("{subject}.{}", line.plugin), body)
 }
 
-/// Answers a command that asks for the lines of a plugin of a tenant.
+/// Answers a command that asks for the lines of a tenant's plugin, and starts to follow the plugin
+/// if the command asks for it.
 ///
 /// # Errors
 /// What is wrong with the request.

@@ -1,5 +1,5 @@
-//! Whether the broker is there, lets this node in, and permits it what it needs. Nothing is
-//! published on the way.
+//! Checks whether the broker is reachable, accepts the login, and grants the permissions that the
+//! node needs. No message is delivered.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use presence_config::{Config, Directory};
 
 use crate::link::broker::{BrokerAccess, Permissions};
 
-/// What has been found out.
+/// The result of the check.
 pub struct Found {
-    /// Which server it is: its name, version, and how long a message may be, in bytes.
+    /// The server's name, its version, and its limit on a message, in bytes.
     pub server: (String, String, usize),
-    /// What of the node's rights can't be found out.
+    /// The permissions that can't be tested.
     pub unknown: Vec<String>,
-    /// What is wrong.
+    /// The problems found.
     pub problems: Vec<anyhow::Error>,
 }
 
-/// Connects as the node does, and tries all that it needs.
+/// Connects as a node does, and tests all permissions that it needs.
 ///
 /// # Errors
 /// If the broker can't be reached, or refuses the login.
@@ -29,7 +29,7 @@ pub async fn connect(config: &Config) -> anyhow::Result<Found> {
     let permissions = Arc::<Permissions>::default();
     match &config.tenants {
         None => permissions.need(config),
-        // Those that have no account of their own.
+        // Only the tenants without an account of their own use this connection.
         Some(tenants) => {
             let shared = tenants.iter().filter(|tenant| !tenant.own_account);
             let configs = shared.filter_map(|tenant| tenant.config.as_ref().ok());
@@ -64,7 +64,8 @@ pub async fn connect(config: &Config) -> anyhow::Result<Found> {
             "[directory] source is \"kv\", and the server offers no JetStream"
         ));
     }
-    // The node has a second connection, without which it does with more load on the first.
+    // The node has a second connection for the pulse. It works without it, with more load on the
+    // main connection.
     let second = access.options()?.name("presence check, second connection");
     if let Err(error) = access.connect(second).await {
         problems.push(error.context("one connection is permitted, and a second is not"));

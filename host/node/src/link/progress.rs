@@ -1,5 +1,5 @@
-//! How far each source has handed its messages to the broker's client, and how far the
-//! broker has them. Sources write the first, the pulse writes the second.
+//! For each source: how far its messages were handed to the broker's client, and how far the broker
+//! has them. Sources write the first, the pulse writes the second.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,26 +8,27 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// A node's sources, as the pulse knows them.
+/// A node's sources, as the pulse sees them. Each has a [`DeliveryProgress`].
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
     each: Vec<Arc<DeliveryProgress>>,
-    /// Said when something is there to be acknowledged.
+    /// Notified when a message waits to be acknowledged.
     wanted: Arc<Notify>,
     intervals: Arc<Mutex<PollIntervals>>,
 }
 
-/// How often the broker is asked, in milliseconds: as often as the one who needs it most wants.
+/// How often the broker is asked for acknowledgements, in milliseconds: the shortest requested
+/// interval.
 #[derive(Debug)]
 struct PollIntervals {
-    /// Where nobody wants anything.
+    /// The interval while no tenant requests one.
     default_ms: u64,
     requested: BTreeMap<u64, u64>,
-    /// How many there have been.
+    /// How many requests were ever made. The count numbers the next one.
     count: u64,
 }
 
-/// How often a tenant has the broker be asked, for as long as it is there.
+/// A tenant's request for a poll interval. Dropping it withdraws the request.
 #[derive(Debug)]
 pub(crate) struct PollInterval {
     intervals: Arc<Mutex<PollIntervals>>,
@@ -35,7 +36,7 @@ pub(crate) struct PollInterval {
 }
 
 impl PollInterval {
-    /// From now on the broker is asked at least this often, in milliseconds.
+    /// Changes the requested interval: the broker is asked at least this often, in milliseconds.
     pub(crate) fn set(&self, ms: u64) {
         locked(&self.intervals).requested.insert(self.number, ms);
     }
@@ -52,7 +53,8 @@ fn locked(intervals: &Mutex<PollIntervals>) -> MutexGuard<'_, PollIntervals> {
 }
 
 impl Sources {
-    /// None yet. `every_ms`: how often the broker is asked, in milliseconds.
+    /// No sources yet. `every_ms`: how often the broker is asked while no tenant requests an
+    /// interval, in milliseconds.
     pub(crate) fn new(every_ms: u64) -> Self {
         Self {
             each: Vec::new(),
@@ -65,15 +67,15 @@ impl Sources {
         }
     }
 
-    /// One more source.
+    /// Adds a source.
     pub(crate) fn add(&mut self) -> Arc<DeliveryProgress> {
         let progress = Arc::new(DeliveryProgress::new(Arc::clone(&self.wanted)));
         self.each.push(Arc::clone(&progress));
         progress
     }
 
-    /// From now on the broker is asked at least this often, in milliseconds, wherever these
-    /// sources are known.
+    /// Has the broker asked at least this often, in milliseconds, while the result exists. It holds
+    /// for all clones of these sources.
     pub(crate) fn request_interval(&self, ms: u64) -> PollInterval {
         let number = {
             let mut intervals = locked(&self.intervals);
@@ -88,7 +90,7 @@ impl Sources {
         interval
     }
 
-    /// How often the broker is asked.
+    /// How often the broker is asked: the shortest requested interval.
     pub(crate) fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.poll_interval_ms())
     }
@@ -100,23 +102,23 @@ impl Sources {
         *least.unwrap_or(&intervals.default_ms)
     }
 
-    /// Waits until something is there to be acknowledged.
+    /// Waits until a message waits to be acknowledged.
     pub(crate) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    /// Whether the broker isn't known to have all.
+    /// Whether the broker may lack a message of any source.
     pub(crate) fn are_behind(&self) -> bool {
         self.each.iter().any(|source| source.is_behind())
     }
 
-    /// Where each of them is: see [`DeliveryProgress::mark`].
+    /// The mark of each source: see [`DeliveryProgress::mark`].
     pub(crate) fn marks(&self) -> Vec<(u64, u64)> {
         self.each.iter().map(|source| source.mark()).collect()
     }
 
-    /// The broker has all before these marks that was handed to the connection with
-    /// this number.
+    /// Notes that the broker has every message before these marks, for the sources whose messages
+    /// went to the connection with the number `link`.
     pub(crate) fn acknowledge(&self, marks: &[(u64, u64)], link: u64) {
         for (source, (handed_to, end)) in self.each.iter().zip(marks) {
             if *handed_to == link {
@@ -126,17 +128,17 @@ impl Sources {
     }
 }
 
-/// How far one source has come. Places are the journal's.
+/// How far one source has come. The places are those of its journal.
 #[derive(Debug)]
 pub(crate) struct DeliveryProgress {
-    /// The connection that they were handed to, counted as the client counts.
+    /// The number of the connection to which messages are handed: the client counts its connects.
     link: AtomicU64,
-    /// Up to which place they were.
+    /// The place behind the last message that was handed to this connection.
     end: AtomicU64,
-    /// Up to which place the broker has them.
+    /// The place behind the last message that the broker is known to have.
     acknowledged: AtomicU64,
     moved: Notify,
-    /// Said when something is there to be acknowledged.
+    /// Notified when a message waits to be acknowledged.
     wanted: Arc<Notify>,
 }
 
@@ -151,34 +153,35 @@ impl DeliveryProgress {
         }
     }
 
-    /// From this place on, messages are handed to this connection.
+    /// From this place on, messages are handed to the connection with the number `link`.
     pub(crate) fn begin(&self, link: u64, place: u64) {
-        // In this order: who sees the new connection sees no place of the one before.
+        // The order matters: a reader that sees the new connection must not see a place of the old
+        // one.
         self.end.store(place, Ordering::Release);
         self.link.store(link, Ordering::Release);
     }
 
-    /// Messages up to this place have been handed over.
+    /// Messages before this place have been handed over.
     pub(crate) fn advance(&self, end: u64) {
         self.end.store(end, Ordering::Release);
     }
 
-    /// Asks for an acknowledgement soon.
+    /// Asks the pulse for an acknowledgement soon.
     pub(crate) fn want(&self) {
         self.wanted.notify_one();
     }
 
-    /// Up to which place the broker has the messages.
+    /// The place behind the last message that the broker is known to have.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Waits until the broker has more of them. It may return too early.
+    /// Waits until the broker has more messages. It may return without any.
     pub(crate) async fn moved(&self) {
         self.moved.notified().await;
     }
 
-    /// The connection, and up to which place messages were handed to it.
+    /// The connection's number, and the place behind the last message handed to it.
     fn mark(&self) -> (u64, u64) {
         let link = self.link.load(Ordering::Acquire);
         (link, self.end.load(Ordering::Acquire))

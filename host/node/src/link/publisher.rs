@@ -1,4 +1,4 @@
-//! Hands messages to the broker's client, as a thread's outbox wants them handed over.
+//! The [`Transport`] of a thread's outbox: hands journal entries to the broker's client.
 
 use async_nats::connection::State;
 use futures_util::FutureExt as _;
@@ -9,7 +9,7 @@ use crate::link::journal::{Counting, JournalEntry};
 use crate::link::wire;
 use crate::pool::Transport;
 
-/// The broker's client, as outboxes know it.
+/// The broker's client, as outboxes use it.
 #[derive(Clone)]
 pub(crate) struct Publisher(Connection);
 
@@ -51,7 +51,8 @@ impl Transport for Publisher {
     }
 
     fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>> {
-        // One that waits for room has not been handed over, and never is when it is dropped.
+        // An entry for which the client has no room now has not been handed over. Dropping the
+        // future makes sure that it never is.
         self.publish(entry).now_or_never()
     }
 

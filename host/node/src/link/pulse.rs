@@ -1,10 +1,11 @@
-//! The pulse: what the broker is known to have, and up to when it has been heard.
+//! The pulse: finds out which messages the broker has, and up to which time everything from the
+//! broker has been received.
 //!
-//! A client of NATS doesn't say when the broker has answered its PING. So the node has
-//! a second connection, for this alone. A marker goes out on the main connection, behind
-//! all that has been handed to it; when it comes in on the second one, the broker has
-//! all of that. It is sent back on the second connection, and when it comes in on the
-//! main one, all has been heard that the broker had by then.
+//! A NATS client doesn't say when the broker has answered its PING. So the node has a second
+//! connection for this purpose alone. The node sends a marker on the main connection. It follows
+//! all messages that were handed to that connection, so when it arrives on the second connection,
+//! the broker has them all. The marker is sent back on the second connection. When it arrives on
+//! the main connection, the node has received everything that the broker had sent by then.
 //!
 //! The node doesn't depend on the second connection. A marker is a request: if there is no
 //! subscriber, the broker answers at once with "no responders" on the main connection, which proves
@@ -33,41 +34,43 @@ use crate::link::drops::SubscriptionKind;
 use crate::link::progress::Sources;
 use crate::tasks::Tasks;
 
-/// How soon the broker is asked, at the earliest, where something isn't acknowledged.
+/// The shortest time between two markers, while a message isn't acknowledged.
 const QUICK: Duration = Duration::from_millis(10);
 
-/// How many markers may be under way. Of more, the oldest counts as lost.
+/// How many markers may be in flight. When there are more, the oldest counts as lost.
 const MARKERS_MAX: usize = 256;
 
-/// From when on, without a marker on it, the second connection isn't relied on.
+/// After this long without a marker on it, the second connection isn't relied on.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// From when on it is made anew, though it seems to stand, and how often at most.
+/// After this long without a marker, the second connection is made anew although it seems up. It is
+/// made anew at most this often.
 const DEAF: Duration = Duration::from_secs(3);
 
-/// A marker that is under way.
+/// A marker in flight.
 struct Marker {
     number: u64,
     /// When it was sent, by the host's clock.
     at: u64,
-    /// Of each source: the connection, and the place behind what was handed to it.
+    /// For each source: the connection, and the place behind the last message handed to it.
     marks: Vec<(u64, u64)>,
 }
 
-/// What keeps the pulse.
+/// The task that sends and receives markers.
 pub(crate) struct Pulse {
     main: Client,
     second: Second,
     statistics: Arc<Statistics>,
     health: Arc<BrokerHealth>,
     sources: Sources,
-    /// Where markers come in on the main connection: one token below this.
+    /// Where markers come in on the main connection: the prefix of the subjects, to which one token
+    /// is added, and their subscription.
     back: (String, Subscriber),
-    /// Where nobody listens.
+    /// A subject without subscribers.
     nobody: String,
     markers: VecDeque<Marker>,
     sent: u64,
-    /// When a marker came in on the main connection last.
+    /// When a marker last came in on the main connection.
     answered: Instant,
     heard: watch::Sender<u64>,
 }
@@ -75,20 +78,20 @@ pub(crate) struct Pulse {
 /// The second connection.
 struct Second {
     client: Client,
-    /// Where markers come in on it.
+    /// The subject and the subscription for markers on this connection.
     out: (String, Subscriber),
-    /// When one came in last.
+    /// When a marker last came in on it.
     heard: Instant,
-    /// When it was last made anew, though it seemed to stand.
+    /// When it was last made anew although it seemed up.
     renewed: Instant,
 }
 
 impl Pulse {
-    /// Connects a second time, and begins. Returns the time up to which everything
+    /// Makes the second connection, and starts the pulse. Returns the time up to which everything
     /// has been received, by the host's clock.
     ///
     /// # Errors
-    /// If what it takes to connect can't be read.
+    /// If a file that the connection needs can't be read, or the main connection is closed.
     pub(crate) async fn start(
         access: &BrokerAccess,
         main: &Connection,
@@ -135,13 +138,13 @@ impl Pulse {
                 () = self.sources.wanted() => next = next.min(Instant::now() + QUICK),
                 Some(marker) = self.second.out.1.next() => self.came_out(&marker).await,
                 Some(marker) = self.back.1.next() => self.came_back(&marker),
-                // The clients are gone: the node ends.
+                // Both clients are gone: the node ends.
                 else => return,
             }
         }
     }
 
-    /// Sends a marker, unless nobody would get it.
+    /// Sends a marker, if the main connection is up.
     async fn send(&mut self) {
         if self.main.connection_state() != State::Connected {
             return;
@@ -166,11 +169,13 @@ impl Pulse {
         let (back, body) = (&self.back.0, self.sent.to_string());
         let reply = format!("{back}.{body}");
         let sent = self.main.publish_with_reply(subject, reply, body.into());
-        // Where there is no room in time, the connection hangs: the next one may get out.
+        // If there is no room within the interval, the connection hangs. A later marker may get
+        // out.
         let _ = timeout(self.sources.poll_interval(), sent).await;
     }
 
-    /// A marker went out to the broker: so did all before it.
+    /// A marker has come in on the second connection: the broker has everything that was sent
+    /// before it.
     async fn came_out(&mut self, received: &Message) {
         self.second.heard = Instant::now();
         self.health.pulse_is_back();
@@ -185,7 +190,8 @@ impl Pulse {
         }
     }
 
-    /// A marker came back from the broker: so did all that it had before.
+    /// A marker has come back on the main connection: everything that the broker had sent before it
+    /// has been received.
     fn came_back(&mut self, received: &Message) {
         self.health.count_elsewhere();
         let token = received.subject.rsplit('.').next().unwrap_or_default();
@@ -195,7 +201,8 @@ impl Pulse {
         let Some(marker) = self.find(number) else {
             return;
         };
-        // From the broker itself: it didn't go out on the second connection before.
+        // The broker itself has answered, because the marker's subject has no subscriber. So
+        // `came_out` hasn't seen this marker.
         if received.status == Some(StatusCode::NO_RESPONDERS) {
             self.acknowledge(marker);
         }
@@ -203,21 +210,21 @@ impl Pulse {
         self.markers.retain(|marker| marker.number > number);
         self.answered = Instant::now();
         self.health.heard(at);
-        // Each shard takes note of it: that isn't done for every marker of a node that is busy.
+        // Every shard is told of a new time, so a busy node doesn't announce each marker.
         if at >= *self.heard.borrow() + self.sources.poll_interval_ms() / 2 {
             self.heard.send_replace(at);
         }
     }
 
-    /// The broker has all that was handed over before a marker, unless it was to an
-    /// earlier connection than the marker may have gone over.
+    /// Notes that the broker has all messages that were handed over before a marker, if they went
+    /// to the current connection. The marker may have gone over a later connection than they did.
     fn acknowledge(&self, marker: &Marker) {
         let link = self.statistics.connects.load(Ordering::Acquire);
         self.sources.acknowledge(&marker.marks, link);
     }
 
-    /// Makes the second connection anew where it seems to stand, and only the main one is
-    /// heard; and has the log know.
+    /// Logs it, and makes the second connection anew, if markers arrive only on the main connection
+    /// although the second one seems up.
     async fn look_at_second(&mut self) {
         if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
             return;
@@ -246,12 +253,12 @@ impl Second {
         })
     }
 
-    /// Whether no marker is known to come in on it.
+    /// Whether no marker has come in on it for some time, or it is down.
     fn is_silent(&self) -> bool {
         !self.is_connected() || self.heard.elapsed() > SILENT
     }
 
-    /// Makes it anew, unless it is away, or that was tried a moment ago.
+    /// Makes it anew, unless it is down, or this was done a moment ago.
     async fn renew(&mut self) {
         if self.is_connected() && self.renewed.elapsed() > DEAF {
             self.renewed = Instant::now();

@@ -1,6 +1,7 @@
-//! One redrive of a stream of dead letters at a time: two at once would publish a letter's message twice,
-//! and a message that is refused twice is two letters. A consumer of the stream stands for the turn: the
-//! server makes only one of its name, and removes it when it isn't used for a while.
+//! Makes sure that only one command redrives a stream's dead letters at a time. Two at once would
+//! publish a letter's message twice, and a message that is refused twice makes two letters. A
+//! consumer of the stream is the lock: the server creates only one with this name, and removes it
+//! when it isn't used for a while.
 
 use std::time::Duration;
 
@@ -16,18 +17,18 @@ use super::request;
 /// The consumer's name.
 const NAME: &str = "presence-redrive";
 
-/// How long a turn lasts that isn't renewed, and how often it is renewed.
+/// How long the lock lasts without being renewed, and how often it is renewed.
 const LASTS: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(3);
 
 /// How long the server has to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The only turn to redrive letters of a stream, for as long as it is renewed.
+/// The lock: the right to redrive the letters of a stream, for as long as it is renewed.
 pub struct RedriveTurn<'a>(&'a DlqStream);
 
 impl<'a> RedriveTurn<'a> {
-    /// The turn; none while somebody else has it.
+    /// Takes the lock. `None` if somebody else holds it.
     ///
     /// # Errors
     /// If the server refuses.
@@ -36,7 +37,8 @@ impl<'a> RedriveTurn<'a> {
         let stream = stream.await?;
         let made = stream.create_consumer_strict(pull::Config {
             name: Some(NAME.into()),
-            // Another one is another consumer, which the server doesn't make beside the first.
+            // A unique description makes this configuration differ from that of any other attempt:
+            // the server creates a consumer again only if the configuration is the same.
             description: Some(letters.access.client.new_inbox()),
             deliver_policy: DeliverPolicy::New,
             ack_policy: AckPolicy::None,
@@ -56,10 +58,10 @@ impl<'a> RedriveTurn<'a> {
         }
     }
 
-    /// Has the turn last longer.
+    /// Renews the lock.
     ///
     /// # Errors
-    /// If it is over, or that isn't known.
+    /// If the lock has ended, or the server doesn't say.
     pub async fn renew(&self) -> anyhow::Result<()> {
         let access = &self.0.access;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{NAME}", self.0.name());
@@ -69,7 +71,7 @@ impl<'a> RedriveTurn<'a> {
         asked.context("another redrive may run now, and this one stops: the rest of the letters stay as they are")
     }
 
-    /// Renews the turn until that fails: why.
+    /// Renews the lock until that fails, and returns the error.
     pub async fn keep(&self) -> anyhow::Error {
         loop {
             sleep(RENEW).await;
@@ -79,9 +81,9 @@ impl<'a> RedriveTurn<'a> {
         }
     }
 
-    /// Lets another redrive have its turn.
+    /// Releases the lock.
     pub async fn end(self) {
-        // The server removes it otherwise, after a while.
+        // If this fails, the server removes the consumer after a while.
         if let Ok(stream) = self
             .0
             .access

@@ -10,26 +10,28 @@ use presence_config::{Config, Directory};
 
 use crate::clock;
 
-/// How often the log tells of refused reply subjects, at most.
+/// The least time between two log lines about refused reply subjects.
 const LOG_EVERY_MS: u64 = 60_000;
 
-/// What JetStream has a consumer's messages bear. It is no request for an answer.
+/// The prefix of the reply subject that JetStream sets on messages of a consumer. Such a message
+/// doesn't ask for an answer.
 const ACKNOWLEDGEMENT: &str = "$JS.ACK";
 
-/// Judges the subjects that requests ask to be answered on.
+/// Decides on which reply subjects the node answers requests.
 #[derive(Debug)]
 pub(crate) struct ReplyGuard {
-    /// What an answer's subject begins with: one of these.
+    /// Allowed reply subjects begin with one of these prefixes.
     prefixes: Box<[String]>,
-    /// What it doesn't begin with all the same.
+    /// Reply subjects that begin with one of these prefixes are refused, even if `prefixes` allows
+    /// them.
     reserved: Box<[String]>,
     refused: AtomicU64,
-    /// When the log last told of one, in milliseconds of the node's clock.
+    /// When the last refusal was logged, in milliseconds of the node's clock; 0 if none was.
     logged_at: AtomicU64,
 }
 
 impl ReplyGuard {
-    /// By the configuration of a tenant with these subjects.
+    /// Takes the allowed prefixes from the configuration of the tenant with these subjects.
     pub(crate) fn new(config: &Config, subjects: &Subjects) -> Self {
         let mut reserved: Vec<_> = RESERVED.map(String::from).into();
         reserved.push(subjects.of("presence"));
@@ -44,8 +46,8 @@ impl ReplyGuard {
         }
     }
 
-    /// The subject to answer a message on, if it asks for an answer and may have one
-    /// there. One that may not is counted, and the log says so.
+    /// Returns the reply subject of a message if it is allowed. `None` if the message has none, has
+    /// JetStream's own, or has one that is refused. A refusal is counted and logged.
     pub(crate) fn accept<T: AsRef<str>>(&self, reply: Option<T>) -> Option<T> {
         let to = reply.filter(|to| !to.as_ref().starts_with(ACKNOWLEDGEMENT))?;
         if self.allows(to.as_ref()) {
@@ -55,7 +57,7 @@ impl ReplyGuard {
         None
     }
 
-    /// How many messages asked to be answered where no answer may go.
+    /// How many messages had a reply subject that was refused.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }

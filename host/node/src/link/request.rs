@@ -1,6 +1,6 @@
-//! Requests over NATS on subjects where a JetStream stream may reply, too: a stream that stores the
-//! subject acknowledges each message to the requester. Such replies are skipped, and named in the
-//! error if no answer comes.
+//! Requests over NATS on subjects that a JetStream stream may store. Such a stream acknowledges
+//! each message to the requester. These replies are skipped, and named in the error if no answer
+//! comes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-/// How much of what is no answer is told.
+/// How many bytes of an unexpected reply an error quotes.
 const TOLD_BYTES_MAX: usize = 200;
 
 /// Why there is no answer.
@@ -23,14 +23,14 @@ pub(crate) enum RequestError {
         /// The subject.
         subject: String,
     },
-    /// Nothing came that is an answer.
+    /// No reply was an answer.
     #[error("no answer on {subject} within {} ms{}", .limit.as_millis(), only(.passed_over))]
     None {
         /// The subject.
         subject: String,
-        /// How long was waited.
+        /// How long the requester waited.
         limit: Duration,
-        /// What came instead, if anything did.
+        /// A description of another reply, if one came.
         passed_over: Option<String>,
     },
     /// The connection is closed.
@@ -72,8 +72,8 @@ fn only(passed_over: &Option<String>) -> String {
     only.map_or_else(String::new, |what| format!(": only {what} replied"))
 }
 
-/// Asks, and returns what `read` makes of the first reply that it takes for an answer.
-/// Replies have a subscription of their own, for as long as it takes.
+/// Sends a request, and returns what `read` makes of the first reply that it accepts. The request
+/// has a reply subscription of its own while it runs.
 ///
 /// # Errors
 /// If there is no answer within `limit`.
@@ -122,7 +122,7 @@ pub(crate) async fn ask<T>(
     }
 }
 
-/// The stream that a reply is the acknowledgement of, if it is one.
+/// The stream that has sent this reply as an acknowledgement. `None` if it is none.
 pub(crate) fn acknowledging_stream(payload: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Acknowledgement {
@@ -134,7 +134,7 @@ pub(crate) fn acknowledging_stream(payload: &[u8]) -> Option<String> {
     Some(acknowledgement.stream)
 }
 
-/// What a reply that is no answer is, in words, without control characters.
+/// Describes a reply that is no answer, without control characters.
 fn described(payload: &[u8]) -> String {
     match acknowledging_stream(payload) {
         Some(stream) => format!(

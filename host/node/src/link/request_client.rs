@@ -1,5 +1,4 @@
-//! A question to a running processor: one connection, one request, one answer. Nothing is
-//! tried for ever.
+//! Asks a running node: one connection, one request, one answer. It gives up after a timeout.
 
 use std::future::{Ready, ready};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,23 +20,23 @@ use crate::link::request::{self, RequestError};
 /// How long a processor has to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often is looked whether the broker has complained.
+/// How often to check whether the broker has reported an error.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What is asked, and where.
+/// A request.
 pub struct ClientRequest {
     /// The subject, without a tenant's prefix.
     pub subject: String,
-    /// The token of the viewer in whose inbox the answer is to come, where the broker may
-    /// permit no other.
+    /// The token of the viewer in whose inbox the answer is to arrive. The broker may permit this
+    /// viewer no other inbox.
     pub inbox: Option<String>,
     /// The body.
     pub body: Value,
-    /// Tells an answer, unless it is a refusal, from what others reply.
+    /// Recognises an answer among the replies. A refusal is recognised without it.
     pub is_answer: fn(&Value) -> bool,
 }
 
-/// Asks, and returns the answer.
+/// Connects, sends a request, and returns the answer.
 ///
 /// # Errors
 /// When NATS can't be reached, nobody answers, or the answer is a refusal.
@@ -52,22 +51,23 @@ pub fn ask(config: &Config, question: &ClientRequest) -> anyhow::Result<Value> {
         .block_on(asked)
 }
 
-/// A connection that asks a running processor.
+/// A connection for requests to a running node.
 pub struct RequestClient {
     client: Client,
     subjects: Subjects,
     servers: String,
     complaint: LastBrokerError,
-    /// The stream that takes connects and disconnects in, if nodes take them from one.
+    /// The stream from which nodes take connects and disconnects, if they do.
     input: Option<String>,
 }
 
-/// What the broker complained of last: without this, a forbidden request would just time out.
+/// The last error that the broker has reported. Without it, a forbidden request would just time
+/// out.
 #[derive(Clone, Default)]
 pub(crate) struct LastBrokerError(Arc<Mutex<Option<String>>>);
 
 impl LastBrokerError {
-    /// What hears it.
+    /// A callback for the client's events, which notes the errors.
     pub(crate) fn listener(&self) -> impl Fn(Event) -> Ready<()> + Send + Sync + 'static {
         let said = Self::clone(self);
         move |event| {
@@ -78,8 +78,8 @@ impl LastBrokerError {
         }
     }
 
-    /// Waits until the broker complains of something that names a subject. Nothing else
-    /// answers a request that it forbids.
+    /// Waits until the broker reports an error that names a subject. A forbidden request gets no
+    /// other answer.
     pub(crate) async fn wait_for(&self, subject: &str) -> String {
         let subject = subject.to_lowercase();
         loop {
@@ -100,9 +100,9 @@ impl LastBrokerError {
     }
 }
 
-/// What the subject of the answer begins with: one of those that answers may go to, and below it
-/// the viewer's token, or else that of the user of NATS who asks. So a user needs to listen to no
-/// answers but their own.
+/// The prefix of the subjects for answers: one of the allowed prefixes, followed by the viewer's
+/// token, or else by the token of the NATS user. So a user needs permission to receive only their
+/// own answers.
 pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
     let usual = "_INBOX.".to_owned();
     let prefixes = &config.nats.reply_prefixes;
@@ -120,7 +120,7 @@ pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
 }
 
 impl RequestClient {
-    /// Connects. Answers come to the inbox of a viewer, by its token, if one is given.
+    /// Connects. `viewer`: the token of the viewer in whose inbox answers are to arrive.
     ///
     /// # Errors
     /// When NATS can't be reached.
@@ -141,7 +141,8 @@ impl RequestClient {
         })
     }
 
-    /// Asks, and returns the answer. The question's inbox is that of the connection.
+    /// Sends a request, and returns the answer. It arrives in the inbox of the connection: the
+    /// request's `inbox` isn't used.
     ///
     /// # Errors
     /// When nobody answers, or the answer is a refusal.
@@ -159,7 +160,7 @@ impl RequestClient {
             body, is_answer, ..
         } = question;
         let subject = self.subjects.of(&question.subject);
-        // Nodes get it from the stream, and answer nobody.
+        // If input comes from a stream, the stream acknowledges the message, and no node answers.
         let kind = Kind::of_subject(&question.subject);
         let is_stored = kind.is_some_and(|kind| KINDS.contains(&kind));
         let stream = self.input.as_ref().filter(|_| is_stored);
@@ -193,7 +194,7 @@ impl RequestClient {
     }
 }
 
-/// Whether a processor says no.
+/// Whether the answer is a refusal.
 fn is_refusal(reply: &Value) -> bool {
     reply.get("ok") == Some(&Value::Bool(false)) && reply.get("reason").is_some()
 }

@@ -1,4 +1,5 @@
-//! What a shard publishes, as it is counted: every shard of a node is a source of its own.
+//! Sequence numbers of what a shard publishes. Each shard of a node is a source with numbers of its
+//! own.
 
 use std::sync::Arc;
 
@@ -14,18 +15,20 @@ use crate::link::shared_input::Receipt;
 #[derive(Debug)]
 pub(crate) struct Sequencer {
     source: Arc<Source>,
-    /// Its subjects as the client takes them, by [`publish::Subject`].
+    /// The source's subjects in the client's type, indexed by [`publish::Subject`].
     subjects: [Subject; publish::Subject::ALL.len()],
     beacon: Subject,
-    /// In a fleet, where the owner tells those who stand by.
+    /// In a fleet: the subject on which the owner sends updates to the standbys. `None` outside of
+    /// a fleet.
     told: Option<Subject>,
-    /// The last number on each subject, 0 for none.
+    /// The last sequence number on each subject; 0 if nothing was published on it.
     seqs: [u64; publish::Subject::ALL.len()],
-    /// How many beacons there have been.
+    /// How many beacons were made in this epoch.
     beacons: u64,
-    /// Whether there are beacons: nobody is told of an epoch that may come to nothing.
+    /// Whether beacons are sent. A shard of a fleet sends none before it owns the shard: its epoch
+    /// may never be used.
     pub(crate) has_begun: bool,
-    /// In a fleet, for how long it may publish.
+    /// In a fleet: the fence that says until when this node may publish for the shard.
     fence: Option<Arc<EpochFence>>,
 }
 
@@ -43,7 +46,8 @@ impl Sequencer {
         }
     }
 
-    /// Of a shard of a fleet, whose owner tells those who stand by on this subject.
+    /// For a shard of a fleet. `told`: the subject on which the owner sends updates to the
+    /// standbys.
     pub(crate) fn of_fleet(source: Source, told: String) -> Self {
         Self {
             told: Some(told.into()),
@@ -51,7 +55,8 @@ impl Sequencer {
         }
     }
 
-    /// Counts anew in this epoch, as the shard's owner, for as long as the fence lets it.
+    /// Begins this epoch as the shard's owner. Numbers start again, and the fence limits how long
+    /// it may publish.
     pub(crate) fn own(&mut self, epoch: u64, fence: Arc<EpochFence>) {
         self.source = Arc::new(self.source.owned_in(epoch));
         self.seqs = Default::default();
@@ -60,7 +65,7 @@ impl Sequencer {
         self.fence = Some(fence);
     }
 
-    /// What the owner tells those who stand by; nothing outside of a fleet.
+    /// An update from the owner to the standbys. `None` outside of a fleet.
     pub(crate) fn told(&self, body: Vec<u8>) -> Option<JournalEntry> {
         Some(JournalEntry {
             subject: self.told.clone()?,
@@ -70,7 +75,8 @@ impl Sequencer {
         })
     }
 
-    /// Says to JetStream that a message has been handled, behind all that came of it.
+    /// The acknowledgement to JetStream that a message has been handled. It goes out after
+    /// everything that was published because of the message.
     pub(crate) fn handled(&self, receipt: &Receipt) -> JournalEntry {
         JournalEntry::handled(receipt, self.fence.clone())
     }
@@ -81,7 +87,7 @@ impl Sequencer {
     )]
     pub(crate) fn publication(&mut self, publication: Publication) -> JournalEntry {
         let Publication { subject, seq, body } = publication;
-        // There is a place for every subject.
+        // `seqs` has one element for each subject.
         if let Some(last) = self.seqs.get_mut(subject as usize) {
             *last = seq;
         }
@@ -108,7 +114,7 @@ impl Sequencer {
         }
     }
 
-    /// Says how far it has come.
+    /// The next beacon: a message with the last sequence number on each subject.
     pub(crate) fn beacon(&mut self) -> JournalEntry {
         self.beacons += 1;
         JournalEntry {
@@ -119,7 +125,8 @@ impl Sequencer {
         }
     }
 
-    /// Counts anew, in an epoch that is later than the last, and no earlier than this one.
+    /// Begins a new epoch, and starts the numbers again. The epoch is at least `epoch`, and later
+    /// than the last one.
     pub(crate) fn begin_epoch(&mut self, epoch: u64) {
         self.source = Arc::new(self.source.in_epoch(epoch));
         self.seqs = Default::default();

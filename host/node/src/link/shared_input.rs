@@ -1,6 +1,7 @@
-//! The input stream as the nodes of a fleet share it: one durable consumer, which knows what has been
-//! handled. Each node pulls messages from it and passes them on to their shards; the node that owns the
-//! shard says when a message has been handled. What nobody says that of is delivered again.
+//! The input stream as the nodes of a fleet share it: one durable consumer, which knows which
+//! messages have been handled. Each node pulls messages from it and passes them on to their shards.
+//! The node that owns the shard acknowledges a message when it has been handled. JetStream delivers
+//! a message again if it isn't acknowledged.
 
 use std::fmt;
 use std::time::Duration;
@@ -19,24 +20,24 @@ use presence_core::message::StreamPlace;
 use super::connection::Incoming;
 use super::input_stream::{Begin, EXPIRES, HEARTBEAT, InputStream, OpenError, deliver, said};
 
-/// The consumer's name, in the stream of each tenant.
+/// The consumer's name. It is the same in each tenant's stream.
 pub(crate) const CONSUMER: &str = "presence-fleet";
 
-/// How soon a message is delivered again of which nobody has said that it was handled.
+/// How soon an unacknowledged message is delivered again.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 
-/// How many messages may be on their way to their owners at a time, of all nodes together. Those of a
-/// shard without an owner are among them until its next owner has them.
+/// How many delivered messages of the whole fleet may be unacknowledged. The messages of a shard
+/// without an owner count until its next owner has handled them.
 const UNACKNOWLEDGED_MAX: i64 = 16_384;
 
-/// From which delivery on something is likely to be wrong.
+/// From this delivery of a message on, something is likely to be wrong.
 const OFTEN: u64 = 6;
 
-/// From which delivery on a message is acknowledged before it is handled: whatever handles it may
-/// fail of it.
+/// From this delivery on, a message is acknowledged before it is handled, since handling it may
+/// make the node fail.
 const SUSPECT_FROM: u64 = 20;
 
-/// Which message of the stream this is, and where to say that it has been handled.
+/// Identifies a message of the stream, and says where to acknowledge it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Receipt {
     to: Subject,
@@ -46,7 +47,8 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// `to`: where JetStream wants to be told, of a stream of this name, whose consumer was made then.
+    /// `to`: the message's reply subject. `stream`: the name of the stream. `made_at`: when the
+    /// consumer was created. `None` if the subject is no reply subject of this consumer.
     fn new(to: &str, stream: &str, made_at: u64) -> Option<Self> {
         let is_plain = |token: &str| {
             let is_plain = |it: char| it.is_ascii_graphic() && it != '*' && it != '>';
@@ -56,7 +58,8 @@ impl Receipt {
             return None;
         }
         let tokens: Vec<_> = to.strip_prefix("$JS.ACK.")?.split('.').collect();
-        // Newer servers put domain and account before the rest, and more behind it.
+        // Newer servers put a domain and an account hash before these tokens, and another token
+        // behind them.
         let rest = match tokens.len() {
             7 => &tokens[..],
             9.. => tokens.get(2..)?,
@@ -78,51 +81,51 @@ impl Receipt {
         })
     }
 
-    /// As a router has passed it on in a header, of a message of the stream of this name.
+    /// Reads a receipt from a header that a router has set. `stream`: the stream's name.
     pub(crate) fn of_header(value: &str, stream: &str) -> Option<Self> {
         let (made_at, to) = value.split_once(' ')?;
         Self::new(to, stream, made_at.parse().ok()?)
     }
 
-    /// Whether it has been delivered before.
+    /// Whether the message has been delivered before.
     pub(crate) fn is_repeated(&self) -> bool {
         self.deliveries > 1
     }
 
-    /// Whether it has come so often that something is likely to be wrong.
+    /// Whether the message was delivered so often that something is likely to be wrong.
     pub(crate) fn is_often_repeated(&self) -> bool {
         self.deliveries >= OFTEN
     }
 
-    /// Whether the message is acknowledged before it is handled: it has come so often that who
-    /// handled it may have failed of it each time.
+    /// Whether the message must be acknowledged before it is handled: it was delivered so often
+    /// that handling it may have made a node fail each time.
     pub(crate) fn is_suspect(&self) -> bool {
         self.deliveries >= SUSPECT_FROM
     }
 
-    /// Where to say that the message has been handled.
+    /// The subject on which to acknowledge the message.
     pub(super) fn subject(&self) -> Subject {
         self.to.clone()
     }
 }
 
-/// As [`Receipt::of_header`] reads it.
+/// The format that [`Receipt::of_header`] reads.
 impl fmt::Display for Receipt {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{} {}", self.place.stream, self.to)
     }
 }
 
-/// How far the consumer is.
+/// The consumer's progress in the stream.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SharedProgress {
-    /// Up to where all has been handled.
+    /// All messages up to this number have been acknowledged.
     pub(crate) handled: u64,
     /// The number of the last message that was delivered.
     pub(crate) delivered: u64,
-    /// How many have not been delivered yet.
+    /// How many messages have not been delivered yet.
     pub(crate) pending: u64,
-    /// How many were delivered of which nobody has said that they were handled.
+    /// How many messages were delivered and not acknowledged.
     pub(crate) unacknowledged: u64,
 }
 
@@ -141,32 +144,32 @@ impl SharedProgress {
 pub(crate) struct SharedConsumer {
     consumer: Consumer<pull::Config>,
     stream: String,
-    /// When it was made. A stream that is made anew, or has lost its end, gives the same numbers to
-    /// other messages, and has another consumer.
+    /// When the consumer was created. If a stream is created again, or loses its newest messages,
+    /// it gives the same numbers to other messages. It then has another consumer.
     made_at: u64,
     pub(crate) progress: SharedProgress,
 }
 
-/// Messages that this node is to pass on.
+/// Messages that this node has to pass on to their shards.
 pub(crate) struct SharedMessages {
     messages: pull::Stream,
     stream: String,
     made_at: u64,
 }
 
-/// One of them.
+/// A message of the shared consumer.
 pub(crate) struct SharedInput {
     pub(crate) receipt: Receipt,
-    /// How many come after it by now.
+    /// How many messages of the stream had not been delivered when this one was.
     pub(crate) pending: u64,
     pub(crate) message: Incoming,
 }
 
 impl InputStream {
-    /// The consumer that the nodes share; none if there is none.
+    /// The shared consumer. `None` if it doesn't exist.
     ///
     /// # Errors
-    /// If the server doesn't say, or somebody made the consumer another than it is to be.
+    /// If the server doesn't answer, or the consumer has settings that a fleet can't use.
     pub(crate) async fn shared(&self) -> Result<Option<SharedConsumer>, OpenError> {
         let info = match self.stream.consumer_info(CONSUMER).await {
             Ok(info) => info,
@@ -195,10 +198,10 @@ impl InputStream {
         Ok(Some(self.found(Consumer::new(config, info, context))))
     }
 
-    /// Makes the consumer, which begins there.
+    /// Creates the shared consumer, which begins at `begin`.
     ///
     /// # Errors
-    /// If the server doesn't make it, or another node has.
+    /// If the server doesn't create it, or another node has created it.
     pub(crate) async fn share(&self, begin: Begin) -> Result<SharedConsumer, OpenError> {
         let config = shared(deliver(begin)?);
         let made = self.stream.create_consumer_strict(config).await;
@@ -217,7 +220,7 @@ impl InputStream {
     /// Removes the consumer.
     ///
     /// # Errors
-    /// If the server doesn't.
+    /// If the server doesn't remove it.
     pub(crate) async fn unshare(&self) -> Result<(), OpenError> {
         let removed = self.stream.delete_consumer(CONSUMER).await;
         removed.map_err(|error| {
@@ -242,10 +245,10 @@ impl InputStream {
 }
 
 impl SharedConsumer {
-    /// Messages for this node, so many on their way at a time.
+    /// Starts to pull messages, with at most `pull_max` requested at a time.
     ///
     /// # Errors
-    /// If the server doesn't give them.
+    /// If the server doesn't deliver them.
     pub(crate) async fn messages(self, pull_max: usize) -> Result<SharedMessages, OpenError> {
         let messages = self.consumer.stream().max_messages_per_batch(pull_max);
         let messages = messages.expires(EXPIRES).heartbeat(HEARTBEAT).messages();
@@ -261,10 +264,10 @@ impl SharedConsumer {
 }
 
 impl SharedMessages {
-    /// The next message. Dropped before it is there, it loses none.
+    /// Waits for the next message. Dropping the future loses no message.
     ///
     /// # Errors
-    /// If no other comes.
+    /// If no further message can come.
     pub(crate) async fn next(&mut self) -> Result<SharedInput, OpenError> {
         let message = match self.messages.next().await {
             Some(Ok(message)) => message,
@@ -293,7 +296,7 @@ impl SharedMessages {
     }
 }
 
-/// The consumer as the fleet makes it.
+/// The settings of the shared consumer.
 fn shared(deliver_policy: DeliverPolicy) -> pull::Config {
     pull::Config {
         durable_name: Some(CONSUMER.into()),
@@ -306,7 +309,7 @@ fn shared(deliver_policy: DeliverPolicy) -> pull::Config {
     }
 }
 
-/// Why a consumer that is there isn't one that a fleet can share, and what to do about it.
+/// Why a fleet can't share an existing consumer, and what to do about it. `None` if it can.
 fn unfit(config: &AnyConsumer, stream: &str) -> Option<String> {
     let fault = if config.deliver_subject.is_some() {
         "pushes its messages to a subject (`deliver_subject`)"

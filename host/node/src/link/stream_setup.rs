@@ -1,4 +1,4 @@
-//! Streams that commands make: what they keep, and how they are made or changed.
+//! Creates the streams that commands set up, and changes their limits.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use presence_config::Config;
 use crate::link::broker::BrokerAccess;
 use crate::link::request_client::{self, LastBrokerError};
 
-/// How much a stream keeps.
+/// The limits of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// How many bytes; the oldest messages go first.
+    /// Its size in bytes. The oldest messages are removed first.
     pub bytes_max: u64,
-    /// For how long.
+    /// How old a message may become.
     pub age_max: Duration,
-    /// On how many servers of a cluster.
+    /// On how many servers of a cluster it is kept.
     pub replicas: usize,
 }
 
-/// A command's connection.
+/// A command's connection to JetStream.
 pub(super) struct StreamAccess {
     pub(super) client: Client,
     pub(super) context: jetstream::Context,
@@ -51,7 +51,7 @@ impl StreamAccess {
         })
     }
 
-    /// Makes a stream, or changes what an existing one keeps. Says whether it was made.
+    /// Creates a stream, or changes the limits of an existing one. Returns whether it was created.
     ///
     /// # Errors
     /// If the server refuses, or a stream of that name has other subjects.
@@ -112,7 +112,7 @@ impl StreamAccess {
         }
     }
 
-    /// An error, or what the broker has said instead.
+    /// The error that the broker has reported, or else the given one.
     pub(super) fn complained(&self, error: anyhow::Error) -> anyhow::Error {
         match self.complaint.take() {
             Some(said) => anyhow!("NATS says: {said}"),
@@ -132,7 +132,7 @@ impl StreamAccess {
     }
 }
 
-/// Whether another stream has some of its subjects.
+/// Whether the error is that another stream has some of the subjects.
 fn is_overlap(kind: &CreateStreamErrorKind) -> bool {
     matches!(kind, CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP)
 }

@@ -1,4 +1,5 @@
-//! What comes in on a live system, as a recording hears it, and what may be missing of it.
+//! Listens to the messages that come in on a live system, for a recording, and notes when some may
+//! be missing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,8 @@ use presence_core::names::Names;
 use crate::directory::kv;
 use crate::link::broker::BrokerAccess;
 
-/// How long the broker has to answer, so that it is known to have heard all before.
+/// How long the probe request waits for a reply. After it, the broker has processed the
+/// subscription.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A message that came in.
@@ -25,23 +27,23 @@ pub struct TappedMessage {
     pub subject: String,
     /// Its body.
     pub payload: Bytes,
-    /// Whether a node has published it.
+    /// Whether a node has published it, and not a client.
     pub is_nodes: bool,
 }
 
-/// A connection that hears what comes in.
+/// A connection that receives incoming messages.
 pub struct Tap {
     client: Client,
     messages: Subscriber,
     heard: Arc<ConnectionEvents>,
 }
 
-/// What the client says of the connection.
+/// Events that the client reports of the connection.
 #[derive(Debug, Default)]
 struct ConnectionEvents {
     losses: AtomicU64,
     dropped: AtomicBool,
-    /// The broker's complaints, until it has been subscribed.
+    /// The broker's first error messages: they may say that the subscription is forbidden.
     errors: Mutex<Vec<String>>,
 }
 
@@ -49,7 +51,7 @@ impl Tap {
     /// Connects under a name, and subscribes to a subject.
     ///
     /// # Errors
-    /// If NATS can't be reached, or doesn't permit that.
+    /// If NATS can't be reached, or doesn't permit the subscription.
     pub async fn open(config: &Config, name: &str, subject: &str) -> anyhow::Result<Self> {
         let heard = Arc::new(ConnectionEvents::default());
         let hear = Arc::clone(&heard);
@@ -60,8 +62,8 @@ impl Tap {
         });
         let client = access.connect(options).await?;
         let messages = client.subscribe(subject.to_owned()).await?;
-        // Whatever comes of it, what was said before has been heard then. Where this
-        // user may not ask, the time passes.
+        // The result doesn't matter: when this returns, the broker has processed the subscription.
+        // A user who may not send requests waits for the timeout.
         let probe = Request::new().timeout(Some(TIMEOUT));
         let _ = client.send_request(client.new_inbox(), probe).await;
         if let Some(error) = heard.forbids(subject) {
@@ -74,7 +76,7 @@ impl Tap {
         })
     }
 
-    /// Waits for the next message; none once the connection is closed.
+    /// Waits for the next message. `None`: the connection is closed.
     pub async fn next(&mut self) -> Option<TappedMessage> {
         let received = self.messages.next().await?;
         let headers = received.headers.as_ref();
@@ -88,7 +90,7 @@ impl Tap {
     /// The directory as it is now.
     ///
     /// # Errors
-    /// If it can't be read, or is asked of a service.
+    /// If it can't be read, or if its source is a service (`request`).
     pub async fn directory(&self, config: &Config, names: &Names) -> anyhow::Result<Directory> {
         match &config.directory {
             config::Directory::File { path, is_named } => {
@@ -101,7 +103,7 @@ impl Tap {
         }
     }
 
-    /// What may be missing from what came in.
+    /// Describes what may be missing from the received messages.
     pub fn gaps(&self) -> impl Iterator<Item = String> {
         let losses = self.heard.losses.load(Ordering::Relaxed);
         let lost = (losses > 0).then(|| {
@@ -122,7 +124,7 @@ impl ConnectionEvents {
             Event::SlowConsumer(_) => self.dropped.store(true, Ordering::Relaxed),
             Event::ServerError(error) => {
                 let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-                // Nobody reads more of them.
+                // Only the errors about the subscription are read, and they come first.
                 if errors.len() < 16 {
                     errors.push(error.to_string());
                 }
@@ -131,7 +133,7 @@ impl ConnectionEvents {
         }
     }
 
-    /// What the broker says against a subscription.
+    /// The broker's error about the subscription to `subject`, if it reported one.
     fn forbids(&self, subject: &str) -> Option<String> {
         let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         let subject = subject.to_lowercase();

@@ -1,38 +1,40 @@
-//! The watermark of received messages: the time up to which a shard has received all that
-//! the broker sent. A shard gets it after the messages that arrived before that time. If
-//! some of these were dropped, the shard gets the time as lost instead. A shard where nothing goes by
-//! that gets none, until there is a message for it: one that nobody uses has nothing to do.
+//! The watermark of received messages: the time up to which a shard has received all that the
+//! broker sent. A shard gets it after the messages that arrived before that time. If some of these
+//! were dropped, the shard gets the time as lost instead. A shard in which nothing depends on
+//! watermarks gets none until there is a message for it, so that an idle shard has nothing to do.
 
 use presence_core::Input;
 use tokio::sync::watch;
 
-/// The next watermark, and what was dropped before it. Times are by the host's clock.
+/// The next watermark, and which shards lost messages before it. Times are by the host's clock.
 pub(crate) struct Watermark {
     received: watch::Receiver<u64>,
-    /// How many messages may wait to be read.
+    /// How many messages the subscription's queue holds.
     queue: u64,
-    /// A watermark that isn't due yet, and after how many messages it is.
+    /// A watermark that isn't due yet, and the count of read messages at which it is due.
     pending: Option<(u64, u64)>,
     shards: Vec<Shard>,
     overflow: OverflowDetector,
 }
 
-/// What is known of a shard.
+/// What is known about a shard.
 #[derive(Clone)]
 struct Shard {
-    /// When inputs for it were dropped last, until it knows.
+    /// When inputs for the shard were last dropped. `None` once it has been given a later
+    /// watermark.
     dropped_at: Option<u64>,
-    /// The last watermark, if it wasn't given that.
+    /// The last watermark, if the shard skipped it.
     skipped: Option<u64>,
-    /// How many watermarks it gets whatever it says: it may not have handled yet what it was handed.
+    /// How many further watermarks the shard gets even if it says that it needs none: it may not
+    /// have handled its last message yet.
     promised: u8,
 }
 
-/// For how many watermarks a shard that has been handed a message gets each of them.
+/// How many watermarks a shard gets after each message, even if it says that it needs none.
 const PROMISED: u8 = 8;
 
 impl Watermark {
-    /// `queue`: how many messages may wait to be read.
+    /// `queue`: how many messages the subscription's queue holds.
     pub(crate) fn new(received: watch::Receiver<u64>, queue: usize, shards: usize) -> Self {
         Self {
             received,
@@ -50,8 +52,8 @@ impl Watermark {
         }
     }
 
-    /// The watermark that is due after so many messages have been read in all, if there is
-    /// one. Other messages wait.
+    /// Returns the watermark that is due when `read` messages have been read in all, if there is
+    /// one, although messages still wait: everything that had arrived before it has been read.
     pub(crate) fn after(&mut self, read: u64) -> Option<u64> {
         if self.pending.is_none() && self.received.has_changed().is_ok_and(|changed| changed) {
             let at = *self.received.borrow_and_update();
@@ -61,8 +63,8 @@ impl Watermark {
         Some(at)
     }
 
-    /// Waits for the next watermark, when so many messages have been read in all: it is due once no message
-    /// waits to be read.
+    /// Waits for the next watermark. `read`: how many messages have been read in all. The watermark
+    /// is due once no message waits to be read.
     pub(crate) async fn arrives(&mut self, read: u64) {
         if self.pending.is_some() {
             return;
@@ -72,26 +74,26 @@ impl Watermark {
                 let at = *self.received.borrow_and_update();
                 self.pending = Some((at, read.saturating_add(self.queue)));
             }
-            // There will be no other: the node ends.
+            // There will be no further watermark: the node ends.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// The watermark that has arrived: no message waits to be read.
+    /// Takes the pending watermark. To be called when no message waits to be read.
     pub(crate) fn take(&mut self) -> Option<u64> {
         self.pending.take().map(|(at, _)| at)
     }
 
-    /// Inputs for a shard were dropped.
+    /// Notes that inputs for a shard were dropped.
     pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at = Some(now);
         }
     }
 
-    /// Looks whether the client may have dropped messages of this subscription, after so
-    /// many were read in all, and so many events of some subscription without room. If so,
-    /// they may have been for any shard.
+    /// Checks whether the client may have dropped messages of this subscription. `read`: how many
+    /// messages were read in all. `events`: how many drops the client has reported, of any
+    /// subscription. If so, every shard may have lost messages.
     pub(crate) fn look_for_drops(&mut self, now: u64, read: u64, events: u64) {
         if self.overflow.may_have_overflowed(read, events, self.queue) {
             for shard in &mut self.shards {
@@ -100,13 +102,13 @@ impl Watermark {
         }
     }
 
-    /// As [`Self::look_for_drops`], when all that waited has been read.
+    /// As [`Self::look_for_drops`], when no message waits to be read.
     pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
         self.look_for_drops(now, read, events);
         self.overflow.is_empty(read, events);
     }
 
-    /// The input that gives a shard the watermark of a time.
+    /// The input that gives a shard the watermark `at`.
     pub(crate) fn input(&self, shard: usize, at: u64) -> Input {
         let shard = self.shards.get(shard);
         match shard.is_some_and(|it| it.dropped_at.is_some()) {
@@ -115,8 +117,8 @@ impl Watermark {
         }
     }
 
-    /// Whether a shard, which says that nothing there goes by watermarks, or that something does, gets
-    /// none of this time.
+    /// Returns whether the shard skips the watermark `at`. `goes_without`: the shard says that
+    /// nothing in it depends on watermarks.
     pub(crate) fn skips(&mut self, shard: usize, at: u64, goes_without: bool) -> bool {
         let Some(shard) = self.shards.get_mut(shard) else {
             return false;
@@ -127,7 +129,8 @@ impl Watermark {
         skips
     }
 
-    /// A shard is about to be handed a message. Says which watermark it is to get before that, if any.
+    /// Notes that a shard is about to get a message. Returns the watermark that it must get first,
+    /// if it skipped one.
     pub(crate) fn before_message(&mut self, shard: usize) -> Option<Input> {
         let known = self.shards.get_mut(shard)?;
         known.promised = PROMISED;
@@ -135,8 +138,8 @@ impl Watermark {
         Some(self.input(shard, at))
     }
 
-    /// A shard has the watermark of a time. What was dropped arrived before it was dropped,
-    /// so the next watermark is true if this one is later than that.
+    /// Notes that a shard has got the watermark `at`. A dropped message arrived before it was
+    /// dropped. So if `at` is later than the last drop, the next watermark is not affected by it.
     pub(crate) fn sent(&mut self, shard: usize, at: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at.take_if(|dropped_at| *dropped_at < at);
@@ -144,19 +147,19 @@ impl Watermark {
     }
 }
 
-/// Whether the subscription has had room for all messages. It has been full only if
-/// as many messages as it holds are read without its being found empty.
+/// Whether the subscription has had room for all messages. It can only have been full if as many
+/// messages as it holds were read without finding it empty.
 #[derive(Default)]
 struct OverflowDetector {
-    /// The last two times that it was found empty: how many messages had been read, and how
-    /// many events there were of a subscription without room.
+    /// The last two times that the subscription was found empty: how many messages had been read by
+    /// then, and how many drops the client had reported.
     empty: [(u64, u64); 2],
 }
 
 impl OverflowDetector {
     fn may_have_overflowed(&self, read: u64, events: u64, queue: u64) -> bool {
         let [(last, events_then), (before, _)] = self.empty;
-        // The event may come late.
+        // The client may report a drop late, so the period before the last one counts, too.
         let was_full = read - last >= queue || last - before >= queue;
         events > events_then && was_full
     }
@@ -178,7 +181,7 @@ mod tests {
         (sender, Watermark::new(received, 10, SHARDS))
     }
 
-    /// Which shards get a watermark that says that all was received.
+    /// Which shards get a watermark that says that everything was received.
     fn send(watermark: &mut Watermark, at: u64) -> [bool; SHARDS] {
         [0, 1].map(|shard| {
             let is_received = matches!(watermark.input(shard, at), Input::ReceivedUpTo { .. });

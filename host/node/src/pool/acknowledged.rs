@@ -1,6 +1,6 @@
-//! Messages of the input stream that an owner has acknowledged lately. One that comes again all the
-//! same is acknowledged again, and handled no second time: the acknowledgement was lost, or came too
-//! late, or the broker takes none of this node.
+//! Messages of the input stream that an owner has acknowledged recently. If one is delivered again,
+//! it is acknowledged again, but not handled again: the acknowledgement was lost, came too late, or
+//! was refused by the broker.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -9,32 +9,33 @@ use presence_core::message::StreamPlace;
 
 use crate::link::shared_input::ACK_WAIT;
 
-/// For how long a message is known at least. It comes again after [`ACK_WAIT`], and then waits for
-/// its turn.
+/// How long a message is remembered at least. It is delivered again after [`ACK_WAIT`], and then
+/// waits for its turn.
 const KNOWN_MS: u64 = 4_000 * ACK_WAIT.as_secs();
 
 /// The messages that an owner has acknowledged.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledged {
-    /// In which epoch of the owner, and of which stream, as when it was made.
+    /// The owner's epoch, and the consumer's creation time (`StreamPlace::stream`), for which the
+    /// numbers below hold.
     of: (u64, u64),
-    /// Their numbers, of the time that has begun.
+    /// The numbers of messages acknowledged in the current period.
     recent: BTreeSet<u64>,
-    /// Of the time before it.
+    /// The numbers of the period before.
     before: BTreeSet<u64>,
-    /// When it began.
+    /// When the current period began.
     since: u64,
 }
 
 impl Acknowledged {
-    /// Whether the owner of this epoch has acknowledged a message.
+    /// Whether the owner of this epoch has acknowledged the message.
     pub(super) fn has(&self, epoch: u64, place: StreamPlace) -> bool {
         let number = &place.sequence;
         self.of == (epoch, place.stream)
             && (self.recent.contains(number) || self.before.contains(number))
     }
 
-    /// The owner of this epoch acknowledges a message.
+    /// Notes that the owner of this epoch acknowledges a message.
     pub(super) fn add(&mut self, now: u64, epoch: u64, place: StreamPlace) {
         let of = (epoch, place.stream);
         if self.of != of {

@@ -1,8 +1,8 @@
-//! A shard as its thread has it: alone, or as a replica in a fleet.
+//! A shard as its thread holds it: alone, or as a replica in a fleet.
 //!
-//! Both are one [`Shard`], and where nothing else matters, they are used as one. A replica decides and
-//! publishes only while its node owns it. What it has to say to other nodes, the fleet's task sends
-//! ([`Report`]).
+//! Both are one [`Shard`], and are used alike where the difference doesn't matter. A replica
+//! decides and publishes only while its node owns the shard. Its messages to other nodes are sent
+//! by the fleet's task ([`Report`]).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -30,73 +30,78 @@ pub(crate) enum Cell {
     Replica(Box<HostedReplica>),
 }
 
-/// What a shard has to do with the rest of the fleet.
+/// A shard's links to the rest of the fleet.
 #[derive(Clone)]
 pub(crate) struct FleetLinks {
-    /// Until when the node may rely on its lease.
+    /// The node's lease.
     pub(crate) lease: Arc<NodeLease>,
-    /// What the shards have to say, each with its number.
+    /// The channel for the shards' reports, each with the shard's number.
     pub(crate) reports: mpsc::UnboundedSender<(u32, Report)>,
-    /// What epochs are counted from.
+    /// The number from which epochs count.
     pub(crate) epoch_base: u64,
 }
 
-/// What a shard says to the fleet's task.
+/// A report of a shard to the fleet's task.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// It is in step with the owner of this epoch, or it is the owner; none if it isn't.
+    /// The epoch of the owner whose whole state this replica holds, also if it is the owner itself.
+    /// `None` if it doesn't.
     Holds(Option<u64>),
-    /// It has resigned, and the broker has all that it published.
+    /// This owner has resigned. The broker has everything that it published, up to the update with
+    /// this number.
     Resigned { epoch: u64, seq: u64 },
-    /// A node is to be asked for a snapshot.
+    /// A node must be asked for a snapshot.
     Ask { node: Arc<str>, nonce: u64 },
-    /// A piece of a snapshot, for a node.
+    /// A piece of a snapshot for a node.
     Chunk(Arc<str>, Vec<u8>),
-    /// The owner is to be told that all is held here that it had told by then.
+    /// The owner must be told that this replica holds its whole state, up to the update with this
+    /// number.
     Synced {
         node: Arc<str>,
         epoch: u64,
         seq: u64,
     },
-    /// It takes in heartbeats from now on, or is told of them by the owner.
+    /// Whether it takes in heartbeats from now on. If not, the owner tells it of them.
     TakesHeartbeats(bool),
-    /// It catches up.
+    /// Its state differs from the owner's, so it catches up.
     Differed(Difference),
-    /// What it held is to be freed, where no event waits for it.
+    /// Its old state, which must be freed on another thread, so that no event waits for it.
     Discard(Discarded),
-    /// What came from another node can't be used.
+    /// A message of another node was refused: why.
     Refused(String),
-    /// It begins to lead, and announces who came and went meanwhile.
+    /// It begins to lead. It announces who came and went meanwhile.
     Leads,
-    /// It has failed, and knows nothing any more. `led`: whether the node owned it.
+    /// It has failed, and has lost its state. `led`: whether the node owned it.
     Failed { led: bool },
 }
 
-/// A replica, with what its node needs beside it.
+/// A replica, with the data that its node needs.
 pub(crate) struct HostedReplica {
     replica: Replica,
     number: u32,
     settings: ReplicaSettings,
     names: Arc<Names>,
     links: FleetLinks,
-    /// What is still to be carried out.
+    /// Outputs that are still to be carried out.
     wants: Vec<Out>,
-    /// Messages of the input stream that are to be acknowledged behind that.
+    /// Receipts of the input stream to acknowledge after `wants`.
     receipts: Vec<Receipt>,
-    /// Those that were lately.
+    /// The messages that were acknowledged recently.
     acknowledged: Acknowledged,
-    /// The lease, as the replica was last told.
+    /// The lease's end, as the replica was last told.
     until: u64,
-    /// For how long it may publish in the epoch that it last led in.
+    /// The fence for publishing, and its epoch: the one in which it last led.
     fence: Option<(u64, Arc<EpochFence>)>,
-    /// As it was last reported.
+    /// What was last reported.
     holds: Option<u64>,
     takes_heartbeats: bool,
     role: Role,
-    /// Nodes that ask for a snapshot, by what number, and since when. It is taken when all is handled
-    /// that had arrived by then: a node that asks relies on that.
+    /// The nodes that ask for a snapshot: the node, the number of its question, and when it
+    /// arrived. The snapshot is taken when everything that had arrived by then is handled. The node
+    /// relies on that.
     asked: Vec<(Arc<str>, u64, u64)>,
-    /// The last that it told, once it has resigned, and the place behind all that it published.
+    /// Set once it has resigned: the epoch, the number of its last update, and the place behind all
+    /// that it published.
     resigned: Option<(u64, u64, u64)>,
 }
 
@@ -121,12 +126,12 @@ impl DerefMut for Cell {
 }
 
 impl Cell {
-    /// A shard that this node alone has.
+    /// A shard outside of a fleet.
     pub(crate) fn alone(shard: Shard) -> Self {
         Self::Alone(shard)
     }
 
-    /// A shard of a fleet. The node has no part in it yet.
+    /// A shard of a fleet. The node has no role for it yet.
     pub(crate) fn replica(
         shard: Shard,
         (number, settings): (u32, ReplicaSettings),
@@ -190,7 +195,7 @@ impl Cell {
         }
     }
 
-    /// Whether something has ended that is to be told of before a later input.
+    /// Whether something has timed out that must be published before a later input is handled.
     pub(super) fn has_expiries(&self, now: u64) -> bool {
         match self {
             Self::Alone(shard) => shard.has_expiries(now),
@@ -200,7 +205,8 @@ impl Cell {
         }
     }
 
-    /// Answers a viewer; nothing where another node is to be asked, or too little is known yet.
+    /// Answers a viewer. `None` if another node must be asked, or if the shard doesn't know enough
+    /// yet.
     pub(super) fn query<'a>(
         &mut self,
         now: u64,
@@ -219,7 +225,7 @@ impl Cell {
         }
     }
 
-    /// Explains; nothing as of [`Self::query`].
+    /// Explains a decision. `None` in the same cases as [`Self::query`].
     pub(super) fn explain(
         &mut self,
         now: u64,
@@ -237,7 +243,8 @@ impl Cell {
         }
     }
 
-    /// Waits no more for answers of the directory. In a fleet, another node waits for them.
+    /// Stops waiting for answers of the directory. A replica doesn't have to: the next owner waits
+    /// for them.
     pub(super) fn give_up(
         &mut self,
         now: u64,
@@ -250,7 +257,7 @@ impl Cell {
         }
     }
 
-    /// All the numbers of ids that it holds.
+    /// The numbers of all ids that it holds.
     pub(super) fn ids(&self) -> RoaringBitmap {
         match self {
             Self::Alone(shard) => shard.ids(),
@@ -258,7 +265,7 @@ impl Cell {
         }
     }
 
-    /// Begins anew as a shard of nobody, since it has failed.
+    /// Begins again without any state, because it has failed.
     pub(super) fn begin_anew(&mut self, keep_records: bool) {
         match self {
             Self::Alone(shard) => {
@@ -269,7 +276,7 @@ impl Cell {
         }
     }
 
-    /// Whether it is to be told again and again up to when everything has been received.
+    /// Whether it needs watermarks of received messages again and again.
     pub(super) fn needs_clock(&self) -> bool {
         match self {
             Self::Alone(shard) => shard.needs_clock(),
@@ -277,7 +284,7 @@ impl Cell {
         }
     }
 
-    /// Whether it decides and publishes.
+    /// Whether it decides and publishes now.
     pub(super) fn is_leading(&self, now: u64) -> bool {
         match self {
             Self::Alone(_) => true,
@@ -285,7 +292,7 @@ impl Cell {
         }
     }
 
-    /// Whether it is in step with an owner elsewhere.
+    /// Whether it is a standby that holds the owner's whole state.
     pub(super) fn is_in_step(&self) -> bool {
         match self {
             Self::Alone(_) => false,
@@ -303,7 +310,7 @@ impl Cell {
         }
     }
 
-    /// How many of them are for viewers and applications.
+    /// How many of these outputs are publications for viewers and applications.
     pub(super) fn waiting_publications(&self) -> usize {
         let Self::Replica(hosted) = self else {
             return 0;
@@ -313,7 +320,7 @@ impl Cell {
         hosted.wants.iter().filter(is_published).count()
     }
 
-    /// As a replica, if it is one.
+    /// The replica. `None` if the shard is alone.
     pub(super) fn as_replica(&mut self) -> Option<&mut HostedReplica> {
         match self {
             Self::Alone(_) => None,
@@ -323,12 +330,12 @@ impl Cell {
 }
 
 impl HostedReplica {
-    /// By which it publishes.
+    /// The lease under which it publishes.
     pub(super) fn lease(&self) -> &Arc<NodeLease> {
         &self.links.lease
     }
 
-    /// Does what it is told of the fleet.
+    /// Carries out a task of the fleet.
     pub(super) fn take(&mut self, now: u64, task: FleetTask) {
         self.look_at_lease(now);
         let (replica, wants) = (&mut self.replica, &mut self.wants);
@@ -349,7 +356,7 @@ impl HostedReplica {
                 self.role = role.clone();
                 replica.set_role(now, role, wants);
             }
-            // It has been looked at.
+            // The lease was checked above.
             FleetTask::Lease => {}
             FleetTask::SessionLost => replica.session_lost(),
             FleetTask::Told(bytes) => {
@@ -365,15 +372,15 @@ impl HostedReplica {
                 }
             }
             FleetTask::Asked(node, nonce) => {
-                // It asks again: it doesn't wait for an earlier answer any more.
+                // The node asks again, so it doesn't wait for an earlier answer.
                 self.asked.retain(|(other, ..)| *other != node);
                 self.asked.push((node, nonce, now));
             }
         }
     }
 
-    /// Begins to give snapshots to those who asked before this time, up to which all that had arrived
-    /// is handled.
+    /// Begins the snapshots for the nodes that asked at `now` or earlier. Everything that had
+    /// arrived by then has been handled.
     fn give_snapshots(&mut self, now: u64) {
         let (replica, wants) = (&mut self.replica, &mut self.wants);
         self.asked.retain(|(node, nonce, at)| {
@@ -385,7 +392,8 @@ impl HostedReplica {
         });
     }
 
-    /// A message of the input stream has been handled, or is about to be. Only the owner says so.
+    /// Notes that a message of the input stream has been handled, or is about to be. Only the owner
+    /// acknowledges it.
     pub(super) fn acknowledge(&mut self, now: u64, receipt: Receipt) {
         if self.replica.is_leading(now) {
             let epoch = self.replica.epoch();
@@ -394,26 +402,27 @@ impl HostedReplica {
         }
     }
 
-    /// Whether the owner has acknowledged a message of the input stream that has come again.
+    /// Whether this owner has acknowledged a message of the input stream before.
     pub(super) fn has_acknowledged(&self, now: u64, receipt: &Receipt) -> bool {
         let epoch = self.replica.epoch();
         self.replica.is_leading(now) && self.acknowledged.has(epoch, receipt.place)
     }
 
-    /// The messages that are to be acknowledged, behind all that is to be carried out.
+    /// Takes the receipts to acknowledge, after everything in `wants`.
     pub(super) fn receipts(&mut self) -> Vec<Receipt> {
         std::mem::take(&mut self.receipts)
     }
 
-    /// What is to be carried out.
+    /// Takes the outputs to carry out.
     pub(super) fn wants(&mut self) -> Vec<Out> {
         std::mem::take(&mut self.wants)
     }
 
-    /// Does what it wants of the rest of the fleet. `place`: behind all that it has published.
+    /// Carries out an output for the rest of the fleet. `place`: the place behind all that the
+    /// shard has published.
     pub(super) fn carry_out(&mut self, want: Out, place: u64) {
         let report = match want {
-            // They are published.
+            // These are published by the caller.
             Out::Shard(_) | Out::Told(_) => return,
             Out::Resigned { epoch, seq } => {
                 self.resigned = Some((epoch, seq, place));
@@ -428,7 +437,7 @@ impl HostedReplica {
         self.report(report);
     }
 
-    /// The epoch of what it publishes, and for how long it may, if that hasn't been noted yet.
+    /// If the shard leads in a new epoch: the epoch of its publications, and the fence for it.
     pub(super) fn new_epoch(&mut self) -> Option<(u64, Arc<EpochFence>)> {
         let epoch = self.replica.epoch();
         if self.fence.as_ref().is_some_and(|(of, _)| *of == epoch) {
@@ -437,25 +446,27 @@ impl HostedReplica {
         let fence = EpochFence::new(Arc::clone(&self.links.lease));
         self.fence = Some((epoch, Arc::clone(&fence)));
         self.report(Report::Leads);
-        // The numbers of viewers' own subjects begin anew in epochs between.
+        // The steps between leave room for epochs of viewers' own subjects, whose numbers can start
+        // again.
         let epoch = self.links.epoch_base.saturating_add(epoch * EPOCH_STEP);
         Some((epoch, fence))
     }
 
-    /// Behind which place the broker is to have all before the shard may be handed over; none if
-    /// it isn't to be.
+    /// The place before which the broker must have everything before the shard is handed over.
+    /// `None` if it hasn't resigned.
     pub(super) fn resigns_at(&self) -> Option<u64> {
         self.resigned.map(|(_, _, place)| place)
     }
 
-    /// The broker has all that it published before it resigned.
+    /// The broker has everything that it published before it resigned.
     pub(super) fn is_acknowledged(&mut self) {
         if let Some((epoch, seq, _)) = self.resigned.take() {
             self.report(Report::Resigned { epoch, seq });
         }
     }
 
-    /// Says whether it is in step, and whether it takes in heartbeats, if that has changed.
+    /// Reports whether it holds the owner's state, and whether it takes in heartbeats, if that has
+    /// changed.
     pub(super) fn report_state(&mut self) {
         let holds = self.replica.holds();
         if std::mem::replace(&mut self.holds, holds) != holds {
@@ -468,7 +479,7 @@ impl HostedReplica {
     }
 
     fn report(&self, report: Report) {
-        // The fleet's task is gone when the node ends.
+        // The fleet's task ends only with the node.
         let _ = self.links.reports.send((self.number, report));
     }
 

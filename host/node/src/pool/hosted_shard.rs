@@ -1,5 +1,5 @@
-//! A shard as its thread has it: a value with all that belongs to it. What is done in its
-//! turn is in [`turn`](super::turn).
+//! A shard with everything that belongs to it, as its thread holds it. Its turn is in
+//! [`turn`](super::turn).
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -33,83 +33,84 @@ use crate::tenant::failures::FailureLog;
 use crate::tenant::quotas::Exceeded;
 use crate::tenant::stale::StaleLog;
 
-/// What all shards of a tenant have in common.
+/// What all shards of a tenant share.
 #[derive(Default)]
 pub(crate) struct TenantContext {
-    /// What is logged of them is in it; none where the node has one tenant.
+    /// The span of the tenant's log lines. `None` if the node has one tenant.
     pub(crate) span: Option<Span>,
-    /// What lines of its plugins are known by.
+    /// The key under which the tenant's plugin lines are kept.
     pub(crate) lines_key: String,
-    /// None where the directory holds all of its answers.
+    /// Fetches missing answers of the directory service. `None` if the directory is complete.
     pub(crate) fetcher: Option<Arc<AnswerFetcher>>,
-    /// Reads what was stored of a shard; none where nothing is.
+    /// Reads a shard's stored state. `None` if nothing is stored.
     pub(crate) restorer: Option<Restorer>,
-    /// How many shards there are.
+    /// How many shards the tenant has.
     pub(crate) shards: usize,
-    /// What is told of its quotas.
+    /// Notes and logs exceeded quotas.
     pub(crate) exceeded: Arc<Exceeded>,
-    /// Its share of the threads.
+    /// The tenant's share of the threads.
     pub(crate) share: Arc<ThreadShare>,
-    /// What the log was told of plugins that fail.
+    /// Logs failures of plugins.
     pub(crate) failures: FailureLog,
     /// The last dead letters.
     pub(crate) letters: Arc<RecentDeadLetters>,
-    /// How long messages take from their arrival until what comes of them is handed over.
+    /// How long messages take from their arrival until their outputs are handed over.
     pub(crate) passage: Arc<Latency>,
-    /// What makes traces of messages, if any are made.
+    /// Makes traces of messages. `None` if there are none.
     pub(crate) tracer: Option<Tracer>,
 }
 
-/// A shard, with all that belongs to it.
+/// A shard with everything that belongs to it.
 pub(crate) struct HostedShard {
     pub(super) shard: Cell,
     pub(super) pipelines: Pipelines,
-    /// What it has of its own of the active one, and of the one beside it.
+    /// The shard's own state of the active pipeline, and of the one beside it.
     pub(super) own: StatefulEnrichers,
     pub(super) own_beside: StatefulEnrichers,
-    /// Decisions to compare in spare time, and whether the thread has noted that there are some.
+    /// The decisions to compare in spare time, and whether the thread knows that there are some.
     pub(super) comparisons: Comparisons,
     pub(super) has_comparisons: bool,
     pub(super) sequencer: Sequencer,
-    /// None where nothing is kept over a restart.
+    /// `None` if nothing is kept over a restart.
     pub(super) saver: Option<Saver>,
     pub(super) tenant: Arc<TenantContext>,
     pub(super) figures: Arc<ShardFigures>,
     pub(super) stale: StaleLog,
-    /// The inputs that it is at.
+    /// The batch that it is handling.
     pub(super) current: Option<CurrentBatch>,
-    /// Up to where it has taken the input stream; none if it takes from none.
+    /// Up to where it has taken the input stream. `None` if it takes none.
     pub(super) position: Option<ShardPosition>,
-    /// How many batches it has handled since it took a question.
+    /// How many batches it has handled since its last question.
     pub(super) batches: usize,
-    /// Whether its last turn was one with inputs.
+    /// Whether its last turn handled inputs.
     pub(super) took_inputs: bool,
-    /// Whether its rules were called in it.
+    /// Whether its last turn called its rules.
     pub(super) called_rules: bool,
-    /// The place behind the last that it has put into the outbox, and behind the last that
-    /// the broker is to acknowledge.
+    /// The place behind its last entry in the outbox.
     pub(super) output_end: u64,
+    /// Its entries in the outbox that the broker hasn't acknowledged, in bytes.
     pub(super) unacknowledged: Unacknowledged,
+    /// The place behind its last entry that the broker must acknowledge.
     pub(super) published_end: u64,
-    /// What it is to end with, once it was told to.
+    /// The stop that it was told to make.
     pub(super) ending: Option<PendingStop>,
-    /// Set while it is to begin anew.
+    /// The state of its restart, if it has failed.
     pub(super) restart: Restart,
-    /// Where it is among those that have something to do.
+    /// Whether it waits for a turn, or for room in the outbox.
     pub(super) run_state: RunState,
-    /// When its timer is set to.
+    /// When its timer is due.
     pub(super) timer: Option<u64>,
-    /// Whether the thread has noted that changes of it wait for the broker.
+    /// Whether the thread knows that changes of this shard wait for the broker.
     pub(super) is_unsaved: bool,
-    /// Where it is to panic the next time that it comes there.
+    /// The step at which it must panic next.
     #[cfg(test)]
     pub(super) panics_in: Option<PanicPoint>,
 }
 
-/// Where a shard is among those that have something to do.
+/// What a shard waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunState {
-    /// Nowhere: it waits for mail or its timer.
+    /// It waits for mail or its timer.
     Idle,
     /// It waits for its turn.
     Ready,
@@ -117,16 +118,16 @@ pub(super) enum RunState {
     Paused,
 }
 
-/// How a shard ends.
+/// A stop of a shard.
 pub(super) struct PendingStop {
-    /// Who is told when it has ended.
+    /// Notified when the shard has ended.
     pub(super) done: Option<oneshot::Sender<()>>,
-    /// Whether it has done all that it was given, and given up what waits for more.
+    /// Whether it has done everything that it got before, and has stopped waiting for answers.
     pub(super) has_given_up: bool,
 }
 
 impl HostedShard {
-    /// A shard that nothing has been told yet.
+    /// A shard that has got no input yet.
     pub(crate) fn new(
         shard: Cell,
         generation: Generation,
@@ -165,7 +166,7 @@ impl HostedShard {
         }
     }
 
-    /// Its enrichers begin anew, and know nothing; what waits to be compared is not.
+    /// Resets its enrichers to their initial state, and drops the decisions to compare.
     pub(super) fn reset_rules(&mut self) {
         let beside = self.pipelines.beside.as_ref();
         let own_beside = beside.map(|it| it.generation.blueprint.own());
@@ -174,13 +175,13 @@ impl HostedShard {
         self.comparisons.clear();
     }
 
-    /// Whether it has done all that it was given before it was told to stop.
+    /// Whether it is stopping, and has done everything that it got before.
     pub(super) fn has_given_up(&self) -> bool {
         self.ending.as_ref().is_some_and(|end| end.has_given_up)
     }
 
-    /// Whether it must pause: the outbox is full and has something of this shard, or has too much
-    /// of it.
+    /// Whether it must pause: the outbox is full and contains entries of this shard, or the shard
+    /// has too much in it.
     pub(super) fn must_pause<C: Transport>(&mut self, outbox: &Outbox<C>) -> bool {
         let begin = outbox.begin();
         let has_much = outbox
@@ -189,7 +190,7 @@ impl HostedShard {
         has_much || outbox.is_full() && self.output_end > begin
     }
 
-    /// Whether it has more to do now than what waits in its lanes.
+    /// Whether it has more to do now, apart from what waits in its lanes.
     pub(super) fn has_more(&self, now: u64, rules: &ShardRules<'_>) -> bool {
         self.current.is_some()
             || self.shard.next_deadline().is_some_and(|at| at <= now)
@@ -197,12 +198,12 @@ impl HostedShard {
             || self.is_to_give_up()
     }
 
-    /// Whether it is to give up what waits for more, since it is to end.
+    /// Whether it is stopping, and still has work to do or answers to wait for.
     pub(super) fn is_to_give_up(&self) -> bool {
         self.ending.is_some() && !self.has_given_up()
     }
 
-    /// When it is to have a turn though nothing comes.
+    /// When it needs a turn without mail. `None` if it doesn't.
     pub(super) fn due(&self) -> Option<u64> {
         if self.ending.is_some() || self.restart.is_under_way() {
             return None;
@@ -212,7 +213,7 @@ impl HostedShard {
         self.shard.next_deadline().into_iter().chain(save_at).min()
     }
 
-    /// Says how far it has come, if it has begun.
+    /// Sends a beacon, if the node serves and owns the shard.
     pub(super) fn beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Beacon);
@@ -222,7 +223,7 @@ impl HostedShard {
         }
     }
 
-    /// Hands over what the state lacks, if it is time.
+    /// Hands changes to the state, if it is time.
     pub(super) fn save<C: Transport>(&mut self, outbox: &Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Save);
@@ -238,13 +239,14 @@ impl HostedShard {
         }
     }
 
-    /// Behind which place something waits to be handed to the state; none if nothing does.
+    /// The place up to which the broker must have everything before taken changes can be stored.
+    /// `None` if none were taken.
     pub(super) fn waits_for(&self) -> Option<u64> {
         self.saver.as_ref()?.waits_for()
     }
 
-    /// Hands the shard over once the broker has all that it published. Says whether that is still
-    /// waited for.
+    /// Reports to the fleet that the shard is resigned, once the broker has everything that it
+    /// published. Returns whether the shard still waits for this.
     pub(super) fn waits_to_resign<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
         let Some(replica) = self.shard.as_replica() else {
             return false;
@@ -252,7 +254,8 @@ impl HostedShard {
         let Some(place) = replica.resigns_at() else {
             return false;
         };
-        // What waits aside isn't the broker's yet, wherever it stood before.
+        // Entries that were put aside get new places at the end of the outbox, so the old place
+        // says nothing about them.
         if outbox.has_aside(replica.lease()) || outbox.settled(place) != Some(true) {
             return true;
         }
@@ -260,8 +263,8 @@ impl HostedShard {
         false
     }
 
-    /// Whether it has ended: all that it had to say has been handed over, and the state has
-    /// all that it knew, as far as that can be.
+    /// Whether it has ended: all of its entries have been handed over, and the state has all of its
+    /// changes, as far as possible.
     pub(super) fn has_ended<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
         if !self.has_given_up() {
             return false;
@@ -272,7 +275,7 @@ impl HostedShard {
         let Some(saver) = &mut self.saver else {
             return outbox.is_handed(self.output_end).is_some();
         };
-        // Where the broker can't be reached, the state stays as it was when it last had all.
+        // If the broker can't be reached, the last changes are not stored.
         match outbox.settled(end) {
             Some(true) => saver.save_all(&mut self.shard, self.position, end),
             Some(false) => {
@@ -305,7 +308,7 @@ impl HostedShard {
                          some are counted, and not published";
             self.tenant.exceeded.log(Quota::DeadLetters, error);
         }
-        // One that stands by holds what its owner tells of.
+        // A standby has the same users as the owner, so its figures would count twice.
         let leads = self.shard.is_leading(clock::now_ms());
         figures.leads.store(leads.into(), Ordering::Relaxed);
         let in_step = self.shard.is_in_step();

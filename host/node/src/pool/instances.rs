@@ -20,17 +20,17 @@ use crate::ops::plugin_lines::span;
 #[derive(Default)]
 pub(super) struct Instances(HashMap<(u32, u64), Shared, FixedState>);
 
-/// What the shards that go by one generation share.
+/// The instances of one generation, and how many shards use it.
 struct Shared {
     used: Rc<RefCell<Used>>,
-    /// How many shards go by it.
+    /// How many shards use the generation.
     shards: usize,
 }
 
-/// What is lent to a shard for its turn.
+/// The part that is lent to a shard for its turn.
 struct Used {
     pipeline: Pipeline,
-    /// What is logged in it bears the tenant and the generation.
+    /// The span of its log lines, with the tenant and the generation.
     span: Span,
 }
 
@@ -59,7 +59,7 @@ impl Instances {
         shared.or_insert_with(|| Shared::new(hosted, generation))
     }
 
-    /// A shard goes by its pipelines from now on.
+    /// Registers a shard for its pipelines.
     pub(super) fn enter(&mut self, tenant: u32, hosted: &mut HostedShard) {
         for generation in generations(&hosted.pipelines) {
             self.shared(tenant, hosted, generation).shards += 1;
@@ -67,13 +67,13 @@ impl Instances {
         hosted.reset_rules();
     }
 
-    /// A shard goes by some pipelines no more.
+    /// Removes a shard's registration for some pipelines.
     pub(super) fn leave(&mut self, tenant: u32, pipelines: &Pipelines) {
         self.leave_for(tenant, pipelines, None);
     }
 
-    /// As [`Self::leave`]. What no shard goes by any more hands its instances on, where the
-    /// pipeline that takes its place does the same: so no event waits for new ones.
+    /// As [`Self::leave`]. If no shard uses a generation any more, its instances are passed to the
+    /// generation `next`, where stages are the same. So no event waits for new instances.
     fn leave_for(&mut self, tenant: u32, pipelines: &Pipelines, next: Option<u64>) {
         for generation in generations(pipelines) {
             let place = (tenant, generation.number);
@@ -93,7 +93,7 @@ impl Instances {
         }
     }
 
-    /// A shard goes from its pipelines to others. What its enrichers know goes with it.
+    /// Moves a shard from its pipelines to others. The states of its enrichers move with it.
     pub(super) fn change(&mut self, tenant: u32, hosted: &mut HostedShard, to: Pipelines) {
         let before = std::mem::replace(&mut hosted.pipelines, to);
         let mut own = std::mem::take(&mut hosted.own);
@@ -105,7 +105,8 @@ impl Instances {
         if active == number(&before.active) {
             hosted.own = own;
         } else if Some(active) == was_beside {
-            // What both had in common goes on there.
+            // The candidate becomes the active pipeline. Enrichers that are the same in both keep
+            // their state.
             own_beside.exchange_same(&mut own);
             hosted.own = own_beside;
             own_beside = own;
@@ -117,7 +118,7 @@ impl Instances {
         {
             match was_beside {
                 Some(was) if was == number(&beside.generation) => hosted.own_beside = own_beside,
-                // The state of the users who are in the share.
+                // It keeps the states of the users in the share.
                 Some(was) if was != active => hosted.own_beside.take_over(&mut own_beside),
                 _ => hosted.own_beside.copy(&mut hosted.own),
             }
@@ -125,7 +126,7 @@ impl Instances {
         self.leave_for(tenant, &before, Some(active));
     }
 
-    /// Does something with the rules that a shard goes by. Meanwhile other tenants' shards may, too.
+    /// Does some work with a shard's rules. In pauses, shards of other tenants may do so, too.
     pub(super) fn with<T>(
         instances: &RefCell<Self>,
         address: Address,
@@ -173,7 +174,7 @@ impl Instances {
         self.0.is_empty()
     }
 
-    /// Gives back what nobody has called since this was last done.
+    /// Drops the instances that nobody has called since the last time.
     pub(super) fn release_unused(&mut self) {
         for shared in self.0.values_mut() {
             shared.used.borrow_mut().pipeline.release_unused();

@@ -4,18 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock;
 
-/// Says when the next line may be logged. Times are by the host's clock.
+/// Decides when a line may be logged again. Times are by the host's clock.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimiter {
-    /// When the last one was, in milliseconds; 0 for never.
+    /// When the last line was logged, in milliseconds; 0 if none was.
     at: AtomicU64,
-    /// How many reasons there have been for one since.
+    /// How many reasons for a line there have been since then.
     left_out: AtomicU64,
 }
 
 impl LogLimiter {
-    /// There is a reason for a line: says whether to log it, and how many reasons there
-    /// have been since the last line, with this one.
+    /// Notes a reason for a line. If the line is to be logged now, returns how many reasons there
+    /// have been since the last line, including this one.
     pub(crate) fn line(&self, every_ms: u64) -> Option<u64> {
         self.line_at(clock::now_ms(), every_ms)
     }

@@ -1,6 +1,6 @@
-//! What one thread of the pool is sent: for each shard that anything waits for, lanes with
-//! room of their own, so that a flood of one kind, or for one shard, takes none from another.
-//! A shard that nothing waits for has no place in it.
+//! The mailbox of one thread of the pool. Each shard with waiting messages has lanes with limits of
+//! their own, so that a flood of one kind, or for one shard, takes no room from another. A shard
+//! without waiting messages has no entry.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use super::Address;
 use super::work::{Batch, ShardQuestion, Size, Task};
 
-/// How many tasks of control may wait for a shard. The sender of more waits.
+/// How many control tasks may wait for a shard before their sender has to wait.
 const CONTROL_MAX: usize = 64;
 
-/// How many sets of empty lanes are kept, so that a message allocates none.
+/// How many empty lanes are kept for reuse, so that a message needs no allocation.
 const SPARE_MAX: usize = 64;
 
 /// A thread's mailbox.
@@ -25,32 +25,32 @@ pub(crate) struct Mailbox {
     state: Mutex<MailboxState>,
     arrived: Notify,
     freed: Notify,
-    /// What has calls of plugins pause.
+    /// Makes calls of plugins pause.
     pauser: OnceLock<Pauser>,
 }
 
 #[derive(Default)]
 struct MailboxState {
-    /// What waits, and for whom: never nothing.
+    /// The lanes of each shard for which something waits. Lanes here are never empty.
     lanes: HashMap<Address, Lanes, FixedState>,
-    /// Empty ones.
+    /// Empty lanes for reuse.
     spare: Vec<Lanes>,
-    /// Shards for which something waits that the thread hasn't been told of.
+    /// Shards that have got lanes since the thread last asked.
     touched: Vec<Address>,
     /// How many senders wait for room.
     waiting: usize,
-    /// The tenant of the turn that is under way.
+    /// The tenant of the turn in progress.
     current: Option<u32>,
-    /// The thread has ended.
+    /// Whether the thread has ended.
     is_closed: bool,
 }
 
-/// What waits for one shard.
+/// The messages that wait for one shard.
 #[derive(Default)]
 struct Lanes {
     control: VecDeque<Box<Task>>,
     inputs: VecDeque<Batch>,
-    /// How much the inputs take.
+    /// The size of the waiting inputs.
     used: Size,
     questions: VecDeque<ShardQuestion>,
 }
@@ -68,7 +68,7 @@ impl Lanes {
 }
 
 impl MailboxState {
-    /// A shard's lanes, to put something in.
+    /// A shard's lanes, to put something in. The thread will be told of new ones.
     fn lanes(&mut self, shard: Address) -> &mut Lanes {
         let (spare, touched) = (&mut self.spare, &mut self.touched);
         self.lanes.entry(shard).or_insert_with(|| {
@@ -77,7 +77,8 @@ impl MailboxState {
         })
     }
 
-    /// Takes something out of a shard's lanes, if there is any.
+    /// Takes something out of a shard's lanes, if there are any, and removes them when they are
+    /// empty.
     fn take<T>(&mut self, shard: Address, take: impl FnOnce(&mut Lanes) -> Option<T>) -> Option<T> {
         let lanes = self.lanes.get_mut(&shard)?;
         let taken = take(lanes);
@@ -93,11 +94,12 @@ impl MailboxState {
 
 impl Mailbox {
     fn state(&self) -> MutexGuard<'_, MailboxState> {
-        // A panic can't leave it half-changed.
+        // No step under the lock leaves it half-changed, so a panic does no harm.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts something into a shard's lanes, where `put` finds room.
+    /// Puts something into a shard's lanes, if `has_room` says so. Lanes that don't exist always
+    /// have room.
     fn put<T>(
         &self,
         shard: Address,
@@ -127,21 +129,21 @@ impl Mailbox {
         Ok(())
     }
 
-    /// From now on, calls of plugins pause where others wait for the thread.
+    /// From now on, calls of plugins can be paused with this pauser.
     pub(super) fn pause_by(&self, pauser: Pauser) {
-        // There is one for the whole process.
+        // The whole process has only one.
         let _ = self.pauser.set(pauser);
     }
 
-    /// Others wait for the thread: a call that goes on for long is to pause.
+    /// Asks a running call of a plugin to pause soon, because others wait for the thread.
     pub(super) fn pause_soon(&self) {
         if let Some(pauser) = self.pauser.get() {
             pauser.pause_soon();
         }
     }
 
-    /// A tenant's turn begins, or goes on; none if the thread is at nobody's. `is_awaited`: whether others
-    /// have been waiting for theirs.
+    /// Notes that a tenant's turn begins or continues. `None`: no turn is in progress.
+    /// `is_awaited`: whether others wait for their turns.
     pub(super) fn begin_turn(&self, tenant: Option<u32>, is_awaited: bool) {
         let mut state = self.state();
         state.current = tenant;
@@ -152,10 +154,10 @@ impl Mailbox {
         }
     }
 
-    /// Puts inputs in, if there is room for them now; an empty lane takes anything.
+    /// Puts inputs in, if there is room for them now. An empty lane takes a batch of any size.
     ///
     /// # Errors
-    /// With what found no room.
+    /// Returns the batch if there is no room.
     pub(super) fn offer_inputs(
         &self,
         shard: Address,
@@ -178,25 +180,24 @@ impl Mailbox {
         self.put(shard, ask, has_room, put).is_ok()
     }
 
-    /// Puts in what the node itself has to say, if fewer than so many tasks wait.
+    /// Puts a task in, if fewer than `max` wait.
     pub(super) fn offer(&self, shard: Address, task: Task, max: usize) -> bool {
         let has_room = |lanes: &Lanes, _: &_| lanes.control.len() < max;
         let put = |lanes: &mut Lanes, task| lanes.control.push_back(task);
         self.put(shard, Box::new(task), has_room, put).is_ok()
     }
 
-    /// Puts in what comes before everything else that waits, whether there is room or not.
+    /// Puts a task in before all others, whether there is room or not.
     pub(super) fn put_first(&self, shard: Address, task: Task) {
         let put = |lanes: &mut Lanes, task| lanes.control.push_front(task);
         let task = Box::new(task);
-        // A thread that has ended has nobody to tell.
+        // If the thread has ended, nobody needs the task.
         let _ = self.put(shard, task, |_, _| true, put);
-        // The thread may know that something waits, and not look at it before this.
+        // The thread may know these lanes already, and wait for something else.
         self.arrived.notify_one();
     }
 
-    /// Puts in what the node itself has to say, when there is room for it. Where the thread
-    /// has ended, it is dropped.
+    /// Puts a task in when there is room for it. If the thread has ended, the task is dropped.
     pub(super) async fn send(&self, shard: Address, task: Task) {
         let offer = |task| {
             let has_room = |lanes: &Lanes, _: &_| lanes.control.len() < CONTROL_MAX;
@@ -206,8 +207,7 @@ impl Mailbox {
         self.when_there_is_room(Box::new(task), offer).await;
     }
 
-    /// Puts inputs in when there is room for them. Where the thread has ended, they are
-    /// dropped.
+    /// Puts inputs in when there is room for them. If the thread has ended, they are dropped.
     pub(super) async fn send_inputs(&self, shard: Address, batch: Batch, max: Size) {
         self.when_there_is_room(batch, |batch| self.offer_inputs(shard, batch, max))
             .await;
@@ -216,7 +216,7 @@ impl Mailbox {
     async fn when_there_is_room<T>(&self, item: T, offer: impl Fn(T) -> Result<(), T>) {
         let mut item = item;
         loop {
-            // Before it is looked whether there is room.
+            // Created before the check, so that no notification is missed.
             let freed = self.freed.notified();
             self.state().waiting += 1;
             let refused = offer(item);
@@ -244,13 +244,13 @@ impl Mailbox {
             .map_or(0, |lanes| lanes.used.bytes)
     }
 
-    /// Waits until something has come that [`Self::take_touched`] tells of.
+    /// Waits until [`Self::take_touched`] has something new.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    /// Appends the shards for which something has come where nothing was before. Says
-    /// whether the thread is to go on.
+    /// Appends the shards that have got something to do since the last call. Returns whether the
+    /// thread continues.
     pub(super) fn take_touched(&self, touched: &mut Vec<Address>) -> bool {
         let mut state = self.state();
         touched.append(&mut state.touched);
@@ -276,13 +276,13 @@ impl Mailbox {
         lanes.is_some_and(|lanes| !lanes.control.is_empty() || !lanes.questions.is_empty())
     }
 
-    /// Takes the next task of control.
+    /// Takes the next control task.
     pub(super) fn take_control(&self, shard: Address) -> Option<Task> {
         let task = self.take(shard, |lanes| lanes.control.pop_front());
         task.map(|task| *task)
     }
 
-    /// Takes the inputs that have waited for longest.
+    /// Takes the oldest batch of inputs.
     pub(super) fn take_inputs(&self, shard: Address) -> Option<Batch> {
         self.take(shard, |lanes| {
             let batch = lanes.inputs.pop_front()?;
@@ -291,31 +291,32 @@ impl Mailbox {
         })
     }
 
-    /// Takes the question that has waited for longest.
+    /// Takes the oldest question.
     pub(super) fn take_question(&self, shard: Address) -> Option<ShardQuestion> {
         self.take(shard, |lanes| lanes.questions.pop_front())
     }
 
-    /// Drops the questions that wait for a shard. Who asked is told that there is no answer.
+    /// Drops the questions that wait for a shard. Dropping a question tells the requester that
+    /// there is no answer.
     pub(super) fn drop_questions(&self, shard: Address) {
         let questions = self.take(shard, |lanes| Some(std::mem::take(&mut lanes.questions)));
         drop(questions);
     }
 
-    /// Drops all that waits for a shard which isn't there.
+    /// Drops everything that waits for a shard that isn't there.
     pub(super) fn discard(&self, shard: Address) {
         let discarded = self.state().lanes.remove(&shard);
         drop(discarded);
         self.freed.notify_waiters();
     }
 
-    /// Nothing is taken any more.
+    /// Closes the mailbox: it takes nothing any more, and drops everything that waits.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
         let lanes = std::mem::take(&mut state.lanes);
         drop(state);
-        // Who waits for an answer is not to wait any more.
+        // Dropping the messages tells those who wait for an answer.
         drop(lanes);
         self.freed.notify_waiters();
         self.arrived.notify_one();
@@ -352,7 +353,7 @@ mod tests {
         Size { messages, bytes }
     }
 
-    /// So many inputs that hold so many bytes in all, beside what each takes.
+    /// A batch with this many inputs, whose messages have this many bytes in all.
     fn batch(inputs: usize, bytes: usize) -> Batch {
         let input = Input::ReceivedUpTo { at: 1 };
         Batch::new(0, vec![input; inputs], bytes)

@@ -1,4 +1,5 @@
-//! The pool: one thread a core for the whole node, on which the shards of all tenants live.
+//! The pool: one thread per core for the whole node. The shards of all tenants live on these
+//! threads.
 //!
 //! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
 //! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
@@ -51,38 +52,38 @@ use outbox::Outbox;
 use shards::ShardHandle;
 use worker::Worker;
 
-/// Which shard, and of which tenant, on this node.
+/// Identifies a shard on this node: its tenant and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Address {
     tenant: u32,
     shard: u32,
 }
 
-/// Counts nanoseconds, from whenever.
+/// Returns a count of nanoseconds from an arbitrary start.
 type Stopwatch = Box<dyn Fn() -> u64 + Send>;
 
-/// What a thread measures time by.
+/// How a thread measures time.
 struct Clocks {
-    /// What passes.
+    /// Elapsed time.
     elapsed: Stopwatch,
-    /// What the thread uses of a processor.
+    /// The processor time that the thread has used.
     processor: Stopwatch,
 }
 
-/// A thread's figures, as it last told them.
+/// A thread's figures, as it last updated them.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadFigures {
     /// How many bytes of messages the broker hasn't acknowledged.
     pub(crate) journal_bytes: AtomicU64,
     /// How many messages were published again after a lost connection.
     pub(crate) repeated: AtomicU64,
-    /// Since when the thread has been at one thing, in milliseconds since the Unix
-    /// epoch; 0 while it waits.
+    /// When the thread began its current piece of work, in milliseconds of the host's clock; 0
+    /// while it waits.
     busy_since: AtomicU64,
 }
 
 impl ThreadFigures {
-    /// For how long the thread has been at one thing, in milliseconds.
+    /// How long the thread has been at its current piece of work, in milliseconds.
     pub(crate) fn busy_ms(&self) -> u64 {
         match self.busy_since.load(Ordering::Relaxed) {
             0 => 0,
@@ -104,45 +105,47 @@ impl ThreadFigures {
     }
 }
 
-/// How much the outbox of each thread holds, and how often it says how far it has come.
+/// How much the outbox of each thread holds, and how often beacons are sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutboxSettings {
-    /// How many bytes of messages that the broker hasn't acknowledged.
+    /// How many bytes of messages may wait for the broker's acknowledgement.
     pub(crate) bytes_max: usize,
-    /// How many of them may be of one shard, while there is a connection; none if all may.
+    /// How many of these bytes may be of one shard while there is a connection. `None`: without a
+    /// limit.
     pub(crate) shard_bytes_max: Option<usize>,
-    /// How often each source has a beacon, in milliseconds.
+    /// The interval between two beacons of a source, in milliseconds.
     pub(crate) beacon_ms: u64,
 }
 
-/// How the system is to treat threads beside others.
+/// The scheduling priority of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     Usual,
     Lower,
 }
 
-/// How much lower than others the priority of threads is that are to give way to them.
+/// By how much the nice value of threads with lower priority is raised.
 const NICE: i32 = 5;
 
 impl Priority {
-    /// Has the thread that calls it be of this priority. Where that can't be had, it is equal.
+    /// Gives this priority to the calling thread. If the system refuses, the thread keeps its
+    /// priority.
     pub(crate) fn take(self) {
         if self == Self::Lower {
-            // Of this thread alone.
+            // On Linux, this changes the calling thread alone.
             let _ = rustix::process::nice(NICE);
         }
     }
 }
 
-/// The node's threads. Cloning it shares them; they end with the last of it.
+/// The node's threads. Cloning it shares them. They end when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool(Arc<Threads>);
 
 #[derive(Debug)]
 struct Threads {
     each: Vec<(Arc<Mailbox>, Arc<ThreadFigures>)>,
-    /// How many tenants there have been.
+    /// How many tenants were ever placed. The count numbers the next one.
     tenants: AtomicU32,
 }
 
@@ -155,10 +158,10 @@ impl Drop for Threads {
 }
 
 impl Pool {
-    /// Starts the threads: one for each of these.
+    /// Starts one thread for each element of `handed`.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If the system refuses a thread.
     pub(crate) fn start<C: Transport + Clone>(
         transport: &C,
         handed: Vec<Arc<DeliveryProgress>>,
@@ -167,7 +170,7 @@ impl Pool {
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let mut each = Vec::new();
-        // One time for all: tenants may have shards on several.
+        // All threads count time from the same start, because a tenant can have shards on several.
         let began = Instant::now();
         for (number, handed) in handed.into_iter().enumerate() {
             let mailbox = Arc::<Mailbox>::default();
@@ -180,7 +183,7 @@ impl Pool {
             };
             let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;
-            // It shares the runtime with nothing that it would have to give way to.
+            // Without a budget: the worker is the only task of its runtime.
             let run = move || {
                 priority.take();
                 let worker = Worker::new(inbox, outbox, told, clocks);
@@ -209,13 +212,13 @@ impl Pool {
         self.0.each.iter().map(|(_, figures)| &**figures)
     }
 
-    /// A figure of all threads together.
+    /// The sum of a figure over all threads.
     pub(crate) fn total(&self, of: fn(&ThreadFigures) -> &AtomicU64) -> u64 {
         let figures = self.figures().map(of);
         figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
     }
 
-    /// Places a new tenant's shards, each on its thread.
+    /// Places a new tenant's shards: thread by thread, in turn.
     pub(crate) fn place(
         &self,
         shards: usize,
@@ -223,7 +226,7 @@ impl Pool {
         mut shard: impl FnMut(usize, Arc<ShardFigures>) -> HostedShard,
     ) -> Shards {
         let tenant = self.0.tenants.fetch_add(1, Ordering::Relaxed);
-        // Small tenants aren't all to be on the first thread.
+        // Each tenant begins at another thread, so that small tenants don't all share the first.
         let threads = self
             .0
             .each

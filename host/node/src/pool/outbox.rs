@@ -1,6 +1,6 @@
-//! The messages that the shards of one thread publish, in one order. Each is passed to the broker's
-//! client when that has room, kept until the broker has acknowledged it, and passed on again, under
-//! the same number, after a lost connection.
+//! The outbox: the messages that the shards of one thread publish, in order. Each is passed to the
+//! broker's client when that has room. It is kept until the broker has acknowledged it. After a
+//! lost connection, it is passed on again with the same number.
 //!
 //! Nothing here blocks: a message without room stays in the outbox, and while the outbox is full,
 //! shards with messages in it are paused.
@@ -20,59 +20,60 @@ use crate::link::progress::DeliveryProgress;
 
 use super::OutboxSettings;
 
-/// How often is looked whether the connection has changed, where something waits for that,
-/// in milliseconds.
+/// How often the connection is checked while a message waits for it, in milliseconds.
 pub(super) const LOOK_MS: u64 = 50;
 
-/// For how long there is no room before the log says so, in milliseconds.
+/// After how long without room the log says so, in milliseconds.
 const FULL_MS: u64 = 1_000;
 
-/// What carries messages to the broker.
+/// Carries messages to the broker.
 pub(crate) trait Transport: Send + 'static {
-    /// How often it has connected: what was handed to an earlier connection may be lost.
+    /// How often it has connected. Messages that were handed to an earlier connection may be lost.
     fn link(&self) -> u64;
 
     /// Whether it is connected.
     fn is_connected(&self) -> bool;
 
-    /// Hands over a message; none if there is no room for it now.
+    /// Hands over a message. `None` if there is no room for it now.
     fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>>;
 
-    /// Hands over a message when there is room for it. Dropped before, it does nothing.
+    /// Hands over a message when there is room for it. If the future is dropped before that, it
+    /// does nothing.
     fn send(&self, entry: JournalEntry) -> BoxFuture<'static, anyhow::Result<()>>;
 }
 
-/// What the shards of one thread have to say.
+/// The outbox of one thread.
 pub(super) struct Outbox<C> {
     transport: C,
     handed: Arc<DeliveryProgress>,
     journal: Journal,
     shard_bytes_max: Option<usize>,
-    /// The connection that messages are handed to.
+    /// The number of the connection to which messages are handed.
     link: u64,
-    /// The place of the message that is handed over next.
+    /// The place of the next message to hand over.
     next: u64,
-    /// Up to which place messages were handed to an earlier connection.
+    /// The place before which messages were handed to an earlier connection.
     handed_before: u64,
-    /// The message at `next`, which waits for room.
+    /// The future that hands over the message at `next`, which waits for room.
     stuck: Option<BoxFuture<'static, anyhow::Result<()>>>,
     repeated: u64,
-    /// Messages of which it isn't known whether they may be published, by the lease of which that
-    /// isn't known, each with its place. There they keep no other tenant's waiting. They are no more than
-    /// had waited when the lease ended: without it, nothing is decided.
+    /// Messages of which it isn't known whether they may be published, because their node's lease
+    /// has run out. They are put aside, by lease and with their places, so that they don't block
+    /// the messages of other tenants. There are no more than waited when the lease ran out: without
+    /// a lease, a shard decides nothing.
     aside: HashMap<LeaseId, Vec<(u64, JournalEntry)>>,
-    /// Whether there was a connection when that was last looked at.
+    /// Whether there was a connection at the last check.
     is_connected: bool,
-    /// Since when there is no room, and whether that has been said.
+    /// Since when the outbox has been full, and whether that was logged.
     full_since: Option<u64>,
     is_full_told: bool,
     beacon_ms: u64,
-    /// When the next beacons are due. None until a source has begun.
+    /// When the next beacons are due. `None` until a source has begun.
     beacon_at: Option<u64>,
 }
 
 impl<C: Transport> Outbox<C> {
-    /// An empty one.
+    /// An empty outbox.
     pub(super) fn new(
         transport: C,
         handed: Arc<DeliveryProgress>,
@@ -101,8 +102,7 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Puts a message in, and says the place behind it. It is handed over by
-    /// [`Self::hand_over`].
+    /// Puts a message in, and returns the place behind it. [`Self::hand_over`] hands it over.
     pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
         if !entry.is_once() && !self.journal.waits() {
             self.handed.want();
@@ -111,28 +111,28 @@ impl<C: Transport> Outbox<C> {
         self.journal.end()
     }
 
-    /// Whether there is no room for more.
+    /// Whether there is no room for more messages.
     pub(super) fn is_full(&self) -> bool {
         !self.journal.has_room()
     }
 
-    /// How many bytes in it may be of one shard: what others have to say waits behind them. Without a
-    /// connection, nothing is said, and all of it may be.
+    /// How many bytes in it may be of one shard. The messages of others wait behind them. `None`:
+    /// without a limit. This is so without a connection, since nothing can be published then.
     pub(super) fn shard_bytes_max(&self) -> Option<usize> {
         self.shard_bytes_max.filter(|_| self.is_connected)
     }
 
-    /// The place of the first message that is still in it.
+    /// The place of the first message that is kept.
     pub(super) fn begin(&self) -> u64 {
         self.journal.begin()
     }
 
-    /// Up to which place the broker has all.
+    /// The place before which the broker has all messages.
     pub(super) fn acknowledged(&self) -> u64 {
         self.handed.acknowledged()
     }
 
-    /// How many bytes are in it.
+    /// The size of all messages in it, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.journal.bytes()
     }
@@ -142,7 +142,8 @@ impl<C: Transport> Outbox<C> {
         self.repeated
     }
 
-    /// Whether all up to a place has been handed over; none if it may be yet.
+    /// Whether all messages before a place have been handed over. `None`: not yet, but there is a
+    /// connection.
     pub(super) fn is_handed(&self, place: u64) -> Option<bool> {
         if self.next >= place {
             return Some(true);
@@ -150,7 +151,8 @@ impl<C: Transport> Outbox<C> {
         (!self.is_connected).then_some(false)
     }
 
-    /// Whether the broker has all up to a place; none if it may get it yet.
+    /// Whether the broker has all messages before a place. `None`: not yet, but there is a
+    /// connection.
     pub(super) fn settled(&mut self, place: u64) -> Option<bool> {
         if self.acknowledged() >= place {
             return Some(true);
@@ -159,8 +161,8 @@ impl<C: Transport> Outbox<C> {
         (!self.is_connected).then_some(false)
     }
 
-    /// Looks what has become of the connection, hands over what can be, and forgets what
-    /// the broker has.
+    /// Checks the connection, hands over what is possible, and removes messages that the broker
+    /// has.
     pub(super) fn update(&mut self, now: u64) {
         self.check_connection();
         self.hand_over();
@@ -181,8 +183,8 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Hands to the client what it hasn't been handed on this connection, in order, as far
-    /// as it has room.
+    /// Hands to the client the messages that this connection hasn't got yet, in order, while the
+    /// client has room.
     pub(super) fn hand_over(&mut self) {
         loop {
             // Read before anything is handed over: see `pulse`.
@@ -190,7 +192,7 @@ impl<C: Transport> Outbox<C> {
             if link != self.link {
                 self.begin_link(link);
             }
-            // What was acknowledged meanwhile needn't be handed over again.
+            // Messages that were acknowledged meanwhile needn't be handed over again.
             if self.next < self.journal.begin() {
                 self.next = self.journal.begin();
                 self.stuck = None;
@@ -203,7 +205,8 @@ impl<C: Transport> Outbox<C> {
                 Some(stuck) => stuck.now_or_never(),
                 None => {
                     let Some(entry) = self.journal.get(self.next) else {
-                        // All are behind those that wait aside, which go on at the end.
+                        // All other messages have been handed over, so those that were put aside go
+                        // to the end.
                         match self.take_back() {
                             true => continue,
                             false => return,
@@ -213,7 +216,7 @@ impl<C: Transport> Outbox<C> {
                         self.next += 1;
                         continue;
                     }
-                    // In the order of those before it.
+                    // Messages under the same lease stay in order.
                     let is_behind = entry.lease().is_some_and(|it| self.aside.contains_key(&it));
                     match entry.passage(clock::now_ms) {
                         Passage::Open if !is_behind => {}
@@ -242,7 +245,7 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Has the message at `next` wait where it keeps nobody waiting.
+    /// Puts the message at `next` aside, so that others don't wait for it.
     fn put_aside(&mut self) {
         if let Some(entry) = self.journal.get(self.next)
             && let Some(lease) = entry.lease()
@@ -254,7 +257,8 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Puts in again what waits aside and no longer has to. Says whether anything was.
+    /// Puts messages that were put aside back into the journal if their fences are decided. Returns
+    /// whether there were any.
     fn take_back(&mut self) -> bool {
         let now = clock::now_ms();
         let is_known = |entries: &[(u64, JournalEntry)]| {
@@ -270,12 +274,12 @@ impl<C: Transport> Outbox<C> {
         is_any
     }
 
-    /// Whether something waits aside that was to be published by this lease.
+    /// Whether messages under this lease are put aside.
     pub(super) fn has_aside(&self, lease: &Arc<NodeLease>) -> bool {
         self.aside.contains_key(&LeaseId::of(lease))
     }
 
-    /// The message at `next` has been handed over.
+    /// The message at `next` has been handed over, or dropped.
     fn sent(&mut self, sent: anyhow::Result<()>) {
         if let Err(error) = sent {
             tracing::error!(parent: None, "a message could not be published: {error:#}");
@@ -289,8 +293,9 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Whether all sources on this thread are to say how far they have come. It is so once
-    /// each time it is due. While nobody can hear it, it is not, and comes with the connection.
+    /// Whether it is time for the beacons of all sources on this thread. Returns `true` once per
+    /// interval. Without a connection or room, it returns `false`, and beacons come soon after that
+    /// is over.
     pub(super) fn is_beacon_due(&mut self, now: u64) -> bool {
         if self.beacon_at.is_none_or(|at| now < at) {
             return false;
@@ -305,20 +310,20 @@ impl<C: Transport> Outbox<C> {
         can_be_heard
     }
 
-    /// From now on there are beacons, the next at once.
+    /// Begins to send beacons, the first at once.
     pub(super) fn begin_beacons(&mut self, now: u64) {
         self.beacon_at = Some(now);
     }
 
-    /// When [`Self::update`] is to be called at the latest, and whether beacons are due.
+    /// When [`Self::update`] or the beacons are due, at the latest.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         let is_waiting = self.next < self.journal.end() || self.is_full() || !self.aside.is_empty();
         let look_at = is_waiting.then_some(now + LOOK_MS);
         self.beacon_at.into_iter().chain(look_at).min()
     }
 
-    /// Waits until the broker has more, or the client has room again. It may return too
-    /// early.
+    /// Waits until the broker has acknowledged more, or the client has room again. It may return
+    /// too early.
     pub(super) async fn moved(outbox: &RefCell<Self>) {
         let (handed, waits) = {
             let outbox = outbox.borrow();
@@ -335,8 +340,8 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// The client is connected anew: all that the broker may not have is handed to it
-    /// again, and beacons say so.
+    /// Begins a new connection: messages that the broker may not have are handed over again, and
+    /// beacons are sent soon.
     fn begin_link(&mut self, link: u64) {
         self.forget();
         self.check_connection();
@@ -346,9 +351,9 @@ impl<C: Transport> Outbox<C> {
         self.handed_before = self.handed_before.max(self.next);
         self.handed.begin(link, begin);
         (self.link, self.next) = (link, begin);
-        // Most come again, behind what was handed over before them. Those that the journal has forgotten
-        // would come too late: there is a gap in their shards' numbers, at which clients ask, and standbys
-        // catch up.
+        // Most of the messages put aside are still in the journal, and are handed over again in
+        // their order. The others would come too late, and are dropped. That leaves a gap in their
+        // shards' numbers. Clients query then, and standbys catch up.
         for (place, entry) in self.aside.drain().flat_map(|(_, entries)| entries) {
             if place < begin {
                 entry.count_dropped();
@@ -361,7 +366,7 @@ impl<C: Transport> Outbox<C> {
         self.journal.forget(self.handed.acknowledged(), self.next);
     }
 
-    /// Looks whether the client is connected, which takes a lock.
+    /// Checks whether the client is connected. This takes a lock.
     fn check_connection(&mut self) {
         self.is_connected = self.transport.is_connected();
     }

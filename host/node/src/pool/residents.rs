@@ -1,4 +1,4 @@
-//! The shards that live on a thread. One that has its turn is out meanwhile.
+//! The shards that live on a thread. During a shard's turn, its entry is empty.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,24 +12,24 @@ use super::hosted_shard::HostedShard;
 #[derive(Default)]
 pub(super) struct Residents {
     shards: HashMap<Address, Option<Box<HostedShard>>, FixedState>,
-    /// How many there are of each tenant.
+    /// How many shards each tenant has on this thread.
     tenants: HashMap<u32, usize, FixedState>,
 }
 
 impl Residents {
-    /// A shard lives here from now on.
+    /// Adds a shard.
     pub(super) fn place(&mut self, address: Address, hosted: Box<HostedShard>) {
         if self.shards.insert(address, Some(hosted)).is_none() {
             *self.tenants.entry(address.tenant).or_default() += 1;
         }
     }
 
-    /// Whether a shard lives here.
+    /// Whether a shard lives here, even if it has its turn now.
     pub(super) fn has(&self, address: Address) -> bool {
         self.shards.contains_key(&address)
     }
 
-    /// A shard that lives here and is in.
+    /// A shard that lives here. `None` while it has its turn.
     pub(super) fn get_mut(&mut self, address: Address) -> Option<&mut HostedShard> {
         self.shards.get_mut(&address)?.as_deref_mut()
     }
@@ -39,14 +39,14 @@ impl Residents {
         self.shards.get_mut(&address)?.take()
     }
 
-    /// A shard's turn is over.
+    /// Puts a shard back after its turn.
     pub(super) fn put_back(&mut self, address: Address, hosted: Box<HostedShard>) {
         if let Some(place) = self.shards.get_mut(&address) {
             *place = Some(hosted);
         }
     }
 
-    /// A shard lives here no more.
+    /// Removes a shard.
     pub(super) fn remove(&mut self, address: Address) -> Option<Box<HostedShard>> {
         let hosted = self.shards.remove(&address)?;
         if let Entry::Occupied(mut count) = self.tenants.entry(address.tenant) {
@@ -58,17 +58,17 @@ impl Residents {
         hosted
     }
 
-    /// Whether they are of more than one tenant.
+    /// Whether the shards are of more than one tenant.
     pub(super) fn has_several_tenants(&self) -> bool {
         self.tenants.len() > 1
     }
 
-    /// All that live here.
+    /// The addresses of all shards that live here.
     pub(super) fn addresses(&self) -> Vec<Address> {
         self.shards.keys().copied().collect()
     }
 
-    /// How many live here.
+    /// How many shards live here.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.shards.len()

@@ -1,7 +1,7 @@
-//! Restarts a shard that has panicked from its stored records, as after a crash of the process, but
-//! for this shard alone. Its work in progress is dropped, with the input that it was handling, which
-//! might make it fail again. Until it is back, inputs wait, control tasks are done,
-//! and questions are answered with `unavailable`.
+//! Restarts a shard that has panicked. It is restored from its stored records, as after a crash of
+//! the process, but alone. Its work in progress is dropped, together with the input that it was
+//! handling, which might make it fail again. During the restart, inputs wait, control tasks are
+//! done, and questions are answered with `unavailable`.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::clock;
 use crate::state::{RestoreRequested, Restored};
 use crate::tasks;
 
-/// How long is waited before a shard begins anew, where it has failed a while ago, and at
-/// most: one that fails again and again is not to keep the others from their turns.
+/// The delay before a failed shard restarts: after its first failure, and at most. A shard that
+/// fails again and again must not keep others from their turns.
 const WAIT_MS: (u64, u64) = (100, 10_000);
 
-/// After how long without a failure the next one is the first again.
+/// After this long without a failure, the next one counts as the first.
 const FORGIVEN_MS: u64 = 60_000;
 
-/// Where a shard is that has failed.
+/// The state of a shard's restart.
 #[derive(Debug, Default)]
 pub(super) struct Restart {
     phase: Phase,
-    /// How long was waited the last time, and when it failed then.
+    /// The delay of the last restart, and when the shard failed.
     wait_ms: u64,
     failed_at: u64,
 }
@@ -37,14 +37,14 @@ pub(super) struct Restart {
 enum Phase {
     #[default]
     None,
-    /// What was stored is to be read, no earlier than this.
+    /// The stored state must be read, at this time or later.
     Due(u64),
-    /// It is being read.
+    /// The stored state is being read.
     Asked,
 }
 
 impl Restart {
-    /// Whether the shard is to wait for what was stored.
+    /// Whether the shard waits for its stored state.
     pub(super) fn is_under_way(&self) -> bool {
         self.phase != Phase::None
     }
@@ -61,7 +61,7 @@ impl Restart {
 }
 
 impl HostedShard {
-    /// It has failed: nothing of what it knew is used any more.
+    /// Handles a failure of the shard: everything that it knew is dropped.
     pub(super) fn failed(&mut self, panic: &(dyn Any + Send)) {
         self.figures.restarts.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
@@ -72,13 +72,14 @@ impl HostedShard {
         self.restart.begin(clock::now_ms());
     }
 
-    /// Whether it is to end while it begins anew, and can't: what was on its way to the store
-    /// waits for a broker that can't be reached.
+    /// Whether the shard must stop while it restarts, and can't finish: its last changes wait for a
+    /// broker that can't be reached.
     pub(super) fn ends_unrestored<C: Transport>(&self, outbox: &mut Outbox<C>) -> bool {
         self.ending.is_some() && outbox.settled(self.published_end) == Some(false)
     }
 
-    /// Has what was stored be read, once what was on its way to the store is there.
+    /// Requests the stored state, once changes that were on their way to the store have been
+    /// written.
     pub(super) fn continue_restart<C: Transport>(
         &mut self,
         address: Address,
@@ -114,12 +115,12 @@ impl HostedShard {
         }
     }
 
-    /// What was stored is there.
+    /// Continues with the stored state.
     pub(super) fn restored<C: Transport>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
         let now = clock::now_ms();
         self.restart.phase = Phase::None;
         if self.shard.as_replica().is_some() {
-            // It catches up from its owner.
+            // A replica catches up from its owner instead.
             return;
         }
         self.sequencer.begin_epoch(restored.epoch.max(now));

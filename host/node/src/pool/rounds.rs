@@ -1,15 +1,15 @@
-//! Whose turn it is on a thread: tenants take turns by deficit round robin, over the time
-//! that their turns have been measured to take, and a tenant's shards one after another.
+//! The scheduler of a thread: tenants take turns by deficit round robin, over the measured time of
+//! their turns. A tenant's shards take turns one after another.
 //!
-//! A tenant may have a larger weight than others: it is given as many times as much time. And it may
-//! have a limit to the time that it uses a second: where that is used up, it rests until there is
-//! some again, even if nobody else waits.
+//! A tenant with a weight gets that multiple of the time. A tenant may also have a limit on the
+//! time that it uses per second. When that is used up, it rests until it has time again, even if
+//! nobody else waits.
 //!
-//! What a turn will take isn't known before. So a tenant may overdraw what it is given in a
-//! round, by a step at most, and pays for that out of the next ones. It begins to pay while its
-//! turn is paused in the middle of a plugin's call: then others have their turns until it would have
-//! the next. Who may have none in a pause is next after it, and what is paid in the pause counts for those
-//! who had turns in it alone.
+//! The length of a turn isn't known in advance. So a tenant may exceed its time in a round, by one
+//! step at most, and pays for this in its next rounds. If its turn is paused in the middle of a
+//! plugin's call, it pays at once: others have their turns until it would have its next. A tenant
+//! whose calls may be slow has no turn in a pause, and is next after it. What was paid in the pause
+//! counts only for the tenants that had turns in it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use foldhash::fast::FixedState;
 use super::Address;
 use super::thread_share::ThreadShare;
 
-/// How much time a tenant of weight one is given each round, in nanoseconds. Others wait for it,
-/// also those that had nothing to do when a turn began.
+/// The time that a tenant with weight 1 gets per round, in nanoseconds. So others wait for at most
+/// this long, including those that had nothing to do when a turn began.
 pub(super) const QUANTUM_NS: i64 = 250_000;
 
 const NS_PER_US: u64 = 1_000;
@@ -31,43 +31,43 @@ pub(super) struct Rounds {
     /// The tenants that wait, in the order of their turns.
     queue: VecDeque<u32>,
     tenants: HashMap<u32, Tenant, FixedState>,
-    /// The tenants that have used up their time, and wait until there is some again.
+    /// The tenants that have used up their processor time, and wait until they have some again.
     resting: Vec<u32>,
-    /// The tenant whose turn is paused, which is the first of the queue when that ends, and how much time
-    /// it had left when it was, in nanoseconds.
+    /// The tenant whose turn is paused, and how much time it had left at the pause, in nanoseconds.
+    /// It is the first of the queue when the pause ends.
     paused: Option<(u32, i64)>,
-    /// The tenants that have no turn while another's is paused, since their calls may take long.
+    /// The tenants that have no turn in the current pause, because their calls may be slow.
     put_off: Vec<u32>,
-    /// Whether the first of the queue has been given its time in this round.
+    /// Whether the first of the queue has got its time for this round.
     is_begun: bool,
 }
 
 #[derive(Debug)]
 struct Tenant {
     share: Arc<ThreadShare>,
-    /// Its shards that wait.
+    /// Its waiting shards.
     shards: VecDeque<u32>,
-    /// How much time it may still take, in nanoseconds; what it has overdrawn, if negative.
+    /// How much time it has left, in nanoseconds. Negative if it has exceeded its time.
     left_ns: i64,
-    /// What it was given while its turn was paused and others were put off, in nanoseconds: it pays that
-    /// back when the turn is over.
+    /// The time that it got while its turn was paused and others were put off, in nanoseconds. It
+    /// pays this back when the turn is over.
     owes_ns: i64,
-    /// What was used and isn't spent yet, in nanoseconds: less than a microsecond.
+    /// Used time that hasn't been counted yet, in nanoseconds: less than a microsecond.
     unspent_ns: u64,
-    /// Whether it waits for its turn, or rests.
+    /// Whether it is in the queue or rests.
     is_queued: bool,
 }
 
-/// A shard whose turn it is.
+/// The turn of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn {
     pub(super) shard: Address,
-    /// After how many nanoseconds it is to be looked who else waits.
+    /// The turn's length in nanoseconds. After it, others may have their turns.
     pub(super) limit_ns: u64,
 }
 
 impl Rounds {
-    /// A shard has something to do. It must not be in already.
+    /// Adds a shard that has something to do. It must not be waiting already.
     pub(super) fn push(&mut self, shard: Address, share: &Arc<ThreadShare>) {
         let tenant = self.tenants.entry(shard.tenant);
         let tenant = tenant.or_insert_with(|| Tenant {
@@ -84,33 +84,34 @@ impl Rounds {
         }
     }
 
-    /// The turn of a tenant is paused, of which so many nanoseconds haven't been counted yet: others
-    /// have theirs until this one would have its next.
+    /// Pauses the turn of a tenant. `ns`: how much of the turn's time hasn't been counted yet.
+    /// Others have their turns until this tenant would have its next.
     pub(super) fn pause(&mut self, tenant: u32, now_ns: u64, ns: u64) {
         self.took(tenant, now_ns, ns);
         let mut left_ns = 0;
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            // It leaves the rest of its time to those who wait.
+            // It leaves the rest of its time to the tenants that wait.
             tenant.left_ns = tenant.left_ns.min(0);
             left_ns = tenant.left_ns;
         }
         self.paused = Some((tenant, left_ns));
     }
 
-    /// Whether others wait beside the tenant whose turn it is.
+    /// Whether other tenants wait beside the one whose turn it is.
     pub(super) fn is_contended(&self) -> bool {
         self.queue.len() > 1
     }
 
-    /// A call of a tenant's plugins has taken long.
+    /// Notes that a call of a tenant's plugins was slow.
     pub(super) fn note_slow(&self, tenant: u32, now_ns: u64) {
         if let Some(tenant) = self.tenants.get(&tenant) {
             tenant.share.note_slow(now_ns);
         }
     }
 
-    /// The turn that was paused goes on. Those who were put off are next after it, and it has paid nothing
-    /// to them. Says how much time it has, in nanoseconds.
+    /// Ends the pause, and continues the paused turn. The tenants that were put off are next after
+    /// it, and get back what was paid without them. Returns how much time the turn has, in
+    /// nanoseconds.
     pub(super) fn resume(&mut self) -> u64 {
         let Some((number, left_ns)) = self.paused.take() else {
             return 0;
@@ -136,17 +137,17 @@ impl Rounds {
         has_ns
     }
 
-    /// Whose turn it is; none if there is nothing to do, or if a turn that was paused is to go on.
+    /// The next turn. `None` if there is nothing to do, or if the paused turn must continue.
     pub(super) fn next(&mut self, now_ns: u64) -> Option<Turn> {
         self.wake(now_ns);
         loop {
             let Some(first) = self.queue.front() else {
-                // Nobody is kept waiting by what anyone has overdrawn.
+                // Nobody waits, so debts are forgotten.
                 self.tenants.retain(|_, tenant| tenant.is_queued);
                 return None;
             };
             let Some(tenant) = self.tenants.get_mut(first) else {
-                // Who is in the queue is known.
+                // Can't happen: every tenant in the queue is known.
                 self.queue.pop_front();
                 continue;
             };
@@ -186,7 +187,7 @@ impl Rounds {
                     limit_ns: tenant.left_ns.unsigned_abs(),
                 });
             }
-            // It has nothing more to do, or had its time.
+            // It has nothing more to do, or has used up its time.
             self.is_begun = false;
             let Some(first) = self.queue.pop_front() else {
                 continue;
@@ -195,13 +196,13 @@ impl Rounds {
             if tenant.is_queued {
                 self.queue.push_back(first);
             } else if tenant.left_ns >= 0 {
-                // Nothing is saved up.
+                // Time that is left over isn't saved for later.
                 self.tenants.remove(&first);
             }
         }
     }
 
-    /// Has those go on who have time again.
+    /// Puts resting tenants back into the queue if they have time again.
     fn wake(&mut self, now_ns: u64) {
         let Self {
             queue,
@@ -222,14 +223,14 @@ impl Rounds {
         });
     }
 
-    /// When the first of those that rest has time again, if any does.
+    /// When the first of the resting tenants has time again, if any rests.
     pub(super) fn free_at_ns(&self) -> Option<u64> {
         let resting = self.resting.iter();
         let resting = resting.filter_map(|number| self.tenants.get(number));
         resting.map(|tenant| tenant.share.free_at_ns()).min()
     }
 
-    /// A turn of a tenant's has taken so long.
+    /// Counts the time of a tenant's turn.
     pub(super) fn took(&mut self, tenant: u32, now_ns: u64, ns: u64) {
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             let used_ns = tenant.unspent_ns.saturating_add(ns);
@@ -259,8 +260,8 @@ mod tests {
         Address { tenant, shard }
     }
 
-    /// Has tenants work in virtual time, each for so long a turn and with always more to
-    /// do, until so much time is over. Says how long each has worked.
+    /// Lets tenants work in virtual time until `until_ns`. Each turn of a tenant takes as long as
+    /// `turns_ns` says, and there is always more to do. Returns how long each has worked.
     fn busy(turns_ns: &[u64], until_ns: u64) -> Vec<u64> {
         let mut rounds = Rounds::default();
         for tenant in 0..turns_ns.len() {
@@ -404,9 +405,9 @@ mod tests {
             rounds.took(tenant, now, MS);
             rounds.push(turn.shard, if tenant == 1 { &limited } else { &other });
         }
-        // A tenth of the time, and what was saved up before.
+        // A tenth of the time, plus what was saved up before.
         assert!((100..=120).contains(&worked[1]), "{worked:?}");
-        // Alone, it has to wait as well; and not any more when it is to end.
+        // Alone on the thread, it has to wait as well, but not when it is about to end.
         while rounds.next(now).is_some_and(|turn| turn.shard.tenant == 2) {}
         rounds.took(1, now, 100 * MS);
         rounds.push(address(1, 1), &limited);
@@ -419,7 +420,7 @@ mod tests {
         assert!(!limited.is_resting() && rounds.free_at_ns().is_none());
     }
 
-    /// Who has a turn in the pause of tenant 1, whose turn has taken so long.
+    /// Which tenants have a turn in a pause of tenant 1, whose turn has taken `ns`.
     fn in_pause(rounds: &mut Rounds, ns: u64) -> Vec<u32> {
         rounds.pause(1, 0, ns);
         let mut had = Vec::new();
@@ -445,7 +446,7 @@ mod tests {
         let of = |tenant| had.iter().filter(|it| **it == tenant).count();
         assert_eq!(of(1), 0, "its own shards wait");
         assert!((19..=21).contains(&of(2)) && of(2) == of(3), "{had:?}");
-        // It goes on, and pays for what it takes afterwards.
+        // It continues, and pays for the time that it takes from now on.
         rounds.took(1, 0, 2 * MS);
         push(&mut rounds, address(1, 0));
         let next: Vec<_> = (0..16)
@@ -481,8 +482,8 @@ mod tests {
         );
     }
 
-    /// Has tenant 1 work whose turns take 100 ms and pause every millisecond, beside others whose turns
-    /// take one and don't pause, until so much time is over. Says how long each has worked.
+    /// Tenant 1 has turns of 100 ms, which pause every millisecond. The turns of others take 1 ms
+    /// and don't pause. Returns how long each has worked until `until_ns`.
     fn with_pauses(slow: &[u32], quick: &[u32], until_ns: u64) -> HashMap<u32, u64> {
         let mut rounds = Rounds::default();
         push(&mut rounds, address(1, 0));
@@ -536,7 +537,7 @@ mod tests {
         let busy = 1..=30_u32;
         busy.clone()
             .for_each(|it| push(&mut rounds, address(it, 0)));
-        // Nothing is known of it yet.
+        // Nothing is known about its speed yet.
         rounds.push(address(99, 0), &Arc::default());
         for _ in 0..1_000 {
             let tenant = rounds.next(0).unwrap().shard.tenant;

@@ -1,10 +1,10 @@
-//! The rules that a shard goes by in its turn: the active pipeline and, where one runs beside
-//! it, that one. Each user is decided on by one of them alone, and nothing of the one beside
-//! gets to whom the active one decides on.
+//! The rules that a shard uses in its turn: the active pipeline and, if there is one, the candidate
+//! beside it. Each user is decided on by one of them alone. Nothing of the candidate reaches users
+//! of the active pipeline.
 //!
-//! What both would decide is compared later, when the thread has time for it: a decision is
-//! noted with all that it was made from, and both pipelines are asked about it. Both are pure
-//! but for enrichers, which are not asked.
+//! What both would decide is compared later, when the thread has time: a decision is noted with
+//! everything that it was made from, and both pipelines decide again. Both are pure except for
+//! their enrichers, which are not called.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use crate::beside::meter::Side;
 use crate::beside::report::{Example, StageDifference};
 use crate::beside::{CandidatePipeline, Mode};
 
-/// How many decisions of a shard wait to be compared, at most.
+/// How many decisions of a shard may wait to be compared.
 const COMPARISONS_MAX: usize = 256;
 
 /// Decisions that wait to be compared.
 #[derive(Default)]
 pub(super) struct Comparisons(VecDeque<Comparison>);
 
-/// A decision to compare: all that it was made from.
+/// A decision to compare, with everything that it was made from.
 struct Comparison {
     now: u64,
     monotonic: u64,
@@ -77,21 +77,21 @@ pub(super) struct ShardRules<'a> {
     pub(super) active: BorrowedPipeline<'a>,
     pub(super) number: u64,
     pub(super) beside: Option<CandidateRules<'a>>,
-    /// Whether any of them has been called.
+    /// Whether any rule has been called.
     pub(super) is_called: bool,
 }
 
-/// What runs beside the active pipeline.
+/// The candidate pipeline, which runs beside the active one.
 pub(super) struct CandidateRules<'a> {
     pub(super) rules: BorrowedPipeline<'a>,
-    /// Of its pipeline, and not of the active one.
+    /// The span of the candidate's log lines, which is not that of the active pipeline.
     pub(super) span: &'a Span,
     pub(super) beside: CandidatePipeline,
     pub(super) comparisons: Comparisons,
 }
 
 impl CandidateRules<'_> {
-    /// Whether it decides on a user.
+    /// Whether the candidate decides on a user.
     fn has(&self, user: &str) -> bool {
         match self.beside.mode {
             Mode::Canary(share) => share.has(user),
@@ -99,12 +99,12 @@ impl CandidateRules<'_> {
         }
     }
 
-    /// Whether it decides on anyone.
+    /// Whether the candidate decides on any user.
     fn decides(&self) -> bool {
         matches!(self.beside.mode, Mode::Canary(_))
     }
 
-    /// Has a decision compared when there is time, if those on the event's user are.
+    /// Notes a decision to compare it later. A canary compares only users in its share.
     fn note(&mut self, context: Context<'_>) {
         if self.decides() && !self.has(context.event.name.as_str()) {
             return;
@@ -118,7 +118,7 @@ impl CandidateRules<'_> {
 }
 
 impl ShardRules<'_> {
-    /// The number of the pipeline that decides on a user.
+    /// The generation number of the pipeline that decides on a user.
     pub(super) fn number_of(&self, user: &str) -> u64 {
         match &self.beside {
             Some(beside) if beside.has(user) => beside.beside.generation.number,
@@ -126,7 +126,7 @@ impl ShardRules<'_> {
         }
     }
 
-    /// Notes each call of a stage from now on, until [`Self::take_calls`].
+    /// Records each call of a stage, until [`Self::take_calls`].
     pub(super) fn note_calls(&mut self) {
         self.active.note_calls();
         if let Some(beside) = &mut self.beside {
@@ -134,7 +134,7 @@ impl ShardRules<'_> {
         }
     }
 
-    /// The calls that were noted.
+    /// The recorded calls.
     pub(super) fn take_calls(&mut self) -> Vec<StageCall> {
         let mut calls = self.active.take_calls();
         if let Some(beside) = &mut self.beside {
@@ -143,13 +143,13 @@ impl ShardRules<'_> {
         calls
     }
 
-    /// Whether a last good generation is taking over, so that users are to be decided on again.
+    /// Whether a stage's last good version has taken over, so that users must be decided again.
     pub(super) fn is_replaced(&self) -> bool {
         let beside = self.beside.as_ref().filter(|beside| beside.decides());
         self.active.is_replaced() || beside.is_some_and(|beside| beside.rules.is_replaced())
     }
 
-    /// Gives up comparing what waits for it.
+    /// Drops the decisions that wait to be compared, and counts them as skipped.
     pub(super) fn skip_comparisons(&mut self) {
         if let Some(beside) = &mut self.beside {
             let count = beside.comparisons.0.len() as u64;
@@ -158,13 +158,14 @@ impl ShardRules<'_> {
         }
     }
 
-    /// Compares what both decide on the event that has waited longest. Returns what they asked
-    /// the directory for and isn't cached.
+    /// Compares what both pipelines decide on the event that has waited longest. Returns the
+    /// questions to the directory whose answers are missing.
     pub(super) fn compare(&mut self) -> Option<BTreeSet<Question>> {
         let beside = self.beside.as_mut()?;
         let compared = beside.comparisons.0.pop_front()?;
         let context = compared.context();
-        // Neither decides on anyone here. But a shadow is in quarantine by these calls alone.
+        // Failures here don't count towards quarantine, except for a shadow, which has no other
+        // calls.
         let is_counted = !beside.decides();
         let begun = Instant::now();
         let (old, old_fuel) = self.active.decide_measured(context, false);
@@ -207,7 +208,8 @@ impl ShardRules<'_> {
         None
     }
 
-    /// An example of a difference, with the stages that part both for one viewer of each kind.
+    /// An example of a difference, with the stages in which both pipelines part. It has one viewer
+    /// of each kind.
     fn example(&mut self, context: Context<'_>, difference: &Difference) -> Option<Example> {
         let beside = self.beside.as_mut()?;
         let of_each = [&difference.lost, &difference.gained, &difference.otherwise];
@@ -227,8 +229,9 @@ impl ShardRules<'_> {
         Some(Example::new(user, difference, context.names, whys))
     }
 
-    /// Has the rules of the event's user called. Where both of a canary decide on users, the
-    /// calls are counted. One for which the directory had no answer is made again, and counts then.
+    /// Calls the rules of the pipeline that decides on the event's user. If there is a canary,
+    /// calls of both pipelines are counted. A call without a needed answer of the directory is
+    /// repeated later, and counts then.
     fn call(
         &mut self,
         context: Context<'_>,
@@ -257,7 +260,7 @@ impl ShardRules<'_> {
 impl Rules for ShardRules<'_> {
     fn enrich(&mut self, context: Context<'_>) -> Enriched {
         self.is_called = true;
-        // What both have in common has one state.
+        // A stateful enricher that is in both pipelines has one state.
         if let Some(beside) = &mut self.beside
             && beside.has(context.event.name.as_str())
         {

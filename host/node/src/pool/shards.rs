@@ -1,5 +1,5 @@
-//! A tenant's shards, as the rest of the node sees them: where to send what is for them, and
-//! the figures that they tell.
+//! A tenant's shards, as the rest of the node sees them: handles for sending to them, and their
+//! figures.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,47 +13,48 @@ use super::mailbox::Mailbox;
 use super::work::{Batch, FleetTask, ShardQuestion, Size, Task};
 use super::{Address, BATCH_MAX};
 
-/// How much may wait for a shard.
+/// Limits on what may wait for a shard.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueueLimits {
-    /// How many batches of inputs, were all of them full.
+    /// How many full batches of inputs.
     pub(crate) batches: usize,
     /// How many bytes of inputs.
     pub(crate) input_bytes: usize,
-    /// How many questions, or pieces of large ones.
+    /// How many questions, or pieces of large questions.
     pub(crate) questions: usize,
 }
 
-/// How much of what others say of a shard may wait for it. What finds no room is missing, and the
-/// shard catches up.
+/// How many messages from other nodes of the fleet may wait for a shard. Without room, a message is
+/// lost, and the shard catches up.
 const TOLD_MAX: usize = 4_096;
 
-/// A shard's figures, as it last told them.
+/// A shard's figures, as it last updated them.
 #[derive(Debug, Default)]
 pub(crate) struct ShardFigures {
     pub(super) counters: Mutex<Counters>,
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) published: AtomicU64,
-    /// How many users are still to be decided on again.
+    /// How many users must be decided again.
     pub(crate) backlog: AtomicU64,
-    /// The last generation of the pipeline by which everyone has been decided on.
+    /// The newest generation of the pipeline that has decided on everyone.
     pub(crate) settled: AtomicU64,
     /// How many decisions are pending.
     pub(crate) pending: AtomicU64,
-    /// Since when the oldest of them is, by the monotonic time in milliseconds; 0 for none.
+    /// Since when the oldest of them has been pending, in milliseconds of the host's clock; 0 if
+    /// there is none.
     pub(crate) pending_since: AtomicU64,
-    /// How often it has failed, and begun anew from what was stored.
+    /// How often it has failed and was restarted from the stored state.
     pub(crate) restarts: AtomicU64,
-    /// Whether it is owned here, and decides. In a fleet, of all nodes one has 1.
+    /// Whether this node owns it: 1 on one node of a fleet, 0 on the others.
     pub(crate) leads: AtomicU64,
-    /// Whether it is in step with its owner, which is another node of the fleet.
+    /// Whether it is a standby that holds the owner's whole state.
     pub(crate) in_step: AtomicU64,
-    /// Whether nothing of it goes by the time up to which everything has been received.
+    /// Whether nothing in it depends on watermarks.
     pub(crate) goes_without_clock: AtomicBool,
 }
 
-/// One shard.
+/// A handle for one shard.
 #[derive(Debug)]
 pub(crate) struct ShardHandle {
     mailbox: Arc<Mailbox>,
@@ -72,18 +73,18 @@ impl ShardHandle {
         }
     }
 
-    /// Hands over inputs if there is room for them now. Where there is none, they are to be
-    /// counted as dropped.
+    /// Hands over inputs, if there is room for them now. If not, the caller must count them as
+    /// dropped.
     ///
     /// # Errors
-    /// With what found no room.
+    /// Returns the batch if there is no room.
     pub(crate) fn offer(&self, batch: Batch) -> Result<(), Batch> {
         self.mailbox
             .offer_inputs(self.address, batch, self.inputs_max())
     }
 
-    /// Hands over what was refused since there was no room for it: for its answers, there is some
-    /// beyond that. Says whether there is.
+    /// Hands over messages that were refused for lack of room, so that their senders get answers.
+    /// There is some extra room for this. Returns whether it was enough.
     pub(crate) fn offer_refused(&self, batch: Batch) -> bool {
         let max = self.inputs_max();
         let more = max.plus(Size {
@@ -99,31 +100,32 @@ impl ShardHandle {
         self.mailbox.send_inputs(self.address, batch, max).await;
     }
 
-    /// Asks, if there is room for the question now.
+    /// Asks a question, if there is room for it now. Returns whether there was.
     pub(crate) fn ask(&self, ask: ShardQuestion) -> bool {
         self.mailbox
             .offer_question(self.address, ask, self.room.questions)
     }
 
-    /// Hands over a task, when there is room for it. A shard that is gone is one that was
-    /// told to stop.
+    /// Hands over a task when there is room for it. It is dropped if the shard is gone, which
+    /// happens only after a stop.
     pub(crate) async fn send(&self, task: Task) {
         self.mailbox.send(self.address, task).await;
     }
 
-    /// Hands over what the shard is to do in the fleet. It waits for nothing.
+    /// Hands over a task of the fleet, whether there is room or not.
     pub(crate) fn tell(&self, task: FleetTask) {
         self.mailbox
             .offer(self.address, Task::Fleet(task), usize::MAX);
     }
 
-    /// Hands over what others say of the shard, if there is room for it now.
+    /// Hands over a message of another node, if there is room for it now. Returns whether there
+    /// was.
     pub(crate) fn offer_told(&self, task: FleetTask) -> bool {
         self.mailbox
             .offer(self.address, Task::Fleet(task), TOLD_MAX)
     }
 
-    /// Has the shard be gone, whatever waits for it.
+    /// Removes the shard, whatever waits for it.
     pub(super) fn discard(&self) {
         self.mailbox.put_first(self.address, Task::Discard);
     }
@@ -141,11 +143,11 @@ impl ShardHandle {
     }
 }
 
-/// A tenant's shards, shared.
+/// A tenant's shards. Cloning shares them.
 #[derive(Clone, Debug)]
 pub(crate) struct Shards {
     each: Arc<[ShardHandle]>,
-    /// Whether users are divided as all nodes of a fleet divide them.
+    /// Whether users are divided among shards as on all nodes of a fleet.
     are_fleets: bool,
 }
 
@@ -154,7 +156,7 @@ impl Shards {
         self.each.iter()
     }
 
-    /// The same, divided as all nodes of a fleet divide them.
+    /// The same shards, with users divided as on all nodes of a fleet.
     #[must_use]
     pub(crate) fn of_fleet(self) -> Self {
         Self {
@@ -163,12 +165,12 @@ impl Shards {
         }
     }
 
-    /// The shard at a place.
+    /// The shard with this number.
     pub(crate) fn get(&self, place: usize) -> Option<&ShardHandle> {
         self.each.get(place)
     }
 
-    /// What each of them has counted.
+    /// The counters of each shard.
     pub(crate) fn counters(&self) -> impl Iterator<Item = Counters> {
         self.iter().map(|shard| {
             let counters = shard.figures.counters.lock();
@@ -176,18 +178,18 @@ impl Shards {
         })
     }
 
-    /// A figure of all of them together.
+    /// The sum of a figure over all shards.
     pub(crate) fn total(&self, of: fn(&ShardFigures) -> &AtomicU64) -> u64 {
         let figures = self.iter().map(|shard| of(&shard.figures));
         figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
     }
 
-    /// How many bytes of inputs wait for them.
+    /// How many bytes of inputs wait for all shards.
     pub(crate) fn queued_bytes(&self) -> u64 {
         self.iter().map(|shard| shard.queued_bytes() as u64).sum()
     }
 
-    /// The place of the shard that owns a user.
+    /// The number of the shard that owns a user.
     pub(crate) fn place_of(&self, user: &str) -> usize {
         match self.are_fleets {
             false => place(user, self.each.len()),
@@ -198,7 +200,7 @@ impl Shards {
         }
     }
 
-    /// Hands the same input to every shard.
+    /// Sends an input to every shard.
     pub(crate) async fn broadcast(&self, input: impl Fn() -> Input) {
         for shard in self.iter() {
             shard.send(Task::Input(input())).await;
@@ -206,7 +208,8 @@ impl Shards {
     }
 }
 
-/// Has shards be gone with the tenant, whatever becomes of it: they hold its state open.
+/// Removes a tenant's shards when the tenant is dropped, however it ended. Shards hold its state
+/// open.
 pub(crate) struct ShardsGuard(Shards);
 
 impl ShardsGuard {
@@ -217,12 +220,12 @@ impl ShardsGuard {
 
 impl Drop for ShardsGuard {
     fn drop(&mut self) {
-        // Most have ended.
+        // Most have ended already.
         self.0.iter().for_each(ShardHandle::discard);
     }
 }
 
-/// Which of so many shards has a user, or anything else that can be told by its hash.
+/// The number of the shard, out of `shards`, to which a user or another hashed value belongs.
 pub(crate) fn place(user: impl Hash, shards: usize) -> usize {
     FixedState::default().hash_one(user) as usize % shards.max(1)
 }

@@ -1,14 +1,15 @@
-//! How much time of a thread there is for what nobody waits for: half of what the thread would
-//! only wait, and a small part of what it works, so that it never comes to nothing.
+//! How much time a thread may spend on comparisons of pipelines, for which nobody waits: as much as
+//! it was idle, and a small part of the time that it worked, so that comparisons never stop
+//! completely.
 
-/// Out of how many nanoseconds of work one is added.
+/// One nanosecond of spare time is added per this many nanoseconds of work.
 const BUSY_PER_SPARE: u64 = 50;
 
-/// How much comes together at most: for so long nobody else has a turn, in nanoseconds.
+/// The limit of saved spare time, in nanoseconds. Nobody else has a turn while it is used.
 const MAX_NS: i64 = 1_000_000;
 
-/// The spare time of a thread. What takes longer than there was of it is paid for out of what
-/// comes next.
+/// The spare time of a thread. A piece of work may take longer than is left. The balance is then
+/// negative, and is paid out of later spare time.
 #[derive(Debug)]
 pub(super) struct SpareTime {
     left_ns: i64,
@@ -21,24 +22,25 @@ impl Default for SpareTime {
 }
 
 impl SpareTime {
-    /// Whether there is some.
+    /// Whether any is left.
     pub(super) fn is_left(&self) -> bool {
         self.left_ns > 0
     }
 
-    /// It was used for so long.
+    /// Subtracts time that was used.
     pub(super) fn spend(&mut self, ns: u64) {
         let ns = i64::try_from(ns).unwrap_or(i64::MAX);
         self.left_ns = self.left_ns.saturating_sub(ns);
     }
 
-    /// The thread has waited for so long. As much may be used, which is half of both together.
+    /// Adds time for which the thread has waited. As much may be used, so half of the time that
+    /// isn't needed otherwise goes to comparisons.
     pub(super) fn was_idle(&mut self, ns: u64) {
         let ns = i64::try_from(ns).unwrap_or(i64::MAX);
         self.left_ns = self.left_ns.saturating_add(ns).min(MAX_NS);
     }
 
-    /// The thread has worked for so long.
+    /// Adds a part of the time for which the thread has worked.
     pub(super) fn was_busy(&mut self, ns: u64) {
         self.was_idle(ns / BUSY_PER_SPARE);
     }
@@ -50,8 +52,9 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// How much of a thread's time is used, if each use takes so long and there is always one
-    /// more to do.
+    /// The part of a thread's time that is spent on comparisons. Each takes `use_ns`, and there is
+    /// always one more. `turn_ns`: how long a turn between them takes; `None` if the thread only
+    /// waits.
     fn used(use_ns: u64, turn_ns: Option<u64>) -> f64 {
         let mut spare = SpareTime::default();
         let (mut now, mut used) = (0, 0);

@@ -1,5 +1,5 @@
-//! A thread with several tenants on it, driven step by step, and a broker that does what the
-//! test says.
+//! Tests of a thread with several tenants, which are driven step by step. The test controls a
+//! broker.
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -34,7 +34,7 @@ mod resting;
 
 const ONLINE: &str = "presence.events.user_online";
 
-/// What the broker has got, and what it takes.
+/// A broker that keeps what it gets, and takes what the test allows.
 #[derive(Clone, Default)]
 struct Broker(Arc<Mutex<Taken>>);
 
@@ -43,12 +43,12 @@ struct Taken {
     is_connected: bool,
     /// How many messages the client has room for.
     room: usize,
-    /// Of each message: its source, its subject, and its number; an answer has neither
-    /// source nor number.
+    /// Each message: its subject, and its headers as text (source, epoch and number). Answers have
+    /// empty headers.
     messages: Vec<(String, String)>,
     /// The body of each.
     bodies: Vec<Bytes>,
-    /// Whether who asks for the connection panics.
+    /// Whether a question about the connection panics.
     panics: bool,
 }
 
@@ -70,14 +70,14 @@ impl Broker {
         change(&mut self.0.lock().unwrap());
     }
 
-    /// The headers of what was published on a subject; empty ones of answers.
+    /// The headers of the messages on a subject; empty for answers.
     fn on(&self, subject: &str) -> Vec<String> {
         let taken = self.0.lock().unwrap();
         let messages = taken.messages.iter().filter(|(on, _)| on == subject);
         messages.map(|(_, header)| header.clone()).collect()
     }
 
-    /// How many of those are a tenant's.
+    /// How many of these messages are of a tenant.
     fn count(&self, subject: &str, tenant: &Tenant) -> usize {
         let source = format!("{}/", tenant.name);
         let headers = self.on(subject).into_iter();
@@ -147,12 +147,12 @@ struct Tenant {
 }
 
 impl Node {
-    /// Its outbox holds so many bytes; each time that time is measured, so much is over.
+    /// With an outbox of `bytes_max`. Each measurement of time advances it by `step_ns`.
     fn new(bytes_max: usize, step_ns: u64) -> Self {
         Self::measured(bytes_max, step_ns, step_ns)
     }
 
-    /// As [`Self::new`]. The thread uses so much of a processor each time that this is measured.
+    /// As [`Self::new`]. Each measurement of processor time advances it by `processor_ns`.
     fn measured(bytes_max: usize, step_ns: u64, processor_ns: u64) -> Self {
         let settings = OutboxSettings {
             bytes_max,
@@ -203,12 +203,12 @@ impl Node {
         }
     }
 
-    /// A tenant with so many shards, of which nothing is kept.
+    /// A tenant with this many shards and no stored state.
     fn tenant(&mut self, shards: u32) -> Tenant {
         self.tenant_with(shards, Arc::default(), TenantContext::default(), || None)
     }
 
-    /// A tenant with so many shards whose state is kept.
+    /// A tenant with this many shards and a stored state.
     fn kept_tenant(&mut self, shards: u32, names: Arc<Names>, state: &Writer) -> Tenant {
         let common = TenantContext {
             restorer: Some(state.restorer()),
@@ -217,7 +217,7 @@ impl Node {
         self.tenant_with(shards, names, common, || Some(state.saver()))
     }
 
-    /// A tenant with so many shards, and what keeps each of them.
+    /// A tenant with this many shards. `saver` makes the saver of each.
     fn tenant_with(
         &mut self,
         shards: u32,
@@ -240,7 +240,7 @@ impl Node {
         Tenant { name, handles }
     }
 
-    /// Gives the thread one shard, which goes by that generation.
+    /// Places one shard on the thread, with this generation of the pipeline.
     fn place(
         &self,
         address: Address,
@@ -281,7 +281,7 @@ impl Node {
         handle
     }
 
-    /// Has the thread take so many turns, or as many as there are; says how many.
+    /// Runs turns until there are none, or `max` were made. Returns how many were made.
     fn turns(&mut self, max: usize) -> usize {
         for turn in 0..max {
             assert!(self.worker.check_for_work());
@@ -293,18 +293,18 @@ impl Node {
         max
     }
 
-    /// Has the thread work until it would wait.
+    /// Runs turns until the thread would wait.
     fn work(&mut self) {
         assert!(self.turns(100_000) < 100_000, "it goes on for ever");
     }
 
-    /// The broker has all that was handed over.
+    /// The broker acknowledges everything that was handed over.
     fn acknowledge(&self) {
         let link = self.broker.link();
         self.sources.acknowledge(&self.sources.marks(), link);
     }
 
-    /// Lets time go on until something holds.
+    /// Runs turns until a condition holds.
     fn until(&mut self, holds: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
@@ -315,7 +315,7 @@ impl Node {
     }
 }
 
-/// Connects so many users, from a number on.
+/// Connects of `count` users, from the number `from` on.
 fn connects(from: usize, count: usize, reply: Option<&str>) -> Batch {
     let now = clock::now_ms();
     let inputs = (from..from + count).map(|user| {
@@ -540,7 +540,7 @@ async fn shards_of_a_tenant_that_is_given_up_are_gone_and_hold_no_state() {
         offer(shard, connects(0, 10, None));
     }
     node.work();
-    // Two that something waits for, and one that isn't on the thread yet.
+    // Mail waits for two shards, and a third isn't placed on the thread yet.
     offer(&tenant.handles[0], connects(10, 10, None));
     let late = node.tenant(1);
     drop(kept);

@@ -1,5 +1,5 @@
-//! A thread of the pool: which shards live on it, which of them have something to do, and what is to
-//! be done of itself. Their turns are in [`worker`](super::worker).
+//! A thread of the pool: the shards that live on it, what they wait for, and periodic work. Turns
+//! are in [`worker`](super::worker).
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -23,38 +23,37 @@ use super::{Address, ThreadFigures};
 use crate::beside::Pipelines;
 use crate::clock;
 
-/// How long instances are kept that nobody calls, in milliseconds.
+/// How long unused instances are kept, in milliseconds.
 const UNUSED_MS: u64 = 60_000;
 
-/// After how many milliseconds it is looked whether there is time to compare.
+/// While comparisons wait, how often the thread checks for spare time, in milliseconds.
 const COMPARE_MS: u64 = 1;
 
-/// A thread.
+/// The state of a thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
     pub(super) residents: Residents,
     instances: Rc<RefCell<Instances>>,
     pub(super) rounds: Rounds,
-    /// When shards are to have a turn though nothing comes.
+    /// When shards need a turn without mail.
     timers: BTreeSet<(u64, Address)>,
     /// Shards that wait for room in the outbox.
     paused: Vec<Address>,
-    /// Shards that have handed out changes, which the state is to have once the broker has
-    /// all before these places.
+    /// Shards with changes that may be stored once the broker has all messages before these places.
     unsaved: VecDeque<(u64, Address)>,
-    /// Shards that end, or begin anew: they are looked after now and then.
+    /// Shards that stop, restart or resign. They are checked at short intervals.
     watched: Vec<Address>,
     outbox: Rc<RefCell<Outbox<C>>>,
     touched: Vec<Address>,
     figures: Arc<ThreadFigures>,
-    /// When instances that nobody calls are next given back.
+    /// When unused instances are dropped next.
     release_at: u64,
-    /// Shards with decisions to compare, and how much time there is for it.
+    /// Shards with decisions to compare, and the time for it.
     pub(super) comparing: VecDeque<Address>,
     pub(super) spare: SpareTime,
 }
 
-/// Nobody waits for a thread that is gone, whatever ended it.
+/// Closes the mailbox, so that nobody waits for a thread that has ended.
 impl<C> Drop for Thread<C> {
     fn drop(&mut self) {
         self.mailbox.close();
@@ -92,7 +91,7 @@ impl<C: Transport> Thread<C> {
         (self.residents.len(), self.timers.len())
     }
 
-    /// Looks what there is to do. Says whether to go on.
+    /// Checks what there is to do. Returns whether the thread continues.
     pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
         let goes_on = self.look(now);
@@ -115,7 +114,8 @@ impl<C: Transport> Thread<C> {
         goes_on
     }
 
-    /// Takes note of what has come and fallen due, and of what the broker has. Says whether to go on.
+    /// Takes in new mail, timers that are due, and acknowledgements of the broker. Returns whether
+    /// the thread continues.
     pub(super) fn look(&mut self, now: u64) -> bool {
         self.outbox.borrow_mut().update(now);
         let goes_on = self.receive();
@@ -130,13 +130,13 @@ impl<C: Transport> Thread<C> {
             }
             self.make_ready(address);
         }
-        // Its turn is paused, and it sets its timer anew when that is over.
+        // The shard's turn is paused. It sets its timer again when the turn is over.
         self.timers.extend(is_out);
         self.resume_paused();
         goes_on
     }
 
-    /// Takes note of what has come.
+    /// Takes in new mail. Returns whether the thread continues.
     fn receive(&mut self) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
         let goes_on = self.mailbox.take_touched(&mut touched);
@@ -144,7 +144,7 @@ impl<C: Transport> Thread<C> {
             if !self.residents.has(address) {
                 match self.mailbox.take_control(address) {
                     Some(Task::Place(hosted)) => self.place(address, hosted),
-                    // It has ended.
+                    // The shard has ended.
                     _ => {
                         self.mailbox.discard(address);
                         continue;
@@ -179,7 +179,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Has shards go on that have waited for room in the outbox.
+    /// Lets shards continue that have waited for room in the outbox.
     fn resume_paused(&mut self) {
         if self.paused.is_empty() {
             return;
@@ -197,7 +197,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Hands to the state what has waited for the broker.
+    /// Hands changes to the state that have waited for the broker.
     fn save_acknowledged(&mut self) {
         let acknowledged = self.outbox.borrow().acknowledged();
         while let Some((end, address)) = self.unsaved.front().copied()
@@ -211,7 +211,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Looks after shards that end, or begin anew.
+    /// Checks shards that stop, restart or resign.
     fn check_watched(&mut self) {
         for address in std::mem::take(&mut self.watched) {
             self.guarded(address, |thread| thread.check_shard(address));
@@ -256,12 +256,12 @@ impl<C: Transport> Thread<C> {
         self.instances.borrow_mut().leave(tenant, &hosted.pipelines);
         self.mailbox.discard(address);
         if let Some(done) = hosted.ending.as_mut().and_then(|ending| ending.done.take()) {
-            // The one who asked may have given up.
+            // The requester may have given up.
             let _ = done.send(());
         }
     }
 
-    /// Has something be done with one shard. If it panics, that shard alone begins anew.
+    /// Does some work for one shard. If it panics, only this shard restarts.
     pub(super) fn guarded<T>(
         &mut self,
         address: Address,
@@ -279,7 +279,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// A shard has panicked: it begins anew, unless it was about to end.
+    /// Handles a panic of a shard: it restarts, unless it was about to end.
     pub(super) fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
         let Some(hosted) = self.residents.get_mut(address) else {
             return;
@@ -298,7 +298,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Takes note of what a shard's turn has left to do.
+    /// Notes what a shard has left to do after its turn.
     pub(super) fn end_turn(&mut self, address: Address, turned: TurnResult, has_more: bool) {
         if turned == TurnResult::Gone {
             return self.remove(address);
@@ -326,12 +326,12 @@ impl<C: Transport> Thread<C> {
         self.save(address);
     }
 
-    /// Hands to the state what a shard has to be kept, or notes when that is to be done.
+    /// Hands a shard's changes to the state, or notes when that must be done, and sets its timer.
     fn save(&mut self, address: Address) {
         let Some(hosted) = self.residents.get_mut(address) else {
             return;
         };
-        // One that ends is looked after until the state has all of it.
+        // A stopping shard is checked until the state has all of its changes.
         if !hosted.has_given_up() {
             hosted.save(&self.outbox.borrow());
             if let Some(end) = hosted.waits_for()
@@ -350,13 +350,14 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// When there is something to do though nothing comes, if ever, but for tenants that rest.
+    /// When the thread must check for work, even without mail. Resting tenants are not considered.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         let due = [
             self.timers.first().map(|(at, _)| *at),
             self.outbox.borrow().due(now),
             (!self.watched.is_empty()).then_some(now + LOOK_MS),
-            // They wait for no room that the broker gives where there is no connection.
+            // Without a connection, the outbox may have room although the broker acknowledges
+            // nothing.
             (!self.paused.is_empty()).then_some(now + LOOK_MS),
             (!self.instances.borrow().is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
@@ -364,7 +365,7 @@ impl<C: Transport> Thread<C> {
         due.into_iter().flatten().min()
     }
 
-    /// Others can have calls of these pipelines pause from now on.
+    /// Makes sure that calls of these pipelines can be paused.
     pub(super) fn note_pauser(&self, pipelines: &Pipelines) {
         if let Some(pauser) = pipelines.active.blueprint.pauser() {
             self.mailbox.pause_by(pauser);

@@ -1,5 +1,5 @@
-//! A tenant's share of the threads: how much of their time it gets beside others, and how much at
-//! most.
+//! A tenant's share of the threads: its weight among other tenants, and its limit on processor
+//! time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,22 +8,23 @@ use presence_core::quota::{Quota, Rate};
 
 use crate::tenant::quotas::Exceeded;
 
-/// For how long a tenant's plugins are taken for slow, after a call that was, in nanoseconds.
+/// How long a tenant's plugins count as slow after a slow call, in nanoseconds.
 const SLOW_NS: u64 = 10_000_000_000;
 
-/// Until when they are taken for slow while nothing is known of them.
+/// The value of `slow_until_ns` while nothing is known about the plugins' speed.
 const UNKNOWN_NS: u64 = u64::MAX;
 
 /// A tenant's share of the threads.
 #[derive(Debug)]
 pub(crate) struct ThreadShare {
-    /// How many parts of the time it gets, where others get one.
+    /// How much of the time it gets, as a multiple of a tenant with weight 1.
     weight: AtomicU64,
-    /// How much time it may use, in microseconds.
+    /// Its limit on processor time, in microseconds per second.
     cpu: Rate,
-    /// Until when its plugins are taken for slow: for ever, until it has had a turn that wasn't.
+    /// Until when its plugins count as slow. At first they do without a limit, until a turn has
+    /// shown that they aren't.
     slow_until_ns: AtomicU64,
-    /// On how many threads it waits, since it has used that up.
+    /// On how many threads it rests, because its processor time is used up.
     resting: AtomicUsize,
     exceeded: Arc<Exceeded>,
 }
@@ -35,7 +36,7 @@ impl Default for ThreadShare {
 }
 
 impl ThreadShare {
-    /// So many parts, and no more than this time.
+    /// With this weight, and this limit on processor time.
     pub(crate) fn new(weight: u64, cpu: Rate, exceeded: Arc<Exceeded>) -> Self {
         Self {
             weight: weight.into(),
@@ -46,22 +47,22 @@ impl ThreadShare {
         }
     }
 
-    /// It gets so many parts from now on.
+    /// Changes its weight.
     pub(crate) fn change_weight(&self, weight: u64) {
         self.weight.store(weight, Ordering::Relaxed);
     }
 
-    /// It may use any time: it is to end.
+    /// Removes the limit on processor time: the tenant is about to end.
     pub(crate) fn lift(&self) {
         self.cpu.change(0, 0);
     }
 
-    /// Whether it waits now, since it has used up its time.
+    /// Whether it rests now, because its processor time is used up.
     pub(crate) fn is_resting(&self) -> bool {
         self.resting.load(Ordering::Relaxed) > 0
     }
 
-    /// How much time it may use, in milliseconds a second.
+    /// Its limit on processor time, in milliseconds per second; 0 if there is none.
     pub(crate) fn cpu_ms_per_s(&self) -> u64 {
         self.cpu.per_s() / 1_000
     }
@@ -71,7 +72,7 @@ impl ThreadShare {
         i64::try_from(weight).unwrap_or(i64::MAX)
     }
 
-    /// When it may go on.
+    /// From when on it may use processor time again.
     pub(super) fn free_at_ns(&self) -> u64 {
         self.cpu.free_at_ns()
     }
@@ -80,32 +81,32 @@ impl ThreadShare {
         self.cpu.spend(now_ns, us);
     }
 
-    /// A call of its plugins has taken long: the next ones may.
+    /// Notes that a call of its plugins was slow: the next ones may be slow, too.
     pub(super) fn note_slow(&self, now_ns: u64) {
         let until_ns = now_ns.saturating_add(SLOW_NS);
         self.slow_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
-    /// Whether it has had no turn yet that shows how long its calls take.
+    /// Whether no turn has shown yet how long its calls take.
     pub(super) fn is_unknown(&self) -> bool {
         self.slow_until_ns.load(Ordering::Relaxed) == UNKNOWN_NS
     }
 
-    /// It has had a turn with inputs that wasn't slow.
+    /// Notes a turn that called its rules and wasn't slow.
     pub(super) fn note_quick(&self) {
         let relaxed = Ordering::Relaxed;
-        // One that is known to be slow stays so.
+        // Plugins that are known to be slow stay so until the time is over.
         let _ = self
             .slow_until_ns
             .compare_exchange(UNKNOWN_NS, 0, relaxed, relaxed);
     }
 
-    /// Whether calls of its plugins may take long.
+    /// Whether calls of its plugins may be slow.
     pub(super) fn is_slow(&self, now_ns: u64) -> bool {
         now_ns < self.slow_until_ns.load(Ordering::Relaxed)
     }
 
-    /// It waits on a thread.
+    /// Notes that it rests on a thread.
     pub(super) fn rest(&self) {
         self.resting.fetch_add(1, Ordering::Relaxed);
         let ms = self.cpu_ms_per_s();
@@ -116,7 +117,7 @@ impl ThreadShare {
         self.exceeded.note(Quota::Cpu, &error);
     }
 
-    /// It goes on, on a thread.
+    /// Notes that it continues on a thread.
     pub(super) fn wake(&self) {
         self.resting.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,11 +1,9 @@
-//! What a shard does in its turn. It waits for nothing: what comes of it goes to the
-//! thread's outbox.
+//! A shard's turn. It never waits: outputs go to the thread's outbox.
 //!
 //! A turn goes through the lanes in order: control, inputs, work that is due, and one piece of a
-//! question. A question waits for the inputs that are before it, but for no more than
-//! [`BATCHES_A_QUESTION`] batches of them. So neither a flood of questions delays inputs for long, nor
-//! does a flood of inputs block questions for ever. A turn ends when its time is over, also in the
-//! middle of a batch.
+//! question. A question waits for the inputs before it, but for at most [`BATCHES_A_QUESTION`]
+//! batches of them. So a flood of questions doesn't delay inputs for long, and a flood of inputs
+//! doesn't block questions. A turn ends when its time is over, even in the middle of a batch.
 
 use std::cell::RefCell;
 use std::iter::Peekable;
@@ -35,54 +33,56 @@ use crate::telemetry::{Begun, Handled};
 /// How many batches of inputs a question waits for, at most.
 const BATCHES_A_QUESTION: usize = 16;
 
-/// After how many inputs that nothing came of it is looked whether the turn's time is over.
+/// How often the turn's time is checked while inputs produce no outputs: after this many inputs.
 const INPUTS_A_LOOK: usize = 32;
 
-/// How many outputs of inputs come together before they are carried out.
+/// How many outputs of inputs are collected before they are carried out.
 const OUTPUTS_MAX: usize = 256;
 
-/// Inputs that a shard is at.
+/// The batch that a shard is handling.
 pub(super) struct CurrentBatch {
+    /// When the batch arrived, in milliseconds of the host's clock.
     arrived_at: u64,
-    /// The same to the nanosecond; none if they are no messages.
+    /// The same time as an [`Instant`]. `None` if the inputs are no messages.
     arrived: Option<Instant>,
     inputs: vec::IntoIter<Input>,
-    /// How many of them have been taken, and those that are traced, by their places.
+    /// How many inputs have been taken.
     taken: usize,
+    /// The traced inputs, by their indexes.
     traced: Peekable<vec::IntoIter<(usize, Begun)>>,
-    /// Where they stand in the input stream, if they are of it.
+    /// The inputs' numbers in the input stream, if they come from it.
     places: Option<Box<StreamPlaces>>,
-    /// Those of them that the owner is to acknowledge.
+    /// The receipts of inputs that the owner must acknowledge, by the inputs' indexes.
     receipts: Peekable<vec::IntoIter<(usize, Receipt)>>,
-    /// Whether all has been done that fell due before they arrived.
+    /// Whether everything that was due before the batch arrived has been done.
     is_begun: bool,
 }
 
 /// How a turn has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TurnResult {
-    /// There may be more to do.
+    /// The turn's time is over, or nothing is left to do.
     Over,
-    /// The outbox is full, and has something of this shard.
+    /// The outbox is full and contains messages of this shard, or the shard has too much in it.
     Full,
-    /// The shard is given up, with all that it knows.
+    /// The shard was discarded, with all of its data.
     Gone,
 }
 
-/// What a shard is lent for its turn.
+/// What a shard may use during its turn.
 pub(super) struct TurnContext<'a, C> {
     pub(super) address: Address,
     pub(super) mailbox: &'a Mailbox,
     pub(super) outbox: &'a RefCell<Outbox<C>>,
     pub(super) out: &'a mut Vec<Output>,
     pub(super) figures: &'a ThreadFigures,
-    /// Until when the turn may go on, by the meter.
+    /// When the turn's time is over, by the stopwatch.
     pub(super) until_ns: u64,
     pub(super) stopwatch: &'a Stopwatch,
 }
 
 impl HostedShard {
-    /// Handles some of the inputs that wait, then what has fallen due, then a question.
+    /// Handles some of the waiting inputs, then work that is due, then a question.
     pub(super) fn turn<C: Transport>(
         &mut self,
         rules: &mut ShardRules<'_>,
@@ -123,7 +123,7 @@ impl HostedShard {
                 break;
             }
         }
-        // What has arrived comes first: a sign of life that waits in its lane counts.
+        // Inputs come before work that is due: a waiting heartbeat counts.
         let has_inputs = self.current.is_some() || turn.mailbox.has_inputs(turn.address);
         if !has_inputs {
             turn.is_busy();
@@ -145,7 +145,7 @@ impl HostedShard {
         TurnResult::Over
     }
 
-    /// Handles the inputs that it is at, as far as the turn's time goes.
+    /// Handles the current batch, until the turn's time is over.
     fn batch<C: Transport>(
         &mut self,
         rules: &mut ShardRules<'_>,
@@ -156,8 +156,8 @@ impl HostedShard {
         };
         let arrived_at = current.arrived_at;
         if !current.is_begun {
-            // What fell due before these arrived gets its turn before them, however busy the
-            // lane is: a time-out stays one, though a sign of life came too late for it.
+            // Work that was due before the batch arrived is done first, however busy the lane is: a
+            // connection that has timed out stays so, although its heartbeat is in the batch.
             let before = arrived_at.saturating_sub(1);
             self.advance(before, rules, turn);
             while self.shard.has_expiries(before) {
@@ -187,17 +187,17 @@ impl HostedShard {
                 self.acknowledge(arrived_at, receipt.take());
                 self.carry_out(turn);
             }
-            // In a fleet, the owner's trace is the one.
+            // In a fleet, only the owner makes the trace.
             let traced = traced.filter(|_| self.shard.is_leading(arrived_at));
             if is_known {
-                // It is acknowledged again.
+                // It is only acknowledged again.
             } else if let Some((_, begun)) = traced {
                 self.handle_traced((arrived_at, input), begun, rules, turn);
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
             }
             self.acknowledge(arrived_at, receipt);
-            // What came of it is handed to the outbox before anything is stored.
+            // The position may be set now: outputs go to the outbox before anything is stored.
             self.position = position.or(self.position);
             let made = turn.out.len() + self.shard.waiting_outputs();
             let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
@@ -222,8 +222,8 @@ impl HostedShard {
         TurnResult::Over
     }
 
-    /// Has a message of the input stream be acknowledged, behind all that has come of it, if it is
-    /// the owner who has handled it.
+    /// Has a message of the input stream acknowledged after everything that was published because
+    /// of it, if this replica is the owner.
     fn acknowledge(&mut self, now: u64, receipt: Option<(usize, Receipt)>) {
         if let Some((_, receipt)) = receipt
             && let Some(replica) = self.shard.as_replica()
@@ -232,14 +232,15 @@ impl HostedShard {
         }
     }
 
-    /// Whether a message of the input stream has come again though it was handled and acknowledged.
+    /// Whether a message of the input stream is a repeated delivery that was handled and
+    /// acknowledged before.
     fn has_acknowledged(&mut self, now: u64, receipt: Option<&(usize, Receipt)>) -> bool {
         let replica = self.shard.as_replica().zip(receipt);
         replica.is_some_and(|(replica, (_, receipt))| replica.has_acknowledged(now, receipt))
     }
 
-    /// Handles an input, and notes what it took. What comes of it is carried out at once, so that
-    /// its trace ends when that has been handed over.
+    /// Handles an input, and records its trace. Its outputs are carried out at once, so that the
+    /// trace ends when they have been handed over.
     fn handle_traced<C: Transport>(
         &mut self,
         (arrived_at, input): (u64, Input),
@@ -276,7 +277,7 @@ impl HostedShard {
         }
     }
 
-    /// Does what the node has to say.
+    /// Carries out a control task.
     pub(super) fn control<C: Transport>(
         &mut self,
         task: Task,
@@ -288,8 +289,8 @@ impl HostedShard {
                 let now = clock::now_ms();
                 self.shard.handle(now, input, rules, turn.out);
             }
-            // It knows nothing yet of what it will: its ids can't be told, and it is restored
-            // from the state.
+            // A shard that restarts doesn't know yet which ids it will use, so it can't list them.
+            // And it is restored from the stored state only.
             Task::Ids(_) | Task::Restore(..) if self.restart.is_under_way() => {}
             Task::Uses(questions, answer) if self.restart.is_under_way() => {
                 let _ = answer.send(vec![true; questions.len()]);
@@ -297,7 +298,7 @@ impl HostedShard {
             Task::Restore(down_ms, records, done) => {
                 self.shard.restore(clock::now_ms(), down_ms, records);
                 self.shard.renew_leases(clock::now_ms());
-                // The one who asked may have given up.
+                // The requester may have given up.
                 let _ = done.send(());
             }
             Task::Uses(questions, answer) => {
@@ -305,7 +306,7 @@ impl HostedShard {
                 let _ = answer.send(uses.collect());
             }
             Task::Ids(answer) => {
-                // What waits to be compared holds ids that nothing else may hold any more.
+                // Comparisons hold ids that are about to be freed, so they are skipped.
                 rules.skip_comparisons();
                 let mut ids = self.shard.ids();
                 if let Some(saver) = &self.saver {
@@ -318,7 +319,7 @@ impl HostedShard {
                     replica.take(clock::now_ms(), task);
                 }
             }
-            // A shard of a fleet begins when it leads.
+            // A shard of a fleet begins when it becomes the owner.
             Task::Begin if self.shard.as_replica().is_some() => {}
             Task::Begin => {
                 self.sequencer.has_begun = true;
@@ -335,7 +336,7 @@ impl HostedShard {
                 self.panics_in = Some(step);
                 self.may_panic(PanicPoint::Turn);
             }
-            // The thread's own affair.
+            // The worker and the thread handle these.
             Task::Place(_) | Task::Pipelines(_) | Task::Restored(_) | Task::Discard => {}
         }
         self.carry_out(turn);
@@ -356,12 +357,12 @@ impl HostedShard {
             ShardQuestion::Query(query, piece) => {
                 let users = query.users(piece);
                 let viewer = query.viewer();
-                // Where there is no answer, the one who asked is told so.
+                // If there is no answer, dropping `query` tells the requester.
                 if let Some(answers) = self.shard.query(now, viewer, users, rules, turn.out) {
                     query.answer(piece, answers);
                 }
             }
-            // The one who asked may have given up.
+            // The requester may have given up.
             ShardQuestion::Explain(asked, answer) => {
                 if let Some(found) = self.shard.explain(now, &asked, rules, turn.out) {
                     let _ = answer.send((rules.number_of(&asked.user), found));
@@ -374,6 +375,7 @@ impl HostedShard {
         self.carry_out(turn);
     }
 
+    /// Does what is due at a time, in part: see [`Shard::advance`](presence_core::Shard::advance).
     fn advance<C: Transport>(
         &mut self,
         now: u64,
@@ -387,7 +389,7 @@ impl HostedShard {
         }
     }
 
-    /// Gives up what waits for more, since it is to end.
+    /// Stops waiting for answers of the directory, because the shard is about to end.
     fn give_up<C: Transport>(
         &mut self,
         rules: &mut ShardRules<'_>,
@@ -407,6 +409,7 @@ impl HostedShard {
         TurnResult::Over
     }
 
+    /// Carries out the outputs: messages go to the outbox.
     fn carry_out<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         if self.shard.as_replica().is_some() {
             return self.carry_out_replica(turn);
@@ -424,7 +427,7 @@ impl HostedShard {
         turn.outbox.borrow_mut().hand_over();
     }
 
-    /// As [`Self::carry_out`], of what a replica wants.
+    /// Carries out what a replica wants, as [`Self::carry_out`] does for a shard without a fleet.
     fn carry_out_replica<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         let Some(replica) = self.shard.as_replica() else {
             return;
@@ -467,7 +470,7 @@ impl HostedShard {
         turn.outbox.borrow_mut().hand_over();
     }
 
-    /// What is to be published of an output, if anything is.
+    /// The message to publish for an output, if there is one. Other outputs are carried out here.
     fn entry(&mut self, output: Output) -> Option<JournalEntry> {
         match output {
             Output::Publish(publication) => {
@@ -490,7 +493,7 @@ impl HostedShard {
         None
     }
 
-    /// Puts a message into the outbox. Says whether it has a number.
+    /// Puts a message into the outbox. Returns whether it has a sequence number.
     fn push<C: Transport>(&mut self, entry: JournalEntry, outbox: &mut Outbox<C>) -> bool {
         let is_once = entry.is_once();
         let is_numbered = matches!(entry.counting, Counting::Numbered(_));
@@ -514,12 +517,12 @@ impl HostedShard {
 }
 
 impl<C> TurnContext<'_, C> {
-    /// Notes that the thread is at the next thing.
+    /// Notes that the thread begins another piece of work.
     pub(super) fn is_busy(&self) {
         self.figures.is_busy(clock::now_ms());
     }
 
-    /// Whether another tenant is to have its turn.
+    /// Whether the turn's time is over.
     fn is_over(&self) -> bool {
         (self.stopwatch)() >= self.until_ns
     }

@@ -1,20 +1,20 @@
-//! What a shard has in the outbox that the broker hasn't acknowledged, in bytes.
+//! How many bytes of a shard's messages in the outbox the broker hasn't acknowledged.
 
 use std::collections::VecDeque;
 
-/// Messages are counted together up to so many bytes.
+/// Messages are counted together in parts of about this size, in bytes.
 const PART_BYTES: usize = 16_384;
 
-/// How much of a shard's messages the broker hasn't acknowledged.
+/// A shard's unacknowledged messages, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Unacknowledged {
-    /// Each part of it: the place behind it, and how many bytes it has.
+    /// The parts in order: the place behind each, and its bytes.
     parts: VecDeque<(u64, usize)>,
     bytes: usize,
 }
 
 impl Unacknowledged {
-    /// A message of so many bytes is in the outbox before this place.
+    /// Adds a message of `bytes` bytes. `end`: the place behind it in the outbox.
     pub(super) fn push(&mut self, end: u64, bytes: usize) {
         self.bytes += bytes;
         match self.parts.back_mut() {
@@ -25,7 +25,7 @@ impl Unacknowledged {
         }
     }
 
-    /// How many bytes there are still, where the outbox begins at this place.
+    /// How many bytes are left if the outbox begins at this place.
     pub(super) fn bytes_from(&mut self, begin: u64) -> usize {
         while let Some((end, bytes)) = self.parts.front().copied()
             && end <= begin

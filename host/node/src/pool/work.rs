@@ -1,4 +1,4 @@
-//! What shards are given to do.
+//! The messages to shards: inputs, questions and tasks.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,15 +27,15 @@ use crate::tenant::ask::PendingQuery;
 /// How many inputs a batch has at most.
 pub(crate) const BATCH_MAX: usize = 256;
 
-/// What an input takes of a lane beside the bytes of its message.
+/// The size of an input in a lane, without the bytes of its message.
 pub(super) const INPUT_BYTES: usize = size_of::<Input>();
 
-/// How much something takes of a lane, or how much a lane holds at most.
+/// The size of something in a lane, or the limit of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Size {
-    /// Messages.
+    /// The number of messages.
     pub(crate) messages: usize,
-    /// What they hold, more or less.
+    /// Their approximate size in bytes.
     pub(crate) bytes: usize,
 }
 
@@ -62,18 +62,18 @@ impl Size {
 /// Inputs, in the order of their arrival.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// When they arrived.
+    /// When they arrived, in milliseconds of the host's clock.
     pub(crate) arrived_at: u64,
-    /// The same to the nanosecond.
+    /// The same time as an [`Instant`].
     pub(crate) arrived: Instant,
     pub(crate) inputs: Vec<Input>,
-    /// What they hold, in bytes.
+    /// The size of their messages, in bytes.
     pub(crate) bytes: usize,
-    /// Those of them that are traced, by their places.
+    /// The traced inputs, by their indexes.
     pub(crate) traced: Vec<(usize, Begun)>,
-    /// Where they stand in the input stream, if they are of it.
+    /// The inputs' numbers in the input stream, if they come from it.
     pub(crate) places: Option<Box<StreamPlaces>>,
-    /// In a fleet, those of them that the owner is to acknowledge, by their places.
+    /// In a fleet: the receipts of inputs that the owner must acknowledge, by the inputs' indexes.
     pub(crate) receipts: Vec<(usize, Receipt)>,
 }
 
@@ -98,69 +98,70 @@ impl Batch {
     }
 }
 
-/// What a shard is asked. It changes nothing that the shard knows.
+/// A question to a shard. Answering it doesn't change the shard's state.
 pub(crate) enum ShardQuestion {
-    /// Answer a piece of a query.
+    /// Answer the piece with this number of a query.
     Query(Arc<PendingQuery>, usize),
-    /// Explain why a viewer can or can't see a user. Answered with the generation
-    /// of the pipeline that decided.
+    /// Explain why a viewer can or can't see a user. The answer has the number of the pipeline that
+    /// decided.
     Explain(Explain, oneshot::Sender<(u64, ExplainReport)>),
-    /// Say who a viewer's own contacts are.
+    /// List a viewer's own contacts. If the directory's answer is missing, the error is the
+    /// question.
     Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, Question>>),
 }
 
-/// A pipeline and its number.
+/// A pipeline and its generation number.
 #[derive(Clone)]
 pub(crate) struct Generation {
     pub(crate) number: u64,
     pub(crate) blueprint: Arc<Blueprint>,
 }
 
-/// What a shard is told by the node itself. It comes before inputs that wait.
+/// A task from the node itself. Tasks are done before waiting inputs.
 #[expect(clippy::large_enum_variant, reason = "it waits in a box itself")]
 pub(crate) enum Task {
-    /// Be on this thread from now on: it is the first that a shard is told.
+    /// Place the shard on this thread. It is the first task of each shard.
     Place(Box<HostedShard>),
-    /// Something that all shards are told.
+    /// An input that every shard gets.
     Input(Input),
-    /// Other pipelines.
+    /// Use other pipelines.
     Pipelines(Pipelines),
-    /// Restore these records, which the node wrote so many milliseconds ago, and report
-    /// when that is done.
+    /// Restore these records, and report when it is done. The number is how long ago the node wrote
+    /// them, in milliseconds.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
-    /// This was stored when the shard failed.
+    /// The stored state of a shard that has failed.
     Restored(Restored),
-    /// Say for each of these answers of the directory whether this shard still uses it.
+    /// Report for each of these questions to the directory whether the shard still uses its answer.
     Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
-    /// Say which ids are in use here.
+    /// Report which ids are in use in this shard.
     Ids(oneshot::Sender<RoaringBitmap>),
-    /// The node serves its subjects from now on: say so.
+    /// Begin to send beacons: the node serves its subjects from now on.
     Begin,
-    /// Take part in the fleet.
+    /// A task of the fleet.
     Fleet(FleetTask),
-    /// Say when all before this has been done, and handed to the broker's client
-    /// and to the state; do nothing after it.
+    /// Finish everything before this task, hand it to the broker's client and to the state, and
+    /// report when it is done. Do nothing after it.
     Stop(oneshot::Sender<()>),
-    /// Be gone: nobody has any use for the shard.
+    /// Remove the shard: nobody uses it.
     Discard,
-    /// Panic, at this step of what comes next.
+    /// Panic at this step.
     #[cfg(test)]
     Panic(PanicPoint),
 }
 
-/// What a shard is told of the fleet.
+/// A task of the fleet for a shard.
 pub(crate) enum FleetTask {
-    /// The node's part in it.
+    /// Take this role.
     Role(Role),
-    /// The node may rely on its lease again, or not any more.
+    /// The node's lease was renewed, or has run out.
     Lease,
     /// The node's session is over.
     SessionLost,
-    /// What the owner told.
+    /// An update from the owner.
     Told(Bytes),
     /// A piece of a snapshot.
     Chunk(Bytes),
-    /// A node asks for a snapshot, by a question of this number.
+    /// A node asks for a snapshot. The number identifies its question.
     Asked(Arc<str>, u64),
 }
 
@@ -172,12 +173,12 @@ pub(crate) enum PanicPoint {
     Turn,
     /// At its next question.
     Question,
-    /// Where it tells its figures.
+    /// When it updates its figures.
     Figures,
-    /// Where its changes are handed to the state.
+    /// When its changes are handed to the state.
     Save,
     /// At its next beacon.
     Beacon,
-    /// Where its last changes are handed to the state.
+    /// When its last changes are handed to the state.
     End,
 }

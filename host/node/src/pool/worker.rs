@@ -1,10 +1,10 @@
-//! What a thread of the pool does all the time: it gives shards their turns, and waits where none of
-//! them has anything to do.
+//! The main loop of a thread of the pool: it gives shards their turns, and waits while no shard has
+//! anything to do.
 //!
-//! A turn may pause in the middle of a plugin's call, while others wait: then the shards of other
-//! tenants have their turns inside it, as the rounds say, and the call goes on afterwards. So
-//! while rules are called, nothing of the thread is borrowed but what the shard has been lent: itself,
-//! and its tenant's instances. The outbox is borrowed for a message at a time.
+//! A turn may pause in the middle of a plugin's call while others wait. Then the shards of other
+//! tenants have their turns inside the pause, in the order of the rounds, and the call continues
+//! afterwards. So while rules are called, only the shard itself and its tenant's instances are
+//! borrowed. The outbox is borrowed for one message at a time.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -32,19 +32,21 @@ use crate::tasks;
 
 const NS_PER_MS: u64 = 1_000_000;
 
-/// After how many nanoseconds of turns without inputs a thread gives way to other threads that are
-/// to run, such as those that read and write the connection. Corrections take so long, and the system
-/// itself may let a thread run for several milliseconds while another waits for the processor.
+/// After this many nanoseconds of turns without inputs, the thread yields the processor to other
+/// threads, such as those that read and write the connection. Corrections take such time. Without a
+/// yield, the system may let a thread run for several milliseconds while another waits for the
+/// processor.
 const YIELD_NS: u64 = 100_000;
 
-/// How much more of a processor than its time a turn may use before it pauses where others wait: what is
-/// over soon needs no pause. What passes says little, since a thread may wait long for a processor.
+/// By how much processor time a turn must exceed its time before it pauses for others: a call that
+/// ends soon needs no pause. Elapsed time isn't used, since a thread may wait long for a processor.
 const PAUSE_NS: u64 = 250_000;
 
-/// How much more it may use before the tenant's plugins are taken for slow.
+/// By how much processor time a turn must exceed its time for the tenant's plugins to count as
+/// slow.
 const SLOW_NS: u64 = 5_000_000;
 
-/// A thread at work.
+/// The state of a thread's main loop.
 pub(super) struct Worker<C> {
     thread: RefCell<Thread<C>>,
     mailbox: Arc<Mailbox>,
@@ -52,33 +54,35 @@ pub(super) struct Worker<C> {
     instances: Rc<RefCell<Instances>>,
     outbox: Rc<RefCell<Outbox<C>>>,
     clocks: Clocks,
-    /// The turn that is under way. In its pause, that of another.
+    /// The turn in progress. While it is paused, the turn inside its pause.
     current: Cell<Option<Current>>,
-    /// What ended the work in a pause, of no shard's turn: it ends the thread, once the turn that was
-    /// paused is over.
+    /// A panic in a pause, outside of any shard's turn. It ends the thread when the paused turn is
+    /// over.
     panic: Cell<Option<Box<dyn Any + Send>>>,
-    /// What came of turns, between two of them.
+    /// The buffer for the outputs of turns, kept between two of them.
     out: Cell<Vec<Output>>,
-    /// How many nanoseconds turns without inputs have taken since it last waited, or gave way.
+    /// How many nanoseconds turns without inputs have taken since the thread last waited or
+    /// yielded.
     background_ns: Cell<u64>,
 }
 
-/// A turn that is under way.
+/// A turn in progress.
 #[derive(Clone, Copy)]
 struct Current {
     tenant: u32,
     /// Up to when its time has been counted.
     counted_ns: u64,
-    /// How much of it has been counted.
+    /// How much time has been counted.
     took_ns: u64,
-    /// How long it should take.
+    /// Its length as planned by the rounds.
     limit_ns: u64,
-    /// How long it may take before its next pause: with what it is given in those before.
+    /// The total time after which it pauses next: at first the planned length; after a pause, the
+    /// time taken so far plus what the rounds gave it then.
     may_take_ns: u64,
-    /// What the thread had used of a processor when it began, and in its pauses since; none if that isn't
-    /// known yet, since the tenant had the thread for itself.
+    /// The processor time from which the turn's own use is counted. Time used in its pauses doesn't
+    /// count. `None` if it wasn't measured yet, because no other tenant had a shard on this thread.
     processor_ns: Option<u64>,
-    /// Whether it is in the pause of another.
+    /// Whether the turn runs inside the pause of another.
     is_within: bool,
 }
 
@@ -134,12 +138,12 @@ impl<C: Transport> Worker<C> {
         }
     }
 
-    /// Looks what there is to do. Says whether to go on.
+    /// Checks what there is to do. Returns whether the thread continues.
     pub(super) fn check_for_work(&self) -> bool {
         self.thread.borrow_mut().check_for_work()
     }
 
-    /// Whose turn it is, if it is anybody's.
+    /// The next turn, if any shard has something to do.
     pub(super) fn next(&self) -> Option<Turn> {
         self.thread
             .borrow_mut()
@@ -153,7 +157,7 @@ impl<C: Transport> Worker<C> {
         self.thread.borrow().counts()
     }
 
-    /// Has a shard take its turn.
+    /// Gives a shard its turn.
     pub(super) fn turn(&self, Turn { shard, limit_ns }: Turn) {
         let (hosted, has_others) = {
             let residents = &mut self.thread.borrow_mut().residents;
@@ -180,7 +184,7 @@ impl<C: Transport> Worker<C> {
             let until_ns = begun.saturating_add(limit_ns);
             self.work(shard, &mut hosted, until_ns, &mut out)
         }));
-        // Nothing is published that came of one that has panicked.
+        // After a panic, nothing that the turn has produced is published.
         out.clear();
         self.out.set(out);
         if let Some(panic) = self.panic.take() {
@@ -216,7 +220,7 @@ impl<C: Transport> Worker<C> {
         }
     }
 
-    /// A turn begins, or goes on; none if none does.
+    /// Sets the current turn, which begins or continues. `None`: no turn is in progress.
     fn begin(&self, turn: Option<Current>) {
         self.current.set(turn);
         let is_awaited = self.thread.borrow().rounds.is_contended();
@@ -224,20 +228,20 @@ impl<C: Transport> Worker<C> {
             .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
 
-    /// A call of a plugin may pause. Says how long that took. What panics meanwhile, but for a turn, has
-    /// nothing to do with the call.
+    /// Called when a plugin's call may pause. Returns how long the pause took. A panic in it is
+    /// kept: it has nothing to do with the paused call.
     pub(super) fn pause(&self) -> Duration {
         let paused = catch_unwind(AssertUnwindSafe(|| self.give_way()));
         paused.unwrap_or_else(|panic| {
-            // No call pauses any more.
+            // Without a current turn, no call pauses any more.
             self.current.set(None);
             self.panic.set(Some(panic));
             Duration::ZERO
         })
     }
 
-    /// Where a turn has had its time and goes on, others have theirs, unless this is in another's pause. Says
-    /// how long that took.
+    /// If the current turn has used up its time, gives others their turns. A turn inside another's
+    /// pause doesn't pause. Returns how long the others took.
     fn give_way(&self) -> Duration {
         let Some(mut current) = self.current.get() else {
             return Duration::ZERO;
@@ -246,7 +250,7 @@ impl<C: Transport> Worker<C> {
         let took = now.saturating_sub(current.counted_ns);
         let total = current.took_ns + took;
         if total < current.may_take_ns {
-            // It may go on for longer.
+            // It may continue.
             self.begin(Some(current));
             return Duration::ZERO;
         }
@@ -276,7 +280,7 @@ impl<C: Transport> Worker<C> {
         Duration::from_nanos(current.counted_ns.saturating_sub(now))
     }
 
-    /// How much more of a processor a turn has used than its time, as far as is known.
+    /// By how much processor time a turn has exceeded its time, as far as it is known.
     fn over_ns(&self, turn: &mut Current) -> u64 {
         let processor_ns = (self.clocks.processor)();
         let begun = *turn.processor_ns.get_or_insert(processor_ns);
@@ -304,7 +308,7 @@ impl<C: Transport> Worker<C> {
             stopwatch: &self.clocks.elapsed,
         };
         while !hosted.has_given_up() {
-            // One that begins anew publishes nothing, and needs no room for it.
+            // A shard that restarts publishes nothing, so it needs no room.
             if !hosted.restart.is_under_way() && hosted.must_pause(&self.outbox.borrow()) {
                 return TurnResult::Full.into();
             }
@@ -318,7 +322,7 @@ impl<C: Transport> Worker<C> {
                     let after = pipelines.assignment();
                     let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
                     self.thread.borrow().note_pauser(&pipelines);
-                    // Enrichers hand their states over, in calls that don't pause.
+                    // Enrichers pass their states on in calls that don't pause.
                     let current = self.current.take();
                     let instances = &self.instances;
                     instances
@@ -343,7 +347,7 @@ impl<C: Transport> Worker<C> {
             });
         }
         if hosted.restart.is_under_way() {
-            // It knows nothing that it could answer by.
+            // It has no data from which to answer.
             self.mailbox.drop_questions(address);
             return TurnResult::Over.into();
         }
@@ -353,8 +357,8 @@ impl<C: Transport> Worker<C> {
         })
     }
 
-    /// Compares what two pipelines decide on one event, if there is time for it. Says whether
-    /// it did.
+    /// Compares what two pipelines decide on one event, if one waits and there is spare time.
+    /// Returns whether it did.
     pub(super) fn compare(&self) -> bool {
         let thread = &mut *self.thread.borrow_mut();
         if thread.comparing.is_empty() || !thread.spare.is_left() {
@@ -376,7 +380,7 @@ impl<C: Transport> Worker<C> {
             }
         }));
         if let Err(panic) = compared {
-            // What decides goes on: it has no part in this.
+            // The pipelines' decisions aren't affected, so they continue.
             tracing::error!(
                 "what two pipelines decide could not be compared: {}",
                 tasks::message(&*panic)
@@ -414,7 +418,7 @@ impl<C: Transport> Worker<C> {
         match due {
             Some(at) => {
                 let wait = Duration::from_millis(at.saturating_sub(now));
-                // It is looked what there is to do in any case.
+                // After a timeout, the caller checks for work, too.
                 let _ = tokio::time::timeout(wait, woken).await;
             }
             None => woken.await,
@@ -425,10 +429,10 @@ impl<C: Transport> Worker<C> {
     }
 }
 
-/// What has come of a turn.
+/// The result of a turn's work.
 struct Worked {
     turned: TurnResult,
-    /// Whether there is more to do than what waits in its lanes.
+    /// Whether there is more to do, apart from what waits in the shard's lanes.
     has_more: bool,
 }
 

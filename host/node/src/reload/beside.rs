@@ -1,8 +1,8 @@
-//! What runs beside the active pipeline, as the revisions of the plugin store say: a canary
-//! begins, its share grows, and it ends by an operator or by itself.
+//! Starts and ends canaries and shadows. Revisions of the plugin store start a canary and change
+//! its share. A canary is ended by an operator or by its own rules.
 //!
-//! A canary that breaks a rule of its own decides on nobody any more at once, whether the store
-//! is there or not. That it has ended is written into the store as the next revision.
+//! A canary that breaks a rule is taken out at once, whether the store is reachable or not. Its end
+//! is then written to the store as the next revision.
 
 mod change;
 
@@ -36,38 +36,39 @@ use crate::tasks::blocking;
 pub(crate) use change::PipelineChange;
 use change::{ActiveChoice, CanaryChoice};
 
-/// How long is waited before the end of a canary is written again.
+/// The delay before the end of a canary is written again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// How often it is kept for how long a canary has been watched, in milliseconds of that time.
+/// How often the time for which a canary has been watched is written to disk, in milliseconds of
+/// that time.
 const KEPT_EVERY_MS: u64 = 10_000;
 
-/// What is to become of a shadow.
+/// An order about shadows.
 pub(crate) enum ShadowOrder {
     Begin(Box<Shadow>),
-    /// The one that runs is to end: answered when it has, or with why it doesn't.
+    /// End the running shadow. The answer comes when it has ended, or says why it didn't.
     End(oneshot::Sender<Result<(), String>>),
 }
 
-/// A shadow that is to begin.
+/// A shadow that was loaded and may begin.
 pub(crate) struct Shadow {
     pub(crate) plugin: String,
     pub(crate) digest: Digest,
     pub(crate) lasts: Duration,
     pub(crate) blueprint: Blueprint,
     pub(crate) chain: Arc<[Stage]>,
-    /// The pipeline that it was loaded to run beside.
+    /// The generation of the active pipeline for which it was loaded.
     pub(crate) generation: u64,
-    /// Whether it has begun, or why not.
+    /// The answer: whether it has begun, or why not.
     pub(crate) answer: oneshot::Sender<Result<(), String>>,
 }
 
-/// The shadow that runs.
+/// When the running shadow ends. `None` if none runs.
 #[derive(Default)]
 pub(super) struct ShadowTime(Option<Instant>);
 
 impl ShadowTime {
-    /// Waits until it is over.
+    /// Waits until the shadow's time is over.
     pub(super) async fn is_over(&mut self) {
         match self.0 {
             Some(until) => sleep_until(until).await,
@@ -76,20 +77,20 @@ impl ShadowTime {
     }
 }
 
-/// The canary that runs.
+/// The canary's state on this node.
 pub(super) struct Canary {
     kept: Arc<StoreCache>,
-    /// Which one runs.
+    /// The candidate that runs, if any.
     running: Option<Candidate>,
-    /// What waits for its end.
+    /// Decides when the canary ends by itself.
     watch: Option<CanaryMonitor>,
-    /// What keeps for how long it has been watched, and when that was last kept.
+    /// The task that writes the watched time to disk, and the time written last.
     keeping: Option<JoinHandle<()>>,
     kept_ms: u64,
-    /// What writes that one has ended.
+    /// The future that writes a canary's end to the store.
     writing: Option<BoxFuture<'static, ()>>,
-    /// The last that has ended here, and why: it doesn't begin again, whatever is still in the
-    /// store.
+    /// The last canary that has ended on this node, and why. It doesn't begin again, even if it is
+    /// still in the store.
     ended: Option<(Candidate, String)>,
 }
 
@@ -106,7 +107,8 @@ impl Canary {
         }
     }
 
-    /// Waits until the canary ends by itself, and has such an end written meanwhile.
+    /// Waits until the canary ends by itself. Meanwhile, it drives a pending write of an earlier
+    /// end.
     pub(super) async fn ends(&mut self) -> End {
         loop {
             let Self { watch, writing, .. } = self;
@@ -132,7 +134,7 @@ impl Canary {
         }
     }
 
-    /// Keeps from time to time for how long it has been watched.
+    /// Writes the watched time to disk at intervals.
     fn keep_time(&mut self) {
         let watched = self.watch.as_ref().and_then(CanaryMonitor::watched_ms);
         let Some((candidate, watched_ms)) = self.running.clone().zip(watched) else {
@@ -152,7 +154,7 @@ impl Canary {
         self.keeping = Some(blocking(move || kept.save_canary(&canary)));
     }
 
-    /// Keeps that one has ended here.
+    /// Writes to disk that a canary has ended on this node.
     async fn keep_end(&mut self, candidate: Candidate, why: String) {
         let (kept, before) = (Arc::clone(&self.kept), self.keeping.take());
         let canary = SavedCanary {
@@ -172,14 +174,14 @@ impl Canary {
         }
     }
 
-    /// Why a canary doesn't begin again, if it has ended here.
+    /// Why a canary doesn't begin again, if it has ended on this node.
     fn has_ended(&self, candidate: &Candidate) -> Option<&str> {
         let (ended, why) = self.ended.as_ref()?;
         ended.is_same(candidate).then_some(why)
     }
 }
 
-/// That a canary has ended on this node, and what to do.
+/// The message that a canary has ended on this node, and what to do.
 pub(crate) fn has_ended(why: &str) -> String {
     format!(
         "it has ended on this node ({why}): `presence plugins abort` ends it in the store, and \
@@ -187,17 +189,17 @@ pub(crate) fn has_ended(why: &str) -> String {
     )
 }
 
-/// What came of putting in force what has been loaded.
+/// The result of putting a loaded change in force.
 pub(super) enum ApplyResult {
     Done,
-    /// The canary doesn't run: why.
+    /// The canary doesn't run, for this reason.
     WithoutCanary(String),
-    /// It is loaded once more: meanwhile, the canary has ended that it went by.
+    /// It must be loaded again, because the canary that it builds on has ended meanwhile.
     Again,
 }
 
 impl Reload {
-    /// Puts in force what has been loaded.
+    /// Puts a loaded change in force.
     pub(super) async fn apply(
         &mut self,
         change: PipelineChange,
@@ -218,7 +220,7 @@ impl Reload {
         let needs_canary = matches!(change.active, ActiveChoice::Candidate)
             || (matches!(change.candidate, CanaryChoice::Same) && candidate.is_some());
         if needs_canary && canary.is_none() {
-            // It ended while this was loaded.
+            // The canary has ended while this was loaded.
             self.load_pipeline(Loader::stamp(&self.config));
             return ApplyResult::Again;
         }
@@ -244,7 +246,7 @@ impl Reload {
         };
         let after = Pipelines { active, beside };
         if after.assignment() == before.assignment() {
-            // The terms may be others.
+            // The pipelines stay, but the canary's rules may have changed.
             self.watch(candidate, 0);
             return result;
         }
@@ -265,8 +267,8 @@ impl Reload {
         result
     }
 
-    /// Has the canary that the node began with end by its rules; one that had ended before does
-    /// not run, and that is written.
+    /// Watches the canary with which the node has started. If it had ended on this node before, it
+    /// doesn't run, and its end is written to the store.
     pub(super) async fn watch_canary(&mut self) {
         let wanted = self.wanted_revision();
         let Some(candidate) = wanted.and_then(|it| it.candidate.clone()) else {
@@ -279,15 +281,15 @@ impl Reload {
         match kept.and_then(|it| it.ended) {
             Some(why) => {
                 self.canary.ended = Some((candidate.clone(), why.clone()));
-                // An alert has said so when it ended.
+                // An alert was raised when it ended.
                 self.write_end(candidate, (false, why), None);
             }
             None => self.watch(Some(candidate), watched_ms),
         }
     }
 
-    /// Watches a canary that has been watched for so long on this node, or for as long as it has
-    /// been if it is the one that runs.
+    /// Watches a canary. `watched_ms`: for how long it was watched on this node before. If the same
+    /// canary runs already, its current time counts instead.
     fn watch(&mut self, candidate: Option<Candidate>, watched_ms: u64) {
         let beside = self.tenant.running.borrow().beside.clone();
         let beside = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
@@ -313,7 +315,7 @@ impl Reload {
         canary.kept_ms = watched_ms;
     }
 
-    /// Does with the shadow what is wanted.
+    /// Carries out an order about shadows.
     pub(super) async fn order_shadow(&mut self, order: ShadowOrder) {
         match order {
             ShadowOrder::Begin(shadow) => self.begin_shadow(*shadow).await,
@@ -322,13 +324,13 @@ impl Reload {
                     true => Ok(()),
                     false => Err("no shadow runs".into()),
                 };
-                // The one who asked may have given up.
+                // The requester may have given up.
                 let _ = answer.send(ended);
             }
         }
     }
 
-    /// Has a plugin run in a shadow.
+    /// Begins a shadow, if possible.
     async fn begin_shadow(&mut self, shadow: Shadow) {
         let running = self.tenant.running.borrow().clone();
         let mode = running.beside.as_ref().map(|it| it.mode);
@@ -346,7 +348,7 @@ impl Reload {
             None => None,
         };
         if let Some(why) = refused {
-            // The one who asked may have given up.
+            // The requester may have given up.
             let _ = shadow.answer.send(Err(why.into()));
             return;
         }
@@ -378,7 +380,7 @@ impl Reload {
         let _ = shadow.answer.send(Ok(()));
     }
 
-    /// The shadow ends, if one runs. Says whether one did.
+    /// Ends the shadow. Returns whether one was running.
     pub(super) async fn end_shadow(&mut self) -> bool {
         self.shadow.0 = None;
         let running = self.tenant.running.borrow().clone();
@@ -392,7 +394,7 @@ impl Reload {
         is_there
     }
 
-    /// The canary ends by itself.
+    /// Handles the end of a canary by its own rules.
     pub(super) async fn end_canary(&mut self, end: End) {
         let Some(candidate) = self.canary.running.clone() else {
             return;
@@ -412,18 +414,18 @@ impl Reload {
         tracing::warn!("{why}");
         let alert = Some((what, json!({"candidate": named, "why": why})));
         if !is_promoted {
-            // Nobody waits for the store.
+            // This is done at once, without waiting for the store.
             let active = Pipelines::from(&*self.tenant.running.borrow()).active;
             self.canary.ended = Some((candidate.clone(), why.clone()));
             self.tenant.set_pipelines(Pipelines::alone(active)).await;
             self.watch(None, 0);
             self.canary.keep_end(candidate.clone(), why.clone()).await;
         }
-        // One that is promoted runs as a canary, and by its rules, until that is in force.
+        // A promoted canary runs as a canary, with its rules, until the new revision is in force.
         self.write_end(candidate, (is_promoted, why), alert);
     }
 
-    /// Writes that a canary has ended, with an alert that says so.
+    /// Starts to write a canary's end to the store. `alert`: the alert that reports it.
     fn write_end(
         &mut self,
         candidate: Candidate,
@@ -447,7 +449,7 @@ impl Reload {
     }
 }
 
-/// The end of a canary, which is to be written.
+/// A canary's end that is being written to the store.
 struct CanaryEnd {
     store: Store,
     state: Arc<StoreState>,
@@ -456,23 +458,23 @@ struct CanaryEnd {
     is_promoted: bool,
     why: String,
     alerts: Alerts,
-    /// What is to be said of it; none once it has been.
+    /// The alert to raise. `None` if there is none, or if it was raised.
     alert: Option<(&'static str, Value)>,
 }
 
-/// What came of writing the end of a canary.
+/// The result of writing a canary's end.
 enum EndWritten {
-    /// It is written.
+    /// The end is written.
     Done,
-    /// Somebody else has ended the canary.
+    /// Another node or an operator has ended the canary.
     ByOthers,
-    /// Somebody else has written a revision meanwhile.
+    /// Another revision was written at the same time: try again.
     NotYet,
 }
 
 impl CanaryEnd {
-    /// Writes it, until it is written or somebody has ended it before. An alert says so once, and not
-    /// where another node was faster, which has said so.
+    /// Writes the end until this succeeds or somebody else has ended the canary. The alert is
+    /// raised at most once, and not if another node was faster: that node has raised it.
     async fn write(mut self) {
         let mut alert = self.alert.take();
         let mut is_said = false;
@@ -481,7 +483,7 @@ impl CanaryEnd {
                 let mut written = pin!(self.try_write());
                 tokio::select! {
                     written = &mut written => written,
-                    // One that was aborted decides on nobody already.
+                    // An aborted canary is out already, so the alert doesn't have to wait.
                     () = sleep(AGAIN), if !self.is_promoted => {
                         self.tell(&mut alert);
                         written.await
@@ -505,7 +507,7 @@ impl CanaryEnd {
         }
     }
 
-    /// Raises the alert, if it hasn't been raised.
+    /// Raises the alert, if it wasn't raised yet.
     fn tell(&self, alert: &mut Option<(&'static str, Value)>) {
         if let Some((what, about)) = alert.take() {
             self.alerts.raise(what, about);
@@ -516,17 +518,17 @@ impl CanaryEnd {
         let revisions = self.store.revisions(LOOK_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| it.revision.as_ref().ok());
-        // As where the bucket was lost: what is in force is still the canary.
+        // This happens if the bucket was lost. The canary is then still in force.
         let newest = newest.context("the bucket has no revision that can be read")?;
         let is_it = |it: &Candidate| it.is_same(&self.candidate);
         if !newest.candidate.as_ref().is_some_and(is_it) {
             let revision = newest.revision;
             if newest.who == self.who() && newest.why == self.why {
-                // It was written, and the answer was lost.
+                // It was written by this node, but the store's answer was lost.
                 return Ok(EndWritten::Done);
             }
             tracing::info!(revision, "the canary has ended in the store already");
-            // Where that isn't taken, it was this node that has ended it.
+            // If this node refuses that revision, the canary was ended by this node alone.
             let refused = self.state.refused();
             let is_refused = refused.is_some_and(|(number, _)| number >= revision);
             return Ok(match is_refused {

@@ -1,5 +1,5 @@
-//! Following the directory's source: what it says is put in force, and what it can't say
-//! leaves what was known as it is.
+//! Follows the source of the directory. A readable state is put in force. If the source can't be
+//! read, the last known state stays in force.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::reload::on_disk::FileKind;
 use crate::tasks::{blocking, elsewhere};
 use crate::tenant::quotas;
 
-/// How many updates of a directory in a KV bucket may wait.
+/// How many updates of a directory bucket may wait.
 const QUEUE: usize = 64;
 
 impl Reload {
-    /// Reads the directory for the first time: nothing is decided before. Where it is
-    /// unavailable, what was known when the node last ran is in force.
+    /// Reads the directory for the first time. Nothing is decided before. If the source is
+    /// unavailable, the copy from the last run is in force.
     pub(crate) async fn read_directory(&mut self) {
         let accepted = self.remember().await;
         match &self.config.directory {
@@ -38,7 +38,7 @@ impl Reload {
                 self.read_file(stamp.unwrap_or_default());
                 match self.reading.done_unless_it_hangs().await {
                     Some(read) => self.take_text(read),
-                    // It is taken when it comes.
+                    // The text is taken when it arrives.
                     None => self.hanging_directory(),
                 }
                 if !self.parsing.is_idle() {
@@ -59,13 +59,13 @@ impl Reload {
                     self.update(update).await;
                 }
             }
-            // It is asked when something is to be decided.
+            // The service is asked when a decision needs an answer.
             config::Directory::Request(_) => {}
         }
     }
 
-    /// Puts the copy of the directory in force that the last run has left. Says which
-    /// bucket it was taken from, if it was one.
+    /// Puts the copy of the directory from the last run in force. Returns the identity of the
+    /// bucket from which it was taken, if it was a bucket.
     async fn remember(&mut self) -> Option<String> {
         let source = source(&self.config.directory)?;
         let dir = self.config.state.dir.as_ref();
@@ -91,7 +91,7 @@ impl Reload {
                         .set_directory(kept.directory, kept.changes)
                         .await;
                 }
-                // Not before: what it holds needn't be written again.
+                // Set only now: the copy's content needn't be written again.
                 self.tenant.copy_writer = Some(copy_writer);
                 identity.filter(|identity| !identity.is_empty())
             }
@@ -104,14 +104,14 @@ impl Reload {
         }
     }
 
-    /// Takes an update of a bucket.
+    /// Applies an update of a bucket.
     pub(super) async fn update(&mut self, update: kv::DirectoryUpdate) {
         let mut doubt = None;
         match &update {
             kv::DirectoryUpdate::Whole(_, identity) => self.set_origin(identity.clone()),
             kv::DirectoryUpdate::Doubtful(_, why) => doubt = Some(why.clone()),
             kv::DirectoryUpdate::Unavailable(why) => return self.unavailable(why),
-            // Of what it is a part, something is not in force.
+            // The directory that this part belongs to is not in force, so it is read again.
             kv::DirectoryUpdate::Part(_) if self.tenant.is_too_large() => {
                 return self.tenant.health.read_again();
             }
@@ -127,7 +127,7 @@ impl Reload {
             let (keys, values) = self.refusals.counts();
             let refused_max = self.tenant.directory_entries_max(max);
             taken = match (keys + values) as u64 > refused_max {
-                // They are kept, too.
+                // Refused entries are kept as well, so they count against the limit.
                 true => Err(self.tenant.refuse_directory(max)),
                 false => self.tenant.take_directory(directory, changes, max).await,
             };
@@ -145,7 +145,7 @@ impl Reload {
             return self.not_taken(why);
         }
         match doubt {
-            // All that it held has been deleted, key by key.
+            // All entries have been deleted, one by one.
             Some(_) if self.tenant.directory.is_empty() => self.available(false),
             Some(why) => self.unavailable(&why),
             None if is_part => {}
@@ -163,7 +163,7 @@ impl Reload {
         }
     }
 
-    /// Takes what has come of asking for the directory's answers.
+    /// Applies the answers of the directory service that have arrived.
     pub(super) async fn take_answers(&mut self) {
         if let Some(fetcher) = &self.tenant.fetcher {
             let max = self.config.limits.directory_entries_max;
@@ -177,13 +177,14 @@ impl Reload {
         }
     }
 
-    /// Reads the directory's file, if it is one, unless that is being done.
+    /// Reads the directory's file, if the source is a file. If it is being read already, it is read
+    /// again afterwards.
     pub(super) fn read_file(&mut self, stamp: Stamp) {
         let config::Directory::File { path, .. } = &self.config.directory else {
             return;
         };
         if !self.reading.is_idle() {
-            // Behind what is being read.
+            // It is read again after the current read.
             self.read_again = true;
             return;
         }
@@ -195,8 +196,8 @@ impl Reload {
         });
     }
 
-    /// Takes what has been read of the directory's file: what it says is made out off this
-    /// loop as well. No ids are given back meanwhile.
+    /// Takes the text of the directory's file, and has it parsed on another thread. Ids aren't
+    /// freed meanwhile.
     pub(super) fn take_text(
         &mut self,
         read: anyhow::Result<(PathBuf, Result<Option<String>, Unreadable>)>,
@@ -206,7 +207,7 @@ impl Reload {
             Ok((path, Some(text))) => (path, text),
             Ok((path, None)) => return self.missing(&path),
             Err(error) => {
-                // Nothing need change for another attempt to succeed.
+                // The next attempt may succeed without any change to the file.
                 self.seen.directory = None;
                 return self.unavailable(&format!("{error:#}"));
             }
@@ -232,7 +233,7 @@ impl Reload {
         });
     }
 
-    /// Puts in force what the directory's file says.
+    /// Puts the parsed directory in force.
     pub(super) async fn take_content(
         &mut self,
         content: anyhow::Result<anyhow::Result<Option<(Directory, Changes)>>>,
@@ -253,7 +254,7 @@ impl Reload {
         }
     }
 
-    /// The file system that the directory's file is on doesn't answer.
+    /// Reports that the file system of the directory's file doesn't answer.
     pub(super) fn hanging_directory(&self) {
         if let config::Directory::File { path, .. } = &self.config.directory {
             let (path, seconds) = (path.display(), HANGS.as_secs());
@@ -276,9 +277,9 @@ impl Reload {
             .start(|| Ok(Some((Directory::new(), Changes::default()))));
     }
 
-    /// Whether a file was read whole, and something in it can't be taken, while a directory
-    /// is in force: that goes on, and the node is as ready as before. A file that is cut off,
-    /// or isn't JSON, may have been meant to say anything.
+    /// Whether the file was read as a whole, something in it can't be taken, and a directory is in
+    /// force. That directory stays, and the node's readiness doesn't change. A file that is cut off
+    /// or isn't JSON is not meant here: its intended content isn't known.
     fn is_refusal(&self, error: &anyhow::Error) -> bool {
         let is_data = |cause: &(dyn std::error::Error + 'static)| {
             let json = cause.downcast_ref::<serde_json::Error>();
@@ -289,7 +290,7 @@ impl Reload {
         is_in_force && was_ready && error.chain().any(is_data)
     }
 
-    /// Reads again what was too large: it may be taken now.
+    /// Reads a directory again that was too large: it may fit now.
     pub(super) fn retry_directory(&mut self) {
         self.make_room();
         if self.tenant.is_too_large() {
@@ -298,55 +299,55 @@ impl Reload {
         }
     }
 
-    /// Says how many entries may be read of a bucket.
+    /// Sets the limit on the entries that are read from a bucket.
     fn make_room(&self) {
         let max = self.config.limits.directory_entries_max;
         let max = self.tenant.directory_entries_max(max);
         self.tenant.health.set_entries_max(max);
     }
 
-    /// The source has more than may be taken, and was not read to its end.
+    /// The source has too many entries, and was not read to its end.
     fn refuse_too_large(&mut self) {
         let max = self.config.limits.directory_entries_max;
         let why = self.tenant.refuse_directory(max);
         self.not_taken(why);
     }
 
-    /// What the source says is more than may be taken.
+    /// The source's content is too large.
     fn not_taken(&mut self, why: String) {
         match self.tenant.directory.is_on_demand() {
-            // Nothing is known from before.
+            // No directory is in force that could stay.
             true => self.unavailable(&why),
             false => self.refuse(why),
         }
     }
 
-    /// What the source says can't be taken, and what is known of it stays in force.
+    /// Reports that the source's content can't be taken. The known directory stays in force.
     fn refuse(&mut self, why: String) {
         self.note(FileKind::Directory, Some(why.clone()), false);
         let refused = &mut self.refused.directory;
         refused.report("directory not taken", Some(why));
     }
 
-    /// The source has been read, and is in force; as it was before, or something else.
+    /// Reports that the source was read and is in force. `is_same`: its content hasn't changed.
     fn available(&mut self, is_same: bool) {
         self.refused.directory = LastRefusal::default();
         if self.tenant.health.outage().is_some() {
-            // That says so.
+            // The next call logs it.
             self.on_disk().taken(FileKind::Directory);
             return self.tenant.health.available(is_same);
         }
         self.note(FileKind::Directory, None, is_same);
     }
 
-    /// The source can't be read: what is known of it stays in force.
+    /// Reports that the source can't be read. The known directory stays in force.
     fn unavailable(&self, why: &str) {
         self.note(FileKind::Directory, Some(why.to_owned()), false);
         let is_known = !self.tenant.directory.is_on_demand();
         self.tenant.health.unavailable(why, is_known);
     }
 
-    /// What is put in force next comes from the configured source, and from this bucket.
+    /// The next directory comes from the configured source, and from the bucket with this identity.
     fn set_origin(&mut self, identity: String) {
         if let (Some(copy_writer), Some(source)) =
             (&mut self.tenant.copy_writer, source(&self.config.directory))
@@ -356,7 +357,7 @@ impl Reload {
     }
 }
 
-/// What names a source among others; none if nothing is kept of it.
+/// Identifies a source among others. `None` if no copy of it is kept.
 fn source(directory: &config::Directory) -> Option<String> {
     match directory {
         config::Directory::File { path, .. } => {

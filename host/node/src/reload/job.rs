@@ -1,5 +1,5 @@
-//! Work that may take long, or hang: it is done on a thread where nobody waits, one of a
-//! kind at a time.
+//! Work that may take long or hang. It runs on a thread of its own, and only one piece of a kind at
+//! a time.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use tokio::time::{Instant, timeout};
 
 use crate::tasks::{self, blocking};
 
-/// From when on something hangs that reads no more than a file.
+/// After this time, work that only reads files counts as hanging.
 pub(super) const HANGS: Duration = Duration::from_secs(30);
 
 /// Work of one kind.
 #[derive(Debug)]
 pub(super) struct Job<T>(Option<(JoinHandle<T>, Began)>);
 
-/// When work began: others may go before it.
+/// When the work began. `blocking` may start other work first.
 type Began = Arc<OnceLock<Instant>>;
 
 impl<T> Default for Job<T> {
@@ -27,30 +27,30 @@ impl<T> Default for Job<T> {
 }
 
 impl<T: Send + 'static> Job<T> {
-    /// Whether nothing of its kind is being done.
+    /// Whether no work of this kind is in progress.
     pub(super) fn is_idle(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Begins. Nothing of its kind may be being done.
+    /// Starts the work. No work of this kind may be in progress.
     pub(super) fn start(&mut self, work: impl FnOnce() -> T + Send + 'static) {
         let began = Began::default();
         let noted = Arc::clone(&began);
         let work = move || {
-            // It begins once.
+            // It can't be set already.
             let _ = noted.set(Instant::now());
             work()
         };
         self.0 = Some((blocking(work), began));
     }
 
-    /// Whether it has been being done for so long that it hangs.
+    /// Whether the work has run for so long that it counts as hanging.
     pub(super) fn hangs(&self) -> bool {
         let began = self.0.as_ref().and_then(|(_, began)| began.get());
         began.is_some_and(|began| began.elapsed() > HANGS)
     }
 
-    /// As [`Self::done`]; none if it hangs.
+    /// As [`Self::done`]. `None` if the work hangs.
     ///
     /// # Errors
     /// As [`Self::done`].
@@ -59,14 +59,14 @@ impl<T: Send + 'static> Job<T> {
             match timeout(HANGS, self.done()).await {
                 Ok(done) => return Some(done),
                 Err(_) if self.hangs() => return None,
-                // It had to wait for its turn.
+                // The work has begun late, and isn't hanging.
                 Err(_) => {}
             }
         }
     }
 
-    /// Waits for what comes of it; for ever while nothing is being done. It may be dropped
-    /// and called again.
+    /// Waits for the result. Waits forever while no work is in progress. Dropping the future loses
+    /// no result.
     ///
     /// # Errors
     /// If it has panicked.
@@ -91,7 +91,7 @@ mod tests {
     async fn work_that_waits_for_its_turn_does_not_hang() {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let mut job = Job(None);
-        // Others go before it.
+        // The work hasn't begun, because other work goes first.
         job.0 = Some((blocking(move || ended.recv().is_ok()), Began::default()));
         assert!(!job.hangs());
         let long_ago = Instant::now().checked_sub(2 * HANGS).unwrap();

@@ -13,27 +13,27 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::tasks;
 
-/// How many may be under way: the newest, and one that nobody waits for any more but that
-/// can't be interrupted in a compiler, or in reading from a file system that hangs.
+/// How many loads may run: the newest, and one that nobody waits for, but that can't be interrupted
+/// while it compiles, or while it reads from a file system that hangs.
 const AT_ONCE: usize = 2;
 
-/// How much lower than the rest of the node a load's thread is.
+/// The nice value that is added for a load's thread.
 const NICE: i32 = 10;
 
-/// After what time the log says that a load is under way.
+/// After this time, the log says that a load is in progress.
 const SAID_AFTER: Duration = Duration::from_secs(1);
 
-/// What loads.
+/// The work of a load.
 type Work<T> = Box<dyn FnOnce(&Attempt) -> anyhow::Result<T> + Send>;
 
 /// The loads of one node.
 pub(super) struct Loads<T> {
-    /// The one whose outcome is waited for.
+    /// The load whose result is awaited.
     current: Option<Load>,
-    /// The one that begins when there is room for it, and how long it may take.
+    /// The load that begins next when there is room, and its time limit.
     next: Option<(Work<T>, Duration)>,
     under_way: usize,
-    /// How many there have been.
+    /// How many loads were ever begun. The count numbers the next one.
     begun: u64,
     end: mpsc::UnboundedSender<(u64, anyhow::Result<T>)>,
     ended: mpsc::UnboundedReceiver<(u64, anyhow::Result<T>)>,
@@ -44,12 +44,12 @@ struct Load {
     attempt: Arc<Attempt>,
     limit: Duration,
     until: Instant,
-    /// When the log is to say that it is under way; none once it has.
+    /// When the log must say that it is in progress. `None` if it has.
     say_at: Option<Instant>,
 }
 
 impl<T: Send + 'static> Loads<T> {
-    /// None yet.
+    /// No load yet.
     pub(super) fn new() -> Self {
         let (end, ended) = mpsc::unbounded_channel();
         Self {
@@ -62,13 +62,13 @@ impl<T: Send + 'static> Loads<T> {
         }
     }
 
-    /// Whether nothing is waited for.
+    /// Whether no result is awaited.
     pub(super) fn is_idle(&self) -> bool {
         self.current.is_none() && self.next.is_none()
     }
 
-    /// Loads, in place of what is under way. Where there is no room for it, it is loaded
-    /// behind that: however often something changes, something is taken.
+    /// Starts a load. It replaces a load in progress. If too many run, it begins after one of them
+    /// has ended, so that even frequent changes are taken at some time.
     pub(super) fn start(
         &mut self,
         limit: Duration,
@@ -87,14 +87,14 @@ impl<T: Send + 'static> Loads<T> {
         self.begin();
     }
 
-    /// Waits for what comes of the newest; for ever while there is none. It may be dropped
-    /// and called again.
+    /// Waits for the result of the newest load. Waits forever while there is none. Dropping the
+    /// future loses no result.
     ///
     /// # Errors
-    /// What is wrong with what was to be loaded, or that it took too long.
+    /// The load's error, or a timeout.
     pub(super) async fn done(&mut self) -> anyhow::Result<T> {
         loop {
-            // Not before what came of the last one is in force.
+            // The next load begins only now, when the last result is in force.
             self.begin();
             let until = self.current.as_ref().map(|load| load.until);
             let over = sleep_until(until.unwrap_or_else(Instant::now));
@@ -131,7 +131,7 @@ impl<T: Send + 'static> Loads<T> {
         }
     }
 
-    /// Begins what is to be loaded next, if there is room.
+    /// Begins the next load, if there is room.
     fn begin(&mut self) {
         if self.under_way >= AT_ONCE || self.current.is_some() {
             return;
@@ -152,8 +152,9 @@ impl<T: Send + 'static> Loads<T> {
         let end = self.end.clone();
         let refused = self.end.clone();
         let load = move || {
-            // Self-tests and instances take processor time, which events are to have first. Of this
-            // thread alone; where it can't be had, it is equal.
+            // Self-tests and new instances take processor time, and events must come first. This
+            // changes the priority of this thread alone. If the system refuses, the priority stays
+            // the same.
             let _ = rustix::process::nice(NICE);
             let outcome = catch_unwind(AssertUnwindSafe(|| work(&attempt)));
             let outcome = outcome.unwrap_or_else(|panic| {
@@ -180,7 +181,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// Work that goes on until it is told to end.
+    /// A load that runs until it is told to end.
     fn hanging() -> (
         Sender<u8>,
         impl FnOnce(&Attempt) -> anyhow::Result<u8> + Send,

@@ -1,10 +1,8 @@
-//! What changes while a tenant runs: plugins, directory and configuration take
-//! effect as they change. What can't be taken leaves everything as it is, and
-//! says why.
+//! Reloads plugins, the directory and the configuration while a tenant runs. A change that can't be
+//! taken leaves everything as it is, and the reason is reported.
 //!
-//! All of it is put in force by one loop, one thing at a time. What may take long or hang
-//! is done elsewhere, and the loop takes what comes of it: looking at files, reading them,
-//! and loading plugins.
+//! One loop puts changes in force, one at a time. Work that may take long or hang is done on other
+//! threads: checking files, reading them, and loading plugins. The loop takes the results.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -54,25 +52,25 @@ use loads::Loads;
 use pipeline::LoadResult;
 use refusal_log::RefusalLog;
 
-/// How often is looked whether there is something to tidy up.
+/// How often unused ids are freed, and drops and hanging files are logged.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// How far apart two readings of the configuration file are that must agree, and how
-/// often they are tried.
+/// How far apart two readings of the configuration file are that must agree, and how many readings
+/// are tried.
 pub(crate) const AGREE: Duration = Duration::from_millis(150);
 const AGREE_TRIES: usize = 20;
 
-/// What the files were like when they were last read; none where they are to be read again.
+/// The files' size and modification time at the last read. `None`: they must be read again.
 #[derive(Default)]
 pub(crate) struct FileStamps {
     config: Option<Stamp>,
     directory: Option<Stamp>,
-    /// What the last load of the pipeline went by.
+    /// The stamp of the last load of the pipeline.
     pipeline: Option<u64>,
 }
 
 impl FileStamps {
-    /// What the configuration file was like at the start, and what was loaded by it.
+    /// The configuration file's stamp at the start, and that of the pipeline loaded by it.
     pub(crate) fn at_start(config: Stamp, pipeline: u64) -> Self {
         Self {
             config: Some(config),
@@ -82,11 +80,11 @@ impl FileStamps {
     }
 }
 
-/// What the files are like.
+/// The result of checking the files.
 struct FileCheck {
-    /// Which configuration names them.
+    /// The revision of the configuration that names the files.
     revision: u64,
-    /// None where something else follows it.
+    /// `None` if another task follows the configuration file.
     config: Option<Stamp>,
     directory: Option<Stamp>,
     pipeline: u64,
@@ -94,7 +92,7 @@ struct FileCheck {
     unused: BTreeSet<String>,
 }
 
-/// What has been read of the directory's file.
+/// The directory file's path, and its text. The text is `None` if there is no file.
 type Read = (PathBuf, Result<Option<String>, Unreadable>);
 
 /// Where a tenant's configuration comes from.
@@ -102,20 +100,20 @@ type Read = (PathBuf, Result<Option<String>, Unreadable>);
 pub(crate) enum Source {
     /// The configuration file.
     File {
-        /// The one that was named, if one was.
+        /// The path that the operator has named, if any.
         path: Option<PathBuf>,
-        /// Its text, as it was last taken; none if there was no file.
+        /// The text as it was last taken. `None` if there was no file.
         text: Option<config::Text>,
     },
-    /// What follows the file for all of its tenants.
+    /// A task follows the file for all tenants, and sends each its configuration.
     Given(watch_channel::Receiver<Arc<Config>>),
 }
 
-/// What is reloaded, and from where.
+/// The reloading of one tenant: its sources, and the work in progress.
 pub(crate) struct Reload {
     source: Source,
     pub(crate) config: Config,
-    /// How often it has changed.
+    /// How often the configuration has changed.
     revision: u64,
     pub(crate) loader: Arc<Loader>,
     pub(crate) tenant: Tenant,
@@ -125,41 +123,42 @@ pub(crate) struct Reload {
     tasks: Tasks,
     watch: FileWatch,
     seen: FileStamps,
-    /// To which files something has happened since they were last looked at.
+    /// The paths that have had an event since the last check of the files.
     touched: BTreeSet<PathBuf>,
     checking: Job<FileCheck>,
     check_again: bool,
-    /// The plugins in the folder that the pipeline doesn't name, when it was last looked at.
+    /// The plugins in the folder that the pipeline doesn't name, at the last check.
     unused: BTreeSet<String>,
-    /// Whether a configuration was taken and the log is to be told so.
+    /// Whether a configuration was taken, and the log hasn't said so yet.
     is_reload_unlogged: bool,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
     reading: Job<Read>,
     parsing: Job<anyhow::Result<Option<(Directory, Changes)>>>,
     read_again: bool,
     loads: Loads<LoadResult>,
-    /// Whether the last load failed for a reason that may pass by itself.
+    /// Whether the last load failed for a reason that may pass by itself, so that it must be
+    /// retried.
     load_again: bool,
-    /// The plugin store; none where the pipeline is the folder's.
+    /// The plugin store. `None` if the pipeline comes from the folder.
     store: Option<FromStore>,
     canary: Canary,
-    /// What was last said of a canary that doesn't run, and of which revision.
+    /// The last error about a canary that doesn't run, and the number of its revision.
     canary_refused: Option<(u64, String)>,
     shadow: ShadowTime,
-    /// What is to become of shadows.
+    /// The channel for orders to begin or end a shadow.
     shadows: (mpsc::Sender<ShadowOrder>, mpsc::Receiver<ShadowOrder>),
     alerts: Alerts,
-    /// The configuration, for what else goes by it.
+    /// The configuration, for other tasks that use it.
     known_config: watch_channel::Sender<Config>,
-    /// What a KV bucket says; nothing comes where the directory is a file.
+    /// Updates from a KV bucket. Nothing comes if the directory is a file.
     updates: mpsc::Receiver<kv::DirectoryUpdate>,
-    /// What of the bucket can't be taken.
+    /// The bucket's entries that can't be taken.
     refusals: kv::Refusals,
     refused: RefusalLog,
 }
 
 impl Reload {
-    /// What was read at the start, and what it is now to be followed for.
+    /// `config` and `seen` were read at the start.
     pub(crate) fn new(
         source: Source,
         (config, seen): (Config, FileStamps),
@@ -169,7 +168,7 @@ impl Reload {
         (connection, login): (Connection, Login),
         (store, alerts, tasks, watches): (Option<FromStore>, Alerts, Tasks, &Watches),
     ) -> Self {
-        // No bucket is followed yet.
+        // Nothing comes here until a bucket is followed.
         let (_, updates) = mpsc::channel(1);
         let known = store.as_ref().map(|store| &store.state);
         Self {
@@ -208,9 +207,9 @@ impl Reload {
         }
     }
 
-    /// Follows all of it for as long as it is polled.
+    /// Follows all sources while it is polled.
     pub(crate) async fn follow(&mut self, signals: &Signals) {
-        // What changed while the node started.
+        // Takes changes that were made during the start.
         self.check_files();
         self.watch_canary().await;
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -244,7 +243,8 @@ impl Reload {
                 _ = sweep.tick() => {
                     self.status.broker.drops.report();
                     self.log_hanging_files();
-                    // What is being made out of a file has ids that nothing refers to yet.
+                    // While a file is parsed, its new ids aren't referenced yet, and must not be
+                    // freed.
                     if self.parsing.is_idle() {
                         self.tenant.sweep().await;
                     }
@@ -253,18 +253,18 @@ impl Reload {
         }
     }
 
-    /// Where shadows begin and end.
+    /// Where to send orders to begin or end a shadow.
     pub(crate) fn shadows(&self) -> mpsc::Sender<ShadowOrder> {
         self.shadows.0.clone()
     }
 
-    /// The configuration, as it changes.
+    /// A receiver of the configuration.
     pub(crate) fn known_config(&self) -> watch_channel::Receiver<Config> {
         self.known_config.subscribe()
     }
 
-    /// The configuration file, whether it was named or is the usual one; none where something
-    /// else follows it.
+    /// The path of the configuration file: the named or the usual one. `None` if another task
+    /// follows the file.
     fn config_path(&self) -> Option<&Path> {
         match &self.source {
             Source::File { path, .. } => {
@@ -275,7 +275,7 @@ impl Reload {
         }
     }
 
-    /// Has everything read again, and what is wrong said again.
+    /// Has everything read again, and all problems logged again.
     fn reload_all(&mut self) {
         tracing::info!("SIGHUP: configuration, directory and plugins are read again");
         self.seen = FileStamps::default();
@@ -284,7 +284,7 @@ impl Reload {
         self.check_files();
     }
 
-    /// Has the files looked at.
+    /// Starts a check of the files.
     fn check_files(&mut self) {
         if !self.checking.is_idle() {
             self.check_again = true;
@@ -305,7 +305,7 @@ impl Reload {
             },
         });
         self.checking.start(move || {
-            // First: what happens from now on is told of.
+            // Watches first, so that no later change is missed.
             cover();
             FileCheck {
                 revision,
@@ -320,7 +320,7 @@ impl Reload {
         });
     }
 
-    /// Has read what has changed.
+    /// Has the files read that have changed, according to a check.
     fn checked(&mut self, checked: anyhow::Result<FileCheck>) {
         let checked = match checked {
             Ok(checked) if checked.revision == self.revision => checked,
@@ -346,12 +346,12 @@ impl Reload {
         if self.seen.pipeline != Some(checked.pipeline) || std::mem::take(&mut self.load_again) {
             self.load_pipeline(checked.pipeline);
         }
-        // The pipeline is the configured one already.
+        // The pipeline in force is already the configured one.
         if self.loads.is_idle() {
             self.log_reloaded(self.refused.pipeline.is_nothing());
         }
         self.unused = checked.unused;
-        // An entry for one may be what has just been written.
+        // The configuration that is being read may name an unused plugin.
         if self.reading_config.is_idle() {
             self.log_unused();
         }
@@ -360,7 +360,7 @@ impl Reload {
         }
     }
 
-    /// Says that a configuration is in force, with its pipeline or without.
+    /// Logs that a configuration is in force, with its pipeline or without.
     fn log_reloaded(&mut self, with_pipeline: bool) {
         match (std::mem::take(&mut self.is_reload_unlogged), with_pipeline) {
             (false, _) => {}
@@ -372,8 +372,8 @@ impl Reload {
         }
     }
 
-    /// Says what to do about plugins that lie in the folder and that no pipeline names, if
-    /// that is news.
+    /// Logs what to do about plugins in the folder that no pipeline names, if they weren't logged
+    /// before.
     fn log_unused(&mut self) {
         let said = std::mem::replace(&mut self.refused.unused, self.unused.clone());
         let news = self.unused.difference(&said);
@@ -382,7 +382,7 @@ impl Reload {
         }
     }
 
-    /// Says of files that they can't be read since their file system doesn't answer.
+    /// Logs that files can't be read, if their file system doesn't answer.
     fn log_hanging_files(&mut self) {
         let hangs = self.checking.hangs() || self.reading_config.hangs();
         let why = hangs.then(|| {
@@ -407,7 +407,7 @@ impl Reload {
         }
     }
 
-    /// Reads the directory's file again, where something happened to it while it was read.
+    /// Reads the directory's file again, if it has changed while it was read.
     fn read_behind(&mut self) {
         if self.reading.is_idle() && self.parsing.is_idle() && std::mem::take(&mut self.read_again)
         {
@@ -418,7 +418,7 @@ impl Reload {
 
     fn read_config(&mut self, stamp: Stamp) {
         if !self.reading_config.is_idle() {
-            // Once that has been read.
+            // It is read again after the current read.
             self.seen.config = None;
             return;
         }
@@ -433,10 +433,10 @@ impl Reload {
         });
     }
 
-    /// Takes what has been read of the configuration file; none if it is what it was.
+    /// Takes the text of the configuration file. `None`: it hasn't changed.
     async fn take_config(&mut self, text: anyhow::Result<Option<config::Text>>) {
         if text.is_err() {
-            // Nothing need change for another attempt to succeed.
+            // The next attempt may succeed without any change to the file.
             self.seen.config = None;
         }
         let is_same = matches!(text, Ok(None));
@@ -450,19 +450,19 @@ impl Reload {
         self.refused
             .config
             .report("configuration not taken", refusal);
-        // Otherwise the files are being looked at again.
+        // If the files are being checked, the check logs it.
         if self.checking.is_idle() {
             self.log_unused();
         }
     }
 
-    /// What of the files on disk is not in force.
+    /// The state of files on disk that are not in force.
     fn on_disk(&self) -> &OnDisk {
         &self.status.on_disk
     }
 
-    /// Notes whether what lies on disk is in force, or why not. The log is told when it is
-    /// again, and whether that is what was in force all the time.
+    /// Notes whether a file on disk is in force, or why not. If it is again, the log says so.
+    /// `is_same`: the file is the same as the one in force.
     fn note(&self, what: FileKind, refusal: Option<String>, is_same: bool) {
         if let Some(why) = refusal {
             return self.on_disk().refused(what, why);
@@ -495,7 +495,7 @@ impl Reload {
         Ok(())
     }
 
-    /// Puts a configuration in force, as far as that can be done while the tenant runs.
+    /// Puts a configuration in force, as far as this is possible while the tenant runs.
     async fn take(&mut self, mut new: Config) {
         let changes = self.config.changes(&new);
         let restart = changes
@@ -518,7 +518,7 @@ impl Reload {
             self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;
             self.retry_directory();
-            // Its pipeline is still to be loaded, if that has changed.
+            // If its pipeline has changed, it is still to be loaded.
             self.is_reload_unlogged = true;
             // It may name other files, and another pipeline.
             self.check_files();
@@ -526,8 +526,7 @@ impl Reload {
     }
 }
 
-/// The configuration that comes next where something else follows the file; for ever none where
-/// nothing does.
+/// The next configuration from the task that follows the file. Waits forever if there is none.
 async fn given(source: &mut Source) -> Config {
     if let Source::Given(given) = source
         && given.changed().await.is_ok()
@@ -537,8 +536,8 @@ async fn given(source: &mut Source) -> Config {
     std::future::pending().await
 }
 
-/// What is read of a file, where it is another text than the running one, and two
-/// readings agree: a file that is being written is read in pieces.
+/// The text of a file. `None` if it equals the running one. Waits until two readings agree: a file
+/// may be read while it is being written.
 pub(crate) fn changed(
     running: Option<&config::Text>,
     pause: Duration,
@@ -560,7 +559,7 @@ pub(crate) fn changed(
     anyhow::bail!("it is being written all the time")
 }
 
-/// Waits for answers of a directory that is asked; for ever where none is.
+/// Waits for answers of a directory service. Waits forever if there is none.
 async fn answers(fetcher: Option<&AnswerFetcher>) {
     match fetcher {
         Some(fetcher) => fetcher.arrived().await,
@@ -572,7 +571,7 @@ async fn answers(fetcher: Option<&AnswerFetcher>) {
 mod tests {
     use super::*;
 
-    /// What comes of a file that is read as these texts, one after the other.
+    /// The result if successive readings of a file return these texts.
     fn read_as(texts: &[Option<&str>]) -> anyhow::Result<Option<config::Text>> {
         let running = text("a");
         let mut texts = texts.iter();

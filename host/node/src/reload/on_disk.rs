@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock;
 
-/// What is read from files.
+/// The kinds of files that are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Configuration,
@@ -25,28 +25,28 @@ impl FileKind {
     }
 }
 
-/// Why what is on disk isn't in force.
+/// A file on disk that isn't in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefusedFile {
-    /// Since when something on disk has not been in force, by the host's clock, in
-    /// milliseconds since the Unix epoch.
+    /// Since when the file on disk has differed from what is in force, in milliseconds since the
+    /// Unix epoch, by the host's clock.
     pub(crate) since_ms: u64,
-    /// What is wrong with what lies there now; several lines are several problems.
+    /// What is wrong with the current file. Each line is a problem.
     pub(crate) why: String,
 }
 
-/// What of the files on disk is not in force.
+/// The files on disk that are not in force.
 #[derive(Debug, Default)]
 pub(crate) struct OnDisk {
     refused: [Mutex<Option<RefusedFile>>; FileKind::ALL.len()],
     /// The sections that have changed and take effect at the next start.
     restart: Mutex<Vec<&'static str>>,
-    /// Whether files can no longer be followed, and why.
+    /// Why files can't be followed any more. `None` if they can.
     unfollowed: Mutex<Option<String>>,
 }
 
 impl OnDisk {
-    /// What lies there was refused.
+    /// Notes that the file on disk was refused.
     pub(crate) fn refused(&self, what: FileKind, why: impl Into<String>) {
         let mut refused = self.slot(what);
         let since_ms = refused
@@ -56,17 +56,17 @@ impl OnDisk {
         *refused = Some(RefusedFile { since_ms, why });
     }
 
-    /// What lies there is in force. Returns why it was not, if it was not.
+    /// Notes that the file on disk is in force. Returns why it was not before, if so.
     pub(crate) fn taken(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).take()
     }
 
-    /// Why what lies there is not in force; none if it is.
+    /// Why the file on disk is not in force. `None` if it is.
     pub(crate) fn of(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).clone()
     }
 
-    /// These sections have changed, and take effect at the next start.
+    /// Notes the sections that have changed and take effect at the next start.
     pub(crate) fn wait_for_restart(&self, sections: &[&'static str]) {
         *locked(&self.restart) = sections.to_vec();
     }
@@ -76,12 +76,12 @@ impl OnDisk {
         locked(&self.restart).clone()
     }
 
-    /// Files can't be followed, for this reason; or can again.
+    /// Notes why files can't be followed. `None`: they can.
     pub(crate) fn follows(&self, why_not: Option<String>) {
         *locked(&self.unfollowed) = why_not;
     }
 
-    /// Why files can't be followed; none if they can.
+    /// Why files can't be followed. `None` if they can.
     pub(crate) fn unfollowed(&self) -> Option<String> {
         locked(&self.unfollowed).clone()
     }

@@ -1,4 +1,4 @@
-//! Loading the pipeline anew, and putting it in force.
+//! Loads the pipeline again, and puts it in force.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,17 +19,17 @@ use crate::reload::on_disk::FileKind;
 use crate::tasks::blocking;
 use crate::tenant::RunningPipelines;
 
-/// What came of loading the pipeline of a revision of the store, or of the folder: none if it
-/// is what runs.
+/// The result of loading the pipeline: the revision, if it comes from the store, and the change.
+/// The change is `None` if the loaded pipeline is the running one.
 pub(super) type LoadResult = (
     Option<Arc<Revision>>,
     anyhow::Result<Option<PipelineChange>>,
 );
 
 impl Reload {
-    /// Loads what the configuration names, in place of what is being loaded.
+    /// Loads the configured pipeline. This replaces a load in progress.
     pub(super) fn load_pipeline(&mut self, stamp: u64) {
-        // Another change is refused anew, be it for the same reason.
+        // After another change, a refusal is logged again, even for the same reason.
         if self.seen.pipeline.replace(stamp) != Some(stamp) {
             self.refused.pipeline = LastRefusal::default();
         }
@@ -37,7 +37,7 @@ impl Reload {
         let running = self.tenant.running.subscribe();
         let limit = config.plugins.load_timeout;
         let revision = self.wanted_revision();
-        // As many as its shards live on.
+        // One set of instances for each thread on which shards of the tenant live.
         let threads = self.tenant.pool.len().min(self.tenant.shards.iter().len());
         self.loads.start(limit, move |attempt| {
             let running = running.borrow().clone();
@@ -49,11 +49,11 @@ impl Reload {
         });
     }
 
-    /// Puts in force what has been loaded, or says why it can't be.
+    /// Puts a loaded pipeline in force, or reports why it can't be.
     pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<LoadResult>) {
         let (revision, loaded) = match loaded {
             Ok(loaded) => loaded,
-            // It took too long, or broke.
+            // It has timed out or panicked.
             Err(error) => (self.wanted_revision(), Err(error)),
         };
         let error = loaded.as_ref().err();
@@ -73,8 +73,8 @@ impl Reload {
             Err(error) => Some(Causes(&error).to_string()),
         };
         let is_taken = refusal.is_none();
-        // Whatever came of it: a withdrawn key or grant is no bad new file, which would change
-        // nothing, and a shadow isn't loaded with the pipeline.
+        // This is done after every load, even a failed one: a key or a permission may have been
+        // withdrawn, although the new files were refused. A shadow is not part of the load.
         self.withdraw().await;
         match revision {
             Some(revision) => {
@@ -85,7 +85,7 @@ impl Reload {
                 }
             }
             None => {
-                // A plugin whose file is gone goes on, and the next start would refuse.
+                // A plugin whose file is gone continues to run, but the next start would fail.
                 let gone = self.loader.gone_in_words(&self.config);
                 self.note(FileKind::Pipeline, refusal.clone().or(gone), is_same);
             }
@@ -100,9 +100,9 @@ impl Reload {
         self.loader.permits(&with, &shadow.blueprint)
     }
 
-    /// Takes out of service what runs and may not any more, by the configuration that was taken:
-    /// it is in quarantine until it may run again, or is replaced. A pipeline is put in force that
-    /// is the running one but for that, so that everyone is decided on again.
+    /// Takes stages out of service that may not run any more according to the configuration. They
+    /// are in quarantine until they may run again or are replaced. A pipeline that differs only in
+    /// this is put in force, so that all users are decided again.
     pub(super) async fn withdraw(&mut self) {
         let running = self.tenant.running.borrow().clone();
         let active = self.loader.judged(&self.config, &running.blueprint);
@@ -140,7 +140,7 @@ impl Reload {
             .await;
     }
 
-    /// Says why a pipeline was not put in force, if that is news.
+    /// Reports why a pipeline was not put in force, unless this was reported already.
     pub(super) fn refuse_pipeline(&mut self, refusal: Option<String>) {
         let why = refusal.clone().unwrap_or_default();
         let last = &mut self.refused.pipeline;
@@ -152,7 +152,7 @@ impl Reload {
         }
     }
 
-    /// Says that another pipeline is the active one.
+    /// Logs that another pipeline is active.
     pub(super) fn log_swapped(&self, before: &Blueprint) {
         let running = self.tenant.running.borrow().clone();
         tracing::info!(
@@ -173,7 +173,7 @@ impl Reload {
     }
 }
 
-/// A configuration with the stages that something beside the active pipeline is loaded from.
+/// The configuration, with the stages of a pipeline beside the active one.
 pub(super) fn with_chain(config: &Config, chain: &[Stage]) -> Config {
     Config {
         pipeline: chain.to_vec(),
@@ -181,7 +181,7 @@ pub(super) fn with_chain(config: &Config, chain: &[Stage]) -> Config {
     }
 }
 
-/// Whether what is wrong may pass by itself.
+/// Whether the cause of an error may pass by itself.
 fn may_pass(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(
         cause.downcast_ref(),
@@ -189,7 +189,7 @@ fn may_pass(cause: &(dyn std::error::Error + 'static)) -> bool {
     )
 }
 
-/// Notes which plugins are in force, as that changes.
+/// Writes down which plugins are in force, whenever this changes.
 pub(crate) async fn note_in_force(
     loader: Arc<Loader>,
     mut running: watch::Receiver<RunningPipelines>,
@@ -197,7 +197,7 @@ pub(crate) async fn note_in_force(
     while running.changed().await.is_ok() {
         let blueprint = Arc::clone(&running.borrow_and_update().blueprint);
         let loader = Arc::clone(&loader);
-        // A disk may hang.
+        // A disk may hang, so this is done on another thread.
         let noted = blocking(move || loader.record_in_force(&blueprint));
         if let Err(error) = noted.await {
             tracing::error!("which plugins are in force can't be noted: {error}");

@@ -1,32 +1,33 @@
-//! What of the files couldn't be taken, and was said of it.
+//! What was logged about changes that were refused.
 
 use std::collections::BTreeSet;
 
-/// What was last said of what couldn't be taken. Files are looked at whenever
-/// something happens near them, and what is wrong is said once.
+/// The last log line about each kind of refused change. Files are checked often, and each problem
+/// is logged once.
 #[derive(Default)]
 pub(super) struct RefusalLog {
     pub(super) config: LastRefusal,
     pub(super) directory: LastRefusal,
     pub(super) pipeline: LastRefusal,
     pub(super) restart: Vec<&'static str>,
-    /// The plugins in the folder of which it has been said that no pipeline names them.
+    /// The plugins in the folder that were logged as unused.
     pub(super) unused: BTreeSet<String>,
-    /// Whether it has been said that files can't be looked at.
+    /// Whether it was logged that files can't be checked.
     pub(super) hangs: bool,
 }
 
-/// What was last said of one thing; empty if it was taken.
+/// The last error about one kind of change; empty if the change was taken.
 #[derive(Default)]
 pub(super) struct LastRefusal(String);
 
 impl LastRefusal {
-    /// Whether it was taken.
+    /// Whether the last change was taken.
     pub(super) fn is_nothing(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Says why something wasn't taken, if that is news, and whether it is.
+    /// Notes why a change was refused, or that it was taken. Logs and returns `true` if the error
+    /// is new.
     pub(super) fn report(&mut self, what: &str, error: Option<String>) -> bool {
         let is_news = error.as_ref().is_some_and(|error| *error != self.0);
         self.0 = error.unwrap_or_default();

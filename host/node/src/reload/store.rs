@@ -1,5 +1,5 @@
-//! Revisions of the plugin store, on their way to being in force: they are loaded and swapped
-//! as what lies in the folder is.
+//! Puts revisions of the plugin store in force. They are loaded and swapped as the folder's
+//! pipeline is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +17,19 @@ use crate::store::follow::RevisionUpdate;
 use crate::store::state::StoreState;
 use crate::tasks::blocking;
 
-/// How long the loop waits for a revision to be kept on disk.
+/// How long the loop waits until a revision is written to disk.
 pub(super) const KEEP: Duration = Duration::from_secs(5);
 
-/// What is followed of the plugin store.
+/// What a tenant follows of the plugin store.
 pub(crate) struct FromStore {
     pub(crate) updates: mpsc::Receiver<RevisionUpdate>,
     pub(crate) state: Arc<StoreState>,
     pub(crate) store: Store,
-    /// The revision that is in force, or that was to be last.
+    /// The revision that is in force, or that is to be put in force.
     pub(crate) wanted: Option<Arc<Revision>>,
 }
 
-/// What the store says next; never anything where there is none.
+/// The next update from the store. Waits forever if there is no store.
 pub(super) async fn next(store: &mut Option<FromStore>) -> Option<RevisionUpdate> {
     match store {
         Some(store) => store.updates.recv().await,
@@ -38,7 +38,7 @@ pub(super) async fn next(store: &mut Option<FromStore>) -> Option<RevisionUpdate
 }
 
 impl Reload {
-    /// Has a revision loaded, or says that it can't be.
+    /// Loads a revision, or reports why it can't be.
     pub(super) fn take_update(&mut self, update: RevisionUpdate) {
         let Some(store) = &mut self.store else {
             return;
@@ -61,7 +61,7 @@ impl Reload {
         }
     }
 
-    /// The revision that the configured pipeline is of; none where it is the folder's.
+    /// The revision of the configured pipeline. `None` if the pipeline comes from the folder.
     pub(super) fn wanted_revision(&self) -> Option<Arc<Revision>> {
         self.store.as_ref()?.wanted.clone()
     }
@@ -86,7 +86,7 @@ impl Reload {
             );
         }
         let (kept, keep) = (Arc::clone(self.loader.store_cache()), Arc::clone(&revision));
-        // A disk may hang, and what is in force is so without it.
+        // A disk may hang. The revision is in force even if it isn't written.
         let keeping = blocking(move || kept.record_in_force(&keep));
         store.state.set_in_force(revision);
         if tokio::time::timeout(KEEP, keeping).await.is_err() {
@@ -94,7 +94,7 @@ impl Reload {
         }
     }
 
-    /// Notes that of the revision in force the canary doesn't run, and why.
+    /// Reports that a revision is in force without its canary, and why.
     pub(super) fn note_without_canary(&mut self, number: u64, why: &str) {
         let Some(store) = &self.store else {
             return;
@@ -111,8 +111,9 @@ impl Reload {
         self.canary_refused = Some(said);
     }
 
-    /// What an alert says of a pipeline that was refused; none if one has said so of this revision, as at the
-    /// start, which tries the newest one before it is followed.
+    /// The content of the alert about a refused pipeline. `None` if there was an alert about this
+    /// revision already. That is so at the start, which tries the newest revision before the store
+    /// is followed.
     pub(super) fn about_refusal(&self, why: &str) -> Option<(&'static str, Value)> {
         let state = self.store.as_ref().map(|store| &store.state);
         let refused = state.and_then(|state| Some((state, state.refused()?)));

@@ -1,6 +1,6 @@
-//! When to look whether files have changed: soon after the system says that something
-//! happened to one of them, and every so often all the same. What a link points to may
-//! change elsewhere, not every file system tells, and the system may have no watches left.
+//! Says when to check whether files have changed: soon after the system reports an event, and also
+//! at intervals. The intervals are needed because the target of a link may change elsewhere, some
+//! file systems report no events, and the system's watches may be used up.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -13,88 +13,89 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// How long the files must have been quiet: a write in several steps is one change.
+/// How long the files must be without events before a check, so that a write in several steps
+/// counts as one change.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long is waited for quiet, where files are written all the time.
+/// The longest delay of a check while files are written all the time.
 const BUSY_MAX: Duration = Duration::from_secs(1);
 
-/// How often files are looked at in any case.
+/// How often files are checked without an event.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// How many may have their files looked at so often. Of more, each has it less often: where the
-/// system tells what happens, that makes no difference.
+/// With up to this many watchers, each checks its files every `LOOK`. With more, each checks less
+/// often. This doesn't matter where the system reports events.
 const OFTEN: usize = 20;
 
-/// With how many watched folders it is first looked which of them are needed.
+/// At this number of watched folders, those that nobody needs are removed for the first time.
 const PRUNE: usize = 64;
 
-/// Files to be watched, and folders of them.
+/// Files and folders to be watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
     pub(crate) files: Vec<PathBuf>,
-    /// Every file in one counts.
+    /// Every file directly inside a folder counts.
     pub(crate) folders: Vec<PathBuf>,
 }
 
-/// What the system tells, for all who watch something: it has few to give.
+/// The system's watches, shared by all tenants, because the system has only a few.
 #[derive(Clone)]
 pub(crate) struct Watches {
     cover: Arc<Mutex<SystemWatches>>,
     all: Arc<Mutex<Watching>>,
 }
 
-/// All who watch something.
+/// The registered watchers.
 #[derive(Default)]
 struct Watching {
     each: Vec<Weak<WatchEvents>>,
-    /// Who watches a file or a folder: what happens to one tenant's files is no matter of thousands of
-    /// others.
+    /// The watchers of each file or folder, so that an event is passed only to the tenants that it
+    /// concerns.
     by_path: HashMap<PathBuf, Vec<Weak<WatchEvents>>>,
 }
 
-/// Says when to look.
+/// Says when to check the files of one tenant.
 pub(crate) struct FileWatch {
     happened: Arc<WatchEvents>,
     watcher: Arc<Mutex<SystemWatches>>,
     all: Arc<Mutex<Watching>>,
     look_at: Instant,
-    /// When something first and last happened since the last look.
+    /// The times of the first and the last event since the last check.
     busy: Option<(Instant, Instant)>,
 }
 
-/// What the system has told of.
+/// The events of one watcher.
 #[derive(Default)]
 struct WatchEvents {
-    /// What counts, as absolute paths.
+    /// The watched paths, as absolute paths.
     paths: Mutex<Paths>,
-    /// The folders that the system has to tell of for that.
+    /// The folders that the system must watch for this.
     folders: Mutex<BTreeSet<PathBuf>>,
-    /// What has had something happen to it, each path once.
+    /// The watched paths that have had an event.
     touched: Mutex<BTreeSet<PathBuf>>,
     woken: Notify,
 }
 
 /// The system's watches.
 struct SystemWatches {
-    /// None where the system has none to give.
+    /// `None` if the system has no watches.
     watcher: Option<RecommendedWatcher>,
-    /// The folders that are watched, and which they were: to watch one again is an
-    /// event in it.
+    /// The watched folders, with their inode numbers. A folder isn't watched twice, since that
+    /// would cause an event in it.
     covered: BTreeMap<PathBuf, u64>,
-    /// Folders of which it has been said that they can't be watched.
+    /// Folders for which the log has said that they can't be watched.
     refused: BTreeSet<PathBuf>,
-    /// With how many folders it is next looked which of them nobody needs any more.
+    /// The number of folders at which those that nobody needs are removed next.
     prune_at: usize,
 }
 
 impl Watches {
-    /// Watches nothing yet.
+    /// Nothing is watched yet.
     pub(crate) fn new() -> Self {
         let all = Arc::<Mutex<Watching>>::default();
         let told = Arc::clone(&all);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading the files, as a reload of thousands of tenants does, is no change.
+            // Read accesses are no changes. A reload of thousands of tenants makes many of them.
             if let Ok(event) = event
                 && !event.kind.is_access()
             {
@@ -123,7 +124,7 @@ impl Watches {
         }
     }
 
-    /// Says when to look at files of one's own, of which there are none yet.
+    /// A new watcher, which watches nothing yet.
     pub(crate) fn watch(&self) -> FileWatch {
         let happened = Arc::<WatchEvents>::default();
         let mut all = locked(&self.all);
@@ -142,8 +143,8 @@ impl Watches {
 }
 
 impl FileWatch {
-    /// Returns when it is time to look, and to which of the paths something has happened. It
-    /// may be dropped and called again without losing any.
+    /// Waits until it is time for a check. Returns the watched paths that have had an event.
+    /// Dropping the future loses no event.
     pub(crate) async fn due(&mut self) -> BTreeSet<PathBuf> {
         loop {
             let wake_at = match self.busy {
@@ -168,14 +169,15 @@ impl FileWatch {
         every(locked(&self.all).each.len())
     }
 
-    /// What has these watched from now on when it is called. It looks at the files, so it
-    /// isn't called where others wait.
+    /// Returns a function that makes this watcher watch these paths. The function accesses the file
+    /// system, so it must not be called on a thread where others wait.
     pub(crate) fn cover(&self, paths: Paths) -> impl FnOnce() + Send + 'static {
         let (happened, watcher) = (Arc::clone(&self.happened), Arc::clone(&self.watcher));
         let all = Arc::clone(&self.all);
         move || {
             let paths = paths.absolute();
-            // Without the lock, since a file system may hang: others have theirs watched.
+            // This runs without a lock, because a file system may hang, and others must be able to
+            // set their watches.
             let folders = paths.around();
             let mut watcher = locked(&watcher);
             *locked(&happened.folders) = folders.keys().cloned().collect();
@@ -200,7 +202,7 @@ impl Drop for FileWatch {
 }
 
 impl Watching {
-    /// Those whose files or folders an event is about.
+    /// The watchers whose paths an event concerns.
     fn concerned(&self, event: &notify::Event) -> Vec<Arc<WatchEvents>> {
         if event.need_rescan() {
             return self.each.iter().filter_map(Weak::upgrade).collect();
@@ -211,7 +213,7 @@ impl Watching {
         watching.filter_map(Weak::upgrade).collect()
     }
 
-    /// One watches these no more.
+    /// Removes a watcher from these paths.
     fn forget(&mut self, happened: &Arc<WatchEvents>, paths: &Paths) {
         for path in paths.all() {
             if let Entry::Occupied(mut watching) = self.by_path.entry(path.clone()) {
@@ -225,7 +227,7 @@ impl Watching {
     }
 }
 
-/// How often each of so many has its files looked at.
+/// The interval between two checks of one watcher, if this many watch.
 fn every(watching: usize) -> Duration {
     LOOK.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
 }
@@ -243,8 +245,8 @@ impl Paths {
         }
     }
 
-    /// The folders to watch, rather than the files: a file is often replaced whole, and the
-    /// link to it may be.
+    /// The folders to watch, with their inode numbers. Folders are watched instead of files,
+    /// because a file or a link is often replaced as a whole.
     fn around(&self) -> BTreeMap<PathBuf, u64> {
         let around = self.all().filter_map(|path| path.parent());
         let folders: BTreeSet<_> = around.chain(self.folders.iter().map(|it| &**it)).collect();
@@ -261,7 +263,7 @@ impl Paths {
         self.files.iter().chain(&self.folders)
     }
 
-    /// Which of them something that happened at a path has happened to.
+    /// The watched path that an event at `at` concerns.
     fn touched_by(&self, at: &Path) -> Option<&PathBuf> {
         let within = |folder: &&PathBuf| at == **folder || at.parent() == Some(folder);
         let file = self.files.iter().find(|file| at == **file);
@@ -273,7 +275,7 @@ impl WatchEvents {
     fn take(&self, event: &notify::Event) {
         let paths = locked(&self.paths);
         let touched: Vec<_> = match event.need_rescan() {
-            // Some events have been lost.
+            // Some events have been lost, so every path counts.
             true => paths.all().collect(),
             false => {
                 let at = event.paths.iter();
@@ -288,8 +290,8 @@ impl WatchEvents {
 }
 
 impl SystemWatches {
-    /// Watches folders. One that was removed and made again is watched again. Once there are many, those
-    /// are given back that none of all who watch something needs.
+    /// Watches folders. A folder that was removed and made again is watched again. If there are
+    /// many, those that no watcher needs are released.
     fn cover(&mut self, folders: BTreeMap<PathBuf, u64>, all: &Mutex<Watching>) {
         let Some(watcher) = &mut self.watcher else {
             return;
@@ -302,7 +304,7 @@ impl SystemWatches {
                 .collect();
             let is_needless = |folder: &PathBuf, _: &mut u64| !needed.contains(folder);
             for (folder, _) in self.covered.extract_if(.., is_needless) {
-                // One that was removed isn't watched any more.
+                // If the folder was removed, its watch has ended already.
                 let _ = watcher.unwatch(&folder);
             }
             self.refused.retain(|folder| needed.contains(folder));
@@ -390,7 +392,7 @@ mod tests {
         let begun = Instant::now();
         let many: Vec<_> = (0..3 * OFTEN).map(|_| watches.watch()).collect();
         assert!(one.every() > 2 * LOOK);
-        // They don't all look at the same moment at first.
+        // The first checks are spread over time.
         let first = |watch: &FileWatch| watch.look_at.saturating_duration_since(begun);
         assert!(first(&many[0]) < 2 * LOOK && first(&many[3 * OFTEN - 1]) > 2 * LOOK);
         drop(many);
@@ -464,7 +466,7 @@ mod tests {
         watch.cover(paths)();
         std::fs::write(folder.path().join("beside"), "").unwrap();
         assert!(watch.due().await.is_empty());
-        // Where the machine has no watches left, the next look is all there is.
+        // If the system has no watches left, only the next regular check finds the change.
         std::fs::write(&file, "").unwrap();
         let touched = watch.due().await;
         assert!(touched.is_empty() || touched.contains(&file));

@@ -1,5 +1,5 @@
-//! The log of plugins that fail: at once when one begins to, and then at most once in some
-//! seconds for each of them, however many users it fails on.
+//! The log of failing plugins. The first failure of a plugin is logged at once, then at most one
+//! line per interval and plugin, however many users it fails on.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,17 @@ use crate::ops::log;
 /// The shortest time between two lines about a plugin, in milliseconds.
 const INTERVAL_MS: u64 = 10_000;
 
-/// What a tenant's shards log of plugins that fail. It is locked only when one has.
+/// The failures of a tenant's plugins, from all of its shards. It is locked only when a plugin has
+/// failed.
 #[derive(Debug, Default)]
 pub(crate) struct FailureLog(Mutex<HashMap<Arc<str>, Logged>>);
 
-/// What was logged of a plugin.
+/// The log state of one plugin.
 #[derive(Debug, Default)]
 struct Logged {
-    /// When the next line may be written, by the monotonic time.
+    /// When the next line may be written, by the host's clock.
     next_at: u64,
-    /// How many failures there were since the last line, and are in none.
+    /// How many failures there were since the last line.
     more: u64,
 }
 
@@ -55,7 +56,7 @@ impl FailureLog {
         }
     }
 
-    /// Whether to log a failure of a plugin now, and how many there were in no line.
+    /// Whether to log a failure of a plugin now. If so, returns how many failures weren't logged.
     fn due(&self, now: u64, plugin: &Arc<str>) -> Option<u64> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let logged = all.entry(Arc::clone(plugin)).or_default();

@@ -1,5 +1,5 @@
-//! From the broker to the shards: one reader, so that messages of a connection
-//! keep the broker's order across subjects.
+//! Reads messages from the broker and hands them to the shards. There is one reader, so that the
+//! messages of a connection keep the broker's order across subjects.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -31,32 +31,32 @@ use crate::telemetry::{Begun, Tracer};
 use crate::tenant::router::{Router, Sorted};
 use crate::tenant::stream_intake::CaughtUp;
 
-/// How many bytes of messages are handed on at once, and those of one message more.
+/// A batch of messages ends after this many bytes. Its last message may exceed the limit.
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// The header by which a sender says which trace a message belongs to.
+/// The header with which a sender assigns a message to a trace.
 pub(super) const TRACEPARENT: &str = "traceparent";
 
-/// How often is looked for what the client has dropped.
+/// How often messages that the client has dropped are counted.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
-/// What reads a tenant's subscription.
+/// Reads a tenant's input messages.
 pub(crate) struct Intake {
     pub(crate) messages: Inputs,
-    /// What passes inputs on to their shards; none outside of a fleet.
+    /// Passes inputs on to their shards in a fleet. `None` outside of a fleet.
     pub(crate) router: Option<Router>,
-    /// Where connects and disconnects are taken from a stream: what says that those which were
-    /// stored before the node's start have been.
+    /// If connects and disconnects come from a stream: completes when those that were stored before
+    /// the node's start have been taken.
     pub(crate) stream: Option<CaughtUp>,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
-    /// Whether connects and disconnects are taken from a stream.
+    /// Whether connects and disconnects come from a stream.
     pub(crate) has_stream: bool,
-    /// The longest body that the broker takes, as it says on connecting.
+    /// The longest body that the broker takes, according to its last connect message.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
-    /// How much metadata a message may have.
+    /// The limits on a message's metadata.
     pub(crate) metadata: watch::Receiver<metadata::Limits>,
-    /// How many messages are taken in.
+    /// The limit on messages per second.
     pub(crate) messages_rate: Rate,
     /// The tenant's share of the threads.
     pub(crate) share: Arc<ThreadShare>,
@@ -64,29 +64,29 @@ pub(crate) struct Intake {
     pub(crate) broker: Arc<BrokerHealth>,
     pub(crate) connection: Connection,
     pub(crate) drops: DropCounter,
-    /// What makes traces of messages, if any are made.
+    /// Makes traces of messages. `None` if there are none.
     pub(crate) tracer: Option<Tracer>,
     pub(crate) watermark: Watermark,
-    /// What shards are told behind all that has arrived for them.
+    /// Tasks that shards get after all messages that arrived before them.
     pub(crate) behind: Behind,
 }
 
-/// Counts the messages that the client has received and dropped. It drops those that the
-/// subscription has no room for, and sends events about that, which may be dropped, too, and may
-/// come late.
+/// Counts messages that the client has received and dropped. The client drops a message if the
+/// subscription is full. It reports this in events, which may be dropped too, and may come late.
 #[derive(Default)]
 pub(crate) struct DropCounter {
-    /// How many were read here.
+    /// How many messages this intake has read.
     read: u64,
-    /// How many more the client had received, the last time and the time before that
-    /// all there were had been read: other subscriptions', and those dropped.
+    /// How many messages the client had received that this intake hadn't read, at the last two
+    /// times when all waiting messages had been read. These are messages of other subscriptions,
+    /// and dropped ones.
     others: [u64; 2],
     events: u64,
 }
 
 impl DropCounter {
-    /// All that was there has been read. Says how many were dropped since the last
-    /// time: none, unless the client has said that some were.
+    /// To be called when all waiting messages have been read. Returns how many were dropped since
+    /// the last call. The result is 0 unless the client has reported drops.
     fn settle(&mut self, received: u64, events: u64) -> u64 {
         let others = received.saturating_sub(self.read);
         let [last, before] = self.others;
@@ -100,12 +100,13 @@ impl DropCounter {
 }
 
 impl Intake {
-    /// Reads until it is told to stop, and then what has arrived by then.
+    /// Reads until `stop`, and then the messages that have arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;
         let held_from = clock::now_ms();
         if let Some(stream) = &mut self.stream {
-            // Until then no lease runs, and no heartbeat stands for a connect that is still to come.
+            // Until then, no lease runs out, and no heartbeat takes the place of a connect that is
+            // still in the stream.
             tokio::select! {
                 () = stream.wait() => {}
                 _ = &mut stop => {
@@ -116,19 +117,19 @@ impl Intake {
                 }
             }
         }
-        // What was held comes at once, and didn't arrive so.
+        // The messages that were held back come all at once. They mustn't exceed the rate for that.
         self.allow_for(clock::now_ms().saturating_sub(held_from));
         let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
             let waits_until = self.router.as_ref().and_then(Router::waits_until);
             let first = tokio::select! {
-                // A stop isn't kept waiting by what comes in, and what has been
-                // dropped is counted when nothing is left to read.
+                // A stop isn't delayed by incoming messages. Drops are counted only when no message
+                // waits.
                 biased;
                 _ = &mut stop, if !stopping => {
                     stopping = true;
                     self.pass_on_all().await;
-                    // The subscription ends when all that is on its way is read.
+                    // The subscription ends when all messages on their way have been read.
                     if !self.messages.drain().await {
                         return;
                     }
@@ -167,7 +168,7 @@ impl Intake {
         }
     }
 
-    /// As many more messages are taken in as may come in so many milliseconds.
+    /// Allows as many additional messages as the rate allows in `ms` milliseconds.
     fn allow_for(&self, ms: u64) {
         let rate = self
             .router
@@ -176,7 +177,7 @@ impl Intake {
         rate.allow_for(ms);
     }
 
-    /// No message waits to be read: what comes behind those that had arrived is due.
+    /// No message waits to be read: watermarks and tasks that follow the arrived messages are due.
     fn all_is_read(&mut self) {
         self.allow_for(0);
         if let Some(at) = self.watermark.take() {
@@ -196,22 +197,23 @@ impl Intake {
         }
     }
 
-    /// Passes on what waits for others, too.
+    /// Passes on everything that waits in the router.
     async fn pass_on_all(&mut self) {
         if let Some(router) = &mut self.router {
             router.pass_on_all(&self.connection).await;
         }
     }
 
-    /// Gives the shards the watermark of a time. One that has no room for it gets the next.
+    /// Sends a watermark to the shards. A shard without room for it gets the next one.
     fn send_watermark(&mut self, at: u64) {
         if let Some(router) = &mut self.router {
             router.heard(at);
         }
-        // What others say may not reach this node.
+        // While the node isn't in touch with the fleet, messages of others may not reach it.
         let hears = self.router.as_ref().is_none_or(Router::hears);
         for (place, shard) in self.shards.iter().enumerate() {
-            // What comes from a stream is handed over elsewhere.
+            // Messages of a stream are handed over by another task, which sends no watermark before
+            // them.
             let goes_without =
                 !self.has_stream && shard.figures.goes_without_clock.load(Ordering::Relaxed);
             if hears && self.watermark.skips(place, at, goes_without) {
@@ -232,7 +234,7 @@ impl Intake {
         self.broker.drops.all_reported()
     }
 
-    /// Counts what the client has dropped.
+    /// Counts messages that the client has dropped.
     fn settle(&mut self) {
         let received = self.connection.received();
         let drops = &self.broker.drops;
@@ -240,7 +242,7 @@ impl Intake {
             return;
         }
         let said = drops.reported_of(SubscriptionKind::Inputs);
-        // At least those.
+        // This is a minimum, because the client doesn't report all drops.
         let dropped_elsewhere = drops.all_reported().saturating_sub(said);
         let elsewhere = self.broker.read_elsewhere() + dropped_elsewhere;
         match self.drops.settle(received.saturating_sub(elsewhere), said) {
@@ -249,7 +251,7 @@ impl Intake {
         }
     }
 
-    /// Sorts a message and those that are there behind it, by the places of their shards.
+    /// Sorts a message, and those that wait behind it, into one batch per shard.
     fn gather(&mut self, first: Incoming, now: u64) -> Vec<Option<Batch>> {
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
@@ -295,7 +297,7 @@ impl Intake {
                     router.sort(received, replies, taken_by, &self.shards, &mut add);
                 }
             }
-            // A message may have many heartbeats.
+            // One message may contain many heartbeats.
             bytes < BATCH_BYTES_MAX && inputs.get() < BATCH_MAX
         };
         let mut has_room = put(first);
@@ -313,10 +315,9 @@ impl Intake {
         batches
     }
 
-    /// Hands on a message and those that are there behind it. What a shard has no
-    /// room for is dropped and counted: were it waited for, the broker's client
-    /// would drop instead, and not say how much. When nothing more is to come, it
-    /// is waited for.
+    /// Hands on a message and those that wait behind it. If a shard has no room, its batch is
+    /// dropped and counted. If the intake waited instead, the broker's client would drop messages,
+    /// and their number wouldn't be known. During a stop, the intake does wait.
     async fn batch(&mut self, first: Incoming, stopping: bool) {
         let batches = self.gather(first, clock::now_ms());
         match &mut self.router {
@@ -331,13 +332,13 @@ impl Intake {
                 continue;
             };
             if let Some(watermark) = self.watermark.before_message(place) {
-                // One that has no room for it gets the next.
+                // A shard without room gets the next one.
                 let _ = shard.offer(Batch::new(clock::now_ms(), vec![watermark], 0));
             }
             if stopping {
                 shard.hand_over(batch).await;
             } else if let Err(batch) = shard.offer(batch) {
-                // One that waits for its time says so of what it can't take in meanwhile.
+                // A tenant that rests can still answer that messages are refused.
                 let is_told = self.share.is_resting()
                     && shard.offer_refused(refused(batch, self.share.cpu_ms_per_s()));
                 if !is_told {
@@ -351,7 +352,7 @@ impl Intake {
     }
 }
 
-/// Waits for what comes behind all messages that have arrived, when so many have been read.
+/// Waits for something that follows all arrived messages. `read`: how many messages have been read.
 async fn arrival(watermark: &mut Watermark, behind: &mut Behind, read: u64) {
     tokio::select! {
         () = watermark.arrives(read) => {}
@@ -359,11 +360,12 @@ async fn arrival(watermark: &mut Watermark, behind: &mut Behind, read: u64) {
     }
 }
 
-/// How often a stream is polled before nothing waits in it.
+/// How often a stream is polled before it counts as empty.
 const POLLS: usize = 4;
 
-/// What waits to be read, if anything does. A stream may say that nothing does since the task has had its
-/// share of polls, or since the stream gives way to others of the task.
+/// The next waiting message, if there is one. A stream may be pending although a message waits,
+/// because the task has used up its budget or the stream yields to others. So it is polled several
+/// times.
 fn next_ready<S: Stream + Unpin>(messages: &mut S) -> Option<S::Item> {
     let next = || unconstrained(messages.next()).now_or_never();
     iter::repeat_with(next)
@@ -373,7 +375,7 @@ fn next_ready<S: Stream + Unpin>(messages: &mut S) -> Option<S::Item> {
         .flatten()
 }
 
-/// Returns when it is that late; never, where it is to wait for no time.
+/// Waits until this time, or forever for `None`.
 async fn reached(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
@@ -381,21 +383,22 @@ async fn reached(until: Option<Instant>) {
     }
 }
 
-/// Whether a message is one of those that are taken from the stream, which has it, too.
+/// Whether the message is of a kind that is taken from the stream, which stores it as well.
 fn is_of_stream(subjects: &Subjects, received: &Incoming) -> bool {
     let kind = subjects.kind(received.subject());
     kind.is_some_and(|kind| KINDS.contains(&kind))
 }
 
-/// What there is no room for, as it is to be answered. It holds no more than it did.
-/// What the stream delivers again is no part of it.
+/// Turns inputs for which there is no room into rejections, so that they are answered. They take no
+/// more room than before. Messages of the input stream are left out, because the stream delivers
+/// them again.
 fn refused(mut batch: Batch, cpu_ms_per_s: u64) -> Batch {
     if !batch.receipts.is_empty() {
         let mut places = batch.receipts.drain(..).map(|(place, _)| place).peekable();
         let inputs = mem::take(&mut batch.inputs).into_iter().enumerate();
         let published = inputs.filter(|(place, _)| places.next_if_eq(place).is_none());
         batch.inputs = published.map(|(_, input)| input).collect();
-        // They stand elsewhere now.
+        // Their indexes have changed.
         batch.traced.clear();
     }
     let inputs = batch.inputs.into_iter().map(|input| match input {
@@ -420,8 +423,7 @@ fn refused(mut batch: Batch, cpu_ms_per_s: u64) -> Batch {
     }
 }
 
-/// What a message says, and to which of the shards. `messages`: how many are taken in, and what
-/// time it is, in nanoseconds.
+/// Parses a message, and finds its shard. `messages`: the rate, and the time in nanoseconds.
 fn sort(
     received: &Incoming,
     subjects: &Subjects,
@@ -463,7 +465,7 @@ fn sort(
                 false => Rejection::excess(messages.per_s()),
             };
             let payload = received.payload().clone();
-            // All shards share what there is to do for dead letters.
+            // Dead letters are spread over all shards.
             (
                 pool::place(&payload, shards.iter().len()),
                 Input::Rejected {
@@ -477,7 +479,7 @@ fn sort(
     })
 }
 
-/// The trace of a message, if it is one that is traced.
+/// Begins the trace of a message, if it is traced.
 pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
     let kind = match input {
         Input::Message { message, .. } | Input::Excess { message, .. } => message.payload.kind(),
@@ -487,7 +489,7 @@ pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Opt
     tracer.begin(kind, received.subject(), received.header(TRACEPARENT))
 }
 
-/// A request to decide about an event again; nothing where nobody waits for the answer.
+/// A request to decide an event again. `None` if it has no reply subject.
 pub(super) fn redrive(received: &Incoming, replies: &ReplyGuard) -> Option<Input> {
     let reply = replies.accept(received.reply())?.into();
     let event = Redrive::parse(received.payload());
@@ -504,7 +506,7 @@ mod tests {
     use super::*;
     use crate::link::shared_input::Receipt;
 
-    /// Gives way to others so often before it says what it has.
+    /// A stream that is pending this often before it yields its item.
     struct GivesWay(u32, u32);
 
     impl Stream for GivesWay {
@@ -528,7 +530,7 @@ mod tests {
             next_ready(&mut futures_util::stream::pending::<u32>()),
             None
         );
-        // Nor does it matter how much the task has polled before.
+        // It also doesn't matter how much the task has polled before.
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         (0..1_000).for_each(|number| sender.send(number).unwrap());
         let messages = futures_util::stream::unfold(receiver, async |mut receiver| {
@@ -567,7 +569,7 @@ mod tests {
             read: 10,
             ..DropCounter::default()
         };
-        // Three were other subscriptions'.
+        // Three messages were of other subscriptions.
         assert_eq!([drops.settle(13, 0), drops.settle(13, 0)], [0, 0]);
         drops.read = 50;
         assert_eq!(drops.settle(153, 2), 100, "however many events there are");

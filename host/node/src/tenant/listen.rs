@@ -1,4 +1,4 @@
-//! What a tenant listens to: inputs and questions.
+//! A tenant's subscriptions for inputs and questions.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::link::drops::SubscriptionKind;
 use crate::link::watermark::Watermark;
 
 impl Tenant {
-    /// Subscribes to what is published for the tenant. `parts`: where it is told of
-    /// the parts that a node of a fleet has.
+    /// Subscribes to the tenant's inputs. `parts`: the channel that reports which shards a fleet's
+    /// node owns or follows.
     pub(crate) async fn listen(
         &self,
         connection: &Connection,
@@ -31,7 +31,7 @@ impl Tenant {
         let (changes, tasks) = parts.map(|it| (it.changes, it.behind)).unzip();
         let messages = match changes {
             None => {
-                // One subscription, so that one order holds over all subjects.
+                // There is one subscription, so that messages are in order across all subjects.
                 let subject = self.subjects.of("presence.>");
                 let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
                 Inputs::Alone(messages.await?)
@@ -66,14 +66,14 @@ impl Tenant {
         })
     }
 
-    /// What passes inputs on to their shards.
+    /// The router that passes inputs on to their shards.
     pub(super) fn router(&self, fleet: &Arc<Fleet>) -> Router {
         let stream = self.input_stream.as_ref().map(|it| it.name.clone());
         let (subjects, messages) = (self.subjects.clone(), self.quotas.messages.clone());
         Router::new(Arc::clone(fleet), subjects, messages, stream)
     }
 
-    /// What answers to what the tenant's users ask.
+    /// The service that answers questions of the tenant's users.
     pub(crate) fn query_service(
         &self,
         connection: &Connection,

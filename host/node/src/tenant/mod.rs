@@ -1,8 +1,8 @@
-//! A tenant on this node: everything that is its own hangs off this one value.
+//! A tenant on this node: this one value holds everything that belongs to it.
 //!
-//! Its users are shared out over its shards by a hash of their id, which live on the
-//! node's pool of threads. All that changes while it runs (directory, pipeline, settings)
-//! is changed here, and handed to the shards in between their inputs.
+//! Its users are divided among its shards by a hash of their ids. The shards live on the node's
+//! pool of threads. Everything that changes while the tenant runs (directory, pipeline, settings)
+//! is changed here, and handed to the shards between their inputs.
 
 pub(crate) mod ask;
 pub(crate) mod failures;
@@ -54,23 +54,23 @@ use crate::tenant::progress::Corrections;
 use crate::tenant::quotas::Exceeded;
 use crate::tenant::stream_intake::StreamHealth;
 
-/// How many ids come together before those in use are told from the others.
+/// The least number of new ids before a sweep looks for unused ones.
 const SWEEP_IDS_MIN: usize = 65_536;
 
-/// How many users and groups there may be for each entry of a directory: an entry names two, and
-/// some may be known that no entry names.
+/// How many users and groups are allowed per entry of a directory: an entry names two, and some are
+/// known without being named by an entry.
 const KNOWN_PER_ENTRY: u64 = 3;
 
-/// What the pipeline's generations are counted from.
+/// The number of the first pipeline.
 const FIRST_GENERATION: u64 = 1;
 
-/// The pipeline that is in force.
+/// The pipelines that are in force.
 #[derive(Clone)]
 pub(crate) struct RunningPipelines {
-    /// Its number, counted from 1.
+    /// The number of the active pipeline, counted from 1.
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
-    /// What runs beside it, if anything does.
+    /// The candidate beside it, if there is one.
     pub(crate) beside: Option<CandidatePipeline>,
 }
 
@@ -92,7 +92,7 @@ impl From<&RunningPipelines> for Generation {
     }
 }
 
-/// A canary that a node begins with.
+/// A canary with which a node starts.
 pub(crate) struct FirstCandidate {
     pub(crate) blueprint: Blueprint,
     pub(crate) share: Share,
@@ -100,69 +100,69 @@ pub(crate) struct FirstCandidate {
     pub(crate) chain: Arc<[config::Stage]>,
 }
 
-/// A tenant that runs.
+/// A running tenant.
 pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
-    /// Whether its source says more than may be taken. Nothing is kept of that: the source is read
-    /// again.
+    /// Whether the directory's source has more entries than allowed. The refused content isn't
+    /// kept: the source is read again.
     is_too_large: bool,
-    /// The directory that the shards have been told of.
+    /// The directory that the shards have got.
     pub(crate) known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
     pub(crate) health: Arc<directory::DirectoryHealth>,
-    /// Keeps the directory over a restart; none where nothing is kept.
+    /// Keeps a copy of the directory for the next start. `None` if none is kept.
     pub(crate) copy_writer: Option<CopyWriter>,
-    /// None where the directory holds all of its answers.
+    /// Fetches missing answers of the directory service. `None` if the directory is complete.
     pub(crate) fetcher: Option<Arc<AnswerFetcher>>,
-    /// Whether explanations are given.
+    /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
     /// The last dead letters.
     pub(crate) letters: Arc<RecentDeadLetters>,
-    /// How long messages take from their arrival until what comes of them is handed over.
+    /// How long messages take from their arrival until their outputs are handed over.
     pub(crate) passage: Arc<Latency>,
-    /// Where answers may go.
+    /// Decides on which reply subjects answers may be sent.
     pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) running: watch::Sender<RunningPipelines>,
-    /// The last number that a pipeline was given.
+    /// The last number that was given to a pipeline.
     generations: u64,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
-    /// How much metadata a message may have.
+    /// The limits on a message's metadata.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) shards: Shards,
     _shards_guard: ShardsGuard,
-    /// What is known of the fleet that the node is one of; none if it serves alone.
+    /// The fleet of this tenant. `None` if the node serves it alone.
     pub(crate) fleet: Option<Arc<Fleet>>,
-    /// The threads that they live on.
+    /// The threads on which the shards live.
     pub(crate) pool: Pool,
-    /// How much it may use of what its parts share.
+    /// The rates and numbers that its shards share.
     quotas: Quotas,
-    /// What is told of that.
+    /// Notes and logs exceeded quotas.
     pub(crate) exceeded: Arc<Exceeded>,
     /// Its share of the threads.
     share: Arc<ThreadShare>,
-    /// How often the broker has to be asked how far it is.
+    /// The tenant's request for how often the broker is asked for acknowledgements.
     pulse: PollInterval,
-    /// None where nothing is kept over a restart.
+    /// The stored state. `None` if nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
-    /// The stream that connects and disconnects are taken from; none if there is none.
+    /// The stream from which connects and disconnects are taken. `None` if there is none.
     pub(crate) input_stream: Option<Arc<StreamHealth>>,
-    /// What makes traces of messages, if any are made.
+    /// Makes traces of messages. `None` if there are none.
     tracer: Option<Tracer>,
-    /// How many ids there were after the last sweep.
+    /// How many ids were in use after the last sweep.
     swept: usize,
 }
 
-/// How many entries a directory counts as. Users and groups that no entry names take memory as
-/// well.
+/// The size of a directory, in entries. Users and groups without an entry take memory too, so many
+/// of them count as entries.
 fn size(directory: &Directory) -> u64 {
     let known = directory.len() + directory.group_count() as u64;
     directory.entries().max(known / KNOWN_PER_ENTRY)
 }
 
 impl Tenant {
-    /// Starts a tenant's shards. Nobody is in its directory yet.
+    /// Starts a tenant's shards. Its directory hasn't been read yet.
     pub(crate) fn start(
         config: &Config,
         blueprint: Blueprint,
@@ -285,16 +285,15 @@ impl Tenant {
         }
     }
 
-    /// Has the shards say that they serve the tenant's subjects.
+    /// Tells the shards that the node serves the tenant's subjects, so that they send beacons.
     pub(crate) async fn begin(&self) {
         for shard in self.shards.iter() {
             shard.send(Task::Begin).await;
         }
     }
 
-    /// Has the shards know again what was known when the node last ran, and
-    /// returns when they do. They decide again on everyone, by the directory they
-    /// were given.
+    /// Restores the shards from the records of the last run, and waits until that is done. The
+    /// shards decide again on all users, with the directory that they have got.
     pub(crate) async fn restore(&self, restored: Restored) {
         let count = self.shards.iter().len();
         let mut shares: Vec<_> = self.shards.iter().map(|_| Vec::new()).collect();
@@ -311,12 +310,12 @@ impl Tenant {
             known.push(restored);
         }
         for restored in known {
-            // A thread that is gone is noticed elsewhere.
+            // An ended thread is handled elsewhere.
             let _ = restored.await;
         }
     }
 
-    /// Has the enrichers run again for all who are online.
+    /// Runs the enrichers again for all users who are online.
     pub(crate) async fn run_enrichers(&self) {
         let active = self.running.borrow().generation;
         let same = Assignment {
@@ -333,7 +332,7 @@ impl Tenant {
         }
     }
 
-    /// How many entries the directory may have: no fewer than it has.
+    /// The limit on the directory's entries. A directory that is larger already may keep its size.
     pub(crate) fn directory_entries_max(&self, entries_max: u64) -> u64 {
         match entries_max {
             0 => u64::MAX,
@@ -341,10 +340,10 @@ impl Tenant {
         }
     }
 
-    /// Puts a changed directory in force, if it has no more entries than it may, or than it had.
+    /// Puts a changed directory in force, if it doesn't exceed the limit or the size that it had.
     ///
     /// # Errors
-    /// If it has more: what was known stays in force.
+    /// If it is too large: the known directory stays in force.
     pub(crate) async fn take_directory(
         &mut self,
         directory: Directory,
@@ -359,7 +358,7 @@ impl Tenant {
         Ok(())
     }
 
-    /// Notes that the directory's source says more than may be taken, and says so.
+    /// Notes that the directory's source has more entries than allowed. Returns the reason.
     pub(crate) fn refuse_directory(&mut self, entries_max: u64) -> String {
         self.is_too_large = true;
         let why = quotas::directory_entries(entries_max);
@@ -367,7 +366,7 @@ impl Tenant {
         why
     }
 
-    /// Whether the directory's source says more than may be taken.
+    /// Whether the directory's source has more entries than allowed.
     pub(crate) fn is_too_large(&self) -> bool {
         self.is_too_large
     }
@@ -378,7 +377,7 @@ impl Tenant {
             copy_writer.note(&directory, &changes, &self.names);
         }
         self.health.taken();
-        // One of which nothing was known answers anew what nobody has an answer to.
+        // The first directory answers questions that had no answer before, even if it is empty.
         let is_first = self.directory.is_on_demand() && !directory.is_on_demand();
         if changes.is_empty() && !is_first {
             return;
@@ -397,7 +396,7 @@ impl Tenant {
             .send_replace(Arc::clone(&self.directory));
     }
 
-    /// Has a canary decide from the beginning.
+    /// Starts a canary together with the node.
     pub(crate) async fn begin_canary(&mut self, candidate: FirstCandidate) {
         let FirstCandidate {
             blueprint,
@@ -431,7 +430,7 @@ impl Tenant {
         }
     }
 
-    /// A pipeline, with a number that no other has had.
+    /// A pipeline with the next number, which no other pipeline has had.
     pub(crate) fn next_generation(&mut self, blueprint: Blueprint) -> Generation {
         self.generations += 1;
         Generation {
@@ -449,15 +448,15 @@ impl Tenant {
         self.share.change_weight(config.limits.weight);
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let settings = presence_config::shard_settings(config, body_bytes_max, &self.quotas);
-        // Leases run by steps of the same length.
+        // A lease advances in steps of the pulse, so the pulse depends on the timeout.
         let timeout_ms = config.tracker.timeout_ms;
         self.pulse.set(presence_config::pulse_ms(timeout_ms));
         let input = Input::Settings(Box::new(settings));
         self.shards.broadcast(|| input.clone()).await;
     }
 
-    /// Has the shards know that the broker may take longer or shorter messages when
-    /// it is back from having been away.
+    /// After each reconnect, tells the shards the longest body that the broker takes, which may
+    /// have changed.
     pub(crate) fn follow_link(
         &self,
         mut connects: watch::Receiver<u64>,
@@ -480,30 +479,30 @@ impl Tenant {
                     .broadcast(|| Input::BodyBytesMax(body_bytes_max))
                     .await;
             }
-            // The connection is gone only when the node ends.
+            // The connection ends only with the node.
             std::future::pending().await
         });
     }
 
-    /// Has the log know how far corrections are.
+    /// Logs the progress of corrections.
     pub(crate) fn follow_corrections(&self, lookout: &Lookout, tasks: &Tasks) {
         let mut corrections = Corrections::new(self.shards.clone(), self.running.subscribe());
         lookout.add(tasks, "corrections", move || corrections.look());
     }
 
-    /// Gives back the ids that nothing refers to any more, when there are many.
+    /// Frees the ids that nothing refers to any more, when there are many.
     pub(crate) async fn sweep(&mut self) {
         if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN && !self.names.is_sweep_due() {
             return;
         }
         self.names.begin_sweep();
-        // Shards hold no directory older than what they have been sent, and no
-        // id that they haven't got from it, or interned since the sweep began.
+        // A shard holds no directory older than the last one that it was sent. Its ids come from
+        // there, or were interned after the sweep began.
         self.names.keep(&self.directory.ids());
         for shard in self.shards.iter() {
             let (answer, ids) = oneshot::channel();
             shard.send(Task::Ids(answer)).await;
-            // What a shard holds that doesn't say so must not be given back.
+            // If a shard doesn't answer, its ids are unknown, so none may be freed.
             let Ok(ids) = ids.await else { return };
             self.names.keep(&ids);
         }
@@ -522,18 +521,18 @@ impl Tenant {
         );
     }
 
-    /// It is to stop: what waits for processor time is done without.
+    /// Removes the limit on processor time, because the tenant is about to stop.
     pub(crate) fn lift_quotas(&self) {
         self.share.lift();
     }
 
-    /// Ends the shards, once they have done all that they were given. What isn't done by
-    /// then is given up; each shard has its own turn, whatever holds up another.
+    /// Stops the shards after they have done everything that they got. What isn't done at `by` is
+    /// dropped. The shards stop independently, so a slow one doesn't delay the others.
     pub(crate) async fn end_shards(&self, by: Instant) {
         let ends = self.shards.iter().map(|shard| async {
             let (done, drained) = oneshot::channel();
             shard.send(Task::Stop(done)).await;
-            // A thread that is gone has nothing left to do.
+            // An ended thread has nothing left to do.
             let _ = drained.await;
         });
         if timeout_at(by, join_all(ends)).await.is_err() {
@@ -543,15 +542,15 @@ impl Tenant {
         }
     }
 
-    /// Has nothing be published any more in the fleet, if the tenant is of one: what still waits for
-    /// the node's lease would keep waiting what other tenants publish.
+    /// Ends publishing in the fleet, if the tenant is part of one. Otherwise, messages that wait
+    /// for the node's lease would delay messages of other tenants.
     pub(crate) fn end_in_fleet(&self) {
         if let Some(fleet) = &self.fleet {
             fleet.lease.end();
         }
     }
 
-    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    /// Stops waiting for a disk that can't be written, because the node is about to stop.
     pub(crate) fn give_up_waiting(&self) {
         if let Some(state) = &self.state {
             state.give_up_waiting();
@@ -561,7 +560,7 @@ impl Tenant {
         }
     }
 
-    /// Writes what the state and the copy of the directory lack, and closes them.
+    /// Writes the last changes of the state and of the directory's copy, and closes both.
     pub(crate) async fn close_state(&self, by: Instant) {
         let state = async {
             if let Some(state) = &self.state

@@ -1,5 +1,4 @@
-//! What the log says of corrections: that they go on, how far they are, and that
-//! they are done.
+//! Logs corrections: that they have started, how far they are, and that they are finished.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,14 +17,14 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often the progress is logged.
 const TELL: Duration = Duration::from_secs(10);
 
-/// How far corrections are.
+/// The progress of corrections.
 #[derive(Clone, Copy, Default)]
 struct Progress {
-    /// How many users are still to be decided on again.
+    /// How many users must still be decided again.
     backlog: u64,
-    /// The pipeline by which everyone has been decided on.
+    /// The newest pipeline that has decided on all users, on every shard.
     settled: u64,
-    /// How many messages went out.
+    /// How many correction messages have been published.
     messages: u64,
 }
 
@@ -41,10 +40,10 @@ impl Progress {
     }
 }
 
-/// Corrections that take longer.
+/// Corrections that take longer than one check.
 struct Long {
     since: Instant,
-    /// How many messages had gone out before.
+    /// How many correction messages had been published before.
     messages: u64,
     told_at: Instant,
 }
@@ -72,13 +71,14 @@ impl Corrections {
         }
     }
 
-    /// Says how far they are, if it is time. Says whether the tenant still runs.
+    /// Logs the progress, if it is time. Returns whether the tenant still runs.
     pub(crate) fn look(&mut self) -> bool {
         let now = Instant::now();
         if now < self.look_at {
             return true;
         }
-        // The one who calls has a timer that is as exact.
+        // This is half a caller's interval early, so that a call that comes a little early still
+        // counts.
         self.look_at = now + LOOK - EVERY / 2;
         self.say(now);
         self.running.has_changed().is_ok()

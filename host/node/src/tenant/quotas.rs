@@ -1,5 +1,4 @@
-//! What is said when a quota is exceeded: each is counted, and the log is told at most once a
-//! minute of each.
+//! Counts and logs exceeded quotas. Each quota is logged at most once a minute.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,19 +8,19 @@ use tracing::Span;
 
 use crate::pool::log_limiter::LogLimiter;
 
-/// How often the log is told of a quota, in milliseconds.
+/// The least time between two log lines about a quota, in milliseconds.
 const TOLD_MS: u64 = 60_000;
 
-/// What is told of a tenant's quotas.
+/// The exceeded quotas of a tenant.
 #[derive(Debug)]
 pub(crate) struct Exceeded {
     counts: [AtomicU64; Quota::ALL.len()],
     lines: [LogLimiter; Quota::ALL.len()],
-    /// The tenant's, for threads that serve several.
+    /// The tenant's span. It is entered for log lines, because a thread serves several tenants.
     span: Span,
 }
 
-/// Why a directory, or an answer of its service, isn't taken.
+/// The reason why a directory, or an answer of its service, isn't taken.
 pub(crate) fn directory_entries(max: u64) -> String {
     format!(
         "quota-exceeded: the directory would have more than {max} entries ([limits] \
@@ -30,7 +29,7 @@ pub(crate) fn directory_entries(max: u64) -> String {
 }
 
 impl Default for Exceeded {
-    /// Of the tenant that the caller is at.
+    /// For the tenant in whose span the caller is.
     fn default() -> Self {
         Self {
             counts: Default::default(),
@@ -41,7 +40,7 @@ impl Default for Exceeded {
 }
 
 impl Exceeded {
-    /// Something was refused, or has to wait: what, and what the limit is.
+    /// Counts and logs that something was refused or has to wait. `error` says what, and the limit.
     pub(crate) fn note(&self, quota: Quota, error: &str) {
         if let Some(count) = self.counts.get(quota as usize) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -49,14 +48,14 @@ impl Exceeded {
         self.log(quota, error);
     }
 
-    /// As [`Self::note`], of what a shard has counted.
+    /// As [`Self::note`], for a rejection that a shard has counted already.
     pub(crate) fn noted(&self, rejection: &Rejection) {
         if let Some(quota) = rejection.quota {
             self.log(quota, &rejection.error);
         }
     }
 
-    /// The log is told, unless it was lately.
+    /// Logs it, unless the quota was logged recently.
     pub(crate) fn log(&self, quota: Quota, error: &str) {
         let line = self.lines.get(quota as usize);
         if let Some(times) = line.and_then(|line| line.line(TOLD_MS)) {
@@ -66,7 +65,7 @@ impl Exceeded {
         }
     }
 
-    /// How often each was exceeded, beside what shards have counted.
+    /// How often a quota was exceeded, without what shards have counted.
     pub(crate) fn count(&self, quota: Quota) -> u64 {
         let count = self.counts.get(quota as usize);
         count.map_or(0, |count| count.load(Ordering::Relaxed))

@@ -1,8 +1,8 @@
-//! What a node of a fleet does with what comes in: an input of an application is passed on to its
-//! user's shard, and what is sent to a shard is given to it, if it belongs there.
+//! The router of a fleet's node: it passes inputs of applications on to their users' shards. It
+//! also hands the messages that were sent to a shard to that shard, if they belong there.
 //!
-//! The broker hands a node nothing that the node has published. So what is passed on to a shard in
-//! which this node has a part, the shard is given at once.
+//! The broker doesn't send a node its own messages. So if this node owns or follows the shard, the
+//! router hands the input to the shard directly.
 
 mod waiting;
 
@@ -34,59 +34,59 @@ use crate::link::shared_input::{Receipt, SharedInput};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{self, FleetTask, Shards};
 
-/// How often the log tells of messages on a wrong shard's subject, or of another stream.
+/// The least time between two log lines about messages for a wrong shard, or of another stream.
 const WRONG_TOLD_MS: u64 = 10_000;
 
-/// From how late on a message that is passed on is said to be late, in milliseconds. As a rule it isn't known that
-/// any is earlier than the last time at which the broker was heard, which is asked several times a second.
+/// How late a message must be to be marked as late when it is passed on, in milliseconds. Lateness
+/// counts from the last watermark, which is normally a fraction of a second old.
 const LATE_MS: u64 = 1_000;
 
-/// Sorts what comes in for a node of a fleet.
+/// Sorts the incoming messages of a fleet's node.
 pub(crate) struct Router {
     fleet: Arc<Fleet>,
     subjects: Subjects,
-    /// Where each kind of input of each shard goes to, requests to decide again last.
+    /// The destinations of each shard: one per kind of input, and the last for redrive requests.
     destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
-    /// Where heartbeats of each shard go to together.
+    /// The destination for each shard's combined heartbeats.
     together: Vec<Destination>,
-    /// Heartbeats that are to be passed on with others.
+    /// Heartbeats that wait to be combined with others.
     waiting: Waiting,
-    /// The input stream, if connects and disconnects come from one, and where each kind of its
-    /// messages goes to, of each shard.
+    /// The input stream, if there is one, and the destinations of its messages: one per shard and
+    /// kind.
     stream: Option<String>,
     stored: Vec<[Destination; KINDS.len()]>,
-    /// What is to be passed on.
+    /// Messages to be passed on.
     passed_on: Vec<PassedOn>,
     wrong: LogLimiter,
     other_stream: LogLimiter,
-    /// Up to when everything has been received, by the host's clock; none if nothing is known of it.
+    /// The last watermark, by the host's clock. `None` before the first.
     heard_at: Option<u64>,
-    /// How late what is sorted may be, in milliseconds; 0 if it isn't late.
+    /// How late the current messages may be, in milliseconds; 0 if they aren't late.
     late_ms: u64,
-    /// How many messages the tenant may send, and this node's part of it.
+    /// The tenant's limit on messages per second, and this node's part of it.
     messages: Rate,
     part: Rate,
 }
 
-/// What is passed on to a shard.
+/// A message to be passed on.
 enum PassedOn {
     One(Destination, Incoming),
-    /// Heartbeats.
+    /// Combined heartbeats.
     Together(Destination, Bytes),
 }
 
-/// How a message is sent to a shard.
+/// How a message was sent to a shard.
 #[derive(Clone, Copy)]
 struct Sent {
     shard: u32,
-    /// Whether it is one too many.
+    /// Whether it exceeds the tenant's rate.
     is_excess: bool,
     /// How late it may be, in milliseconds; 0 if it isn't late.
     late_ms: u64,
 }
 
 impl Sent {
-    /// As most are.
+    /// An ordinary message.
     fn to(shard: u32) -> Self {
         Self {
             shard,
@@ -100,27 +100,27 @@ impl Sent {
 pub(super) struct Sorted {
     pub(super) place: usize,
     pub(super) input: Input,
-    /// What its message takes.
+    /// The size of its message, in bytes.
     pub(super) bytes: usize,
-    /// Where it stands in the stream, if a router has passed it on from there.
+    /// Its receipt, if a router has passed it on from the stream.
     pub(super) receipt: Option<Receipt>,
 }
 
-/// Whom a message is about.
+/// The user whom a message is about.
 #[derive(Deserialize)]
 struct About<'a> {
     #[serde(rename = "userId", borrow)]
     user: Cow<'a, str>,
 }
 
-/// Subscribes to what applications send in, as one of the fleet's nodes.
+/// Subscribes to inputs of applications, in the queue group of the fleet's nodes.
 pub(super) async fn listen(
     connection: &Connection,
     subjects: &Subjects,
     broker: &BrokerHealth,
     of_stream: bool,
 ) -> anyhow::Result<Vec<Subscription>> {
-    // What a stream stores is taken from there.
+    // Messages that a stream stores are taken from the stream.
     let is_heard = |kind: &Kind| !of_stream || !KINDS.contains(kind);
     let kinds = Kind::ALL.into_iter().filter(is_heard).map(Kind::subject);
     let mut subscriptions = Vec::new();
@@ -133,7 +133,7 @@ pub(super) async fn listen(
 }
 
 impl Router {
-    /// `messages`: how many the tenant may send, to all nodes together; `stream`: the input stream.
+    /// `messages`: the tenant's rate over all nodes. `stream`: the input stream's name.
     pub(super) fn new(
         fleet: Arc<Fleet>,
         subjects: Subjects,
@@ -167,32 +167,32 @@ impl Router {
         }
     }
 
-    /// Everything has been received up to this time.
+    /// Notes a watermark: everything has been received up to this time.
     pub(super) fn heard(&mut self, at: u64) {
         self.heard_at = Some(at);
     }
 
-    /// Messages are to be sorted.
+    /// To be called before messages are sorted: sets their lateness and the node's rate.
     pub(super) fn begin(&mut self, now: u64) {
         let late_ms = self.heard_at.map_or(0, |at| now.saturating_sub(at));
         self.late_ms = if late_ms > LATE_MS { late_ms } else { 0 };
         self.part();
     }
 
-    /// How many messages are taken in here: the nodes that live take in as many each.
+    /// This node's part of the tenant's rate: it is divided equally among the living nodes.
     pub(super) fn part(&self) -> &Rate {
         self.part
             .be_part_of(&self.messages, self.fleet.nodes().len() as u64);
         &self.part
     }
 
-    /// Whether what others say is known to reach this node.
+    /// Whether messages of other nodes are known to reach this node.
     pub(super) fn hears(&self) -> bool {
         self.fleet.is_in_touch()
     }
 
-    /// Hands over what a message says to the shards of this node, and has it be passed on to others'.
-    /// `now_ns`: what time it is.
+    /// Hands a message's input to this node's shard, if it has one, and queues the message for the
+    /// other nodes. `now_ns`: the current time.
     pub(super) fn sort(
         &mut self,
         received: Incoming,
@@ -239,7 +239,7 @@ impl Router {
         }
     }
 
-    /// Hands over what a message says that was sent to a shard.
+    /// Hands over a message that was sent to a shard.
     fn sort_sent(
         &self,
         (shard, what): (u32, ShardMessage),
@@ -252,7 +252,7 @@ impl Router {
         let input = match what {
             ShardMessage::Told => return self.told(shard, received, shards),
             ShardMessage::Heartbeats if received.payload().len() > waiting::BYTES_MAX => {
-                // No router passes on as many.
+                // No router combines as many.
                 self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -265,8 +265,8 @@ impl Router {
                 return;
             }
             ShardMessage::Input(kind) => {
-                // The router that it came by has said so: the owner and its standbys
-                // are to take it for the same.
+                // The router sets these headers, so that the owner and its standbys treat the
+                // message alike.
                 let late_ms = received.header(DELAYED).and_then(|it| it.parse().ok());
                 let sent = Sent {
                     shard,
@@ -288,7 +288,7 @@ impl Router {
         }
     }
 
-    /// Hands over what a message of the stream says that a router has passed on.
+    /// Hands over a message of the stream that a router has passed on.
     fn sort_stored(
         &self,
         (shard, kind): (u32, Kind),
@@ -308,7 +308,7 @@ impl Router {
         put(received, sorted);
     }
 
-    /// Has a heartbeat be passed on with others, if it is no longer than may be.
+    /// Lets a heartbeat wait to be combined with others, if it isn't too long.
     fn wait(&mut self, shard: u32, received: Incoming, limits: Limits) {
         let bytes_max = limits.body_bytes_max;
         let body = received.payload();
@@ -326,7 +326,7 @@ impl Router {
             .extend(passed_on.map(|(to, heartbeats)| PassedOn::Together(to, heartbeats)));
     }
 
-    /// Has a message be passed on, behind the heartbeats of its shard that have come before it.
+    /// Queues a message, behind the heartbeats of its shard that came before it.
     fn pass_on_one(
         &mut self,
         (shard, kind): (u32, Option<Kind>),
@@ -338,7 +338,7 @@ impl Router {
         let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
         let destinations = self.destinations.get(shard as usize);
         let destination = destinations.and_then(|them| them.get(number)).cloned();
-        // Only a router says so.
+        // Only a router may set these headers.
         let is_late = self.late_ms > 0 && kind != Some(Kind::Heartbeat);
         let message = match is_excess || is_late || received.has_headers() {
             true => received.marked(&[
@@ -351,8 +351,8 @@ impl Router {
             .extend(destination.map(|to| PassedOn::One(to, message)));
     }
 
-    /// Has a message of the stream be passed on to its shard. Says what it says, if this node has a
-    /// part in that; nothing comes of one that a node has published.
+    /// Queues a message of the stream for its shard. Returns its input if this node owns or follows
+    /// the shard. An error means that a node has published it, or that it is no input.
     pub(super) fn route(
         &mut self,
         stored: SharedInput,
@@ -408,7 +408,7 @@ impl Router {
                 ),
             )),
         };
-        // Its reply subject was JetStream's, and nobody waits for an answer.
+        // The reply subject was JetStream's, so nobody waits for an answer.
         let reply = None;
         let rejection = match parsed {
             Ok(message) if self.is_of(&message.user, shard) => {
@@ -427,8 +427,8 @@ impl Router {
         }
     }
 
-    /// A message of the stream that a router has passed on is none of this node's stream. Nobody
-    /// acknowledges it, so it comes again and again.
+    /// Counts and logs a message of a stream that this node doesn't take. Nobody acknowledges it,
+    /// so it is delivered again and again.
     fn is_of_other_stream(&self) {
         let refused = &self.fleet.figures.refused;
         refused.fetch_add(1, Ordering::Relaxed);
@@ -446,12 +446,12 @@ impl Router {
         }
     }
 
-    /// When the heartbeats are to be passed on that wait for others, if any do.
+    /// When the waiting heartbeats must be passed on. `None` if none wait.
     pub(super) fn waits_until(&self) -> Option<Instant> {
         self.waiting.until()
     }
 
-    /// Passes on what is to be by now.
+    /// Passes on what is due now.
     pub(super) async fn pass_on(&mut self, connection: &Connection) {
         match self.waits_until() {
             Some(until) if until <= Instant::now() => self.pass_on_all(connection).await,
@@ -459,7 +459,7 @@ impl Router {
         }
     }
 
-    /// Passes on all that there is.
+    /// Passes on everything that waits.
     pub(super) async fn pass_on_all(&mut self, connection: &Connection) {
         for (shard, heartbeats) in self.waiting.take_all() {
             self.pass_on_together(shard, Some(heartbeats));
@@ -479,7 +479,7 @@ impl Router {
         }
     }
 
-    /// Which shard a message is for. One that can't be read is refused by any of them.
+    /// The shard of a message. Any shard refuses a message that can't be parsed.
     fn shard_of(&self, payload: &[u8]) -> u32 {
         match serde_json::from_slice::<About<'_>>(payload) {
             Ok(about) => hash::shard_of(&about.user, self.fleet.shards),
@@ -490,7 +490,7 @@ impl Router {
         }
     }
 
-    /// What an input says, if it belongs to the shard that it was sent to. It may be one too many.
+    /// The input of a message that was sent to a shard. `None` for a redrive request to ignore.
     fn input(
         &self,
         kind: Option<Kind>,
@@ -546,7 +546,7 @@ impl Router {
         }
     }
 
-    /// Whether a user belongs to a shard. One that isn't is counted, and the log says so.
+    /// Whether a user belongs to a shard. If not, it is counted and logged.
     fn is_of(&self, user: &str, shard: u32) -> bool {
         let is_right = hash::shard_of(user, self.fleet.shards) == shard;
         if !is_right {

@@ -1,5 +1,5 @@
-//! The log of messages that were ignored since they came too late: a clock that is
-//! wrong makes very many of them, so a line is written at most once a second.
+//! The log of messages that were ignored because they came too late. A wrong clock causes very
+//! many, so at most one line per second is written.
 
 use presence_core::Ignored;
 
@@ -11,9 +11,9 @@ const INTERVAL_MS: u64 = 1_000;
 /// What one shard logs of messages that it ignored.
 #[derive(Debug, Default)]
 pub(crate) struct StaleLog {
-    /// When the next line may be written, by the monotonic time.
+    /// When the next line may be written, by the host's clock.
     next_at: u64,
-    /// How many messages were ignored since the last line, and are in none.
+    /// How many messages were ignored since the last line.
     more: u64,
 }
 

@@ -1,12 +1,12 @@
-//! From the input stream to the shards: connects and disconnects, which JetStream keeps while the
-//! node can't take them.
+//! Reads the input stream of a node without a fleet: connects and disconnects, which JetStream
+//! keeps while the node can't take them.
 //!
-//! Messages go to the shards in the stream's order, each with its number. A shard's number is stored
-//! in one transaction with what came of its messages (`state::position`), so a start goes on behind
-//! it. Nothing is dropped: while a shard has no room, the stream waits.
+//! Messages go to the shards in the stream's order, each with its number. A shard's number is
+//! stored in one transaction with the changes that its messages have made (`state::position`), so
+//! the next start continues after it. Nothing is dropped: while a shard has no room, the stream
+//! waits.
 //!
-//! If anything is wrong with the stream, the reading ends, and begins anew at the next message. Where
-//! that is, says [`Progress`].
+//! After any error of the stream, the reading ends and begins again. [`Progress`] decides where.
 
 mod progress;
 
@@ -37,47 +37,48 @@ use crate::state::Restored;
 use crate::state::position::{ShardOf, StreamPlaces, Taken};
 use crate::telemetry::Tracer;
 
-/// How long is waited before a stream that can't be read is tried again, at first and at most.
+/// The delay before an unreadable stream is tried again: at first, and at most.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How long the stream has to be read for the next failure to be the first again.
+/// How long the stream must be read until the delay is reset.
 pub(super) const STEADY: Duration = Duration::from_secs(10);
 
 /// How long heartbeats wait at the start for a stream that can't be read.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often is looked at what else there is to do.
+/// The interval of periodic checks.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 
-/// How often is looked at the stream itself: it may have been changed, or a message may have been
-/// lost between the brokers, which nothing says before the next one.
+/// How often the stream itself is checked. It may have been changed. Or a message may have been
+/// lost between the servers, which would only show at the next message.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 
-/// How often is looked whether there may be one more message, if there may be so many a second.
+/// How often it is checked whether the rate allows one more message.
 pub(super) const PACE: Duration = Duration::from_millis(2);
 
-/// How often the log tells of messages that were lost.
+/// The least time between two log lines about lost messages, in milliseconds.
 const LOST_TOLD_MS: u64 = 10_000;
 
-/// What is known of the stream.
+/// The state of reading the stream.
 #[derive(Debug)]
 pub(crate) struct StreamHealth {
     /// Its name.
     pub(crate) name: String,
     outage: Mutex<Option<Outage>>,
-    /// Whether what was stored before the node's start is still being taken.
+    /// Whether messages that were stored before the node's start are still being taken.
     pub(crate) is_behind: AtomicBool,
-    /// How many messages are in it that have not been taken, as far as that is known.
+    /// How many messages in the stream have not been taken, as far as it is known.
     pub(crate) pending: AtomicU64,
-    /// How many were taken.
+    /// How many messages were taken.
     pub(crate) taken: AtomicU64,
-    /// How many were passed over since they had been taken before a restart.
+    /// How many messages were skipped because they had been taken before a restart. In a fleet, how
+    /// many were delivered again.
     pub(crate) repeated: AtomicU64,
-    /// How many were removed from it before they could be taken.
+    /// How many messages were removed from the stream before they could be taken.
     pub(crate) lost: AtomicU64,
-    /// The number of the last message that was taken; in a fleet, up to which all were handled.
+    /// The number of the last message taken. In a fleet, the number up to which all were handled.
     pub(crate) position: AtomicU64,
-    /// In a fleet, how many are on their way to their owners.
+    /// In a fleet: how many messages are on their way to their owners.
     pub(crate) unacknowledged: AtomicU64,
 }
 
@@ -106,13 +107,13 @@ impl StreamHealth {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long the stream can't be read, and why; none if it can.
+    /// For how long the stream has been unreadable, and why. `None` if it is readable.
     pub(crate) fn outage(&self) -> Option<(Duration, String)> {
         let outage = self.lock().clone()?;
         Some((outage.since.elapsed(), outage.why))
     }
 
-    /// The stream can't be read. The log says so if that is news.
+    /// Notes that the stream can't be read. A new reason is logged.
     pub(super) fn fails(&self, why: String) {
         let mut outage = self.lock();
         let since = outage.as_ref().map_or_else(Instant::now, |it| it.since);
@@ -127,7 +128,7 @@ impl StreamHealth {
         *outage = Some(Outage { since, why });
     }
 
-    /// The stream is read.
+    /// Notes that the stream is read. The end of an outage is logged.
     pub(super) fn works(&self) {
         if let Some(outage) = self.lock().take() {
             let seconds = outage.since.elapsed().as_secs();
@@ -136,41 +137,41 @@ impl StreamHealth {
     }
 }
 
-/// What says that what was stored before the node's start has been taken, or can't be for now.
+/// Completes when the messages stored before the node's start have been taken, or can't be for now.
 pub(crate) struct CaughtUp(oneshot::Receiver<()>);
 
 impl CaughtUp {
-    /// Returns when it is so. To be called once.
+    /// Waits for it. To be called once.
     pub(super) async fn wait(&mut self) {
-        // A sender that is gone says the same.
+        // A dropped sender means the same.
         let _ = (&mut self.0).await;
     }
 }
 
-/// What reads a tenant's input stream.
+/// Reads a tenant's input stream.
 pub(crate) struct StreamIntake {
     streams: InputStreams,
     subjects: Subjects,
     shards: Shards,
     body_bytes_max: Arc<AtomicUsize>,
     metadata: watch::Receiver<metadata::Limits>,
-    /// How many messages a second the tenant may send, and how many are taken from the stream.
+    /// The tenant's rate of messages, and the rate at which they are taken from the stream.
     messages: Rate,
     pace: Rate,
     tracer: Option<Tracer>,
     health: Arc<StreamHealth>,
     progress: Progress,
-    /// Dropped when what was stored before the node's start has been taken.
+    /// Dropped when the messages stored before the node's start have been taken.
     behind: Option<oneshot::Sender<()>>,
-    /// Up to where each shard has been told that it has taken the stream.
+    /// For each shard, the position in the stream that it was last told.
     told: Vec<Option<u64>>,
-    /// Messages that were lost, and that the log hasn't been told of.
+    /// Lost messages that haven't been logged yet.
     untold_losses: u64,
     losses: LogLimiter,
 }
 
 impl Tenant {
-    /// What reads the tenant's input stream. `restored`: what was known when the node last ran.
+    /// Creates the reader of the tenant's input stream. `restored`: the state of the last run.
     pub(crate) fn stream_intake(
         &self,
         streams: InputStreams,
@@ -179,7 +180,7 @@ impl Tenant {
     ) -> Option<(StreamIntake, CaughtUp)> {
         let health = self.input_stream.clone()?;
         let (behind, caught_up) = oneshot::channel();
-        // Who connected earlier and is still there, is heard by a heartbeat.
+        // A user who connected earlier and is still there has a heartbeat.
         let last_ran = restored.map(|it| it.saved_at).filter(|at| *at > 0);
         let since = last_ran.unwrap_or_else(|| clock::now_ms().saturating_sub(timeout_ms));
         let positions = restored.map(|it| it.positions.clone()).unwrap_or_default();
@@ -204,7 +205,7 @@ impl Tenant {
 }
 
 impl StreamIntake {
-    /// Reads until it is told to stop. What is left stays in the stream.
+    /// Reads until `stop`. The messages that are left stay in the stream.
     pub(crate) async fn read(mut self, stop: oneshot::Receiver<()>) {
         tokio::select! {
             biased;
@@ -242,7 +243,7 @@ impl StreamIntake {
         }
     }
 
-    /// The stream can't be read: heartbeats don't wait for it, unless it is to be given time.
+    /// Notes that the stream can't be read. Heartbeats stop waiting for it, unless `is_patient`.
     fn fails(&mut self, why: String, is_patient: bool) {
         self.health.fails(why);
         if !is_patient {
@@ -250,8 +251,8 @@ impl StreamIntake {
         }
     }
 
-    /// Asks for the messages from where the reading goes on. With them comes the number of the last
-    /// one that was stored by now.
+    /// Opens the stream where the reading must continue. Also returns the number of the last
+    /// message that is stored now.
     async fn open(&mut self) -> Result<(InputMessages, u64), OpenError> {
         let stream = self.streams.find().await?;
         let (made_at, first, last) = (stream.made_at, stream.first, stream.last);
@@ -318,7 +319,8 @@ impl StreamIntake {
                 }
                 _ = tick.tick() => {
                     if self.streams.link() != link {
-                        // What was on its way is lost, and nothing says so before the next message.
+                        // Messages on their way were lost, and this would only show at the next
+                        // message.
                         return Err(OpenError::Again("NATS was connected anew".into()));
                     }
                     self.mark();
@@ -345,7 +347,8 @@ impl StreamIntake {
         }
     }
 
-    /// What was stored before the node's start may have been taken.
+    /// Notes whether the messages stored before the node's start have been taken. `last`: the
+    /// number of the last of them.
     fn note_caught_up(&mut self, last: u64) {
         if self.progress.next() > last {
             self.health.is_behind.store(false, Ordering::Relaxed);
@@ -353,7 +356,7 @@ impl StreamIntake {
         }
     }
 
-    /// Hands messages to their shards, and returns when these have had room for them.
+    /// Hands messages to their shards, and waits until these have room for them.
     async fn hand_on(&mut self, messages: Vec<StoredInput>) {
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
@@ -364,7 +367,8 @@ impl StreamIntake {
             self.health.pending.store(stored.pending, Ordering::Relaxed);
             let sorted = self.sort(&stored, limits);
             if sorted.is_some() && !self.may_take_one() {
-                // Those before it don't wait with it, and their leases begin now.
+                // The earlier messages don't wait with this one: they are handed over now, so that
+                // their leases begin now.
                 self.hand_over(mem::replace(&mut batches, self.batches()))
                     .await;
                 self.pace().await;
@@ -388,15 +392,15 @@ impl StreamIntake {
         self.hand_over(batches).await;
     }
 
-    /// Nothing yet for any shard.
+    /// An empty batch for each shard, and an empty list of its messages' numbers.
     fn batches(&self) -> Vec<(Batch, Vec<u64>)> {
         let now = clock::now_ms();
         let batch = |_| (Batch::new(now, Vec::new(), 0), Vec::new());
         self.shards.iter().map(batch).collect()
     }
 
-    /// Hands inputs to their shards, each with its number, and returns when these have had room for
-    /// them.
+    /// Hands batches to their shards, with the messages' numbers, and waits until the shards have
+    /// room.
     async fn hand_over(&mut self, batches: Vec<(Batch, Vec<u64>)>) {
         for (place, (mut batch, each)) in batches.into_iter().enumerate() {
             if batch.inputs.is_empty() {
@@ -421,7 +425,8 @@ impl StreamIntake {
         self.health.position.store(position, Ordering::Relaxed);
     }
 
-    /// What a message says, and to which shard; nothing if it was taken before a restart.
+    /// The input of a message, and its shard. `None` if it was taken before a restart, or is no
+    /// input.
     fn sort(&self, stored: &StoredInput, limits: Limits) -> Option<(usize, Input)> {
         let received = &stored.message;
         let kind = self.subjects.kind(received.subject());
@@ -440,7 +445,7 @@ impl StreamIntake {
                 let user = &*message.user;
                 let is_new = !was_taken(&|it| it.has(user, sequence));
                 let place = self.shards.place_of(user);
-                // Its reply subject was JetStream's, and nobody waits for an answer.
+                // The reply subject was JetStream's, so nobody waits for an answer.
                 is_new.then_some((
                     place,
                     Input::Message {
@@ -452,7 +457,7 @@ impl StreamIntake {
             Err(rejection) => {
                 let payload = received.payload().clone();
                 let is_new = !was_taken(&|it| it.has(&payload, sequence));
-                // All shards share what there is to do for dead letters.
+                // Dead letters are spread over all shards.
                 let place = pool::place(&payload, self.shards.iter().len());
                 is_new.then_some((
                     place,
@@ -467,21 +472,22 @@ impl StreamIntake {
         }
     }
 
-    /// Whether there may be one more message now: no more are taken in a second than the tenant may
-    /// send, and what is left waits in the stream.
+    /// Whether the rate allows one more message now. Messages beyond the tenant's rate wait in the
+    /// stream.
     fn may_take_one(&self) -> bool {
         self.pace.be_part_of(&self.messages, 1);
         self.pace.take(clock::now_ms().saturating_mul(1_000_000))
     }
 
-    /// Waits until there may be.
+    /// Waits until the rate allows one more message.
     async fn pace(&self) {
         while !self.may_take_one() {
             sleep(PACE).await;
         }
     }
 
-    /// Where inputs of a shard stand in the stream; and up to where it has taken that with them.
+    /// The stream positions for a shard's inputs. Also returns the position that the shard has
+    /// reached with them.
     fn places(&self, place: usize, each: Vec<u64>) -> (StreamPlaces, u64) {
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let of = ShardOf {
@@ -499,7 +505,7 @@ impl StreamIntake {
         (places, upto)
     }
 
-    /// Tells the shards up to where they have taken the stream. One without room is told later.
+    /// Tells the shards their positions in the stream. A shard without room is told later.
     fn mark(&mut self) {
         for (place, shard) in self.shards.iter().enumerate() {
             let (places, upto) = self.places(place, Vec::new());
@@ -516,7 +522,7 @@ impl StreamIntake {
         }
     }
 
-    /// So many messages were removed from the stream before they could be taken.
+    /// Counts messages that were removed from the stream before they could be taken, and logs them.
     fn lost(&mut self, count: u64) {
         self.health.lost.fetch_add(count, Ordering::Relaxed);
         self.untold_losses += count;
@@ -534,8 +540,8 @@ impl StreamIntake {
     }
 }
 
-/// A message and those that are there behind it; and the error that comes then, if one does. `length`: how
-/// long a message is, in bytes.
+/// Collects a message and those that are available behind it into a batch. The result has the error
+/// that ended the batch, if there was one. `length`: a message's size in bytes.
 pub(super) fn gathered<T>(
     first: T,
     length: fn(&T) -> usize,

@@ -1,10 +1,10 @@
-//! From the input stream to the shards of a fleet: each node takes a part of the stream's messages,
-//! and passes each on to its user's shard, as it does with other input.
+//! Reads the input stream in a fleet: each node takes a part of the stream's messages, and passes
+//! each on to its user's shard, as it does with other input.
 //!
-//! A message is acknowledged by the owner of its shard alone, when it has handled it (`pool::cell`).
-//! What nobody has acknowledged in time is delivered again, to any of the nodes: so nothing is lost if
-//! a router, an owner, or what is between them fails. A shard knows which messages of a connection it
-//! has had (`core::tracker`).
+//! Only the owner of its shard acknowledges a message, when it has handled it (`pool::cell`). A
+//! message that isn't acknowledged in time is delivered again, to any node. So nothing is lost if a
+//! router, an owner, or the connection between them fails. A shard knows which messages of a
+//! connection it has had (`core::tracker`).
 
 mod known;
 
@@ -34,30 +34,32 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{Batch, Shards};
 use crate::telemetry::Tracer;
 
-/// How many messages may be on their way to the node.
+/// How many messages may be requested and not received yet.
 const PULL_MAX: u64 = 256;
 
-/// By how much the broker's clock may be behind, in milliseconds, where it says what is new.
+/// By how much the broker's clock may be behind this node's, in milliseconds, when messages are
+/// selected by time.
 const CLOCKS_MS: u64 = 1_000;
 
-/// How many messages may be on their way to their owners however slowly they are handled.
+/// Up to this many messages may always be on their way to their owners, however slowly they are
+/// handled.
 const FEW: u64 = PULL_MAX;
 
-/// After how many looks, from one [`TICK`] to the next, all that is on its way is to have been handled:
-/// that is half the time after which it is delivered again.
+/// The number of checks (each a [`TICK`] apart) within which all messages on their way should be
+/// handled. This is half the time after which they are delivered again.
 const LOOKS: u64 = 5;
 
-/// How often in a row the reading may end as soon as it has begun before that is an outage.
+/// How often in a row reading may end soon after it began before this counts as an outage.
 const EARLY_ENDS_MAX: u32 = 3;
 
-/// How often the log tells that messages wait for their owners.
+/// The least time between two log lines about messages that wait for their owners, in milliseconds.
 const WAIT_TOLD_MS: u64 = 10_000;
 
-/// For how long a node that has just started leaves it to others to make a consumer that is missing:
-/// they know up to where all has been handled.
+/// How long a node that has just started leaves it to others to create a missing consumer. They
+/// know up to where messages have been handled.
 const OTHERS_FIRST: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// What takes a fleet's part of a tenant's input stream.
+/// Takes this node's part of a tenant's input stream.
 pub(crate) struct StreamRouter {
     streams: InputStreams,
     fleet: Arc<Fleet>,
@@ -66,24 +68,24 @@ pub(crate) struct StreamRouter {
     shards: Shards,
     body_bytes_max: Arc<AtomicUsize>,
     metadata: watch::Receiver<metadata::Limits>,
-    /// How many messages a second the tenant may send, and how many this node takes.
+    /// The tenant's rate of messages, and this node's part of it.
     messages: Rate,
     pace: Rate,
     tracer: Option<Tracer>,
     health: Arc<StreamHealth>,
     known: Known,
     begun: Instant,
-    /// How often in a row the reading has ended before it had taken anything.
+    /// How often in a row reading has ended before it had taken a message.
     early_ends: u32,
     waits: LogLimiter,
     unhandled: LogLimiter,
-    /// What was stored when the node began, until it has been handled.
+    /// The messages that were stored before the node began. `None` once they have been handled.
     behind: Option<Behind>,
     has_begun: bool,
 }
 
 impl Tenant {
-    /// What takes this node's part of the input stream; nothing where the tenant has none, or no
+    /// Creates the router for the tenant's input stream. `None` if the tenant has no stream or no
     /// fleet.
     pub(crate) fn stream_router(
         &self,
@@ -104,7 +106,7 @@ impl Tenant {
             pace: Rate::default(),
             tracer: self.tracer.clone(),
             health,
-            // Who connected earlier and is still there, is heard by a heartbeat.
+            // A user who connected earlier and is still there has a heartbeat.
             known: Known::new(clock::now_ms().saturating_sub(timeout_ms)),
             begun: Instant::now(),
             early_ends: 0,
@@ -117,8 +119,8 @@ impl Tenant {
 }
 
 impl StreamRouter {
-    /// Takes messages until it is told to stop, and passes on what it has taken by then. The rest
-    /// is the other nodes'.
+    /// Takes messages until `stop`, and passes on those that it has taken by then. The other nodes
+    /// take the rest.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut wait = RETRY.0;
         loop {
@@ -166,8 +168,8 @@ impl StreamRouter {
         }
     }
 
-    /// Returns when the node is connected, has a lease, and shards have owners: what is passed on
-    /// earlier is handled by nobody.
+    /// Waits until the node is connected, has a lease, and shards have owners. Nobody would handle
+    /// messages that are passed on earlier.
     async fn may_route(&self) {
         self.fleet.is_settled().await;
         self.streams.connected().await;
@@ -176,7 +178,7 @@ impl StreamRouter {
         }
     }
 
-    /// Whether the node has its lease. One that was stopped may hold messages that others have
+    /// Whether the node's lease lasts. A node that was suspended may hold messages that others have
     /// handled long ago, and whose connections are forgotten.
     fn has_lease(&self) -> bool {
         clock::now_ms() < self.fleet.lease.until()
@@ -212,7 +214,7 @@ impl StreamRouter {
         }
         let pull = match self.messages.per_s() {
             0 => PULL_MAX,
-            // No more than it may pass on in a second.
+            // At most what this node may pass on in one second.
             per_s => {
                 let nodes = self.fleet.nodes().len().max(1) as u64;
                 per_s.div_ceil(nodes).min(PULL_MAX)
@@ -221,12 +223,13 @@ impl StreamRouter {
         consumer.messages(usize::try_from(pull).unwrap_or(1)).await
     }
 
-    /// A consumer that is there. One that is ahead of the stream, since a server has lost the stream's
-    /// end, would leave out what is stored next.
+    /// Checks an existing consumer. If a server has lost the stream's newest messages, the consumer
+    /// may be ahead of the stream, and would leave out the next messages. It is then created again.
     async fn checked(&mut self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
-        // In this order: the stream only grows meanwhile.
+        // The stream must be fetched after the consumer, because it only grows meanwhile.
         let stream = self.streams.find().await?;
-        // The server may have lost what it knew of the consumer, too.
+        // The server may have lost the consumer's progress, too, so what this node knows is
+        // compared.
         let is_behind = self.known.has_lost_end(stream.made_at, stream.last);
         if !is_behind && consumer.progress.delivered <= stream.last {
             return Ok(consumer);
@@ -235,7 +238,7 @@ impl StreamRouter {
         self.share_anew(&stream).await
     }
 
-    /// Makes the consumer of a stream that has lost its end.
+    /// Creates the consumer of a stream that has lost its newest messages.
     async fn share_anew(&mut self, stream: &InputStream) -> Result<SharedConsumer, OpenError> {
         let since = self.known.in_order_at.saturating_sub(CLOCKS_MS);
         let made = stream.share(Begin::Since(since)).await?;
@@ -271,7 +274,7 @@ impl StreamRouter {
         }
     }
 
-    /// Takes messages until it is told to stop, or no more come.
+    /// Takes messages until `stop`, or until no more come.
     async fn take_from(
         &mut self,
         mut messages: SharedMessages,
@@ -281,13 +284,15 @@ impl StreamRouter {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (begun, mut looked_at) = (Instant::now(), Instant::now());
-        // Since when no more are taken, and how many were on their way at the last look.
+        // Set while no more messages are taken: since when, and how many were on their way at the
+        // last check.
         let mut waiting: Option<(Instant, Option<u64>)> = None;
         loop {
             tokio::select! {
                 biased;
                 _ = &mut *stop => {
-                    // What has come is passed on, so that nobody waits until it comes again.
+                    // Messages that have arrived are passed on, so that nobody has to wait until
+                    // they are delivered again.
                     while let Some(Ok(first)) = messages.next().now_or_never() {
                         let (batch, _) = gathered(first, length, || messages.next().now_or_never());
                         if self.hand_on(batch).await.is_err() {
@@ -327,7 +332,8 @@ impl StreamRouter {
                     self.say_what_nobody_handles(&batch);
                     self.hand_on(batch).await?;
                     end?;
-                    // While a shard has no owner, its messages come again for that.
+                    // While a shard has no owner, its messages are delivered again for this reason
+                    // alone.
                     if is_late && self.fleet.ownerless() == 0 {
                         waiting = Some((Instant::now(), None));
                     }
@@ -336,8 +342,8 @@ impl StreamRouter {
         }
     }
 
-    /// Where shards have owners, and one of its messages comes again and again all the same, somebody
-    /// has to do something.
+    /// Warns if a message is delivered again and again although all shards have owners. An operator
+    /// has to act then.
     fn say_what_nobody_handles(&self, batch: &[SharedInput]) {
         let is_unhandled = |it: &&SharedInput| it.receipt.is_often_repeated();
         let messages = batch.iter().filter(is_unhandled).count();
@@ -365,14 +371,14 @@ impl StreamRouter {
         }
     }
 
-    /// Messages come, or could.
+    /// Notes that reading works.
     fn is_steady(&mut self) {
         self.early_ends = 0;
         self.health.works();
     }
 
-    /// Looks at the stream and its consumer: somebody may have changed them. Says how many messages
-    /// are on their way to their owners.
+    /// Fetches the stream and its consumer again, since they may have been changed. Returns how
+    /// many messages are on their way to their owners.
     async fn look(&mut self) -> Result<u64, OpenError> {
         let stream = self.streams.find().await?;
         let is_other = self
@@ -390,10 +396,10 @@ impl StreamRouter {
         Ok(progress.unacknowledged)
     }
 
-    /// Passes messages on, and returns when this node's own shards have had room for theirs.
+    /// Passes messages on, and waits until this node's own shards have room for theirs.
     ///
     /// # Errors
-    /// If what came with them may be too old by now.
+    /// If the node's lease has ended, or if other messages that came with these may be too old now.
     async fn hand_on(&mut self, messages: Vec<SharedInput>) -> Result<(), OpenError> {
         let begun = Instant::now();
         let nodes = self.fleet.nodes().len() as u64;
@@ -435,7 +441,7 @@ impl StreamRouter {
                     }
                 }
                 Ok(None) => {}
-                // It is no input, and nobody else says so.
+                // It is no input, so no owner will acknowledge it.
                 Err(receipt) => {
                     let _ = self.connection.acknowledge(&receipt).await;
                 }
@@ -449,12 +455,12 @@ impl StreamRouter {
         }
         match begun.elapsed() < ACK_WAIT {
             true => Ok(()),
-            // What waits behind them is delivered again by now.
+            // Messages that wait behind these have been delivered again by now.
             false => Err(OpenError::Again("shards had no room for a while".into())),
         }
     }
 
-    /// Waits until there may be one more message.
+    /// Waits until the rate allows one more message.
     async fn pace(&self) {
         while !self.pace.take(clock::now_ms().saturating_mul(1_000_000)) {
             sleep(PACE).await;
@@ -462,9 +468,9 @@ impl StreamRouter {
     }
 }
 
-/// Whether too many messages are on their way to their owners for more to be taken, by how many there
-/// were at the last look. Where none are handled, they may have been lost: they are to be passed on
-/// again.
+/// Whether so many messages are on their way to their owners that no more may be taken. `before`:
+/// how many there were at the last check. If none of them were handled, they may be lost, and must
+/// be delivered and passed on again.
 fn is_too_much(left: u64, before: Option<u64>) -> bool {
     let is_slow = |handled: u64| handled > 0 && left > handled * LOOKS;
     left > FEW && before.is_none_or(|it| is_slow(it.saturating_sub(left)))

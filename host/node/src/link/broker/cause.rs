@@ -1,5 +1,5 @@
-//! Why the broker can't be reached, in words. The client keeps the causes to itself but for
-//! their kinds ("IO error"): they are read from what it remembers of each server.
+//! Explains why the broker can't be reached. The client's own error only has a kind ("IO error").
+//! The causes are read from the last error that it keeps for each server.
 
 use std::time::Duration;
 
@@ -7,24 +7,23 @@ use async_nats::{ConnectError, ConnectErrorKind, Server, ServerAddr};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-/// How long a name may take to be looked up, for the cause to be told: the client, which
-/// waits for it, has just done the same.
+/// How long a lookup of a server's name may take. The client has just failed at the same lookup.
 const LOOKUP: Duration = Duration::from_millis(500);
 
-/// What the client puts before a cause, and says nothing.
+/// Prefixes that the client puts before a cause, and that explain nothing.
 const KINDS: [&str; 3] = ["IO error: ", "TLS error: ", "DNS error: "];
 
-/// What the broker says of a login that it refuses.
+/// The broker's error text when it refuses a login.
 const REFUSED_LOGIN: &str = "authorization violation";
 
 /// Why the broker can't be reached.
 pub(super) struct Cause {
     pub(super) why: String,
-    /// Whether each server that was tried refuses the login.
+    /// Whether every server that was tried refuses the login.
     pub(super) is_login: bool,
 }
 
-/// What a cause that needs it is explained by.
+/// Hints for errors that need an explanation: a part of the error's text, and the hint.
 const HINTS: [(&str, &str); 7] = [
     (
         "Connection refused",
@@ -50,8 +49,8 @@ const HINTS: [(&str, &str); 7] = [
     ("timed out", "no greeting within [nats] connect_timeout_ms"),
 ];
 
-/// Why each server that was tried can't be reached; none if no reason is known.
-/// `unresolved`: whether the name of one could not be looked up.
+/// Why each server that was tried can't be reached. `None` if no reason is known. `unresolved`:
+/// whether the lookup of a server's name has failed.
 pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<Cause> {
     let is_one = servers.len() == 1;
     let mut causes = Vec::new();
@@ -72,7 +71,8 @@ pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<Cause> 
     })
 }
 
-/// Why an attempt to connect has failed, of which the client tells what it met last.
+/// Why an attempt to connect has failed. The client's error is only about the last server that it
+/// tried.
 pub(super) async fn of_attempt(error: &ConnectError, servers: &[ServerAddr]) -> String {
     if error.kind() == ConnectErrorKind::Dns {
         for server in servers {
@@ -84,7 +84,7 @@ pub(super) async fn of_attempt(error: &ConnectError, servers: &[ServerAddr]) -> 
     plain(&error.to_string())
 }
 
-/// Why a name can't be looked up, if it can't.
+/// Why a name can't be looked up. `None` if it can.
 async fn name_problem(host: &str, port: u16) -> Option<String> {
     let looked_up = timeout(LOOKUP, lookup_host((host, port))).await;
     match looked_up {
@@ -102,19 +102,19 @@ async fn name_problem(host: &str, port: u16) -> Option<String> {
     }
 }
 
-/// An error of the client without what says nothing, and with what explains it.
+/// The text of a client's error without meaningless parts, and with a hint if there is one.
 fn plain(error: &str) -> String {
     let mut words = error;
     while let Some(rest) = KINDS.iter().find_map(|kind| words.strip_prefix(kind)) {
         words = rest;
     }
-    // Some say what they are, and then the same in the client's words.
+    // Some errors repeat their kind in the client's words.
     if let Some((kind, rest)) = words.split_once(": nats: ")
         && kind == rest
     {
         words = kind;
     }
-    // The number of a cause says no more than its words.
+    // The number of an OS error adds nothing to its text.
     if let Some((cause, number)) = words.split_once(" (os error ")
         && number.ends_with(')')
     {

@@ -1,4 +1,4 @@
-//! What is known of the connection to the broker, and what the log is told of it.
+//! The state of the connection to the broker, and its log lines.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,19 +12,20 @@ use crate::clock;
 use crate::link::drops::Drops;
 use crate::link::login::RefusedLogin;
 
-/// How often the log tells of a broker that can't be reached for the same reason.
+/// How often the log repeats that the broker can't be reached, for the same reason.
 const UNREACHABLE_TOLD_MS: u64 = 60_000;
 
-/// How often the log tells of what the broker complains of, at most.
+/// The least time between two log lines about errors that the broker reports.
 const COMPLAINT_TOLD_MS: u64 = 1_000;
 
-/// From when on a silence is one, in milliseconds: a pulse comes several times a second.
+/// How long nothing must have been heard from the broker to count as silence, in milliseconds.
+/// Markers of the pulse come several times a second.
 const SILENT_MS: u64 = 3_000;
 
-/// How long bodies may be at least, in bytes, where the node is of use.
+/// The shortest limit on bodies, in bytes, with which the node is useful.
 const BODY_BYTES_MIN: usize = 1_024;
 
-/// What is known of the connection.
+/// What is known about the connection.
 #[derive(Debug, Default)]
 pub(crate) struct BrokerHealth {
     pub(crate) connected: AtomicBool,
@@ -32,38 +33,40 @@ pub(crate) struct BrokerHealth {
     /// What the client has dropped.
     pub(crate) drops: Drops,
     pub(crate) errors: AtomicU64,
-    /// How many messages other subscriptions than the intake's have read.
+    /// How many messages were read by subscriptions other than the intake's.
     elsewhere: AtomicU64,
-    /// What the broker must permit, and what of it is forbidden.
+    /// The permissions that the node needs, and those that are forbidden.
     pub(crate) permissions: Permissions,
-    /// When the log was last told of what else the broker complains of.
+    /// When another error of the broker was last logged, by the host's clock.
     complained_at: AtomicU64,
-    /// The subjects on which nodes find each other, in lower case, and what the broker forbids
-    /// of each.
+    /// The subjects on which nodes find each other, in lower case, and what the broker forbids on
+    /// each.
     hellos: Mutex<BTreeMap<String, Hello>>,
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
     pub(super) heard_at: AtomicU64,
-    /// When the last marker was sent of those that have come back, by the host's clock.
+    /// When the newest marker that has come back was sent, by the host's clock.
     heard_up_to: AtomicU64,
-    /// When the connection was made, by the host's clock: the client subscribes again then.
+    /// When the connection was last made, by the host's clock. The client subscribes again at that
+    /// time.
     connected_at: AtomicU64,
     is_silence_told: AtomicBool,
-    /// How many bytes of bodies the broker lacks of those that the node needs at least.
+    /// By how many bytes the broker's limit on bodies falls short of what the node needs; 0 if it
+    /// doesn't.
     lacks_bytes: AtomicUsize,
-    /// Whether the pulse has to do without its own connection.
+    /// Whether the second connection isn't heard, so that the pulse has to do without it.
     is_pulse_away: AtomicBool,
-    /// Whether the name of a server could not be looked up when that was last tried.
+    /// Whether the lookup of a server's name failed in the last attempt to connect.
     pub(super) is_unresolved: AtomicBool,
-    /// Why the broker can't be reached; none while it is.
+    /// Why the broker can't be reached. `None` while there is a connection.
     unreachable: Mutex<Option<Unreachable>>,
 }
 
-/// What the broker forbids of a subject on which nodes find each other.
+/// What the broker forbids on a subject on which nodes find each other.
 #[derive(Debug, Default)]
 struct Hello {
-    /// To listen on it.
+    /// Whether it forbids the subscription.
     is_deaf: bool,
-    /// To ask on it, since that was tried last.
+    /// Whether it has refused the last question.
     is_mute: bool,
 }
 
@@ -71,13 +74,13 @@ struct Hello {
 #[derive(Debug)]
 struct Unreachable {
     why: String,
-    /// When the log was last told, by the host's clock.
+    /// When it was last logged, by the host's clock.
     told_at: u64,
-    /// The login, if it is that.
+    /// The login, if the broker refused it.
     refused: Option<RefusedLogin>,
 }
 
-/// What a tenant needs of the broker, for as long as this is there.
+/// The permissions that a tenant needs. Dropping this releases them.
 #[derive(Debug)]
 pub(crate) struct Needs {
     broker: Arc<BrokerHealth>,
@@ -91,7 +94,7 @@ impl Drop for Needs {
 }
 
 impl BrokerHealth {
-    /// Notes what a tenant needs of the broker.
+    /// Registers the permissions that a tenant needs.
     pub(crate) fn need(self: &Arc<Self>, config: &Config) -> Needs {
         self.permissions.need(config);
         Needs {
@@ -100,7 +103,7 @@ impl BrokerHealth {
         }
     }
 
-    /// Notes that there is a connection, which the broker knows nothing of yet.
+    /// Notes that a new connection was made. The broker doesn't know the node's subscriptions yet.
     pub(super) fn connected(&self) {
         self.connected_at
             .fetch_max(clock::now_ms(), Ordering::Relaxed);
@@ -109,14 +112,14 @@ impl BrokerHealth {
         }
     }
 
-    /// Whether the broker is known to have what was subscribed to before a time, by the host's
-    /// clock: until then it has what clients publish go nowhere.
+    /// Whether the broker is known to have the subscriptions that were made before a time, by the
+    /// host's clock. Until then, it delivers their messages to nobody.
     pub(crate) fn hears_since(&self, subscribed_at: u64) -> bool {
         let asked = self.connected_at.load(Ordering::Relaxed).max(subscribed_at);
         self.heard_up_to.load(Ordering::Relaxed) > asked
     }
 
-    /// Notes that the broker was heard: a marker has come back that was sent at a time.
+    /// Notes that a marker has come back that was sent at `sent_at`: the broker responds.
     pub(crate) fn heard(&self, sent_at: u64) {
         self.heard_up_to.fetch_max(sent_at, Ordering::Relaxed);
         let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
@@ -126,8 +129,8 @@ impl BrokerHealth {
         }
     }
 
-    /// Notes why the broker can't be reached, and has the log know: of a new reason at once,
-    /// of the same one now and then.
+    /// Notes why the broker can't be reached. A new reason is logged at once, the same one once a
+    /// minute.
     pub(super) fn cannot_reach(&self, servers: &str, why: String, refused: Option<RefusedLogin>) {
         let now = clock::now_ms();
         let mut unreachable = self.unreachable();
@@ -150,14 +153,14 @@ impl BrokerHealth {
         });
     }
 
-    /// Whether there is no connection because the broker refuses the login that is used.
+    /// Whether there is no connection because the broker refuses the current login.
     pub(crate) fn refuses_login(&self) -> bool {
         let unreachable = self.unreachable();
         let refused = unreachable.as_ref().and_then(|it| it.refused.as_ref());
         refused.is_some_and(RefusedLogin::is_used) && !self.connected.load(Ordering::Relaxed)
     }
 
-    /// Why there is no connection, as far as that is known; none where there is one.
+    /// Why there is no connection, as far as it is known. `None` if there is one.
     pub(crate) fn disconnected(&self) -> Option<String> {
         if self.connected.load(Ordering::Relaxed) {
             return None;
@@ -167,8 +170,8 @@ impl BrokerHealth {
         Some(format!("not connected to NATS{}", why.unwrap_or_default()))
     }
 
-    /// Whether there is no connection, and no longer just not yet: it was lost, or it is known why it
-    /// can't be made.
+    /// Whether there is no connection, and this is a problem: it was lost, or an attempt has
+    /// failed. While the first attempt runs, there is none yet.
     pub(crate) fn is_away(&self) -> bool {
         let is_expected =
             self.connects.load(Ordering::Relaxed) == 0 && self.unreachable().is_none();
@@ -180,7 +183,8 @@ impl BrokerHealth {
         *self.unreachable() = None;
     }
 
-    /// Notes how long bodies the broker takes, in bytes, and has the log know if they are too short.
+    /// Notes the longest body that the broker takes, in bytes, and logs an error if it is too
+    /// short.
     pub(crate) fn takes_bodies(&self, bytes_max: usize) {
         let lacks = BODY_BYTES_MIN.saturating_sub(bytes_max);
         let before = self.lacks_bytes.swap(lacks, Ordering::Relaxed);
@@ -189,7 +193,7 @@ impl BrokerHealth {
         }
     }
 
-    /// Why the broker takes no messages of use, if it takes none.
+    /// The error if the broker's limit on messages is too small for this node.
     pub(crate) fn short_bodies(&self) -> Option<String> {
         let needed = HEADER_BYTES_MAX + BODY_BYTES_MIN;
         (self.lacks_bytes.load(Ordering::Relaxed) > 0).then(|| {
@@ -206,8 +210,8 @@ impl BrokerHealth {
         lock.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long nothing has been heard from the broker, in milliseconds, if that is
-    /// longer than it should be. No lease runs in that time.
+    /// For how long nothing has been heard from the broker, in milliseconds, if it counts as
+    /// silence. No lease runs out in that time.
     pub(crate) fn silence(&self) -> Option<u64> {
         let silent_ms = match self.heard_at.load(Ordering::Relaxed) {
             0 => return None,
@@ -216,7 +220,7 @@ impl BrokerHealth {
         (silent_ms >= SILENT_MS).then_some(silent_ms)
     }
 
-    /// Tells of a silence in the log, once.
+    /// Logs a silence, once.
     pub(crate) fn log_silence(&self) {
         if let Some(silent_ms) = self.silence()
             && self.connected.load(Ordering::Relaxed)
@@ -234,7 +238,8 @@ impl BrokerHealth {
         self.hellos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that other nodes are about to be asked on a subject.
+    /// Notes that other nodes are about to be asked on a subject, so that only a refusal of this
+    /// question counts.
     pub(crate) fn try_hello(&self, subject: &str) {
         let mut hellos = self.hellos();
         hellos.entry(subject.to_lowercase()).or_default().is_mute = false;
@@ -247,13 +252,13 @@ impl BrokerHealth {
         hello.is_some_and(|it| it.is_deaf || it.is_mute)
     }
 
-    /// Notes that nobody is found on a subject any more.
+    /// Forgets a subject on which this node doesn't look for others any more.
     pub(crate) fn forget_hello(&self, subject: &str) {
         self.hellos().remove(&subject.to_lowercase());
     }
 
-    /// Notes what the broker complains of, and has the log know: of what is forbidden once,
-    /// of all else now and then.
+    /// Notes an error that the broker reports. A forbidden permission is logged once, other errors
+    /// at most once a second.
     pub(super) fn complaint(&self, text: &str) {
         match self.permissions.note(text) {
             BrokerErrorKind::Trial => return,
@@ -272,7 +277,8 @@ impl BrokerHealth {
             }
         }
         self.errors.fetch_add(1, Ordering::Relaxed);
-        // What others choose is among what it says: only the very subject counts.
+        // The text may contain a subject that a client has chosen, so only exactly this subject
+        // counts.
         if let Some(Refusal::Of(operation, subject)) = refusal(text)
             && let Some(hello) = self.hellos().get_mut(&subject.to_lowercase())
         {
@@ -283,12 +289,12 @@ impl BrokerHealth {
         }
     }
 
-    /// Whether the pulse has a connection of its own.
+    /// Whether the second connection is heard.
     pub(crate) fn has_pulse(&self) -> bool {
         !self.is_pulse_away.load(Ordering::Relaxed)
     }
 
-    /// Notes that the pulse's own connection isn't heard, while the main one is.
+    /// Notes that the second connection isn't heard, while the main one is.
     pub(crate) fn pulse_is_away(&self) {
         if !self.is_pulse_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -298,19 +304,19 @@ impl BrokerHealth {
         }
     }
 
-    /// Notes that it is heard.
+    /// Notes that the second connection is heard.
     pub(crate) fn pulse_is_back(&self) {
         if self.is_pulse_away.swap(false, Ordering::Relaxed) {
             tracing::info!("the second connection to NATS is heard again");
         }
     }
 
-    /// Counts a message that another subscription than the intake's has read.
+    /// Counts a message that a subscription other than the intake's has read.
     pub(crate) fn count_elsewhere(&self) {
         self.elsewhere.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many messages other subscriptions than the intake's have read.
+    /// How many messages were read by subscriptions other than the intake's.
     pub(crate) fn read_elsewhere(&self) -> u64 {
         self.elsewhere.load(Ordering::Relaxed)
     }
@@ -332,7 +338,7 @@ mod tests {
             unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
         };
         let first = told("refused");
-        // Long before now, and not as long ago as the log is told again.
+        // Some time ago, and less than the interval at which the log repeats the reason.
         let ago = clock::now_ms() - UNREACHABLE_TOLD_MS / 2;
         health.unreachable().as_mut().unwrap().told_at = ago;
         assert_eq!(told("refused"), Some(("refused".into(), ago)));
@@ -355,7 +361,7 @@ mod tests {
         let before = login.version();
         login.replace(Auth::Nkey("another.nk".into()));
         assert!(!health.refuses_login());
-        // Of an attempt that began before it was replaced.
+        // This attempt began before the login was replaced.
         health.cannot_reach("a:1", why(), Some(login.refused(before)));
         assert!(!health.refuses_login());
         health.cannot_reach("a:1", why(), Some(login.refused(login.version())));
@@ -392,10 +398,10 @@ mod tests {
         );
         health.heard(asked + 1);
         assert!(health.hears_since(asked));
-        // One that subscribes later takes nothing from the others.
+        // A later subscription doesn't change what is known about earlier ones.
         assert!(!health.hears_since(asked + 1));
         assert!(health.hears_since(asked));
-        // A new connection has none of them yet.
+        // On a new connection, the broker has none of the subscriptions yet.
         health.connected_at.store(asked + 2, Ordering::Relaxed);
         assert!(!health.hears_since(asked));
     }
@@ -407,7 +413,7 @@ mod tests {
         health.try_hello(acme);
         health.try_hello(zeta);
         health.complaint("Permissions Violation for Subscription to \"zeta.presence-nodes.hello\"");
-        // A client has chosen where its answer goes to.
+        // A client has chosen this reply subject.
         let chosen = "_INBOX.private.presence-nodes.hello";
         health.complaint(&format!(
             "Permissions Violation for Publish to \"{chosen}\""
@@ -426,7 +432,7 @@ mod tests {
     fn a_broker_that_takes_short_messages_alone_is_of_no_use() {
         let health = BrokerHealth::default();
         assert_eq!(health.short_bodies(), None);
-        // As with a max_payload of 1,024.
+        // This is the limit with a max_payload of 1,024.
         health.takes_bodies(0);
         let why = health.short_bodies().unwrap_or_default();
         assert!(

@@ -1,4 +1,5 @@
-//! What the broker must permit this node, what it has forbidden, and whether it still does.
+//! Which permissions the node needs from the broker, which of them the broker has refused, and
+//! whether it still refuses them.
 //!
 //! A broker reports a permission only when it refuses something. To test a permission to publish
 //! without delivering a message, the node publishes with a reply subject below `_R_.`, which
@@ -24,34 +25,35 @@ use crate::clock;
 use crate::link::hello;
 use needed::needed;
 
-/// What the reply subjects of trials begin with.
+/// The prefix of the reply subjects of tests.
 const REPLY: &str = "_R_.presence";
 
-/// How long the broker has to answer a trial.
+/// How long the broker has to answer a test.
 const TRIAL: Duration = Duration::from_secs(10);
 
-/// What a right is to.
+/// What a permission is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     Publish,
     Subscribe,
 }
 
-/// One thing that a node must be permitted.
+/// A permission that a node needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Permission {
     pub(crate) operation: Operation,
-    /// The subject, as it is to be permitted.
+    /// The subject of the permission, which may be a pattern.
     pub(crate) subject: String,
-    /// A subject that it covers, and that nobody is told anything on.
+    /// The subject to test the permission with. The pattern covers it.
     sample: String,
-    /// Whether the node has use for it as it is configured.
+    /// Whether the node uses the permission in its current configuration.
     pub(crate) is_used: bool,
 }
 
 impl Permission {
     fn new(operation: Operation, subject: String, is_used: bool) -> Self {
-        // Nobody hears more than what is to be taken in, and that is dropped.
+        // A test subscription to another subject has to use the subject itself. It receives input
+        // messages, and drops them.
         let is_own = operation == Operation::Publish || subject.starts_with(hello::INBOX);
         let sample = match subject.strip_suffix(['>', '*']) {
             Some(prefix) if is_own => format!("{prefix}presence-trial"),
@@ -65,7 +67,7 @@ impl Permission {
         }
     }
 
-    /// Whether something that the broker has refused is a case of it.
+    /// Whether the permission covers an operation that the broker has refused.
     fn covers(&self, operation: Operation, subject: &str) -> bool {
         let begins = |prefix: &str| {
             let head = subject.get(..prefix.len());
@@ -88,20 +90,20 @@ impl fmt::Display for Permission {
     }
 }
 
-/// What stands for a tenant's prefix where it has none.
+/// The key of a tenant: its prefix, or an empty string if it has none.
 fn prefix_of(prefix: Option<&str>) -> &str {
     prefix.unwrap_or_default()
 }
 
-/// What the broker says that it refuses.
+/// What the broker has refused, according to its error message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal<'a> {
     Of(Operation, &'a str),
-    /// A reply subject, behind the subject that may be published to.
+    /// A reply subject. The subject itself may be published to.
     Reply(&'a str),
 }
 
-/// Reads what the broker says.
+/// Reads an error message of the broker.
 pub(super) fn refusal(text: &str) -> Option<Refusal<'_>> {
     const HEAD: &str = "permissions violation for ";
     let at = text.to_ascii_lowercase().find(HEAD)? + HEAD.len();
@@ -116,36 +118,36 @@ pub(super) fn refusal(text: &str) -> Option<Refusal<'_>> {
     }
 }
 
-/// What came of what the broker said.
+/// How an error message of the broker is classified.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BrokerErrorKind {
-    /// A trial's answer.
+    /// The answer to a test.
     Trial,
-    /// Something that the node needs, and that wasn't known to be forbidden.
+    /// A permission that the node needs, and that wasn't known to be forbidden.
     New(String),
-    /// As it was known.
+    /// A permission that was known to be forbidden.
     Known,
-    /// Something else.
+    /// Anything else.
     Other,
 }
 
-/// A right, and who needs it.
+/// A permission, and the tenants that need it.
 #[derive(Debug)]
 struct Needed {
     permission: Permission,
-    /// The prefixes of the tenants that do, each with whether it has use for it as it is
-    /// configured. None when all of them have ended.
+    /// The prefixes of the tenants that need the permission, each with whether it uses it in its
+    /// current configuration. Empty when all of them have ended.
     by: BTreeMap<String, bool>,
 }
 
-/// All rights that somebody needs, or needed.
+/// All permissions that a tenant needs, or needed.
 #[derive(Debug, Default)]
 struct AllNeeded {
-    /// Each has its place for as long as the connection is there.
+    /// An entry keeps its index for as long as the connection exists.
     rights: Vec<Needed>,
-    /// The place of each.
+    /// The index of each permission in `rights`.
     places: HashMap<(Operation, String), usize>,
-    /// The places of what the tenant with a prefix needs.
+    /// For each tenant's prefix: the indexes of the permissions that it needs.
     of_tenants: HashMap<String, Vec<usize>>,
 }
 
@@ -154,7 +156,7 @@ impl AllNeeded {
         self.rights.get(place)
     }
 
-    /// Notes that the tenant with a prefix needs a right.
+    /// Notes that the tenant with this prefix needs a permission.
     fn add(&mut self, prefix: &str, permission: Permission) {
         let is_used = permission.is_used;
         let key = (permission.operation, permission.subject.clone());
@@ -173,7 +175,8 @@ impl AllNeeded {
         }
     }
 
-    /// Notes that the tenant with a prefix needs nothing any more. Says what nobody does.
+    /// Notes that the tenant with this prefix needs nothing any more. Returns the indexes of the
+    /// permissions that no tenant needs now.
     fn remove(&mut self, prefix: &str) -> Vec<usize> {
         let mut unneeded = self.of_tenants.remove(prefix).unwrap_or_default();
         unneeded.retain(|place| {
@@ -186,36 +189,37 @@ impl AllNeeded {
     }
 }
 
-/// What is known of the rights of those who use a connection.
+/// The permissions of all tenants that use a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Permissions {
     needed: RwLock<AllNeeded>,
-    /// Since when each is forbidden, by its place, and by the host's clock.
+    /// The index of each forbidden permission, and since when it is forbidden, by the host's clock.
     forbidden: Mutex<BTreeMap<usize, u64>>,
-    /// Rights that were refused for a subject that a client chose, such as a reply subject. They
-    /// count as forbidden only after the node's own test was refused, too.
+    /// Permissions to publish that were refused for a subject that a client chose, such as a reply
+    /// subject. They count as forbidden only after the node's own test was refused, too.
     suspected: Mutex<BTreeSet<usize>>,
     trials: AtomicU64,
     trial: Mutex<Trial>,
     answered: Notify,
 }
 
-/// The trial that is under way.
+/// The test in progress.
 #[derive(Debug, Default)]
 struct Trial {
     number: u64,
-    /// What the broker has said of each, by its place.
+    /// Whether each tested permission is granted, by its index.
     verdicts: BTreeMap<usize, bool>,
-    /// How many of the trial's marks the broker has answered.
+    /// How many of the test's marks the broker has answered.
     marks: u32,
-    /// Whether it has refused a mark itself, and so not said how it takes their replies.
+    /// Whether the broker refused a mark because of its subject. Then it isn't known whether it
+    /// refuses reply subjects below `_R_.`, too.
     is_deaf_to_replies: bool,
-    /// Where marks are published.
+    /// The subject on which marks are published: an inbox of this process.
     mark: String,
 }
 
 impl Permissions {
-    /// Notes what the tenant of a configuration needs.
+    /// Registers the permissions that a configuration's tenant needs.
     pub(crate) fn need(&self, config: &Config) {
         let prefix = prefix_of(config.tenant.prefix.as_deref());
         let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
@@ -224,7 +228,7 @@ impl Permissions {
         }
     }
 
-    /// Notes that the tenant with a prefix needs nothing any more.
+    /// Notes that the tenant with this prefix needs nothing any more.
     pub(crate) fn release(&self, prefix: Option<&str>) {
         let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
         let unneeded = known.remove(prefix_of(prefix));
@@ -244,7 +248,7 @@ impl Permissions {
         needed.get(place).map(|it| it.permission.clone())
     }
 
-    /// Notes what the broker says.
+    /// Notes an error message of the broker, and classifies it.
     pub(crate) fn note(&self, text: &str) -> BrokerErrorKind {
         match refusal(text) {
             Some(Refusal::Reply(reply)) => self.note_reply(reply),
@@ -307,8 +311,8 @@ impl Permissions {
         BrokerErrorKind::New(permission.unwrap_or_default())
     }
 
-    /// There is a new connection: what is subscribed to is judged anew. What is published
-    /// is not until it is published, or tried, again.
+    /// Notes a new connection. The broker judges all subscriptions again, so forbidden ones are
+    /// forgotten. A forbidden permission to publish stays until a test or a publication succeeds.
     pub(crate) fn connected(&self) {
         let needed = self.needed();
         let is_publish = |place: &usize| {
@@ -318,8 +322,8 @@ impl Permissions {
         self.forbidden().retain(|place, _| is_publish(place));
     }
 
-    /// What is forbidden of what the tenant with a prefix needs, and for how long, in
-    /// milliseconds.
+    /// The forbidden permissions among those that the tenant with this prefix needs, each with how
+    /// long it has been forbidden, in milliseconds.
     pub(crate) fn forbidden_to(&self, prefix: Option<&str>) -> Vec<(Permission, u64)> {
         let now = clock::now_ms();
         let (needed, forbidden) = (self.needed(), self.forbidden());
@@ -331,13 +335,14 @@ impl Permissions {
         forbidden.collect()
     }
 
-    /// How much is forbidden of what anybody needs.
+    /// How many needed permissions are forbidden.
     pub(crate) fn forbidden_count(&self) -> usize {
         self.forbidden().len()
     }
 
-    /// Has what is forbidden tried again: says what no longer is. Of that, what is published
-    /// is noted as permitted, and what is subscribed to once it is subscribed to again.
+    /// Tests the forbidden permissions again, and returns those that are granted now. A permission
+    /// to publish is then noted as granted. A permission to subscribe is noted only when the client
+    /// has subscribed again.
     pub(crate) async fn retry(&self, client: &Client) -> Vec<Permission> {
         let mut places = std::mem::take(&mut *self.suspected());
         places.extend(self.forbidden().keys());
@@ -363,8 +368,8 @@ impl Permissions {
         again
     }
 
-    /// Tries all that the node has use for as it is configured. Of each: whether it is
-    /// permitted, and none where that can't be found out.
+    /// Tests all permissions that are used in the current configuration. Returns for each whether
+    /// it is granted; `None` if that can't be found out.
     pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Permission, Option<bool>)> {
         let places: Vec<_> = {
             let needed = self.needed();
@@ -387,7 +392,7 @@ impl Permissions {
         };
         let subscribed = timeout(TRIAL, async {
             self.mark(client, number, &mark, 1).await?;
-            // Only where it is known that nothing gets through.
+            // Publish tests are sent only if the broker is known to deliver none of them.
             let may_publish = !self.trial().is_deaf_to_replies;
             let mut subscribed = Vec::new();
             for place in places {
@@ -413,13 +418,14 @@ impl Permissions {
         let subscribed = subscribed.await.ok().flatten();
         let mut verdicts = std::mem::take(&mut *self.trial()).verdicts;
         for (place, _) in subscribed.into_iter().flatten() {
-            // The broker would have said so before the last mark.
+            // The broker would have reported a refusal before it answered the last mark.
             verdicts.entry(place).or_insert(true);
         }
         verdicts
     }
 
-    /// Publishes a mark, and waits until so many have been answered; none if they can't be.
+    /// Publishes a mark, and waits until `marks` of them have been answered. `None` if the
+    /// connection is closed.
     async fn mark(&self, client: &Client, number: u64, mark: &str, marks: u32) -> Option<()> {
         let reply = format!("{REPLY}.{number}.mark");
         let body = Bytes::new();
@@ -473,14 +479,14 @@ mod tests {
         let of = |prefix| permissions.forbidden_to(Some(prefix)).len();
         permissions.note("Permissions Violation for Subscription to \"beta.presence.>\"");
         assert_eq!((of("Acme"), of("beta")), (0, 1));
-        // What both need is both their matter, until one ends.
+        // A refusal counts for each tenant that needs the permission, until the tenant ends.
         permissions.note("Permissions Violation for Subscription to \"$SRV.>\"");
         assert_eq!((of("Acme"), of("beta")), (1, 2));
         permissions.release(Some("beta"));
         assert_eq!((of("Acme"), of("beta")), (1, 0));
         let again = "Permissions Violation for Subscription to \"beta.presence.>\"";
         assert_eq!(permissions.note(again), BrokerErrorKind::Other);
-        // It comes again.
+        // The tenant starts again.
         permissions.need(&other);
         assert_eq!((of("Acme"), of("beta")), (1, 1));
         assert!(matches!(permissions.note(again), BrokerErrorKind::New(_)));
@@ -513,7 +519,7 @@ mod tests {
         let new = BrokerErrorKind::New("to publish to `Acme.presence.dlq`".into());
         assert_eq!(permissions.note(text), new);
         assert_eq!(permissions.note(text), BrokerErrorKind::Known);
-        // Who it is for, others have named: it is tried first.
+        // A client has named the subject, so the permission is tested first.
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.=YQ\"";
         assert_eq!(permissions.note(text), BrokerErrorKind::Other);
         assert_eq!(permissions.forbidden_to(Some("Acme")).len(), 1);

@@ -1,5 +1,5 @@
-//! Tenants share a thread, and nothing else: whatever two of them do, and however their turns come,
-//! each publishes what it does alone, to the byte.
+//! Tenants on the same thread don't affect each other: however their turns are mixed, each
+//! publishes the same bytes as alone.
 
 use std::collections::BTreeMap;
 
@@ -26,17 +26,17 @@ const PLUGINS: [(&str, &[u8]); 4] = [
     ),
 ];
 
-/// Later than any time that the test runs at: nothing falls due but by what is sent.
+/// Later than the time at which the test runs, so that only the inputs' times make anything due.
 const BEGIN_MS: u64 = 4_000_000_000_000;
 
-/// How many walks there are, and how many steps each tenant makes in one.
+/// The number of walks, and the number of steps per tenant in a walk.
 const WALKS: u64 = 24;
 const STEPS: usize = 120;
 
 const USERS: u64 = 7;
 const SHARDS: u32 = 2;
 
-/// What a seed makes of it.
+/// A pseudo-random generator with a seed.
 struct Random(u64);
 
 impl Random {
@@ -49,21 +49,21 @@ impl Random {
     }
 }
 
-/// What a tenant does.
+/// A step of a tenant's walk.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A message arrives, at a time; some are nonsense.
+    /// A message arrives at a time. Some messages are invalid.
     Message(u64, Kind, String),
-    /// Contacts, groups and blocks are these from now on.
+    /// The directory is changed: contacts, groups and blocks.
     Directory(Vec<(u64, Vec<u64>)>),
 }
 
-/// The steps of a tenant, made of a seed.
+/// Makes the steps of a tenant from a seed.
 fn walk(seed: u64) -> Vec<Step> {
     let mut random = Random(seed);
     let mut at = BEGIN_MS;
     let steps = (0..STEPS).map(|_| {
-        // Now and then so late that some have timed out.
+        // Sometimes the gap is so long that connections time out.
         at += match random.below(20) {
             0 => 31_000,
             _ => random.below(3_000),
@@ -95,7 +95,7 @@ fn walk(seed: u64) -> Vec<Step> {
 /// What was published by each shard of a tenant: subject, number and body.
 type Published = BTreeMap<String, Vec<(String, String, Bytes)>>;
 
-/// A tenant and what it has yet to do.
+/// A tenant, and the steps that it has left.
 struct Walker {
     number: u32,
     tenant: Tenant,
@@ -107,7 +107,8 @@ struct Walker {
 impl Walker {
     fn new(node: &mut Node, generation: &Generation, steps: Vec<Step>) -> Self {
         let names = Arc::<Names>::default();
-        // Audiences are written in the order in which ids were first seen, by whichever shard.
+        // Audiences are written in the order in which ids were interned, and this order must not
+        // depend on the mix of turns.
         for user in 0..USERS {
             names.intern(&format!("u{user}"));
         }
@@ -139,7 +140,7 @@ impl Walker {
         node.work();
     }
 
-    /// Makes a step. Says whether there was one.
+    /// Makes the next step. Returns whether there was one.
     fn step(&mut self, node: &mut Node) -> bool {
         match self.steps.next() {
             None => return false,
@@ -173,7 +174,7 @@ impl Walker {
                 );
             }
             Some(Step::Directory(lists)) => {
-                // A change of the directory comes before inputs that wait.
+                // A change of the directory overtakes waiting inputs, so these are handled first.
                 node.work();
                 let mut edit = self.directory.edit();
                 let ids = |of: &[u64]| {
@@ -203,7 +204,7 @@ impl Walker {
         let prefix = format!("{}/", self.tenant.name);
         let mut published = Published::new();
         for ((subject, header), body) in taken.messages.iter().zip(&taken.bodies) {
-            // The shard, the epoch, and the number.
+            // The header has the shard, the epoch and the number.
             let Some((shard, rest)) = header
                 .strip_prefix(&prefix)
                 .and_then(|it| it.split_once(' '))
@@ -218,8 +219,8 @@ impl Walker {
     }
 }
 
-/// What tenants publish that make these steps on one thread, in turns of which the seed says when
-/// they come and how long they are.
+/// Makes these walks on one thread, one tenant per walk, and returns what each tenant publishes.
+/// The seed decides when turns come and how long they are.
 fn run(walks: &[Vec<Step>], seed: u64, stages: impl Fn() -> Vec<Stage>) -> Vec<Published> {
     let mut random = Random(seed);
     let mut node = Node::new(64 << 20, 1 + random.below(400_000));
@@ -275,6 +276,6 @@ fn two_tenants_on_a_thread_publish_what_each_does_alone() {
             filtered += usize::from(subject.contains("filtered"));
         }
     }
-    // They did something that could differ.
+    // The runs have published enough to be able to differ.
     assert!(messages > 2_000 && filtered > 300, "{messages} {filtered}");
 }

@@ -1,5 +1,5 @@
-//! A pipeline beside the active one: a canary decides on its share alone, a shadow on nobody,
-//! and neither keeps the active one from anything.
+//! Tests of a pipeline beside the active one: a canary decides only on its share, a shadow on
+//! nobody, and neither disturbs the active pipeline.
 
 use std::cell::Cell;
 
@@ -19,8 +19,8 @@ const DEAD: &str = "presence.dlq";
 const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
 const TRAP: &[u8] = include_bytes!("../../../../../plugins/dist/fixtures/trap.wasm");
 
-/// A tenant of one shard whose users have a viewer among their contacts, and whose active
-/// pipeline shows them to nobody.
+/// A tenant with one shard. Each user has a viewer among the contacts, but the active pipeline
+/// hides all users.
 struct World {
     node: Node,
     tenant: Tenant,
@@ -77,7 +77,7 @@ impl World {
         self.node.work();
     }
 
-    /// Each of 20 users has a connection of this name opened or closed.
+    /// Opens or closes a connection with this name for each of 20 users.
     fn say(&mut self, kind: Kind, conn: &str) {
         let now = clock::now_ms();
         let inputs = (0..20).map(|user| {
@@ -135,7 +135,7 @@ impl World {
         [SHOWN, HIDDEN].map(|subject| self.node.broker.on(subject).len())
     }
 
-    /// Compares all that waits for it; says how many decisions that were.
+    /// Compares all waiting decisions. Returns how many there were.
     fn compare(&mut self) -> u64 {
         while self.node.worker.compare() {}
         self.meter.compared().decisions
@@ -273,7 +273,7 @@ fn a_decision_for_which_the_directory_has_no_answer_counts_for_no_rule() {
     assert_eq!(calls.calls.load(Ordering::Relaxed), 0);
 }
 
-/// As long as a call is paused, it is none of the time by which pipelines are compared.
+/// The time for which a call is paused doesn't count when pipelines are compared.
 #[test]
 fn what_others_take_in_the_pause_of_a_call_is_no_time_of_a_canary() {
     const PAUSE: Duration = Duration::from_secs(1);
@@ -290,7 +290,7 @@ fn what_others_take_in_the_pause_of_a_call_is_no_time_of_a_canary() {
         std::thread::sleep(PAUSE);
         PAUSE
     }));
-    // The clock of the engine ticks meanwhile.
+    // Meanwhile, the engine's clock ticks.
     std::thread::sleep(Duration::from_millis(100));
     world.connect(1, 1);
     assert!(pauses.get() > 0);

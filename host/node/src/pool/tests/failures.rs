@@ -1,4 +1,5 @@
-//! What panics do: a shard's restarts that shard alone, and any other ends the node.
+//! Tests of panics: a panic in a shard restarts this shard alone, and any other panic ends the
+//! node.
 
 use std::io::{self, Write};
 use std::sync::Mutex;
@@ -8,7 +9,7 @@ use presence_core::directory::Question;
 use super::super::work::PanicPoint;
 use super::*;
 
-/// Where the first shard of the first tenant lives.
+/// The address of the first shard of the first tenant.
 const FIRST: Address = Address {
     tenant: 0,
     shard: 0,
@@ -30,7 +31,7 @@ fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
     assert_eq!(node.broker.on(ONLINE).last().unwrap(), "t0/1 1 4");
     let figures = &tenant.handles[0].figures;
     assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
-    // What came meanwhile has waited, and what was known is gone where nothing is stored.
+    // Inputs that came meanwhile have waited. Earlier data is gone, because nothing is stored.
     node.until(|node| node.broker.on(ONLINE).len() == 8);
     let last = node.broker.on(ONLINE).pop().unwrap();
     let [source, epoch, seq] = *last.split(' ').collect::<Vec<_>>() else {
@@ -42,7 +43,7 @@ fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
     assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
 }
 
-/// What is logged, with the spans that it is in.
+/// The log, with the spans of each line.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -108,7 +109,7 @@ fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
         (1, 0)
     );
     node.until(|_| online() == 3);
-    // Who is online already is not announced again.
+    // Users who were online before the failure are not announced again.
     offer(handle, connects(0, 4, None));
     node.until(|node| node.broker.on(ONLINE).len() > 3);
     let headers = node.broker.on(ONLINE);
@@ -168,7 +169,7 @@ async fn a_shard_that_begins_anew_does_its_control_tasks_and_leaves_no_question_
     let asked = ask();
     node.work();
     assert!(asked.await.is_err(), "the shard failed at it");
-    // The state is not asked before a while is over: the shard stays as it is.
+    // The stored state isn't read before the delay is over, so the shard stays in its restart.
     let asked = ask();
     let (used, uses) = oneshot::channel();
     let question = Question::Contacts(Names::new().intern("ann"));
@@ -229,7 +230,7 @@ async fn a_shard_that_has_failed_ends_where_the_broker_is_away() {
     assert_eq!(node.worker.counts(), (0, 0));
 }
 
-/// A client that is broken.
+/// A client that panics.
 #[derive(Clone)]
 struct Broken;
 

@@ -1,5 +1,5 @@
-//! A shard of a fleet on its thread: it publishes while its node may, and says to the fleet's task
-//! what that has to know.
+//! Tests of a fleet's shard on its thread: it publishes while its node's lease lasts, and reports
+//! to the fleet's task.
 
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::replica::{Before, Mutation, ReplicaSettings, Role};
@@ -11,7 +11,7 @@ use super::*;
 use crate::link::journal::NodeLease;
 use crate::link::shared_input::Receipt;
 
-/// What epochs are counted from.
+/// The number from which epochs count.
 const BASE: u64 = 7_000_000;
 
 /// A thread with one shard of a fleet, number 3.
@@ -84,8 +84,8 @@ impl Scene {
         self.node.work();
     }
 
-    /// It leads, and a message of its waits for the lease, which has run out, on a new connection: all
-    /// is handed over again, if it may be.
+    /// The shard leads, and one of its messages waits, because the lease has run out. The
+    /// connection is a new one: everything that may be published is handed over again.
     fn has_a_message_wait(&mut self) {
         self.lead(5);
         self.node.broker.set(|taken| taken.room = 0);
@@ -98,7 +98,7 @@ impl Scene {
         self.node.work();
     }
 
-    /// The node owns the shard in an epoch, and may rely on its lease for a minute.
+    /// The node owns the shard in this epoch, and its lease lasts for a minute.
     fn lead(&mut self, epoch: u64) {
         self.lease.set(clock::now_ms() + 60_000);
         let before = Before::default();
@@ -111,7 +111,8 @@ impl Scene {
         self.node.work();
     }
 
-    /// A user comes online by a message of the input stream, which has been delivered so often.
+    /// A user comes online by a message of the input stream. `deliveries`: how often it was
+    /// delivered.
     fn comes_by_stream(&mut self, user: usize, deliveries: usize) {
         let mut batch = connects(user, 1, None);
         let header = format!("7 {}", receipt(user, deliveries));
@@ -121,7 +122,7 @@ impl Scene {
         self.node.work();
     }
 
-    /// The subjects that were published on, but for beacons.
+    /// The subjects of all publications, without beacons.
     fn published(&self) -> Vec<String> {
         let mut subjects = Vec::new();
         self.node.broker.set(|taken| {
@@ -165,7 +166,7 @@ fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
     );
 }
 
-/// Where a message of the stream is acknowledged.
+/// The subject on which a message of the stream is acknowledged.
 fn receipt(user: usize, deliveries: usize) -> String {
     format!("$JS.ACK.in.presence-fleet.{deliveries}.{user}.{user}.1.0")
 }
@@ -187,7 +188,7 @@ fn the_owner_alone_acknowledges_a_message_behind_all_that_came_of_it() {
     assert_eq!(published.last(), Some(&acknowledged), "{published:?}");
     assert_eq!(scene.online().len(), 2, "with the one who had come before");
     assert!(!published.contains(&receipt(1, 1)));
-    // They come again, and nothing is told twice.
+    // They are delivered again, and nothing is published twice.
     for user in [1, 2] {
         scene.comes_by_stream(user, 2);
         assert_eq!(scene.published().last(), Some(&receipt(user, 2)));
@@ -224,7 +225,7 @@ fn a_message_that_comes_again_though_it_was_acknowledged_is_not_handled_again() 
     for deliveries in [1, 2, 20, 21] {
         assert_eq!(cant_be_read(&mut scene, deliveries), 1);
     }
-    // The owner of the next epoch doesn't know of it.
+    // The owner of the next epoch doesn't know of the earlier acknowledgement.
     scene.role(Role::None);
     scene.lead(9);
     assert_eq!(cant_be_read(&mut scene, 3), 2);
@@ -285,8 +286,8 @@ fn what_waits_goes_out_when_the_lease_is_renewed() {
     assert_eq!(scene.lease.dropped(), 0);
 }
 
-/// Has a message of the fleet's wait for the node's lease, and behind it one of another tenant, of
-/// which this is how many times it was published.
+/// A message of the fleet waits for the node's lease, and a message of another tenant is behind it.
+/// Returns a function that counts how often the latter was published.
 fn in_the_way(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
     let other = scene.node.tenant(1);
     scene.has_a_message_wait();
@@ -302,7 +303,7 @@ fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
     assert_eq!(published(&scene.node), 1, "the other's");
     assert_eq!(scene.node.broker.on(ONLINE).len(), 1, "and nothing else is");
     assert_eq!(scene.lease.dropped(), 0, "the lease may be renewed");
-    // On another connection, it comes again, if what was handed over before it does.
+    // On a new connection, the message is handed over again, if the messages before it are, too.
     scene.node.broker.set(|taken| taken.link += 1);
     scene.node.work();
     assert_eq!(scene.lease.dropped(), 0);
@@ -310,7 +311,7 @@ fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
     scene.node.broker.set(|taken| taken.link += 1);
     scene.node.work();
     assert!(scene.lease.dropped() > 0);
-    // It goes on behind the gap.
+    // The shard continues, with a gap in its numbers.
     scene.lease.set(clock::now_ms() + 60_000);
     scene.comes(2);
     let numbers = scene.online();
@@ -327,7 +328,7 @@ fn what_waits_aside_goes_out_in_its_order_when_the_lease_is_renewed() {
     let mut scene = Scene::new();
     let published = in_the_way(&mut scene);
     assert_eq!(published(&scene.node), 1);
-    // It resigns, which is to be told when the broker has all that it had published.
+    // The shard resigns. It must report this when the broker has everything that it published.
     scene.lease.set(clock::now_ms() + 60_000);
     offer(&scene.shard, connects(2, 1, None));
     scene.shard.tell(FleetTask::Role(Role::Resign { epoch: 5 }));
@@ -366,7 +367,7 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
     let mut scene = Scene::new();
     scene.lead(5);
     scene.reports();
-    // It waits in the shard's lane.
+    // This input waits in the shard's lane.
     offer(&scene.shard, connects(77, 1, None));
     scene.shard.tell(FleetTask::Asked("other".into(), 1));
     scene.node.work();

@@ -1,4 +1,4 @@
-//! While a plugin's call is under way, others who come have their turns inside it.
+//! While a plugin's call is in progress, waiting tenants have their turns inside it.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,10 +13,10 @@ use crate::beside::Pipelines;
 
 const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
 
-/// Each time that time is measured, a turn has had its own.
+/// Each measurement of time advances it by this much, so that a turn has used up its time.
 const STEP_NS: u64 = 1_000_000;
 
-/// Has a tenant of one shard go by a rule.
+/// Gives a tenant with one shard a pipeline with one filter.
 fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
     node.work();
     let engine = Engine::new().unwrap();
@@ -35,8 +35,8 @@ fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
     engine
 }
 
-/// Two tenants on a thread, and the turn of the first, which goes by a rule: it is to begin now. The other
-/// one has had a turn before, if `is_known`.
+/// Two tenants on a thread. The first has a filter, and its turn is about to begin. If `is_known`,
+/// the other has had a turn before.
 struct Scene {
     node: Node,
     busy: Tenant,
@@ -187,7 +187,7 @@ fn a_call_goes_on_for_as_long_between_two_pauses_as_its_tenant_has_time() {
     for user in 1..=CHECKS {
         offer(&other.handles[0], connects(user, 1, None));
     }
-    // As if the epoch were raised so often in its first call.
+    // This simulates several epoch checks in its first call.
     let (worker, is_first) = (Rc::clone(&node.worker), Cell::new(true));
     while_paused(Rc::new(move || {
         let checks = if is_first.take() { CHECKS } else { 0 };
@@ -195,6 +195,6 @@ fn a_call_goes_on_for_as_long_between_two_pauses_as_its_tenant_has_time() {
     }));
     node.worker.turn(turn);
     let turns = node.broker.count(ONLINE, &other) - 1;
-    // The other has one fortieth of the time, and each of its turns takes several checks.
+    // The other gets one fortieth of the time, and each of its turns takes several measurements.
     assert!((1..=CHECKS / 20).contains(&turns), "{turns}");
 }

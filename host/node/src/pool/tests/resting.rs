@@ -1,8 +1,8 @@
-//! A shard that has much in the outbox rests, so that others have room in it.
+//! A shard with many bytes in the outbox rests, so that others have room in it.
 
 use super::*;
 
-/// A shard rests with an eighth of what the outbox holds.
+/// A shard rests when it has an eighth of the outbox's limit.
 const SETTINGS: OutboxSettings = OutboxSettings {
     bytes_max: 64_000,
     shard_bytes_max: Some(8_000),
@@ -29,7 +29,7 @@ fn a_shard_that_says_much_rests_before_the_outbox_is_full_while_there_is_a_conne
     node.work();
     let second = node.broker.count(ONLINE, &loud);
     assert!(second > first && second < 1_024, "{first} {second}");
-    // Without a connection, nobody waits for what it says.
+    // Without a connection, no other shard has to wait, so the shard may continue.
     node.broker.set(|taken| taken.is_connected = false);
     node.work();
     let online = loud.handles[0].figures.online_users.load(Ordering::Relaxed);

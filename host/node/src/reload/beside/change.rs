@@ -1,4 +1,5 @@
-//! What a load has made of a configuration and a revision, to be put in force as a whole.
+//! The result of a load: the pipelines of a configuration and a revision, to be put in force
+//! together.
 
 use std::sync::Arc;
 
@@ -12,36 +13,36 @@ use crate::beside::Mode;
 use crate::reload::pipeline::with_chain;
 use crate::tenant::RunningPipelines;
 
-/// What a load has to put in force.
+/// The change that a load has found.
 #[derive(Default)]
 pub(crate) struct PipelineChange {
     pub(super) active: ActiveChoice,
     pub(super) candidate: CanaryChoice,
 }
 
-/// Which pipeline is the active one.
+/// Which pipeline becomes the active one.
 #[derive(Default)]
 pub(super) enum ActiveChoice {
-    /// The one that is.
+    /// The current one.
     #[default]
     Same,
-    /// The canary: it is promoted.
+    /// The canary, which is promoted.
     Candidate,
     New(Blueprint),
 }
 
-/// Which pipeline is the canary's.
+/// Which pipeline becomes the canary.
 #[derive(Default)]
 pub(super) enum CanaryChoice {
     #[default]
     None,
-    /// The one that is.
+    /// The current one.
     Same,
     New(Blueprint, Arc<[Stage]>),
 }
 
 impl PipelineChange {
-    /// Whether what runs is left alone: the active pipeline, and that nothing runs beside it.
+    /// Whether the change keeps the active pipeline and leaves nothing beside it.
     pub(in crate::reload) fn is_none(&self) -> bool {
         matches!(
             (&self.active, &self.candidate),
@@ -49,22 +50,23 @@ impl PipelineChange {
         )
     }
 
-    /// Makes instances of what is new for so many threads, before they need them.
+    /// Makes instances of new pipelines in advance, one set for each of `threads` threads.
     pub(in crate::reload) fn make_ready(&self, running: &RunningPipelines, threads: usize) {
         let active = &*running.blueprint;
         if let ActiveChoice::New(new) = &self.active {
             new.make_spares(active, threads);
         }
         if let CanaryChoice::New(new, _) = &self.candidate {
-            // It runs beside the other one, and takes no instances of it.
+            // It runs beside the active pipeline, so it can't take over its instances.
             new.make_all_spares(threads);
         }
     }
 
-    /// Loads what a configuration and a revision say, where it isn't what runs.
+    /// Loads the pipelines of a configuration and a revision, as far as they differ from the
+    /// running ones.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// All problems of the pipelines.
     pub(crate) fn load(
         loader: &Loader,
         config: &Config,
@@ -74,7 +76,7 @@ impl PipelineChange {
     ) -> anyhow::Result<Self> {
         let beside = running.beside.as_ref();
         let canary = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
-        // One that may not run any more is loaded anew, which says why it can't be.
+        // A canary that may not run any more is loaded again, and the load reports why it may not.
         let canary = canary.filter(|it| {
             let with = with_chain(config, &it.chain);
             loader.permits(&with, &it.generation.blueprint)

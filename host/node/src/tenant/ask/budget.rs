@@ -1,16 +1,16 @@
-//! How much may be asked at a time: so many questions, which take so many bytes together
-//! with what has been answered of them. What finds no room is refused at once: were it
-//! kept, it would wait where nothing bounds it, and be answered when nobody waits any more.
+//! Limits the questions in progress: their number, and their size in bytes together with their
+//! answers. A question without room is refused at once. If it waited instead, nothing would limit
+//! the waiting questions, and its answer might come when nobody waits for it any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a question takes beside its body and its answer, in bytes.
+/// The size of a question without its body and its answer, in bytes.
 const QUESTION_BYTES: usize = 1_024;
 
-/// How much may be asked at a time, and how much is.
+/// The limits, and what is used of them.
 #[derive(Debug)]
 pub(crate) struct Budget {
     questions: Arc<Semaphore>,
@@ -19,7 +19,7 @@ pub(crate) struct Budget {
     bytes_max: usize,
 }
 
-/// What one question takes of it, for as long as it is being answered.
+/// The part of the budget that one question uses while it is in progress.
 #[derive(Debug)]
 pub(crate) struct BudgetShare {
     budget: Arc<Budget>,
@@ -37,7 +37,7 @@ impl Budget {
         })
     }
 
-    /// Takes a question of so many bytes, if there is room for it.
+    /// Admits a question with a body of this many bytes, if there is room for it.
     pub(crate) fn admit(self: &Arc<Self>, bytes: usize) -> Option<BudgetShare> {
         let question = Arc::clone(&self.questions).try_acquire_owned().ok()?;
         let share = BudgetShare {
@@ -45,21 +45,21 @@ impl Budget {
             bytes: AtomicUsize::new(0),
             _question: question,
         };
-        // One is read into its parts, which are about as many bytes again.
+        // The parsed question takes about as many bytes as its body.
         let bytes = bytes.saturating_mul(2).saturating_add(QUESTION_BYTES);
         share.grow(bytes).then_some(share)
     }
 
-    /// Waits until no question is being answered.
+    /// Waits until no question is in progress.
     pub(crate) async fn is_idle(&self) {
         let all = u32::try_from(self.questions_max).unwrap_or(u32::MAX);
-        // It is never closed.
+        // The semaphore is never closed.
         let _ = self.questions.acquire_many(all).await;
     }
 }
 
 impl BudgetShare {
-    /// Takes so many bytes more, if there is room for them.
+    /// Uses more bytes, if there is room for them. Returns whether there was.
     pub(crate) fn grow(&self, bytes: usize) -> bool {
         let max = self.budget.bytes_max;
         let grown = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= max);
@@ -71,7 +71,7 @@ impl BudgetShare {
         has_room.is_ok()
     }
 
-    /// Gives so many bytes back that it has taken.
+    /// Gives bytes back.
     pub(crate) fn shrink(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.bytes.fetch_sub(bytes, Ordering::Relaxed);

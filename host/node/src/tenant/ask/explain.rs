@@ -11,7 +11,7 @@ use super::{QueryService, TRIES};
 use crate::pool::ShardQuestion;
 
 impl QueryService {
-    /// Refuses, unless explanations are given at all.
+    /// Returns an error if explanations are turned off.
     pub(super) fn explain_if_enabled(&self) -> Result<(), Refusal> {
         if self.explains.load(Ordering::Relaxed) {
             return Ok(());
@@ -21,7 +21,7 @@ impl QueryService {
         ))
     }
 
-    /// Explains; with nothing if a shard could not answer.
+    /// Explains a decision. `None` if a shard could not answer.
     pub(super) async fn explain(&self, asked: Explain) -> Result<Option<Vec<u8>>, Refusal> {
         match &self.fleet {
             Some(fleet) => self.ask_owner(fleet, asked).await,
@@ -29,7 +29,7 @@ impl QueryService {
         }
     }
 
-    /// Explains by a shard of this node; with nothing if it could not answer.
+    /// Explains a decision with a shard of this node. `None` if it could not answer.
     pub(super) async fn explain_by_shard(
         &self,
         asked: Explain,

@@ -1,4 +1,5 @@
-//! Answering in a fleet: any node is asked, and asks those that own the users, one request a node.
+//! Answers questions in a fleet: any node can be asked, and it asks the owners of the users, with
+//! one request per node if possible.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,18 +22,18 @@ use super::{BudgetShare, QueryService};
 use crate::fleet::Fleet;
 use crate::link::request;
 
-/// How long is tried to have an answer while shards change hands, and how often.
+/// How long to try while shards change their owners, and the pause between two attempts.
 const PATIENCE: Duration = Duration::from_millis(2_000);
 const RETRY: Duration = Duration::from_millis(50);
 
 /// How long another node has to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// What a question is answered while a shard has no owner, or its owner doesn't know enough yet.
+/// The error while a shard has no owner, or its owner doesn't know enough yet.
 const NO_OWNER: &str = "no node knows enough of some of these users yet, since their owner in the \
                         fleet is changing: ask again later";
 
-/// What a node is asked by another one.
+/// The kind of a question from another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeQuestion {
     Query,
@@ -48,31 +49,31 @@ impl NodeQuestion {
     }
 }
 
-/// The answers on some users, as a node gives them.
+/// The answers for some users, from a node.
 #[derive(Deserialize)]
 struct Part<'a> {
     #[serde(borrow)]
     users: Vec<&'a RawValue>,
 }
 
-/// What is subscribed to of what other nodes ask.
+/// The subject for questions of other nodes.
 pub(super) fn asked_subject(subjects: &Subjects, node: &str) -> String {
     subjects.of_node(node, "ask.*")
 }
 
 impl QueryService {
-    /// What another node asks this one, if it is one that does.
+    /// The kind of question, if the subject is for questions of other nodes.
     pub(super) fn asked_by_node(&self, subject: &str) -> Option<NodeQuestion> {
         let fleet = self.fleet.as_ref()?;
         let kinds = [NodeQuestion::Query, NodeQuestion::Explain];
         let of = |kind: &NodeQuestion| self.subjects.of_node(&fleet.node, kind.as_str());
-        // Most are asked by viewers.
+        // Most questions are of viewers, so they are excluded first.
         let is_nodes = subject.ends_with("ask.query") || subject.ends_with("ask.explain");
         let mut kinds = kinds.into_iter().filter(|_| is_nodes);
         kinds.find(|kind| of(kind) == subject)
     }
 
-    /// Answers another node, by the shards of this one alone.
+    /// Answers another node, with the shards of this node alone.
     pub(super) async fn answer_node(
         &self,
         kind: NodeQuestion,
@@ -94,7 +95,7 @@ impl QueryService {
         }
     }
 
-    /// Answers a query by those who own its users.
+    /// Answers a query with the owners of its users.
     pub(super) async fn ask_owners(
         &self,
         fleet: &Fleet,
@@ -123,7 +124,7 @@ impl QueryService {
         Ok(Some(body))
     }
 
-    /// Asks each owner after those of its users who have no answer yet.
+    /// Asks each owner for the answers that are missing for its users.
     async fn ask_once_each(
         &self,
         fleet: &Fleet,
@@ -183,7 +184,7 @@ impl QueryService {
         Ok(())
     }
 
-    /// Asks another node; none if it doesn't answer, or can't.
+    /// Asks another node. `None` if it doesn't answer, or can't.
     async fn ask_node(
         &self,
         node: &str,
@@ -197,7 +198,7 @@ impl QueryService {
             .await
     }
 
-    /// Has an owner explain.
+    /// Gets an explanation from the user's owner.
     pub(super) async fn ask_owner(
         &self,
         fleet: &Fleet,
@@ -240,7 +241,7 @@ impl QueryService {
     ) -> Option<Vec<u8>> {
         let subject = self.subjects.of_node(node, kind.as_str());
         let client = self.connection.client();
-        // What says why there is no answer is the end of it, too.
+        // A refusal ends the wait as well.
         let read = |payload: &Bytes| match is_answer(payload) {
             true => Some(Some(payload.to_vec())),
             false => serde_json::from_slice::<Refused>(payload)
@@ -252,7 +253,7 @@ impl QueryService {
     }
 }
 
-/// A node can't answer.
+/// A node's refusal.
 #[derive(Deserialize)]
 struct Refused {
     #[serde(rename = "reason")]

@@ -1,6 +1,5 @@
-//! What is asked of a running node: queries and explanations. They have subscriptions of their
-//! own, so that no question waits behind the inputs that the intake has yet to
-//! read, and they change nothing.
+//! Answers questions to a running node: queries and requests for explanations. They have
+//! subscriptions of their own, so that no question waits behind unread inputs. They change nothing.
 
 mod budget;
 mod explain;
@@ -37,34 +36,34 @@ use crate::tenant::quotas::Exceeded;
 pub(crate) use budget::{Budget, BudgetShare};
 pub(crate) use query::PendingQuery;
 
-/// How often is asked in all, where the directory's answers are fetched one by
-/// one, and how long is waited for them each time.
+/// How often a shard is asked at most while answers of the directory are missing, and how long to
+/// wait for these answers each time.
 const TRIES: usize = 4;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many refusals wait for room in the broker's client, at most. There are more only
-/// if it is away, or if more is asked than it can write.
+/// How many refusals may wait for room in the broker's client. There are only more if the client is
+/// disconnected, or if it can't write as many as arrive.
 const REFUSALS_MAX: usize = 4_096;
 
-/// How often the log tells of questions that found no room, in milliseconds.
+/// The least time between two log lines about refused questions, in milliseconds.
 const OVERLOAD_TOLD_MS: u64 = 10_000;
 
-/// What a question is answered where a shard that it was for has failed, or was stopped.
+/// The error if a shard couldn't answer because it has failed or was stopped.
 const NOT_ANSWERED: &str = "the part of the node that knows these users is starting again, or \
                             stopping: ask again later";
 
-/// What became of the questions.
+/// Counts of questions by their outcome.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) answered: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Those that found no room.
+    /// Refused because there was no room.
     pub(crate) overloaded: AtomicU64,
-    /// Those whose refusal found no room either.
+    /// Not even refused, because there was no room for the refusal.
     pub(crate) unanswered: AtomicU64,
-    /// Those without a subject that an answer may go to.
+    /// Without a reply subject to which an answer may go.
     pub(crate) ignored: AtomicU64,
-    /// Those that a shard could not answer: it has failed, or was stopped.
+    /// A shard could not answer, because it has failed or was stopped.
     pub(crate) failed: AtomicU64,
 }
 
@@ -74,29 +73,29 @@ pub(crate) struct QueryService {
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) shards: Shards,
-    /// The fleet that the node is one of; none if it serves alone.
+    /// The fleet of this tenant. `None` if the node serves it alone.
     pub(crate) fleet: Option<Arc<Fleet>>,
-    /// The longest body that the broker takes, as it says on connecting.
+    /// The longest body that the broker takes, according to its last connect message.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) broker: Arc<BrokerHealth>,
-    /// The directory that the shards have been told of.
+    /// The directory that the shards have got.
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
-    /// Whether the directory is asked question by question.
+    /// Whether the directory is a service that is asked question by question.
     pub(crate) answers_are_fetched: bool,
-    /// Whether explanations are given.
+    /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
-    /// How many are answered a second.
+    /// The limit on questions per second.
     pub(crate) queries: Rate,
     pub(crate) exceeded: Arc<Exceeded>,
-    /// How much may be asked at a time.
+    /// The limit on questions in progress.
     pub(crate) budget: Arc<Budget>,
-    /// Who reads a question, shares it out, or writes its answer. It is one at a time, so that what
-    /// others want of the thread waits for no more than that, however much is asked.
+    /// Held while a question is read, split, or answered. Only one question is in such a step at a
+    /// time, so that other tasks on the thread wait for one step at most.
     pub(crate) turn: Semaphore,
 }
 
-/// What reads a tenant's questions.
+/// Reads a tenant's questions.
 pub(crate) struct QuestionReader {
     messages: SelectAll<Subscription>,
     service: Arc<QueryService>,
@@ -105,7 +104,7 @@ pub(crate) struct QuestionReader {
 }
 
 impl QueryService {
-    /// Subscribes to what is asked.
+    /// Subscribes to questions.
     pub(crate) async fn listen(self) -> anyhow::Result<QuestionReader> {
         let mut subscriptions = Vec::new();
         let (connection, broker) = (&self.connection, &self.broker);
@@ -114,7 +113,7 @@ impl QueryService {
             let subject = self.subjects.of(subject);
             subscriptions.push(match &self.fleet {
                 None => connection.subscribe(subject, kind, broker).await?,
-                // Any of the nodes answers.
+                // Each question goes to one of the nodes.
                 Some(_) => {
                     let shared = (subject, FLEET_QUEUE);
                     connection.subscribe_in(shared, kind, broker).await?
@@ -138,7 +137,8 @@ impl QueryService {
         self.publish(reply, self.counted(answered)).await;
     }
 
-    /// Explains to one who asks the node itself, as the body of the reply would.
+    /// Answers a request for an explanation that was made to the node itself. Returns the body of
+    /// the reply.
     pub(crate) async fn explain_here(&self, asked: &Bytes) -> Vec<u8> {
         let Some(_share) = self.budget.admit(asked.len()) else {
             return self.counted(Err(Refusal::overloaded()));
@@ -150,7 +150,7 @@ impl QueryService {
         self.counted(explained.await)
     }
 
-    /// The body of the reply, once it is counted what became of the question.
+    /// Counts a question's outcome, and returns the body of the reply.
     fn counted(&self, answered: Result<Option<Vec<u8>>, Refusal>) -> Vec<u8> {
         match answered {
             Ok(Some(body)) => {
@@ -173,7 +173,7 @@ impl QueryService {
         }
     }
 
-    /// Waits for a turn, which ends with the step that is taken in it.
+    /// Waits for the turn to take one step.
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.turn.acquire().await.ok()
     }
@@ -184,8 +184,8 @@ impl QueryService {
         }
     }
 
-    /// Waits for the directory to have these answers; not for ever, and not where nobody
-    /// fetches them. Says whether it has them.
+    /// Waits until the directory has these answers, up to a timeout. Returns whether it has them.
+    /// If answers aren't fetched, returns `false` at once.
     async fn has_answers(&self, questions: &BTreeSet<Question>) -> bool {
         if !self.answers_are_fetched {
             return false;
@@ -221,12 +221,12 @@ impl QueryService {
 }
 
 impl QuestionReader {
-    /// What answers.
+    /// The service that answers the questions.
     pub(crate) fn service(&self) -> Arc<QueryService> {
         Arc::clone(&self.service)
     }
 
-    /// Answers until it is told to stop, and then what has arrived by then.
+    /// Answers until `stop`, and then the questions that have arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;
         loop {
@@ -247,19 +247,19 @@ impl QuestionReader {
             self.service.broker.count_elsewhere();
             self.take(received);
         }
-        // Those that are being answered still.
+        // Waits for the questions in progress.
         self.service.budget.is_idle().await;
     }
 
-    /// Has a question answered. It never waits: what comes while much is asked would wait
-    /// in the subscription, which nothing bounds in bytes.
+    /// Starts to answer a question. It never waits: otherwise, questions would wait in the
+    /// subscription, whose size in bytes has no limit.
     fn take(&self, received: Incoming) {
         if received.is_from_node() {
             return;
         }
         let is_nodes = self.service.asked_by_node(received.subject()).is_some();
         let reply = match is_nodes {
-            // Where nodes ask to be answered, whatever `[nats] reply_prefixes` permits to others.
+            // Nodes are always answered on their inboxes, whatever `[nats] reply_prefixes` permits.
             true => received.reply().filter(|it| it.starts_with(INBOX)),
             false => self.service.replies.accept(received.reply()),
         };
@@ -268,7 +268,7 @@ impl QuestionReader {
             return;
         };
         let (service, reply) = (Arc::clone(&self.service), reply.to_owned());
-        // The node that was asked first has counted it.
+        // The node that got the question from the viewer has counted it.
         if !is_nodes
             && !service
                 .queries
@@ -282,7 +282,7 @@ impl QuestionReader {
         }
     }
 
-    /// Answers a question that is one too many in this second.
+    /// Refuses a question because there were too many in this second.
     fn refuse_over_quota(&self, reply: String) {
         let service = &self.service;
         let error = format!(
@@ -294,7 +294,7 @@ impl QuestionReader {
         self.refuse(reply, Refusal::new(Cause::QuotaExceeded, error));
     }
 
-    /// Answers a question that finds no room.
+    /// Refuses a question for which there is no room.
     fn overloaded(&self, reply: String) {
         let counts = &self.service.counts;
         counts.overloaded.fetch_add(1, Ordering::Relaxed);

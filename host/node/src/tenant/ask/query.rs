@@ -1,7 +1,6 @@
-//! Answering a query: its users are shared out to the shards that own them, and
-//! the answers gathered in the order in which the users were asked after. The shard
-//! that is last to answer hands back all answers at once, since waking the one who
-//! waits for them costs more than the answers do.
+//! Answers a query: its users are divided among the shards that own them, and the answers are put
+//! in the order of the request. The last shard to answer hands back all answers at once, because
+//! waking the waiting task for each would cost more than the answers.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,51 +15,50 @@ use tokio::sync::oneshot;
 use super::{BudgetShare, QueryService, TRIES};
 use crate::pool::ShardQuestion;
 
-/// How many users a shard answers on before its inputs get their turn.
+/// How many users a shard answers for at a time, before its inputs have their turn.
 const PIECE_MAX: usize = 128;
 
-/// A query, shared out.
+/// A query that is split by shard.
 #[derive(Debug)]
 struct SplitQuery {
     viewer: ByteString,
     users: Vec<ByteString>,
     pieces: Vec<Piece>,
-    /// Where the answer on each user is: in which piece, and at which place there.
+    /// The place of each user's answer: the piece, and the index in it.
     spots: Vec<(usize, usize)>,
 }
 
-/// What one shard is asked at once.
+/// A part of a query for one shard.
 #[derive(Debug)]
 struct Piece {
     shard: usize,
-    /// Which of the users.
+    /// The indexes of its users in the query.
     users: Vec<usize>,
     answers: OnceLock<Answers>,
 }
 
-/// A query that shards are at: each has one of these, and lets go of it when it has
-/// answered.
+/// A query in progress. Each shard holds a reference to it, and drops it when it has answered.
 #[derive(Debug)]
 pub(crate) struct PendingQuery {
     questions: SplitQuery,
     done: oneshot::Sender<FinishedQuery>,
-    /// How many bytes of answers there are, and how many fit a reply.
+    /// The size of the answers so far, and the longest reply, in bytes.
     bytes: AtomicUsize,
     bytes_max: usize,
     share: Arc<BudgetShare>,
-    /// There is no room for its answers.
+    /// Whether there was no room for its answers.
     is_overload: AtomicBool,
-    /// Nobody waits for its answers any more.
+    /// Whether nobody waits for its answers any more.
     is_given_up: AtomicBool,
 }
 
-/// A query that shards have been at.
+/// A query whose shards have answered, or have stopped early.
 #[derive(Debug)]
 struct FinishedQuery {
     questions: SplitQuery,
-    /// How many bytes of answers there are; where they are too many, some are missing.
+    /// The size of the answers, in bytes. If it exceeds the limit, some answers are missing.
     bytes: usize,
-    /// There was no room for them, and some are missing.
+    /// Whether there was no room for all answers. Some are missing then.
     is_overload: bool,
 }
 
@@ -76,7 +74,7 @@ impl PendingQuery {
         places.filter_map(|place| self.questions.users.get(*place).map(|user| &**user))
     }
 
-    /// Takes the answers to a piece, if there is room for them.
+    /// Stores the answers to a piece, if there is room for them.
     pub(crate) fn answer(self: Arc<Self>, piece: usize, answers: Answers) {
         let bytes = answers.bytes();
         let sum = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -84,9 +82,9 @@ impl PendingQuery {
             self.is_overload.store(true, Ordering::Relaxed);
             self.give_up();
         } else if let Some(piece) = self.questions.pieces.get(piece) {
-            // Nobody else is asked for this piece.
+            // It can't be set already: each piece is asked once.
             let _ = piece.answers.set(answers);
-            // The rest would be answered for nothing.
+            // Further answers would be useless.
             if sum > self.bytes_max {
                 self.give_up();
             }
@@ -99,20 +97,20 @@ impl PendingQuery {
         self.is_given_up.load(Ordering::Relaxed)
     }
 
-    /// Has no more of it answered.
+    /// Stops further answers.
     fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Relaxed);
     }
 
-    /// A piece isn't answered, since that was given up.
+    /// Handles a piece that isn't answered, because the query was given up.
     pub(crate) fn pass_over(self: Arc<Self>) {
         self.release();
     }
 
-    /// The last one hands back the query.
+    /// Drops a reference. The last one hands back the query.
     fn release(self: Arc<Self>) {
         if let Some(asking) = Arc::into_inner(self) {
-            // The one who asked may have given up.
+            // The requester may have given up.
             let _ = asking.done.send(FinishedQuery {
                 questions: asking.questions,
                 bytes: asking.bytes.into_inner(),
@@ -160,14 +158,14 @@ impl SplitQuery {
         }
     }
 
-    /// The answers in the order in which the users were asked after.
+    /// The answers in the order of the request.
     fn in_order(&self) -> impl Iterator<Item = &[u8]> {
         self.spots
             .iter()
             .filter_map(|(piece, place)| self.pieces.get(*piece)?.answers.get()?.get(*place))
     }
 
-    /// How many bytes they take.
+    /// The size of the answers, in bytes.
     fn bytes(&self) -> usize {
         let answers = self.pieces.iter().filter_map(|piece| piece.answers.get());
         answers.map(Answers::bytes).sum()
@@ -175,7 +173,7 @@ impl SplitQuery {
 }
 
 impl QueryService {
-    /// Answers a query; with nothing if a shard could not answer.
+    /// Answers a query. `None` if a shard could not answer.
     pub(super) async fn query(
         &self,
         query: Query,
@@ -196,7 +194,7 @@ impl QueryService {
         self.query_here(query.viewer, users, share).await
     }
 
-    /// Answers a query by the shards of this node; with nothing if a shard could not answer.
+    /// Answers a query with the shards of this node. `None` if a shard could not answer.
     pub(super) async fn query_here(
         &self,
         viewer: ByteString,
@@ -216,8 +214,8 @@ impl QueryService {
         Ok(Some(body))
     }
 
-    /// Has every piece answered; none if a shard could not answer. Who can't be
-    /// decided on within all tries looks hidden.
+    /// Gets the answers to all pieces. `None` if a shard could not answer. Users who can't be
+    /// decided on in any attempt are shown as hidden.
     async fn ask(
         &self,
         mut questions: SplitQuery,
@@ -249,7 +247,7 @@ impl QueryService {
         Ok(Some(questions))
     }
 
-    /// Has some pieces answered, anew if they have been before. None if a shard
+    /// Asks for the answers to some pieces, and drops earlier answers to them. `None` if a shard
     /// could not answer.
     async fn ask_once(
         &self,
@@ -295,7 +293,7 @@ impl QueryService {
         Ok(Some(answered.questions))
     }
 
-    /// A viewer's own contacts; none if a shard could not answer.
+    /// A viewer's own contacts. `None` if a shard could not answer.
     async fn contacts(&self, viewer: &ByteString) -> Result<Option<Vec<ByteString>>, Refusal> {
         let Some(shard) = self.shards.get(self.shards.place_of(viewer)) else {
             return Ok(None);
@@ -323,7 +321,7 @@ impl QueryService {
     }
 }
 
-/// Whether an answer of so many bytes can be sent.
+/// Checks that an answer of this many bytes can be sent.
 pub(super) fn fits(bytes: usize, body_bytes_max: usize) -> Result<(), Refusal> {
     if bytes <= body_bytes_max {
         return Ok(());

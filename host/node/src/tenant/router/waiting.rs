@@ -1,5 +1,6 @@
-//! Heartbeats that wait in a router for others of their shard. Nearly all that comes in is heartbeats,
-//! and none of them is urgent: passed on together, they cost router, broker and owner a fraction.
+//! Heartbeats that wait in a router for others of their shard. Nearly all inputs are heartbeats,
+//! and none is urgent. Combined, they cost router, broker and owner a fraction of their cost one by
+//! one.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -8,32 +9,33 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-/// For how long one waits at most.
+/// The longest wait of a heartbeat.
 const WAIT: Duration = Duration::from_millis(20);
 
-/// How many bytes are passed on together at most.
+/// The size limit of combined heartbeats, in bytes.
 pub(super) const BYTES_MAX: usize = 32 << 10;
 
-/// What stands between two of them. A body that has it itself is passed on alone.
+/// The byte between two heartbeats. A body that contains it is passed on alone.
 const SEPARATOR: u8 = b'\n';
 
-/// Heartbeats that wait.
+/// The waiting heartbeats.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// By shard: their bodies, a line each.
+    /// For each shard: the bodies, separated by `SEPARATOR`.
     lines: BTreeMap<u32, Vec<u8>>,
-    /// When they are passed on.
+    /// When they must be passed on.
     until: Option<Instant>,
 }
 
 impl Waiting {
-    /// Whether a heartbeat with this body may wait. `bytes_max`: how much the broker takes.
+    /// Whether a heartbeat with this body may wait. `bytes_max`: the longest body that the broker
+    /// takes.
     pub(super) fn may_wait(body: &[u8], bytes_max: usize) -> bool {
-        // Of nothing, no line would be left.
+        // An empty body would leave no line.
         (1..=BYTES_MAX.min(bytes_max)).contains(&body.len()) && !body.contains(&SEPARATOR)
     }
 
-    /// Has a heartbeat wait. Returns what has waited of its shard, if there is no more room beside that.
+    /// Adds a heartbeat. Returns the earlier ones of its shard, if there is no room for another.
     pub(super) fn add(&mut self, shard: u32, body: &[u8], bytes_max: usize) -> Option<Bytes> {
         self.until.get_or_insert_with(|| Instant::now() + WAIT);
         let lines = self.lines.entry(shard).or_default();
@@ -46,18 +48,18 @@ impl Waiting {
         full
     }
 
-    /// When they are to be passed on, if any wait.
+    /// When they must be passed on. `None` if none wait.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
     }
 
-    /// Takes those of a shard.
+    /// Takes the heartbeats of a shard.
     pub(super) fn take(&mut self, shard: u32) -> Option<Bytes> {
         let lines = self.lines.get_mut(&shard)?;
         (!lines.is_empty()).then(|| mem::take(lines).into())
     }
 
-    /// Takes all.
+    /// Takes the heartbeats of all shards.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = (u32, Bytes)> + use<> {
         self.until = None;
         let lines = mem::take(&mut self.lines).into_iter();
@@ -66,7 +68,7 @@ impl Waiting {
             .map(|(shard, lines)| (shard, lines.into()))
     }
 
-    /// The bodies of heartbeats that were passed on together.
+    /// The bodies of combined heartbeats.
     pub(super) fn bodies(together: &Bytes) -> impl Iterator<Item = Bytes> {
         let lines = together.split(|byte| *byte == SEPARATOR);
         lines.map(|line| together.slice_ref(line))

@@ -1,49 +1,50 @@
-//! How far the input stream has been read, and where to go on.
+//! How far the input stream has been read, and where reading continues.
 
 use crate::clock;
 use crate::link::input_stream::Begin;
 use crate::state::position::{Positions, ShardOf, Taken};
 
-/// By how much the broker's clock may be behind, in milliseconds, where it says what is new.
+/// By how much the broker's clock may be behind this node's, in milliseconds, when messages are
+/// selected by time.
 const CLOCKS_MS: u64 = 1_000;
 
 /// How far the stream has been read.
 pub(super) struct Progress {
-    /// What was stored when the node last ran.
+    /// The positions that were stored in the last run.
     positions: Positions,
-    /// The stream that is read; none before that.
+    /// The stream that is being read. `None` before that.
     read: Option<Read>,
-    /// When the stream was last in order, as far as is known, in milliseconds since the Unix epoch.
+    /// When the stream was last found in order, in milliseconds since the Unix epoch.
     in_order_at: u64,
 }
 
 struct Read {
-    /// Which stream it is: when it was made.
+    /// The stream's creation time, which identifies it.
     stream: u64,
     /// The number of the next message.
     next: u64,
-    /// Up to where everything had been taken when the reading began.
+    /// When reading began: the number up to which everything had been taken.
     begun_at: u64,
-    /// What of the messages to come was taken before a restart.
+    /// Which of the next messages were taken before a restart.
     taken: Option<Taken>,
 }
 
 /// Why the reading begins where it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beginning {
-    /// Nothing was taken from a stream before.
+    /// No stream was read before.
     First,
-    /// Behind what was taken.
+    /// After the messages that were taken.
     Continued,
-    /// It is another stream.
+    /// The stream isn't the one that was read before.
     OtherStream,
-    /// It is the same, and its last messages are not there any more.
+    /// It is the same stream, but its newest messages are lost.
     LostEnd,
 }
 
 impl Progress {
-    /// Of a node that has just started. `since`: from when on messages are wanted that were not
-    /// taken from a stream, in milliseconds since the Unix epoch.
+    /// For a node that has just started. `since`: without stored positions, messages are taken that
+    /// were stored since this time, in milliseconds since the Unix epoch.
     pub(super) fn new(positions: Positions, since: u64) -> Self {
         Self {
             positions,
@@ -52,7 +53,8 @@ impl Progress {
         }
     }
 
-    /// Where to begin in a stream, which was made then and has this last message.
+    /// Where to begin in a stream. `made_at`: its creation time. `last`: the number of its last
+    /// message.
     pub(super) fn begin(&mut self, made_at: u64, last: u64) -> (Begin, Beginning) {
         let lost_end = Begin::Since(self.in_order_at.saturating_sub(CLOCKS_MS));
         let (end, next) = match &self.read {
@@ -72,8 +74,8 @@ impl Progress {
         }
     }
 
-    /// The reading has begun there, and the server says that this is the next message. Says how
-    /// many messages are not there any more.
+    /// Notes that reading has begun. `next`: the number of the next message, according to the
+    /// server. Returns how many messages were removed before they could be taken.
     pub(super) fn begun(
         &mut self,
         made_at: u64,
@@ -86,7 +88,7 @@ impl Progress {
         };
         let is_other = self.read.as_ref().is_some_and(|it| it.stream != made_at);
         let taken = match (&mut self.read, wanted) {
-            // What it had is of other messages.
+            // The stored positions are about other messages.
             (_, None) => None,
             (Some(read), Some(_)) if !is_other => read.taken.take(),
             (Some(_), Some(_)) => None,
@@ -102,35 +104,35 @@ impl Progress {
         self.is_in_order();
         match (why, wanted) {
             (Beginning::Continued, Some(wanted)) => next - wanted,
-            // What another stream had before isn't known to be missing.
+            // Messages that another stream removed earlier don't count as lost.
             _ => 0,
         }
     }
 
-    /// A message has come. Says how many before it are missing.
+    /// Notes a message. Returns how many messages before it are missing.
     pub(super) fn pass(&mut self, sequence: u64) -> u64 {
         let Some(read) = &mut self.read else {
             return 0;
         };
         let missing = sequence.saturating_sub(read.next);
         read.next = read.next.max(sequence.saturating_add(1));
-        // Of later messages, none was taken.
+        // No later message was taken before the restart.
         read.taken.take_if(|taken| taken.last() < sequence);
         self.is_in_order();
         missing
     }
 
-    /// The stream is as it was.
+    /// Notes that the stream is in order now.
     pub(super) fn is_in_order(&mut self) {
         self.in_order_at = clock::wall_now_us() / 1_000;
     }
 
-    /// What of the messages to come was taken before a restart.
+    /// Which of the next messages were taken before a restart.
     pub(super) fn taken(&self) -> Option<&Taken> {
         self.read.as_ref()?.taken.as_ref()
     }
 
-    /// Which stream it is; 0 for none yet.
+    /// The creation time of the stream; 0 if none is read yet.
     pub(super) fn stream(&self) -> u64 {
         self.read.as_ref().map_or(0, |read| read.stream)
     }
@@ -140,12 +142,12 @@ impl Progress {
         self.read.as_ref().map_or(1, |read| read.next)
     }
 
-    /// Up to where everything had been taken when the reading began.
+    /// When reading began: the number up to which everything had been taken.
     pub(super) fn begun_at(&self) -> u64 {
         self.read.as_ref().map_or(0, |read| read.begun_at)
     }
 
-    /// Up to where a shard has taken the stream, once it has what was read.
+    /// The position of a shard in the stream, once it has got everything that was read.
     pub(super) fn upto(&self, of: ShardOf) -> u64 {
         let known = self.taken().map_or(0, |taken| taken.of_shard(of));
         self.next().saturating_sub(1).max(known)
@@ -163,7 +165,7 @@ mod tests {
         shard: 1,
     };
 
-    /// Of two shards, which had come to these numbers.
+    /// The stored positions of two shards.
     fn stored(each: [u64; 2]) -> Positions {
         let rows = each.iter().zip(0..).map(|(sequence, shard)| {
             StoredPosition::new(ShardPosition {
@@ -200,7 +202,7 @@ mod tests {
         progress.pass(11);
         assert_eq!(progress.upto(ONE), 20);
         assert!(progress.taken().is_some());
-        // What was taken counts also if the reading begins anew.
+        // Messages taken before the restart also count when reading begins again.
         let begin = progress.begin(MADE, 20);
         progress.begun(MADE, (1, 12), begin);
         assert!(progress.taken().is_some());
@@ -215,7 +217,7 @@ mod tests {
         let begin = progress.begin(MADE, 60);
         assert_eq!(progress.begun(MADE, (31, 31), begin), 20);
         assert_eq!([progress.pass(31), progress.pass(35)], [0, 3]);
-        // All was taken, and then removed.
+        // All messages were taken, and were removed afterwards.
         let mut progress = Progress::new(stored([10, 10]), 0);
         let begin = progress.begin(MADE, 10);
         assert_eq!(begin, (Begin::At(11), Beginning::Continued));
@@ -230,7 +232,7 @@ mod tests {
         assert_eq!(progress.begun(MADE + 1, (3, 3), other), 0);
         assert_eq!((progress.next(), progress.upto(ONE)), (3, 2));
         assert!(progress.taken().is_none());
-        // While the node runs, too.
+        // The same while the node runs.
         progress.pass(4);
         assert_eq!(progress.begin(MADE + 2, 9), other);
         assert_eq!(progress.begun(MADE + 2, (1, 1), other), 0);
@@ -245,7 +247,7 @@ mod tests {
         assert_eq!(progress.begun(MADE, (1, 18), begin), 0);
         assert!(progress.taken().is_none());
         assert_eq!(progress.upto(ONE), 17);
-        // While the node runs, too.
+        // The same while the node runs.
         progress.pass(18);
         let (begin, why) = progress.begin(MADE, 12);
         assert_eq!(why, Beginning::LostEnd);

@@ -1,4 +1,4 @@
-//! What a node knows of how far the fleet has come in the stream that its nodes share.
+//! What a node knows about the fleet's progress in the shared stream.
 
 use std::time::Duration;
 
@@ -8,25 +8,25 @@ use crate::clock;
 use crate::link::input_stream::Begin;
 use crate::link::shared_input::{ACK_WAIT, SharedProgress};
 
-/// For how long nothing that is on its way is handled before it isn't waited for any more. It has been
-/// delivered for the second time by then.
+/// If no message on its way is handled for this long, the node doesn't wait for them any more. They
+/// have been delivered twice by then.
 const UNHANDLED: Duration = ACK_WAIT.saturating_mul(2);
 
-/// What this node knows of how far the fleet has come.
+/// What this node knows about the fleet's progress.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// The stream, by when it was made, and up to where all of it has been handled.
+    /// The stream's creation time, and the number up to which all messages have been handled.
     pub(super) handled: Option<(u64, u64)>,
-    /// The last message that this node was given.
+    /// The number of the last message that this node has got.
     pub(super) given: u64,
-    /// Up to where messages that were removed before they were delivered have been counted.
+    /// Up to which number messages have been counted that were removed before they were delivered.
     lost: u64,
-    /// When the stream was last in order, in milliseconds since the Unix epoch.
+    /// When the stream was last found in order, in milliseconds since the Unix epoch.
     pub(super) in_order_at: u64,
 }
 
 impl Known {
-    /// Nothing yet. Where a consumer is to be made, it begins with what was stored since then.
+    /// Nothing is known yet. A new consumer begins with the messages stored since `in_order_at`.
     pub(super) fn new(in_order_at: u64) -> Self {
         Self {
             handled: None,
@@ -36,8 +36,9 @@ impl Known {
         }
     }
 
-    /// Where a consumer is to begin, since there is none: behind what the fleet is known to have
-    /// handled. Of nothing, with what was stored since then, as a node that has no state.
+    /// Where a new consumer must begin: after the messages that the fleet is known to have handled.
+    /// If nothing is known, with the messages stored since `in_order_at`, as on a node without
+    /// stored state.
     pub(super) fn begin(&self, stream: u64) -> Begin {
         match self.handled {
             Some((known, handled)) if known == stream => Begin::At(handled + 1),
@@ -46,19 +47,20 @@ impl Known {
         }
     }
 
-    /// Whether a stream that was made then, and has this last message, has lost its end.
+    /// Whether the stream has lost its newest messages. `stream`: its creation time. `last`: the
+    /// number of its last message.
     pub(super) fn has_lost_end(&self, stream: u64, last: u64) -> bool {
         let known = self.handled.filter(|(known, _)| *known == stream);
         known.is_some_and(|(_, handled)| handled.max(self.given) > last)
     }
 
-    /// The consumer is so far in a stream that was made then. Says how many messages are not there
-    /// any more that were not delivered. `first`: the first that is there.
+    /// Notes the consumer's progress. `stream`: the stream's creation time. `first`: the number of
+    /// its first message. Returns how many messages were removed before they were delivered.
     pub(super) fn note(&mut self, stream: u64, first: u64, progress: SharedProgress) -> u64 {
         let is_same = self.handled.is_some_and(|(known, _)| known == stream);
         if !is_same {
             self.given = 0;
-            // What was removed before the consumer was made is none of the fleet's.
+            // Messages that were removed before the consumer was created don't count as lost.
             self.lost = match self.handled {
                 Some(_) => 0,
                 None => progress.delivered,
@@ -73,12 +75,12 @@ impl Known {
     }
 }
 
-/// What was stored when the node began.
+/// The messages that were stored when the node began.
 #[derive(Debug)]
 pub(super) struct Behind {
-    /// The last message of it.
+    /// The number of the last of them.
     last: u64,
-    /// Up to where all had been handled at the last look, and since when that is so.
+    /// Up to which number all had been handled at the last check, and since when.
     handled: Option<(u64, Instant)>,
 }
 
@@ -90,8 +92,8 @@ impl Behind {
         }
     }
 
-    /// Whether all of it has been handled, or what is left of it waits for something else than time: a shard
-    /// that has no owner, or an owner that doesn't take it.
+    /// Whether all of them have been handled, or waiting longer doesn't help: a shard has no owner,
+    /// or its owner doesn't take them.
     pub(super) fn is_over(&mut self, now: Instant, progress: SharedProgress) -> bool {
         let handled = progress.handled;
         let (_, since) = *self

@@ -1,4 +1,4 @@
-//! What a tenant needs of the broker, as its configuration says.
+//! Which permissions a tenant needs from the broker, according to its configuration.
 
 use presence_config::subjects::{ALERTS, BEACON, LOGS, Subjects};
 use presence_config::{Config, Directory};
@@ -8,7 +8,8 @@ use super::{Operation, Permission};
 use crate::link::shared_input::CONSUMER;
 use crate::link::{fleet_bucket, hello};
 
-/// All that a tenant can come to need, however it is configured anew while it runs.
+/// Every permission that a tenant can need, including those that only a later reload of its
+/// configuration would use.
 pub(super) fn needed(config: &Config) -> Vec<Permission> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let publish =
@@ -28,14 +29,14 @@ pub(super) fn needed(config: &Config) -> Vec<Permission> {
         publish(subject.as_str(), !is_update || config.status.enabled)
     }));
     let mut replies = config.nats.reply_prefixes.clone();
-    // Nodes answer each other there in any case.
+    // Nodes answer each other there, whatever the configuration says.
     replies.push(hello::INBOX.into());
     replies.sort_unstable();
     replies.dedup();
     let replies = replies.iter().map(|prefix| format!("{prefix}>"));
     needed.extend(replies.map(|subject| Permission::new(Operation::Publish, subject, true)));
     needed.push(publish(ALERTS, true));
-    // Nobody who follows a plugin's log makes a node unready.
+    // A node is ready without it: it is only used while somebody follows a plugin's log.
     needed.push(publish(&format!("{LOGS}.*"), false));
     needed.push(Permission::new(Operation::Subscribe, "$SRV.>".into(), true));
     needed.extend(store_needs(config));
@@ -75,7 +76,7 @@ pub(super) fn needed(config: &Config) -> Vec<Permission> {
     needed
 }
 
-/// What a node of a fleet needs beside.
+/// The additional permissions of a node of a fleet.
 fn fleet_needs(config: &Config) -> impl Iterator<Item = Permission> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let bucket = fleet_bucket::name(config.tenant.prefix.as_deref());
@@ -91,7 +92,7 @@ fn fleet_needs(config: &Config) -> impl Iterator<Item = Permission> {
     needed.map(|subject| Permission::new(Operation::Publish, subject, true))
 }
 
-/// What reads the plugin store.
+/// The permissions to read the plugin store.
 fn store_needs(config: &Config) -> impl Iterator<Item = Permission> {
     let store = |bucket: &str| match &config.tenant.prefix {
         Some(prefix) => format!("{prefix}-{bucket}"),
