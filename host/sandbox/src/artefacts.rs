@@ -1,10 +1,9 @@
-//! Compiled components, kept in a folder from one start to the next.
+//! A cache of compiled components: a folder that is kept from one start to the next.
 //!
-//! A compiled component is native code: a flipped bit crashes the process, and an
-//! altered one does whatever its author likes. So a file begins with a keyed digest of
-//! its content and of its name, which stands for the component's bytes and for the
-//! engine. The key is the node's user's own. What doesn't verify is never looked at
-//! further: the component is compiled again, and the file replaced.
+//! A compiled component is native code: a flipped bit crashes the process, and an altered file can
+//! do anything. So each file begins with a keyed digest of its name and content. The name stands
+//! for the bytes of the component and for the engine. The key is a secret of the node's user. A
+//! file that doesn't verify is not used: the component is compiled again, and the file is replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,14 +21,14 @@ use wasmtime::component::Component;
 
 use crate::native;
 
-/// How a file that is kept is named, and one that is being written.
+/// The extension of a finished file, and how the name of an unfinished one begins.
 const ENDING: &str = "compiled";
 const UNFINISHED: &str = ".compiling-";
 
-/// How long the digest is that a file begins with.
+/// The length of the digest at the beginning of a file.
 const DIGEST_BYTES: usize = 32;
 
-/// How much is kept in all: beyond it, what hasn't been used for the longest time goes.
+/// How many bytes the folder may hold. Beyond this, the least recently used files are removed.
 const KEPT_BYTES_MAX: u64 = 1 << 30;
 
 /// A folder of compiled components.
@@ -38,7 +37,7 @@ pub(crate) struct Artefacts {
     key: hmac::Key,
     /// How often a component was taken from the folder.
     pub(crate) hits: AtomicU64,
-    /// How often a file was there that isn't what was written.
+    /// How often a file couldn't be read, or its digest was wrong.
     pub(crate) refused: AtomicU64,
 }
 
@@ -52,7 +51,7 @@ impl Artefacts {
         }
     }
 
-    /// The component of these bytes, as it was compiled before, or else compiled now.
+    /// The compiled component of these bytes: from the folder if it is there, or else compiled now.
     pub(crate) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
         let name = self.name(engine, bytes);
         let path = self.folder.join(&name);
@@ -86,11 +85,12 @@ impl Artefacts {
         };
         match native::component(engine, artefact) {
             Ok(component) => {
-                // Says when it was last used. Where that can't be said, it goes earlier.
+                // The modification time is the time of the last use. If it can't be set, the file
+                // is removed earlier.
                 let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
                 Some(component)
             }
-            // Of a machine that has other instructions, say.
+            // For example, compiled for a processor with other instructions.
             Err(error) => {
                 tracing::debug!(path = %path.display(), "compiled for another host: {error:#}");
                 None
@@ -99,7 +99,7 @@ impl Artefacts {
     }
 
     fn put(&self, name: &str, path: &Path, artefact: &[u8]) -> io::Result<()> {
-        // Nobody else can read or write it.
+        // A temporary file: other users can neither read nor write it.
         let mut file = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .tempfile_in(&self.folder)?;
@@ -110,15 +110,15 @@ impl Artefacts {
         self.make_room(path)
     }
 
-    /// What the file's content is, behind a digest that holds.
+    /// The compiled code in a file. `None` if the file's digest is wrong.
     fn verified<'a>(&self, name: &str, file: &'a [u8]) -> Option<&'a [u8]> {
         let (digest, artefact) = file.split_at_checked(DIGEST_BYTES)?;
         hmac::verify(&self.key, &statement(name, artefact), digest).ok()?;
         Some(artefact)
     }
 
-    /// A name that nobody without the key can tell, and that is another one for other
-    /// bytes, another engine and another key.
+    /// The file's name: a keyed digest of the component's bytes and the engine. Nobody without the
+    /// key can guess it.
     fn name(&self, engine: &Engine, bytes: &[u8]) -> String {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
@@ -140,8 +140,8 @@ impl Artefacts {
         );
     }
 
-    /// Removes what was used the longest time ago while there is too much, and what was
-    /// never finished.
+    /// Removes the least recently used files, finished or not, while the folder holds more than
+    /// `KEPT_BYTES_MAX`. The file at `new` stays.
     fn make_room(&self, new: &Path) -> io::Result<()> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.folder)?.flatten() {
@@ -165,7 +165,7 @@ impl Artefacts {
             if left <= KEPT_BYTES_MAX {
                 break;
             }
-            // Another process may have been faster.
+            // Another process may have removed it already.
             let _ = fs::remove_file(path);
             left -= bytes;
         }
@@ -173,13 +173,13 @@ impl Artefacts {
     }
 }
 
-/// What is signed: that this is the artefact of this name.
+/// The bytes that are signed: they bind an artefact to its name.
 fn statement(name: &str, artefact: &[u8]) -> Vec<u8> {
     let artefact = digest::digest(&digest::SHA256, artefact);
     [b"artefact", name.as_bytes(), &[0], artefact.as_ref()].concat()
 }
 
-/// Reads a file, and nothing else that may lie in its place.
+/// Reads a regular file. Refuses symbolic links, pipes, devices, and files that are too large.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()

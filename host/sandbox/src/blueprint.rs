@@ -15,22 +15,21 @@ use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 pub struct Blueprint {
     stages: Vec<Arc<Stage>>,
     limits: Limits,
-    /// How many bytes one instance of each has before its first call.
+    /// The memory of one instance of each stage before its first call, in bytes.
     memory_bytes: usize,
-    /// How long decisions take, by this generation and those before.
+    /// How long decisions took, over this generation and the ones before it.
     latency: Arc<Latency>,
-    /// Pipelines whose instances have been made, for threads that don't wait for that.
+    /// Pipelines whose instances are made already, so that threads needn't wait for that.
     spares: Mutex<Vec<Pipeline>>,
 }
 
 impl Blueprint {
-    /// Checks grants and order, and has every plugin take its configuration
-    /// and pass its self-tests. `before` is the generation that runs: what
-    /// worked in it takes over where a plugin's policy is `last-good`.
+    /// Checks grants and order, configures every plugin, and runs its self-tests. `before` is the
+    /// running generation. If a plugin's policy is `last-good`, the working stage of `before` that
+    /// it replaces becomes its fallback.
     ///
     /// # Errors
-    /// All that is wrong, in the order of the chain, with the number of the stage that it is
-    /// about, from 0.
+    /// All problems, in the order of the chain, each with the index of its stage.
     pub fn prepare(
         stages: Vec<Stage>,
         limits: Limits,
@@ -39,8 +38,9 @@ impl Blueprint {
         Self::checked(stages, limits, before, false)
     }
 
-    /// As [`Self::prepare`], of a pipeline that runs beside another one. Whatever fails in it
-    /// takes nothing out of service in the other one.
+    /// As [`Self::prepare`], for a pipeline that runs beside the active one: a canary or a shadow.
+    /// It has circuit breakers of its own, so that its failures take nothing out of service in the
+    /// active one.
     ///
     /// # Errors
     /// As [`Self::prepare`].
@@ -72,13 +72,13 @@ impl Blueprint {
                 stage.fares_alone();
             }
             stage.check(&mut redacted, &mut problems);
-            // By what it is granted now.
+            // Withdraws a fallback that asks for more than is granted now.
             let stage = Arc::new(stage).judged(&|_| None);
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
             problems.extend(alone.make().err());
             memory_bytes = memory_bytes.saturating_add(alone.memory_bytes());
             let plugin = &stage.plugin;
-            // What runs has passed them already.
+            // A plugin that runs already within the same limits has passed its self-tests.
             let has_passed = has_tested && running.is_some_and(|it| it.is_of(plugin))
                 || plugin.has_passed(&limits);
             if !has_passed {
@@ -103,24 +103,24 @@ impl Blueprint {
         })
     }
 
-    /// Instances of all stages, made now.
+    /// A pipeline whose instances are all made now.
     ///
     /// # Errors
-    /// If one of them doesn't take its configuration.
+    /// If a plugin can't be started, or refuses its configuration.
     pub fn instantiate(&self) -> Result<Pipeline, LoadError> {
         let mut pipeline = self.pipeline();
         pipeline.make()?;
         Ok(pipeline)
     }
 
-    /// The same stages, whose instances are made as they are first called, unless
-    /// [`Self::make_spares`] has made some.
+    /// A pipeline of these stages. If [`Self::make_spares`] has made one that is still there, its
+    /// instances exist; else each is made when it is first called.
     pub fn pipeline(&self) -> Pipeline {
         let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
         spares.pop().unwrap_or_else(|| self.unmade())
     }
 
-    /// What each shard that shares [`Self::pipeline`] has of its own.
+    /// The stateful enrichers of one shard. Shards may share a [`Self::pipeline`], but not these.
     pub fn own(&self) -> StatefulEnrichers {
         StatefulEnrichers::new(&self.stages, self.limits)
     }
@@ -129,9 +129,10 @@ impl Blueprint {
         Pipeline::new(&self.stages, self.limits).counting(&self.latency)
     }
 
-    /// Makes instances for so many threads now, so that no event waits for that when this takes
-    /// the place of a pipeline that runs: of what that one doesn't have, since the rest goes on.
-    /// What can't be made now is made at its first call, which says why.
+    /// Makes instances for this many threads now, so that no event waits for them when this
+    /// blueprint replaces `running`. Only filters and redactors that `running` doesn't have are
+    /// made: the threads keep the instances of the others. If making one fails, no more are made
+    /// now. They are then made at their first call, whose error says why it failed.
     pub fn make_spares(&self, running: &Self, threads: usize) {
         match self.limits == running.limits {
             true => self.make_unlike(&running.stages, threads),
@@ -139,7 +140,8 @@ impl Blueprint {
         }
     }
 
-    /// As [`Self::make_spares`], for one that runs beside another pipeline.
+    /// As [`Self::make_spares`], with all filters and the redactor: for a pipeline that runs beside
+    /// another one, and takes no instances from it.
     pub fn make_all_spares(&self, threads: usize) {
         self.make_unlike(&[], threads);
     }
@@ -155,23 +157,23 @@ impl Blueprint {
         }
     }
 
-    /// What has calls of its plugins pause; none if it has no plugin.
+    /// Makes calls of the plugins pause. `None` if the pipeline has no stages.
     pub fn pauser(&self) -> Option<Pauser> {
         let stage = self.stages.first()?;
         Some(Pauser(stage.plugin.ticks.clone()))
     }
 
-    /// How long decisions take, since the node has run.
+    /// How long decisions took, over this generation and the ones before it.
     pub fn latency(&self) -> Histogram {
         self.latency.histogram()
     }
 
-    /// How many bytes one instance of each stage has before its first call.
+    /// The memory of one instance of each stage before its first call, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
 
-    /// What every call is held to.
+    /// The limits of every call.
     pub fn limits(&self) -> Limits {
         self.limits
     }
@@ -188,8 +190,8 @@ impl Blueprint {
         self.stages.iter().map(|stage| &**stage)
     }
 
-    /// The names of this one's stages that narrow what is seen, filters that may add
-    /// nobody and redactors, and that another lacks: as often as it has fewer of them.
+    /// The names of the stages that only hide (filters that may add nobody, and redactors) and that
+    /// `other` lacks. A name is listed once for each stage of this name that `other` has fewer.
     pub fn narrowing_missing_in(&self, other: &Self) -> Vec<Arc<str>> {
         let narrows = |stage: &&Stage| match stage.plugin.manifest.role {
             Role::Enricher => false,
@@ -207,14 +209,14 @@ impl Blueprint {
         missing
     }
 
-    /// Whether its enrichers do the same as those of another.
+    /// Whether its enrichers do the same as those of another blueprint.
     pub fn has_same_enrichers(&self, other: &Self) -> bool {
         let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
         self.enrichers().count() == other.enrichers().count()
             && self.enrichers().zip(other.enrichers()).all(is_same)
     }
 
-    /// What stands for what its enrichers do, in hexadecimal; none if it has none.
+    /// A digest of what its enrichers do, in hexadecimal. `None` if it has no enrichers.
     pub fn enrichers_digest(&self) -> Option<String> {
         let mut enrichers = self.enrichers().peekable();
         enrichers.peek()?;
@@ -228,14 +230,14 @@ impl Blueprint {
         stages.filter(|it| it.plugin.manifest.role == Role::Enricher)
     }
 
-    /// Whether one of its stages is the same as that.
+    /// Whether one of its stages does the same as this stage.
     pub fn has_same(&self, stage: &Stage) -> bool {
         self.stages().any(|own| own.is_same(stage))
     }
 
-    /// The same stages, judged anew. `why_not` says of a stage why it may not run; such a stage
-    /// is in quarantine, and no call of its plugin is made. The same holds for those that would
-    /// take over. None where that is how all of them are judged already.
+    /// Checks again whether each stage may run, and each fallback. `why_not` returns why a stage
+    /// may not run: the stage is then in quarantine, and its plugin isn't called. `None` if this
+    /// changes nothing.
     #[must_use]
     pub fn judged(&self, why_not: &dyn Fn(&Stage) -> Option<String>) -> Option<Self> {
         let stages: Vec<_> = self.stages.iter().map(|it| it.judged(why_not)).collect();

@@ -1,12 +1,13 @@
-//! What a component may declare, checked before it is compiled.
+//! Limits on what a component may declare, checked before it is compiled.
 //!
-//! Fuel and the cap on memory hold what a component does. What it *is* costs the host as
-//! well: each memory reserves address space, and each global, function and import takes
-//! room in every instance of its module. Instances are counted as they will be made: a
-//! component within a component counts as often as it is instantiated.
+//! Fuel and the memory limit bound what a component does while it runs. What it declares costs the
+//! host as well: each memory reserves address space, and each global, function and import takes
+//! room in every instance of its module. Instances are counted as they will be made: a nested
+//! component counts as often as it is instantiated.
 //!
-//! And compiling it costs time and memory, which nothing else limits while it goes on. It takes
-//! about as much as there is code, but for functions of which each is compiled as a whole.
+//! Compiling costs time and memory, too, and nothing can limit it once it has begun. The cost grows
+//! with the size of the code, except within a function, which is compiled as a whole: a single
+//! function has limits of its own.
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind as Kind, ComponentInstance, ComponentOuterAliasKind,
@@ -31,14 +32,14 @@ const IMPORTS_MAX: u64 = 65_536;
 const TYPES_MAX: u64 = 65_536;
 const COMPONENT_FUNCTIONS_MAX: u64 = 16_384;
 
-/// How many bytes the code of one function may have, and how many values may have to be carried
-/// from block to block in it: its locals, times its blocks and branches. A function of as many takes
-/// the compiler some seconds and 200 MB. The largest functions of the interpreters that plugins in
-/// TypeScript and Python contain have a third of either.
+/// How many bytes the code of one function may have, and how many values the compiler may have to
+/// carry between its blocks: locals times blocks and branches. A function at the limit takes the
+/// compiler some seconds and 200 MB. The largest functions of the interpreters that plugins in
+/// TypeScript and Python contain reach a third of either limit.
 const CODE_BYTES_MAX: usize = 1 << 20;
 const CARRIED_MAX: u64 = 1 << 21;
 
-/// What each of these takes in an instance, at most, in bytes.
+/// How many bytes the host needs for each of these in an instance, at most.
 const INSTANCE_BYTES: u64 = 1_024;
 const GLOBAL_BYTES: u64 = 16;
 const FUNCTION_BYTES: u64 = 40;
@@ -47,7 +48,7 @@ const IMPORT_BYTES: u64 = 40;
 /// How deep components may be nested in a component.
 const DEPTH_MAX: usize = 16;
 
-/// What there is of each kind.
+/// The number of items of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     instances: u64,
@@ -60,7 +61,7 @@ struct Counts {
 
 impl Counts {
     fn add(&mut self, other: Self) {
-        // Doubled level by level, it could come to any number.
+        // Nested components can double the numbers at each level: the sum could overflow.
         for (mine, theirs) in [
             (&mut self.instances, other.instances),
             (&mut self.memories, other.memories),
@@ -73,7 +74,7 @@ impl Counts {
         }
     }
 
-    /// What passes its bound, if anything.
+    /// Describes the first number that exceeds its limit, if any.
     fn excess(self) -> Option<String> {
         let bounds = [
             ("core instances", self.instances, INSTANCES_MAX as u64),
@@ -87,7 +88,7 @@ impl Counts {
         passed.map(|(what, has, max)| format!("it has {has} {what}, and a plugin may have {max}"))
     }
 
-    /// What its instances take beside memories and tables, at most, in bytes.
+    /// How many bytes the host needs for the instances, at most, without their memories and tables.
     fn bytes(self) -> u64 {
         let bytes = [
             (self.instances, INSTANCE_BYTES),
@@ -107,14 +108,14 @@ impl Counts {
 struct Level {
     is_module: bool,
     counts: Counts,
-    /// What an instance has of each module and component that can be named here; none of
-    /// one that is only known when it is instantiated.
+    /// The counts of one instance of each module and component, by its index at this level. `None`
+    /// for one that is only given when it is instantiated.
     modules: Vec<Option<Counts>>,
     components: Vec<Option<Counts>>,
 }
 
-/// Checks a plugin's file, and says how many bytes its instances take in the host beside
-/// their memories and tables.
+/// Checks a plugin's file. Returns how many bytes the host needs for its instances, without their
+/// memories and tables.
 pub(crate) fn check(plugin: &str, bytes: &[u8]) -> Result<usize, LoadError> {
     let too_large = |what: String| LoadError::TooLarge {
         plugin: plugin.into(),
@@ -230,7 +231,7 @@ fn count(bytes: &[u8]) -> Result<Counts, String> {
             }
             _ => {}
         }
-        // Long before anything could come to be too many to count.
+        // Checked after each section, so that the rest of a file that is too large isn't read.
         if let Some(excess) = levels.last().and_then(|level| level.counts.excess()) {
             return Err(excess);
         }
@@ -250,14 +251,14 @@ fn count(bytes: &[u8]) -> Result<Counts, String> {
     Err("it has no end".into())
 }
 
-/// What compiling a function takes.
+/// What determines the cost of compiling a function.
 struct Function {
     bytes: usize,
     locals: u64,
     blocks: u64,
 }
 
-/// Looks through the code of a function.
+/// Measures the code of a function. Blocks are only counted if the limit can be exceeded at all.
 fn function(body: &FunctionBody<'_>) -> wasmparser::Result<Function> {
     let bytes = body.as_bytes().len();
     let mut function = Function {
@@ -271,7 +272,7 @@ fn function(body: &FunctionBody<'_>) -> wasmparser::Result<Function> {
     for locals in body.get_locals_reader()? {
         function.locals += u64::from(locals?.0);
     }
-    // Few are, and only those can be too much.
+    // A function has fewer blocks than bytes, so most functions can't exceed the limit.
     if function.locals.saturating_mul(bytes as u64) <= CARRIED_MAX {
         return Ok(function);
     }
@@ -314,7 +315,7 @@ impl Function {
 }
 
 impl Level {
-    /// What an instance has of a module or component that is named here.
+    /// The counts of one instance of the module or component with this index.
     fn named(&self, kind: Kind, index: u32) -> Option<Counts> {
         let named = match kind {
             Kind::Module => &self.modules,
@@ -324,7 +325,7 @@ impl Level {
         named.get(index as usize).copied().flatten()
     }
 
-    /// A module or component gets its next name.
+    /// Gives a module or component the next index at this level.
     fn name(&mut self, kind: Kind, counts: Option<Counts>) {
         match kind {
             Kind::Module => self.modules.push(counts),
@@ -333,7 +334,8 @@ impl Level {
         }
     }
 
-    /// One that is named some levels further out gets its next name here.
+    /// Gives a module or component of the level `out` levels further out the next index at this
+    /// level.
     fn name_outer(&mut self, above: &[Self], kind: ComponentOuterAliasKind, out: u32, index: u32) {
         let kind = match kind {
             ComponentOuterAliasKind::CoreModule => Kind::Module,
@@ -351,7 +353,7 @@ impl Level {
     }
 }
 
-/// What an instance has of what is instantiated.
+/// The counts of one instance of an instantiated module or component. Fails if they are unknown.
 fn known(named: &[Option<Counts>], index: u32) -> Result<Counts, String> {
     named.get(index as usize).copied().flatten().ok_or_else(|| {
         "it instantiates a module or component that it is given, and whose size can't be told"
@@ -366,7 +368,7 @@ mod tests {
         checked.map_err(|error| error.to_string())
     }
 
-    /// A component with a module of these items, instantiated so many times.
+    /// A component with one module of these items, instantiated `times` times.
     fn instances(items: &str, times: usize) -> String {
         let instances = "(core instance (instantiate $m))".repeat(times);
         format!("(component (core module $m {items}) {instances})")
@@ -441,7 +443,7 @@ mod tests {
 
     #[test]
     fn components_count_as_often_as_they_are_instantiated() {
-        // Two to the power of 12 instances, of a few lines.
+        // 2^12 instances, declared in a few lines.
         let mut text = instances("(memory 0)", 1).replace("(component", "(component $c0");
         for level in 1..=12 {
             let inner = level - 1;

@@ -1,7 +1,7 @@
-//! A circuit breaker: a component that fails on user after user is not called any
-//! more. All workers share it. Time is an argument, so that a replay takes the same
-//! decisions: the one that nobody sets, since setting the machine's clock must
-//! neither prolong a quarantine nor end it.
+//! A circuit breaker: a component that fails for several users is taken out of service for some
+//! time. All workers share it. The time is an argument, so that a replay makes the same decisions.
+//! It is the monotonic time, since setting the machine's clock must neither prolong nor end a
+//! quarantine.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,24 +10,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The breaker's `retry_at` while the component is in service.
 const IN_SERVICE: u64 = u64::MAX;
 
-/// For how many windows a user on whom the component fails is remembered. Failed
-/// decisions are tried again, so that one user's failures go on for as long as
-/// their cause does: they say nothing new of the component.
+/// For how many windows a user for whom the component failed is remembered. Failed decisions are
+/// retried, so one user's failures repeat until their cause ends. Failures for a remembered user
+/// don't count again.
 const WINDOWS_REMEMBERED: u64 = 10;
 
 /// When a component is taken out of service, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quarantine {
-    /// On how many users it must begin to fail.
+    /// For how many users the component must begin to fail.
     pub users: u64,
-    /// Within how many milliseconds.
+    /// The window within which these failures must begin, in milliseconds.
     pub window_ms: u64,
-    /// How long the component is left alone before one call is tried, in
-    /// milliseconds.
+    /// How long no call is made before one is tried, in milliseconds.
     pub ms: u64,
 }
 
-/// What is known of a component's failures, in all workers together.
+/// The failures of one component, over all workers.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     /// When the next call may be tried while the component is in quarantine, in
@@ -37,14 +36,14 @@ pub(crate) struct Breaker {
     failing: Mutex<Failing>,
 }
 
-/// The users on whom the component fails.
+/// The users for whom the component fails.
 #[derive(Debug, Default)]
 struct Failing {
-    /// When it last failed on each of them.
+    /// The time of the last failure, for each user.
     known: HashMap<Box<str>, u64>,
-    /// When it began to fail on those that count, in order.
+    /// When the component began to fail for a user: the times within the window, in order.
     began: VecDeque<u64>,
-    /// How many were known when those of long ago were last forgotten.
+    /// The size of `known` after old users were last removed.
     kept: usize,
     /// The last failure.
     last: Option<LastFailure>,
@@ -53,9 +52,9 @@ struct Failing {
 /// The last call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// When, in milliseconds by the clock that nobody sets.
+    /// The monotonic time of the failure, in milliseconds.
     pub at: u64,
-    /// How, in one line. It may name users.
+    /// The error, in one line. It may name users.
     pub error: Box<str>,
 }
 
@@ -64,10 +63,10 @@ pub struct LastFailure {
 pub(crate) enum Admission {
     /// The component is in service.
     InService,
-    /// It is in quarantine, and this call tries whether it works again. Nobody else
-    /// tries at the same time. Holds when the trial became due.
+    /// The component is in quarantine, and this call tries whether it works again. There is one
+    /// such call at a time. The value is the time at which the trial was due.
     Trial(u64),
-    /// It is in quarantine.
+    /// The component is in quarantine.
     Refused,
 }
 
@@ -81,8 +80,8 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Whether the component may be called now. The one that is admitted to a trial says
-    /// how it went.
+    /// Whether the component may be called now. After a trial, the caller reports how it went with
+    /// `close`, `give_back` or `failed`.
     pub(crate) fn admit(&self, now: u64, quarantine: Quarantine) -> Admission {
         let due = self.retry_at.load(Ordering::Relaxed);
         if due == IN_SERVICE {
@@ -107,14 +106,14 @@ impl Breaker {
         self.retry_at.load(Ordering::Relaxed) != IN_SERVICE
     }
 
-    /// A trial succeeded: the component is in service again. The users on whom it is
+    /// Puts the component into service again after a successful trial. The users for whom it is
     /// known to fail don't count towards the next quarantine.
     pub(crate) fn close(&self) {
         self.failing().began.clear();
         self.retry_at.store(IN_SERVICE, Ordering::Relaxed);
     }
 
-    /// A trial said nothing of the component: the next call is one.
+    /// Makes the next call a trial again, after a trial without a result.
     pub(crate) fn give_back(&self, due: u64) {
         self.retry_at.store(due, Ordering::Relaxed);
     }
@@ -124,8 +123,8 @@ impl Breaker {
         self.failing().last.clone()
     }
 
-    /// A call about a user failed with this error. Says whether that puts the component into
-    /// quarantine.
+    /// Records that a call about a user failed with this error. Returns whether this puts the
+    /// component into quarantine.
     pub(crate) fn failed(
         &self,
         now: u64,
@@ -140,7 +139,7 @@ impl Breaker {
         });
         let is_news = failing.note(now, user, quarantine.window_ms);
         if let Admission::Trial(due) = admission {
-            // One user's failures don't keep it closed for everyone.
+            // Repeated failures for one user don't prolong the quarantine for everyone.
             if !is_news {
                 self.give_back(due);
             }
@@ -162,8 +161,8 @@ impl Breaker {
 }
 
 impl Failing {
-    /// Notes a failure. Says whether the component hasn't been failing on this user
-    /// already.
+    /// Records a failure. Returns whether it is the first one for this user, or the first since the
+    /// user was forgotten.
     fn note(&mut self, now: u64, user: &str, window_ms: u64) -> bool {
         let remembered_ms = window_ms.saturating_mul(WINDOWS_REMEMBERED);
         let is_past = |at: u64, ms: u64| now.saturating_sub(at) >= ms;
@@ -179,7 +178,8 @@ impl Failing {
                 return false;
             }
         } else {
-            // All are looked at only when they have become twice as many.
+            // Old users are removed only once the map has about doubled, so that this costs little
+            // on average.
             if self.known.len() > 2 * self.kept + 64 {
                 self.known.retain(|_, last| !is_past(*last, remembered_ms));
                 self.kept = self.known.len();
@@ -205,7 +205,7 @@ mod tests {
         breaker.failed(now, (user, "trapped"), Admission::InService, QUARANTINE)
     }
 
-    /// In quarantine since 0, by three users.
+    /// A breaker that the failures of three users have put into quarantine at time 0.
     fn open() -> Breaker {
         let breaker = Breaker::default();
         let opened = ["ada", "ben", "cleo"].map(|user| fails(&breaker, 0, user));
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(breaker.admit(5_000, QUARANTINE), Admission::InService);
         assert!(!fails(&breaker, 5_000, "ben"));
         assert!(!fails(&breaker, 5_001, "cleo"));
-        // The first of them has left the window by then.
+        // The failure for "ben" has left the window by then.
         assert!(!fails(&breaker, 6_000, "dan"));
         assert!(fails(&breaker, 6_000, "eve"));
         assert!(breaker.is_open());
@@ -237,7 +237,7 @@ mod tests {
         }
         assert!(!fails(&breaker, 100_000, "cleo"));
         assert!(!breaker.is_open());
-        // Long after, it is news again.
+        // After ten windows, these users count again.
         assert!(!fails(&breaker, 120_000, "ada"));
         assert!(!fails(&breaker, 120_000, "ben"));
         assert!(fails(&breaker, 120_000, "dan"));
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(breaker.admit(101, QUARANTINE), Admission::Trial(100));
         breaker.close();
         assert_eq!(breaker.admit(101, QUARANTINE), Admission::InService);
-        // Those known to fail don't open it again.
+        // A failure for a user who is known to fail doesn't count again.
         assert!(!fails(&breaker, 102, "ada"));
         assert!(!fails(&breaker, 102, "dan"));
         assert!(!breaker.is_open());

@@ -1,5 +1,5 @@
-//! What a component instance has before it while it is called: the event, the
-//! directory, and the audiences made so far. It records what the call reads.
+//! The host's state for one component instance during a call: the event, the directory, and the
+//! audiences made so far. It also records what the call reads.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,79 +22,80 @@ use crate::trace::TraceRecorder;
 /// How many audiences one call may make.
 const AUDIENCES_MAX: u32 = 65_536;
 
-/// How often one call may read what isn't there yet in its reads, which the host keeps
-/// beside its verdict: keys of the metadata, and questions to the directory.
+/// How many new metadata keys and directory questions one call may add to the reads of its
+/// decision, which the host keeps with the verdict.
 const READS_MAX: usize = 16_384;
 
-/// How many uncached answers one decision has fetched at a time. It is made again when
-/// they have come, and may then ask for more.
+/// How many uncached answers one decision may ask for at a time. When they have been fetched, the
+/// decision is made again, and may ask for more.
 const FETCHED_MAX: usize = 1_024;
 
-/// How long the keys, groups and settings that it names may be, all together.
+/// How many bytes the keys, groups and settings that one call names may have together.
 const READ_BYTES_MAX: usize = 65_536;
 
-/// How many renditions a redactor may answer with, and how many keys in all of them, of
-/// how many bytes.
+/// How many renditions a redactor may return, how many keys these may have in all, and how many
+/// bytes these keys may have together.
 const RENDITIONS_MAX: usize = 256;
 const RENDITION_KEYS_MAX: usize = 4_096;
 const RENDITION_BYTES_MAX: usize = 65_536;
 
-/// How many lines one call may log or explain, and how long each may be.
+/// How many log lines and reasons one call may write, and how many bytes of each are kept.
 const LINES_MAX: usize = 16;
 const LINE_BYTES_MAX: usize = 1_024;
 
-/// How many viewers are named whom a reason is about.
+/// How many viewers a recorded reason names at most.
 const VIEWERS_NAMED: usize = 10;
 
-/// The state of a store.
+/// The data in an instance's store.
 pub(crate) struct Call {
     pub(crate) plugin: Arc<str>,
     pub(crate) memory: Memory,
     pub(crate) deadline: Deadline,
-    /// Kept until the next call, which mostly is about the same directory. None
-    /// while the plugin is configured, or its state handed over.
+    /// The context of the call. It is kept until the next call, which mostly is about the same
+    /// directory. `None` while the plugin is configured, or hands over its state.
     about: Option<CallContext>,
     audiences: Vec<Audience>,
-    /// The token of the first audience: one from another call is below it or
-    /// past the last, and so never other data.
+    /// The token of the first audience of this call. The tokens of earlier calls are below it, so
+    /// that a component can't use one of them for other data.
     base: u32,
     lines: usize,
     /// The last line that this call has logged as an error.
     last_error: Option<ErrorLine>,
-    /// What all instances of the plugin write to the log, and the time that goes by.
+    /// The log lines of all instances of the plugin, and the monotonic time of this call, by which
+    /// their rate is limited.
     log: Arc<Lines>,
     monotonic: u64,
-    /// How much this call has read.
+    /// How many new keys and questions this call has read, and how many bytes they have.
     reads: usize,
     read_bytes: usize,
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
-    /// What this call and those before it in its decision read, and their cache misses.
+    /// What this call and the earlier calls of the same decision have read, and their cache misses.
     pub(crate) observed: Observations,
-    /// What the other calls of its decision say of the time. It is kept apart, since what
-    /// a call says of its own answer doesn't hold for theirs.
+    /// How long the answers of the earlier calls of the same decision hold. It is kept apart, since
+    /// `reconsider-at` in this call only holds for the answer of this call.
     others: Reads,
 }
 
 /// A line that a call has logged as an error.
 struct ErrorLine {
     text: String,
-    /// Whether it is to be written to the log yet.
+    /// Whether the log may get it: it is within the limit of lines of the call.
     is_due: bool,
 }
 
 /// One call of a stage, for a trace.
 #[derive(Clone, Debug)]
 pub struct StageCall {
-    /// The plugin that was called: where the last good generation has taken over, that one.
+    /// The plugin that was called: the last good generation if it has taken over.
     pub plugin: Arc<str>,
-    /// Its role, in a word.
+    /// Its role, in one word.
     pub role: &'static str,
     /// When the call began.
     pub began: Instant,
     /// How long it took.
     pub took: Duration,
-    /// Whether it failed. Why may name users.
+    /// Whether it failed. The error is left out, since it may name users.
     pub has_failed: bool,
 }
 
@@ -103,18 +104,19 @@ pub struct StageCall {
 pub(crate) struct Observations {
     pub(crate) reads: Reads,
     pub(crate) cache_misses: BTreeSet<Question>,
-    /// Set while somebody wants to know what the stages do to a viewer, and why.
+    /// Set for an explanation: records what the stages do to one viewer, and why.
     pub(crate) trace: Option<Box<TraceRecorder>>,
-    /// What they took of fuel.
+    /// The fuel that the calls used.
     pub(crate) fuel: u64,
-    /// Whether nothing of it is counted: neither failures, nor how long calls take.
+    /// Whether the calls are left out of the health of their plugins: neither failures nor
+    /// latencies are counted.
     pub(crate) is_uncounted: bool,
-    /// Each call, while somebody wants to know of it.
+    /// The calls, if they are noted. `None` otherwise.
     pub(crate) calls: Option<Vec<StageCall>>,
 }
 
 impl Observations {
-    /// Whether something wasn't cached: the decision will be taken again.
+    /// Whether an answer wasn't cached, so that the decision will be made again.
     pub(crate) fn is_speculative(&self) -> bool {
         !self.cache_misses.is_empty()
     }
@@ -128,7 +130,7 @@ pub(crate) struct CallContext {
 }
 
 impl Call {
-    /// The state of a store of this plugin, whose log this is.
+    /// The data in a new store of this plugin. `log` has the plugin's log lines.
     pub(crate) fn new(
         plugin: Arc<str>,
         log: Arc<Lines>,
@@ -155,7 +157,8 @@ impl Call {
         }
     }
 
-    /// Begins a call, which adds to what has been observed.
+    /// Begins a call. Takes over what the earlier calls of the decision have observed, and adds to
+    /// it.
     pub(crate) fn begin(&mut self, context: Context<'_>, observed: &mut Observations) {
         match &mut self.about {
             Some(about) => {
@@ -196,18 +199,19 @@ impl Call {
         self.last_error = None;
     }
 
-    /// Ends a call: its tokens are good for nothing from here on.
+    /// Ends a call: makes its tokens invalid, and gives back what was observed.
     pub(crate) fn end(&mut self, observed: &mut Observations) {
         *observed = std::mem::take(&mut self.observed);
-        // Into what holds no questions and keys: adding those to others takes long.
+        // Adds the questions and keys to `others`, which has none: appending to an empty set costs
+        // nothing.
         let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.others));
         observed.reads.add(reads);
         self.base = self.next_token();
         self.audiences.clear();
     }
 
-    /// Whether there are tokens left for another call. None is used twice in an
-    /// instance, which could have kept it.
+    /// Whether enough tokens are left for another call. No token is used twice in an instance,
+    /// since a component could have kept it.
     pub(crate) fn has_tokens(&self) -> bool {
         self.base < u32::MAX - AUDIENCES_MAX
     }
@@ -238,7 +242,7 @@ impl Call {
         }
     }
 
-    /// The number of a user. Of the event's own user it is known.
+    /// The interned number of a user. A new id is interned, unless it is too many.
     pub(crate) fn user(&self, name: &str) -> Result<Id> {
         let about = self.about()?;
         if about.event.name.is(name) {
@@ -252,20 +256,20 @@ impl Call {
         Ok(id)
     }
 
-    /// The number of a user, if somebody has named them before.
+    /// The interned number of a user. `None` if the id is not interned.
     pub(crate) fn known_user(&self, name: &str) -> Result<Option<Id>> {
         Ok(self.about()?.names.find(name))
     }
 
-    /// Puts a question to the directory. Where the answer isn't cached, the
-    /// call goes on with nobody, and its outcome is thrown away.
+    /// Asks the directory. If the answer isn't cached, the call goes on with an empty audience, and
+    /// its outcome is discarded.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u32> {
         let answer = self.about()?.directory.audience(&question);
         self.read(question, answer.is_ok())?;
         self.put(answer.unwrap_or_else(|CacheMiss| Audience::nobody()))
     }
 
-    /// Notes a question to the directory, whose answer may not be cached.
+    /// Records a question to the directory, and whether its answer was cached.
     pub(crate) fn read(&mut self, question: Question, is_cached: bool) -> Result<()> {
         if !is_cached && !self.observed.cache_misses.contains(&question) {
             if self.observed.cache_misses.len() >= FETCHED_MAX {
@@ -282,7 +286,7 @@ impl Call {
         self.count_read(is_new, bytes)
     }
 
-    /// Notes that the metadata under a key is read.
+    /// Records that the metadata under a key is read.
     pub(crate) fn read_key(&mut self, key: Box<str>) -> Result<()> {
         let bytes = key.len();
         let is_new = self.observed.reads.keys.insert(key);
@@ -305,8 +309,8 @@ impl Call {
         Ok(())
     }
 
-    /// That an enricher doesn't make more changes, or of more bytes, than there can be
-    /// metadata, before and after.
+    /// Fails if an enricher makes too many changes. The limit is twice that of the metadata: all
+    /// old keys may be removed, and as many new ones set.
     pub(crate) fn check_changes(&self, changes: usize, bytes: usize) -> Result<()> {
         let (max, bytes_max) = (2 * self.metadata.keys, 2 * self.metadata.bytes);
         if changes > max {
@@ -318,7 +322,7 @@ impl Call {
         Ok(())
     }
 
-    /// That a redactor doesn't answer with too much.
+    /// Fails if the answer of a redactor is too large.
     pub(crate) fn check_renditions(&self, parts: usize, keys: usize, bytes: usize) -> Result<()> {
         for (what, has, max) in [
             ("renditions", parts, RENDITIONS_MAX),
@@ -336,18 +340,20 @@ impl Call {
         Ok(())
     }
 
-    /// Whether this call may write another line to the log, or explain itself.
+    /// Counts a log line or a reason. Returns whether this call may write it.
     pub(crate) fn takes_line(&mut self) -> bool {
         self.lines += 1;
         self.lines <= LINES_MAX
     }
 
-    /// Whether the log has room for another line of the plugin, over all its calls.
+    /// Counts a log line of the plugin, over all its calls. Returns whether the log has room for
+    /// it.
     pub(crate) fn has_room_in_log(&self) -> bool {
         self.log.takes(self.monotonic)
     }
 
-    /// Keeps a line that the component logs as an error, to be written when the call ends.
+    /// Keeps a line of level `error`, to be written when the call ends. Writes the one that was
+    /// kept before.
     pub(crate) fn note_error(&mut self, text: String, is_due: bool) {
         self.log_error();
         self.last_error = Some(ErrorLine { text, is_due });
@@ -358,7 +364,7 @@ impl Call {
         self.last_error.as_ref().map(|line| &*line.text)
     }
 
-    /// Writes that line to the log: it is not why the call has failed.
+    /// Writes the kept line of level `error` to the log, because it isn't the reason of a failure.
     pub(crate) fn log_error(&self) {
         if let Some(line) = &self.last_error
             && line.is_due
@@ -369,13 +375,13 @@ impl Call {
         }
     }
 
-    /// Records a line that the component writes, if somebody tries the plugin out.
+    /// Passes a line to the recorder, if an author tries the plugin.
     pub(crate) fn record(&self, kind: LineKind, text: &str) {
         self.log.record(kind, text);
     }
 
-    /// Records a reason that the component gives, about these viewers alone or about the
-    /// event, if somebody tries the plugin out.
+    /// Passes a reason to the recorder, if an author tries the plugin. It is about these viewers
+    /// alone, or about the event if `viewers` is `None`.
     pub(crate) fn record_reason(&self, viewers: Option<&Audience>, reason: &str) {
         if !self.log.is_recorded() {
             return;
@@ -396,8 +402,8 @@ impl Call {
         self.record(LineKind::ExplainedFor, &format!("{whom}: {reason}"));
     }
 
-    /// Hands a reason that the component gives, about these viewers alone or about the event,
-    /// to who wants to know.
+    /// Adds a reason to the explanation, if there is one. It is about these viewers alone, or about
+    /// the event if `viewers` is `None`.
     pub(crate) fn give_reason(&mut self, viewers: Option<&Audience>, reason: String) {
         if let Some(trace) = &mut self.observed.trace {
             trace.reason(viewers, reason);
@@ -410,14 +416,15 @@ impl Call {
     }
 }
 
-/// Shares what is given, unless it is what is kept: a comparison is cheaper.
+/// Replaces `kept` by `given`, unless they are the same: comparing is cheaper than counting
+/// references.
 fn share<T>(kept: &mut Arc<T>, given: &Arc<T>) {
     if !Arc::ptr_eq(kept, given) {
         *kept = Arc::clone(given);
     }
 }
 
-/// As much of a line as is written.
+/// The beginning of a line, up to `LINE_BYTES_MAX` bytes.
 pub(crate) fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LINE_BYTES_MAX))
         .unwrap_or_default()

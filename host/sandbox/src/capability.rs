@@ -27,7 +27,7 @@ pub enum Capability {
 
 use Capability::{Blocks, Contacts, Everyone, Groups, Log, Settings, Wasi, Widen};
 
-/// All of them, each with its name.
+/// All capabilities, each with its name.
 const ALL: [(Capability, &str); 8] = [
     (Widen, "widen"),
     (Wasi, "wasi"),
@@ -61,14 +61,15 @@ impl Capability {
         named.map_or("", |(_, name)| name)
     }
 
-    /// The capability of a name in a manifest's list. That a filter may add viewers is its
-    /// effect, and not in there.
+    /// The capability of a name in a manifest's list. `widen` isn't in that list: a filter asks for
+    /// it by its effect.
     pub(crate) fn in_manifest(name: &str) -> Option<Self> {
         let named = ALL.iter().find(|(_, spelled)| *spelled == name);
         named.map(|(it, _)| *it).filter(|it| *it != Widen)
     }
 
-    /// What is needed for a function of an interface, without its package and version.
+    /// The capability that a host function needs. `interface` is without package and version.
+    /// `None`: every plugin may call the function.
     pub(crate) fn needed_for(interface: &str, function: &str) -> Option<Self> {
         let needs = |it: &&(&str, &str, Self)| (it.0, it.1) == (interface, function);
         FUNCTIONS.iter().find(needs).map(|(_, _, needed)| *needed)
@@ -80,50 +81,51 @@ impl Capability {
 pub struct Capabilities(u16);
 
 impl Capabilities {
-    /// None.
+    /// No capabilities.
     pub const NONE: Self = Self(0);
 
-    /// All that there are.
+    /// All capabilities.
     pub const ALL: Self = Self(0xff);
 
-    /// Those that a function of the host needs: a list that names none of them leaves all.
+    /// The capabilities that host functions need. A list of grants that names none of these grants
+    /// them all.
     pub const KINDS: Self = Self(0xff & !(Widen as u16) & !(Wasi as u16));
 
-    /// Whether one is in it.
+    /// Whether a capability is in the set.
     pub fn has(self, capability: Capability) -> bool {
         self.0 & capability as u16 != 0
     }
 
-    /// With one more.
+    /// The set with one more capability.
     #[must_use]
     pub fn with(self, capability: Capability) -> Self {
         Self(self.0 | capability as u16)
     }
 
-    /// Those in either.
+    /// The union of both sets.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Those in both.
+    /// The intersection of both sets.
     #[must_use]
     pub fn within(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Those that another set lacks.
+    /// The capabilities that the other set lacks.
     #[must_use]
     pub fn less(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Each of them.
+    /// The capabilities in the set.
     pub fn iter(self) -> impl Iterator<Item = Capability> {
         let all = ALL.iter().map(|(capability, _)| *capability);
         all.filter(move |capability| self.has(*capability))

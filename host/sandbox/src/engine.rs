@@ -1,4 +1,4 @@
-//! The engine that compiles and runs components, and the clock that ends calls.
+//! The engine that compiles and runs components, and the clock that ends calls at their deadline.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::artefacts::Artefacts;
 use crate::error::one_line;
 use crate::pause::Ticks;
 
-/// Compiles and runs components. Cloning it shares it.
+/// Compiles and runs components. Clones share one engine.
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
@@ -31,9 +31,9 @@ impl Engine {
         Self::with(None)
     }
 
-    /// As [`new`](Self::new). What it compiles is kept in a folder that is there, and
-    /// taken from there when the same bytes are loaded again by who has the same key:
-    /// a secret of the node's user. A file that wasn't written with it is never run.
+    /// As [`new`](Self::new), with a cache of compiled code in a folder that exists. A component is
+    /// taken from the cache if the same bytes were compiled before with the same key, which is a
+    /// secret of the node's user. A file that wasn't written with this key is never run.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -41,18 +41,18 @@ impl Engine {
         Self::with(Some(Artefacts::new(folder, key).into()))
     }
 
-    /// How often a component was taken from the folder rather than compiled.
+    /// How often a component was taken from the cache instead of compiled.
     pub fn cache_hits(&self) -> u64 {
         self.count(|artefacts| &artefacts.hits)
     }
 
-    /// How often a file in the folder was refused, since it isn't what was written
-    /// there, and replaced.
+    /// How often a file in the cache was refused and replaced, since it isn't what was written
+    /// there.
     pub fn cache_refusals(&self) -> u64 {
         self.count(|artefacts| &artefacts.refused)
     }
 
-    /// Compiles a component, or takes it as it was compiled before.
+    /// Compiles a component, or takes it from the cache.
     pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
         match &self.artefacts {
             Some(artefacts) => artefacts.component(&self.wasmtime, bytes),
@@ -71,7 +71,7 @@ impl Engine {
             .wasm_component_model(true)
             .consume_fuel(true)
             .epoch_interruption(true)
-            // A failure is said in one line, which names the function that trapped.
+            // An error is reported in one line, which names only the function that trapped.
             .wasm_backtrace_max_frames(Some(NonZeroUsize::MIN));
         let engine = wasmtime::Engine::new(&config);
         let wasmtime = engine.map_err(|error| LoadError::Engine(one_line(error)))?;
@@ -91,7 +91,7 @@ impl Engine {
     }
 }
 
-/// Stops the clock with the last engine that shares it.
+/// Stops the clock when the last clone of the engine is dropped.
 struct EpochTicker(Arc<AtomicBool>);
 
 impl Drop for EpochTicker {

@@ -2,10 +2,10 @@
 
 use std::fmt::Display;
 
-/// Nothing that was running is touched by any of these.
+/// Why a plugin or a pipeline can't be loaded. The running pipeline stays as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No engine can be had.
+    /// The WebAssembly engine can't be started.
     #[error("can't start the WebAssembly engine: {0}")]
     Engine(String),
     /// The file isn't a component with a manifest.
@@ -62,7 +62,7 @@ pub enum LoadError {
         /// What it wants.
         grant: &'static str,
     },
-    /// The chain is not a pipeline.
+    /// The plugin is at a wrong place in the chain.
     #[error("`{plugin}` {what}")]
     Chain {
         /// The plugin.
@@ -70,7 +70,7 @@ pub enum LoadError {
         /// What is wrong with its place.
         what: &'static str,
     },
-    /// The plugin refuses its configuration, or fails in taking it.
+    /// The plugin refuses its configuration, or fails while it is configured.
     #[error("`{plugin}` refuses its configuration: {what}")]
     Configure {
         /// The plugin.
@@ -78,7 +78,7 @@ pub enum LoadError {
         /// Why.
         what: String,
     },
-    /// A self-test came out wrong.
+    /// A self-test failed.
     #[error("`{plugin}` fails its self-test `{case}`: {what}")]
     SelfTest {
         /// The plugin.
@@ -90,7 +90,7 @@ pub enum LoadError {
     },
 }
 
-/// How much of an error is said: a component names what it likes in it.
+/// How many bytes of an error are kept: a component can put any text into it.
 const ERROR_BYTES_MAX: usize = 1_024;
 
 /// An error with its causes, in one line.
@@ -100,11 +100,11 @@ pub(crate) fn one_line(error: impl Display) -> String {
     shortened(text)
 }
 
-/// How wasmtime begins to say where in a component an error happened.
+/// The beginning of the message with which wasmtime locates an error in a component.
 const BACKTRACE: &str = "error while executing at wasm backtrace";
 
-/// The error of a call with its causes, in one line, without where in the component it
-/// happened: that is addresses.
+/// The error of a call with its causes, in one line. The location in the component is left out,
+/// since it is only addresses.
 pub(crate) fn causes(error: &wasmtime::Error) -> String {
     let causes = error.chain().map(ToString::to_string);
     let causes: Vec<_> = causes
@@ -113,7 +113,7 @@ pub(crate) fn causes(error: &wasmtime::Error) -> String {
     one_line(causes.join(": "))
 }
 
-/// As much of an error's text as is said.
+/// The text of an error, cut at `ERROR_BYTES_MAX`.
 pub(crate) fn shortened(mut text: String) -> String {
     if text.len() > ERROR_BYTES_MAX {
         text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));

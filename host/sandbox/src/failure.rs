@@ -1,8 +1,8 @@
-//! How a call failed, in one line: which limit it passed, which part of WASI it wanted, or
-//! what its language says of an error that nothing in it has caught.
+//! Why a call failed, in one line: the limit that it exceeded, the part of WASI that it wanted, or
+//! the message of an error that wasn't caught in the plugin's language.
 //!
-//! A component can't say why it traps. What is around a rule (the SDK's panic hook, the code
-//! that `presence plugin build` adds) logs the error, and traps then.
+//! A trap carries no message. So the code around a rule (the SDK's panic hook, the code that
+//! `presence plugin build` adds) logs the error before it traps.
 
 use wasmtime::{Trap, WasmBacktrace};
 
@@ -10,23 +10,23 @@ use crate::call::Call;
 use crate::error::{causes, one_line};
 use crate::{Limits, wasi};
 
-/// How many bytes a component may hand over at once, as arguments or as its answer:
-/// enough for the ids of 100,000 users.
+/// How many bytes a component may pass to the host at once, as arguments or as its answer: enough
+/// for the ids of 100,000 users.
 pub(crate) const LIFTED_BYTES_MAX: usize = 8 << 20;
 
-/// How many resources of its own a component may hold.
+/// How many handles of resources a component may hold.
 pub(crate) const HANDLES_MAX: usize = 1_024;
 
 /// A call that failed.
 pub(crate) struct CallFailure {
-    /// How, in one line.
+    /// The error, in one line.
     pub(crate) error: String,
-    /// Whether it passed its deadline.
+    /// Whether the call ran past its deadline.
     pub(crate) is_late: bool,
 }
 
 impl CallFailure {
-    /// A failure in one line.
+    /// Describes a failed call.
     pub(crate) fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
         let refused = match call.memory.refused_together {
             Some(bytes) => format!(
@@ -66,16 +66,16 @@ impl CallFailure {
     }
 }
 
-/// What a component wanted of WASI, if it trapped in a function that stands in for it:
-/// `presence plugin build` gives these names.
+/// What the component wanted of WASI, if it trapped in a stub of a WASI function. `presence plugin
+/// build` adds these stubs, and gives them their names.
 fn denied(error: &wasmtime::Error) -> Option<String> {
     let place = error.downcast_ref::<WasmBacktrace>()?.frames().first()?;
     let function = place.func_name()?.strip_prefix(wasi::STUB_PREFIX)?;
     Some(wasi::denied(function))
 }
 
-/// The limit that wasmtime's error is about, if it is about one of these: it names none,
-/// and has no type.
+/// The limit that the call exceeded, if it is one of these two. Their errors have no type of their
+/// own in wasmtime, so the text is matched.
 fn limit_passed(error: &wasmtime::Error) -> Option<String> {
     let text = error.root_cause().to_string();
     if text.contains("fuel allocated for hostcalls has been exhausted") {

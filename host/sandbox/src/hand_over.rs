@@ -1,13 +1,14 @@
-//! Handing the state of enrichers from one pipeline to another.
+//! Hands the state of stateful enrichers from one pipeline to another.
 
 use crate::Stage;
 use crate::pipeline::Enricher;
 
-/// Has enrichers take over the state of those whose place they take.
+/// Hands the state of each old enricher to the enricher that replaces it: one that does the same if
+/// there is one, or else one with the same name and role.
 pub(crate) fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
     let mut before: Vec<_> = before.iter_mut().collect();
     let mut after: Vec<_> = after.iter_mut().collect();
-    // A plugin may stand in a chain more than once.
+    // A plugin may be in a chain more than once, so stages that do the same come first.
     for fits in [
         Stage::is_same as fn(&Stage, &Stage) -> bool,
         Stage::is_alike,
@@ -23,7 +24,8 @@ pub(crate) fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
     }
 }
 
-/// Has enrichers take over the state of those that go on, but for those that are the same.
+/// Copies the state of the enrichers of a pipeline that keeps running. Enrichers that do the same
+/// in both get no copy: they share one state.
 pub(crate) fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
     let mut active: Vec<_> = active.iter_mut().collect();
     let mut after: Vec<_> = after.iter_mut().collect();
@@ -41,7 +43,7 @@ pub(crate) fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
     }
 }
 
-/// Exchanges the instances of stateful enrichers that are the same.
+/// Swaps the instances of the stateful enrichers that do the same in both pipelines.
 pub(crate) fn exchange_same(these: &mut [Enricher], others: &mut [Enricher]) {
     let mut others: Vec<_> = others.iter_mut().collect();
     for enricher in these.iter_mut().filter(|it| it.stage.plugin.keeps_state) {

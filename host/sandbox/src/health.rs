@@ -1,4 +1,4 @@
-//! How a stage's plugin fares.
+//! The health of a stage's plugin: its circuit breaker, and counters of its calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,28 +6,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::breaker::{Breaker, LastFailure};
 use crate::latency::{Histogram, Latency};
 
-/// How a stage's plugin fares, in all workers together.
+/// The health of a stage's plugin, over all workers.
 #[derive(Debug, Default)]
 pub struct PluginHealth {
     pub(crate) breaker: Breaker,
-    /// What is counted of its calls, also before it was last configured or replaced.
+    /// The counters of its calls. They go on when the plugin is configured anew or replaced.
     pub(crate) calls: Arc<Calls>,
-    /// Whether the last good generation has taken over, which it does for good.
+    /// Whether the last good generation has taken over. It doesn't hand back.
     pub(crate) replaced: AtomicBool,
 }
 
-/// What is counted of a plugin's calls.
+/// Counters of a plugin's calls.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     pub(crate) failures: AtomicU64,
     pub(crate) latency: Latency,
-    /// What the calls of which the time is measured took of fuel.
+    /// The fuel of the calls whose time is measured.
     pub(crate) fuel: AtomicU64,
 }
 
 impl PluginHealth {
-    /// Of a stage that takes the place of another and does something else: what is counted
-    /// goes on.
+    /// The health of a stage that replaces another one and does something else: the counters go on,
+    /// and the circuit breaker starts anew.
     pub(crate) fn follow(before: &Self) -> Self {
         Self {
             calls: Arc::clone(&before.calls),
@@ -50,7 +50,7 @@ impl PluginHealth {
         self.calls.latency.histogram()
     }
 
-    /// What the calls in [`Self::latency`] took of fuel, together.
+    /// The fuel that the calls in [`Self::latency`] used in all.
     pub fn fuel(&self) -> u64 {
         self.calls.fuel.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! One instance of a component, in a store of its own, within its limits. A
-//! component that failed, or is about to, is begun afresh before its next call.
+//! One instance of a component, in a store of its own, within its limits. If a call fails, or the
+//! instance has used up its memory, the next call gets a new instance.
 
 use std::sync::Arc;
 
@@ -16,26 +16,26 @@ use crate::memory::{Memory, MemoryBudget};
 use crate::pause::{Deadline, TICK_MS};
 use crate::{Limits, LoadError, Plugin, Stage};
 
-/// The fuel of so many calls is for handing over a state, or for taking it over.
+/// `save` and `restore` may each use the fuel of this many calls.
 const HAND_OVER_CALLS: u64 = 10;
 
-/// How often a call may be late, one time after another, before that is its failure.
-/// Fuel ends nearly all calls that are slow of themselves; what passes the deadline is
-/// mostly a call that got no processor.
+/// How often a call is tried that runs past its deadline. Fuel ends nearly every call that is slow
+/// itself. A call that runs past its deadline mostly got no processor, so it is tried again.
 const LATE_CALLS_MAX: u32 = 3;
 
-/// What a call took.
+/// The cost of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct CallCost {
-    /// Fuel.
+    /// The fuel that it used.
     pub fuel: u64,
-    /// All memory that the instance has by then, in bytes. It gives none back.
+    /// The memory that the instance has after the call, in bytes. An instance never gives memory
+    /// back.
     pub memory_bytes: usize,
 }
 
-/// Why there is no instance.
+/// Why an instance couldn't be made.
 enum StartFailure {
-    /// A call failed, of which there are some in taking its configuration.
+    /// Instantiating or configuring the plugin failed as a call: it trapped, or exceeded a limit.
     CallFailure(CallFailure),
     /// The plugin isn't what it should be, or refuses its configuration.
     Unfit(LoadError),
@@ -44,27 +44,27 @@ enum StartFailure {
 /// An instance, called with `A` and answering with `R`.
 pub(crate) struct Instance<A, R> {
     pub(crate) plugin: Arc<Plugin>,
-    /// The plugin with what it may have of the host.
+    /// The component, linked to the host functions that it may call.
     linked: InstancePre<Call>,
     export: Find<A, R>,
     config: String,
     limits: Limits,
-    /// What it has together with others.
+    /// The memory budget that it shares with other instances.
     memory: MemoryBudget,
-    /// None before its first call, once it has failed, and after it was given back.
+    /// `None` before the first call, after a failure, and after the instance was released.
     live: Option<Live<A, R>>,
-    /// Whether it is to be begun for the first time, or since it was given back: then
-    /// it may take as long as while it was loaded.
+    /// Whether the next instance is the first one, or the first after a release: it is then made with
+    /// the longer deadline of loading.
     is_fresh: bool,
-    /// Whether it has been called since that was last looked at.
+    /// Whether it was called since the last `release_unused`.
     is_used: bool,
 }
 
-/// What there is of an instance while it hasn't failed.
+/// An instance that hasn't failed.
 struct Live<A, R> {
     store: Store<Call>,
     function: Export<A, R>,
-    /// For a stateful enricher.
+    /// `None` unless the plugin is a stateful enricher.
     stateful: Option<Stateful>,
 }
 
@@ -85,7 +85,7 @@ impl<A, R> Instance<A, R> {
         }
     }
 
-    /// Has it made now, and take its configuration, unless it is there.
+    /// Makes and configures the instance now, if there is none.
     pub(crate) fn make(&mut self) -> Result<(), LoadError> {
         if self.live.is_none() {
             let live = match self.begin(self.limits.while_loading()) {
@@ -99,22 +99,22 @@ impl<A, R> Instance<A, R> {
         Ok(())
     }
 
-    /// Whether it is there, and needn't be made at its next call.
+    /// Whether there is an instance, so that the next call needn't make one.
     pub(crate) fn is_made(&self) -> bool {
         self.live.is_some()
     }
 
-    /// Gives back what it holds, unless it has been called since this was last done: the
-    /// next call makes it anew.
+    /// Drops the instance if it wasn't called since the last `release_unused`. The next call makes
+    /// a new one.
     pub(crate) fn release_unused(&mut self) {
         if !std::mem::take(&mut self.is_used) && self.live.take().is_some() {
             self.is_fresh = true;
         }
     }
 
-    /// Calls it. Adds what it read, and its cache misses, to what has been
-    /// observed, whatever came of it. A call that was late is made again at once: it may be the
-    /// machine that was slow.
+    /// Calls the plugin. Adds what the call read, and its cache misses, to `observed`, even if the
+    /// call fails. A call that ran past its deadline is retried at once: the machine may have been
+    /// slow.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
@@ -176,7 +176,8 @@ impl<A, R> Instance<A, R> {
             Ok(outcome) => {
                 let call = store.data();
                 call.log_error();
-                // Only what can be handed over is worth more than memory.
+                // A stateful instance is kept even if it has used up its memory: its state would be
+                // lost.
                 let is_used_up = call.memory.is_used_up() && live.stateful.is_none();
                 self.live = (call.has_tokens() && !is_used_up).then_some(live);
                 Ok(outcome)
@@ -185,13 +186,13 @@ impl<A, R> Instance<A, R> {
         }
     }
 
-    /// Gives its calls as much time as there is while a plugin is loaded.
+    /// Gives calls the longer deadline of loading.
     pub(crate) fn use_load_limits(&mut self) {
         self.limits = self.limits.while_loading();
     }
 
-    /// What its last call took, and what it holds. None where it is to be begun
-    /// afresh: once it has failed, or has used up its memory.
+    /// The cost of the last call. `None` if there is no instance: the call failed, or the instance
+    /// used up its memory.
     pub(crate) fn last_cost(&self) -> Option<CallCost> {
         let store = &self.live.as_ref()?.store;
         let left = store.get_fuel().unwrap_or_default();
@@ -201,16 +202,17 @@ impl<A, R> Instance<A, R> {
         })
     }
 
-    /// Takes over the state of the instance whose place it takes, if both have one:
-    /// one that has failed has lost its own. Where that can't be done, it begins
-    /// without.
+    /// Takes over the state of the instance that it replaces, if both are stateful. An instance
+    /// that has failed has lost its state. If the state can't be handed over, this instance begins
+    /// without one.
     pub(crate) fn take_over(&mut self, before: &mut Self) -> Result<(), String> {
         if !self.plugin.keeps_state || !before.is_stateful() {
             return Ok(());
         }
         self.make().map_err(|error| error.to_string())?;
         let state = before.hand_over(Stateful::save).inspect_err(|_| {
-            // What has trapped can't be called again, and it may be one that goes on.
+            // An instance that has trapped can't be called again. If `before` keeps running, it
+            // needs a new one.
             before.live = None;
         })?;
         let taken = self.hand_over(|stateful, store| stateful.restore(store, state));
@@ -225,8 +227,8 @@ impl<A, R> Instance<A, R> {
         live.is_some_and(|live| live.stateful.is_some())
     }
 
-    /// Calls a stateful enricher about its state: within the limits of any call, but
-    /// for more fuel, since a state takes in many events.
+    /// Calls `save` or `restore` of a stateful enricher. The limits of any call apply, with more
+    /// fuel, since a state is about many events.
     fn hand_over<T>(
         &mut self,
         call: impl FnOnce(&Stateful, &mut Store<Call>) -> wasmtime::Result<T>,
@@ -254,9 +256,10 @@ impl<A, R> Instance<A, R> {
         outcome
     }
 
-    /// That it doesn't take its configuration.
+    /// The error that the plugin refuses its configuration.
     fn refuses(&self, what: String) -> LoadError {
-        // The error says what is refused; the SDKs begin with it as well.
+        // The text of `LoadError::Configure` says "configuration" already, and the SDKs' messages
+        // begin with it as well.
         let what = match what.strip_prefix("configuration: ") {
             Some(what) => what.to_owned(),
             None => what,
@@ -345,9 +348,10 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Has calls of this store pause, and end at their deadline. The engine's clock and a [`Pauser`] raise the
-/// epoch; each time, a call is asked whether it may go on. One that begins afterwards is asked as well, so no
-/// pause is missed that was wanted between two calls; and so is the first of a store.
+/// Lets calls in this store pause, and ends them at their deadline. The engine's clock and a
+/// [`Pauser`] raise the epoch. The call then pauses at its next epoch check, and is told whether it
+/// may go on. A call that begins later checks as well, so no pause is missed that was requested
+/// between two calls. The first call in a store checks in any case.
 fn follow_deadline(store: &mut Store<Call>) {
     store.epoch_deadline_callback(|mut store| {
         Ok(match store.data_mut().deadline.pause() {

@@ -1,12 +1,12 @@
-//! How long calls take: a histogram with few buckets. Threads count into it without a lock,
-//! and one call in eight is measured, so that reading the clock costs next to nothing.
+//! Measures how long calls take: a histogram with few buckets. Threads count into it without a
+//! lock. One call in eight is measured, so that reading the clock costs next to nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::pause::paused;
 
-/// The upper bounds of the buckets, in nanoseconds. One more has all that is longer.
+/// The upper bounds of the buckets, in nanoseconds. One more bucket has all longer calls.
 const BOUNDS_NS: [u64; 7] = [
     2_000,
     10_000,
@@ -17,7 +17,7 @@ const BOUNDS_NS: [u64; 7] = [
     100_000_000,
 ];
 
-/// One call in so many is measured: the first of them.
+/// One call in this many is measured, beginning with the first.
 const SAMPLED: u8 = 8;
 
 /// How long the measured calls took.
@@ -32,13 +32,13 @@ pub struct Latency {
 pub struct Histogram {
     /// The upper bound of each bucket, in seconds, and how many calls took no longer.
     pub buckets: Vec<(f64, u64)>,
-    /// How many calls there were.
+    /// How many calls were measured.
     pub count: u64,
     /// How long they took together, in seconds.
     pub sum: f64,
 }
 
-/// Which calls are measured.
+/// Chooses the calls that are measured.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler(u8);
 
@@ -46,12 +46,12 @@ pub(crate) struct Sampler(u8);
 #[derive(Clone, Copy, Debug)]
 pub struct Began {
     pub(crate) at: Instant,
-    /// For how long calls on this thread had been paused by then.
+    /// How long calls on this thread had been paused in all when the call began.
     paused: Duration,
 }
 
 impl Began {
-    /// It begins.
+    /// A call that begins now.
     pub fn now() -> Self {
         Self {
             at: Instant::now(),
@@ -59,7 +59,7 @@ impl Began {
         }
     }
 
-    /// How long it has taken, without the time in which it was paused.
+    /// How long the call has taken, without its pauses.
     pub fn elapsed(&self) -> Duration {
         let paused = paused().saturating_sub(self.paused);
         self.at.elapsed().saturating_sub(paused)
@@ -67,7 +67,7 @@ impl Began {
 }
 
 impl Sampler {
-    /// The time of now, where the call that begins is to be measured.
+    /// The beginning of a call that is to be measured. `None` for all other calls.
     pub(crate) fn begin(&mut self) -> Option<Began> {
         let is_measured = self.0 == 0;
         self.0 = (self.0 + 1) % SAMPLED;
@@ -76,7 +76,7 @@ impl Sampler {
 }
 
 impl Latency {
-    /// A call has ended that began then.
+    /// Counts a call that began at this time and ends now.
     pub fn end(&self, began: Instant) {
         self.count(began.elapsed());
     }

@@ -1,5 +1,5 @@
-//! The sandbox: WebAssembly components decide who may see whom, and can do
-//! nothing else.
+//! The sandbox: runs WebAssembly components that decide who may see whom, and lets them do nothing
+//! else.
 //!
 //! A [`Plugin`] is a compiled file. A [`Blueprint`] is a chain of them that has
 //! been checked: manifest, grants, configuration, self-tests. A [`Pipeline`] is

@@ -1,4 +1,4 @@
-//! What every call of a component is held to.
+//! The limits of every call of a component.
 
 use presence_core::metadata;
 
@@ -9,14 +9,14 @@ use crate::manifest::OwnLimits;
 /// while it is loaded.
 const LOADING_MS: u64 = 5_000;
 
-/// What every call is held to. A plugin may ask for less, never for more.
+/// The limits of every call. A plugin may set itself lower ones, never higher ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Fuel a call: about one unit an instruction.
+    /// Fuel per call: about one unit per instruction.
     pub fuel: u64,
-    /// Memory an instance, in bytes.
+    /// Memory per instance, in bytes.
     pub memory_bytes_max: usize,
-    /// Time a call, in milliseconds. None where time isn't to matter.
+    /// The deadline of a call, in milliseconds. `None`: a call may take any time.
     pub deadline_ms: Option<u64>,
     /// When a plugin that fails is taken out of service.
     pub quarantine: Quarantine,
@@ -25,7 +25,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The limits of a plugin that sets itself lower ones.
+    /// The limits with those that a plugin sets itself, where these are lower.
     pub fn within(self, own: OwnLimits) -> Self {
         let ms = |ms: u64| own.deadline_ms.unwrap_or(ms).min(ms);
         Self {
@@ -39,8 +39,8 @@ impl Limits {
         }
     }
 
-    /// The limits while a plugin is loaded: nobody waits then, and a machine that is
-    /// busy must not have it refused.
+    /// The limits while a plugin is loaded. The deadline is longer: nobody waits then, and a busy
+    /// machine must not make the plugin fail.
     pub(crate) fn while_loading(self) -> Self {
         Self {
             deadline_ms: self.deadline_ms.map(|ms| ms.max(LOADING_MS)),

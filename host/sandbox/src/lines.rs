@@ -1,27 +1,27 @@
-//! How many lines a plugin writes to the host's log: so many in a window of time, over
-//! all calls and workers. What is left out is counted, and said when the window is over.
-//! Time is an argument, as of the circuit breaker.
+//! Limits how many lines a plugin writes to the host's log in a window of time, over all calls and
+//! workers. Further lines are left out and counted, and their number is logged when the window is
+//! over. The time is an argument, as for the circuit breaker.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::recorder::{LineKind, LineRecorder};
 
-/// How many lines a window has.
+/// How many lines may be written in a window.
 pub(crate) const LINES_MAX: u64 = 200;
 
 /// How long a window lasts, in milliseconds.
 pub(crate) const WINDOW_MS: u64 = 10_000;
 
-/// The lines of one plugin.
+/// The log lines of one plugin.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     window: Mutex<Window>,
-    /// When lines that were left out are to be said, in milliseconds; 0 while none were.
+    /// When the number of lines left out is to be logged, in milliseconds. 0: none were left out.
     due: AtomicU64,
-    /// How many have been left out in all.
+    /// How many lines have been left out in all.
     total: AtomicU64,
-    /// Who else gets all of them, while somebody tries the plugin out.
+    /// Gets all lines as well, while an author tries the plugin.
     recorder: Option<Arc<LineRecorder>>,
 }
 
@@ -33,7 +33,7 @@ struct Window {
 }
 
 impl Lines {
-    /// Lines that are recorded, too.
+    /// Log lines that a recorder gets as well.
     pub(crate) fn recorded(recorder: &Arc<LineRecorder>) -> Self {
         Self {
             recorder: Some(Arc::clone(recorder)),
@@ -41,22 +41,22 @@ impl Lines {
         }
     }
 
-    /// Records a line, if somebody wants that.
+    /// Passes a line to the recorder, if there is one.
     pub(crate) fn record(&self, kind: LineKind, text: &str) {
         if let Some(recorder) = &self.recorder {
             recorder.note(kind, text);
         }
     }
 
-    /// Whether somebody wants them recorded.
+    /// Whether there is a recorder.
     pub(crate) fn is_recorded(&self) -> bool {
         self.recorder.is_some()
     }
 
-    /// Whether a line is written now. It is counted either way.
+    /// Counts a line. Returns whether it may be written now.
     pub(crate) fn takes(&self, now: u64) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has left lines out starts again when that has been said.
+        // A window in which lines were left out ends when `left_out` reports them.
         if window.left_out == 0 && now.saturating_sub(window.began) >= WINDOW_MS {
             (window.began, window.written) = (now, 0);
         }
@@ -73,16 +73,16 @@ impl Lines {
         false
     }
 
-    /// How many lines were left out in a window that is over, once.
+    /// The number of lines left out in a window that is over. Each is reported once.
     pub(crate) fn left_out(&self, now: u64) -> Option<u64> {
-        // No lock where there is nothing to say, which is nearly always.
+        // In nearly all cases no lines were left out, and no lock is needed.
         match self.due.load(Ordering::Relaxed) {
             0 => return None,
             due if now < due => return None,
             _ => {}
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another worker may have said it meanwhile.
+        // Another worker may have reported them meanwhile.
         if window.left_out == 0 {
             return None;
         }
@@ -92,7 +92,7 @@ impl Lines {
         Some(left_out)
     }
 
-    /// How many have been left out in all.
+    /// How many lines have been left out in all.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(lines.left_out(begin + WINDOW_MS), None);
         assert_eq!(lines.total(), 7);
         assert!(lines.takes(begin + WINDOW_MS));
-        // A window without anything to say starts again by itself.
+        // A window in which no lines were left out is followed by the next without a report.
         for _ in 1..LINES_MAX {
             assert!(lines.takes(begin + WINDOW_MS));
         }

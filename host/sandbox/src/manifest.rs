@@ -1,4 +1,4 @@
-//! The manifest: what a plugin says of itself, in a custom section of its file.
+//! The manifest: a plugin's description of itself, in a custom section of its file.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ const BYTES_MAX: usize = 1 << 20;
 /// The newest version of the component API that this host speaks.
 pub const API: &str = api::NEWEST;
 
-/// What a plugin says of itself.
+/// A plugin's description of itself.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -27,24 +27,24 @@ pub struct Manifest {
     pub version: semver::Version,
     /// The version of `presence:plugin` it was built against.
     pub api: String,
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// For a filter: whether it may add viewers.
     #[serde(default)]
     pub effect: Effect,
-    /// For an enricher: that it has `save` and `restore`.
+    /// For an enricher: whether it exports `save` and `restore`.
     #[serde(default)]
     pub stateful: bool,
-    /// What it wants to be allowed.
+    /// The names of the capabilities that it asks for.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Lower limits than the host's, by itself.
+    /// Limits that it sets itself, lower than the host's.
     #[serde(default)]
     pub limits: OwnLimits,
-    /// What holds once it has failed repeatedly.
+    /// What happens when it has failed repeatedly. `None`: the default of its role.
     #[serde(default)]
     pub on_failure: Option<OnFailure>,
-    /// What it proves of itself at every load.
+    /// Its self-tests, run at every load.
     #[serde(default)]
     pub tests: Vec<Case>,
 }
@@ -61,12 +61,12 @@ pub enum Role {
     Redactor,
 }
 
-/// What holds once a plugin has failed repeatedly.
+/// What happens when a plugin has failed repeatedly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// Filters and redactors stay closed: nobody new is told. Enrichers are
-    /// passed over.
+    /// It is in quarantine. For a filter or redactor, nobody new is told meanwhile. An enricher is
+    /// skipped.
     Hold,
     /// The last generation that worked takes over.
     LastGood,
@@ -101,8 +101,8 @@ impl Role {
         }
     }
 
-    /// What holds where neither the manifest nor the operator says. An older
-    /// rule may show what the newer one hid; older metadata hurts nobody.
+    /// What happens if neither the manifest nor the operator says. An older filter may show what
+    /// the newer one hides, so filters and redactors hold. Older metadata hurts nobody.
     pub fn on_failure(self) -> OnFailure {
         match self {
             Self::Enricher => OnFailure::LastGood,
@@ -122,15 +122,15 @@ pub enum Effect {
     Widen,
 }
 
-/// Limits that a plugin sets itself. The host's hold beside them.
+/// Limits that a plugin sets itself. The host's limits apply as well.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OwnLimits {
-    /// Fuel a call.
+    /// Fuel per call.
     pub fuel: Option<u64>,
     /// Memory, in bytes.
     pub memory_bytes: Option<usize>,
-    /// Time a call, in milliseconds.
+    /// The deadline of a call, in milliseconds.
     pub deadline_ms: Option<u64>,
 }
 
@@ -155,11 +155,11 @@ pub struct Case {
     /// The audience that goes in.
     #[serde(default)]
     pub audience: Vec<String>,
-    /// What comes out.
+    /// The expected result.
     pub expect: Value,
 }
 
-/// What a manifest of any version says.
+/// The field that manifests of all versions have.
 #[derive(Deserialize)]
 struct Versioned {
     api: String,
@@ -170,7 +170,7 @@ fn empty() -> Value {
 }
 
 impl Manifest {
-    /// The capabilities that it names.
+    /// The capabilities that it asks for, with `widen` from its effect.
     pub(crate) fn named(&self) -> Capabilities {
         let named = self.capabilities.iter();
         let named = named.filter_map(|name| Capability::in_manifest(name));
@@ -213,7 +213,7 @@ impl Manifest {
                     }
                     let unread =
                         |error| not(format!("its manifest can't be read: {}", one_line(error)));
-                    // Of a version that isn't known, the rest may be said otherwise.
+                    // Checked first, since a manifest of an unknown version may have other fields.
                     if let Ok(Versioned { api }) = serde_json::from_slice(section.data()) {
                         Api::of(&api).map_err(not)?;
                     }

@@ -1,6 +1,6 @@
-//! The memory of one instance: all its linear memories and tables together, and what
-//! the host holds for what it declares. Their number is bounded as well: each memory
-//! reserves address space, however small it is.
+//! The memory of one instance: its linear memories and tables together, and what the host needs for
+//! its declarations. The number of memories is limited as well, since each reserves address space,
+//! however small it is.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,21 +10,21 @@ use wasmtime::{ResourceLimiter, Result};
 
 use crate::bounds;
 
-/// What an element of a table takes.
+/// The size of an element of a table.
 const ELEMENT_BYTES: usize = size_of::<usize>();
 
-/// An instance that has come to hold so much by its calls is begun afresh. A
-/// JavaScript engine's collector sets in beyond that, and takes more than a call's
-/// fuel.
+/// An instance that has grown beyond this by its calls is replaced by a new one. Above this size,
+/// the garbage collector of a JavaScript engine begins to run, which takes more than the fuel of a
+/// call.
 const USED_UP_BYTES: usize = 48 << 20;
 
-/// How much memory the instances of several plugins may have together. Cloning it shares it.
+/// How much memory the instances of several plugins may have together. Clones share one budget.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryBudget(Arc<Budget>);
 
 #[derive(Default)]
 struct Budget {
-    /// 0 without a limit.
+    /// 0: no limit.
     bytes_max: AtomicUsize,
     used: AtomicUsize,
     refusals: AtomicU64,
@@ -41,28 +41,27 @@ impl fmt::Debug for Budget {
 }
 
 impl MemoryBudget {
-    /// From now on they may have so many bytes, or as many as they take, for 0. What they have
-    /// they keep.
+    /// Changes the limit, in bytes. 0: no limit. Instances keep what they have.
     pub fn change(&self, bytes_max: usize) {
         self.0.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
-    /// How many bytes they may have; 0 for as many as they take.
+    /// The limit in bytes. 0: no limit.
     pub fn bytes_max(&self) -> usize {
         self.0.bytes_max.load(Ordering::Relaxed)
     }
 
-    /// How many bytes they have.
+    /// How many bytes are in use.
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// How often one was refused memory for that.
+    /// How often this limit refused memory to an instance.
     pub fn refusals(&self) -> u64 {
         self.0.refusals.load(Ordering::Relaxed)
     }
 
-    /// What is to be done each time that one is refused memory. It is said once.
+    /// Sets what is called at each refusal. Only the first call of this method counts.
     pub fn on_refusal(&self, tell: impl Fn() + Send + Sync + 'static) {
         let _ = self.0.on_refusal.set(Box::new(tell));
     }
@@ -89,17 +88,17 @@ impl MemoryBudget {
     }
 }
 
-/// How much memory an instance may still have.
+/// The memory of one instance, and how much it may still take.
 pub(crate) struct Memory {
-    /// What it has together with others.
+    /// The budget that it shares with other instances.
     join_problems: MemoryBudget,
     bytes_max: usize,
     left: usize,
-    /// What it held before its first call.
+    /// How many bytes it had before its first call.
     at_rest: usize,
-    /// Set once the instance was refused some: it may well fail of that.
+    /// Whether its own limit has refused it memory: a later failure may come from this.
     pub(crate) refused: bool,
-    /// Set once it was refused some that others have: how many bytes all may have.
+    /// The limit of the shared budget in bytes, if this has refused it memory.
     pub(crate) refused_together: Option<usize>,
 }
 
@@ -121,24 +120,24 @@ impl Memory {
         }
     }
 
-    /// How many bytes it has. What an instance has taken it keeps.
+    /// How many bytes the instance has. It never gives memory back.
     pub(crate) fn taken(&self) -> usize {
         self.bytes_max - self.left
     }
 
-    /// Takes what the host holds for it beside its memories and tables. Says whether
-    /// there is so much.
+    /// Takes what the host needs for the instance besides its memories and tables. Returns whether
+    /// the limits allow it.
     pub(crate) fn take_fixed(&mut self, bytes: usize) -> bool {
         self.take(bytes)
     }
 
-    /// Notes what an instance holds before its first call.
+    /// Notes how many bytes the instance has before its first call.
     pub(crate) fn rest(&mut self) {
         self.at_rest = self.taken();
     }
 
-    /// Whether its calls have left it so little that it had better be begun afresh,
-    /// before one fails: some languages keep garbage, and some leak.
+    /// Whether its calls have used up so much memory that a new instance should replace it before a
+    /// call fails: some languages keep garbage, and some leak.
     pub(crate) fn is_used_up(&self) -> bool {
         let taken = self.taken();
         taken > (self.bytes_max / 4 * 3).min(USED_UP_BYTES) && taken / 2 > self.at_rest

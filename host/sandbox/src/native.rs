@@ -1,10 +1,10 @@
-//! The one door through which native code comes in that wasn't compiled in this process.
+//! The only place that loads native code from bytes, instead of compiling it.
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// The component that an artefact holds. It must be, byte for byte, what
-/// [`Component::serialize`] gave: `artefacts` has verified that by a keyed digest.
+/// Loads a compiled component. The bytes must be exactly what [`Component::serialize`] returned:
+/// `artefacts` has verified this by a keyed digest.
 #[expect(
     unsafe_code,
     reason = "wasmtime has no other way to take a component that was compiled before; its \

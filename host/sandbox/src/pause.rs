@@ -1,5 +1,5 @@
-//! What a thread does in the middle of a plugin's call, while others wait for the thread: the call
-//! is paused, and goes on afterwards. How long it was paused is none of its time.
+//! Pauses the call of a plugin while others wait for its thread: the thread does their work in the
+//! middle of the call, and the call goes on afterwards. A pause doesn't count as time of the call.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,37 +11,36 @@ use std::time::{Duration, Instant};
 /// How often the clock ticks. A deadline is kept to within one tick.
 pub(crate) const TICK_MS: u64 = 10;
 
-/// What is done while a call is paused. It says how long it took.
+/// The work that is done while a call is paused. Returns how long it took.
 type Work = dyn Fn() -> Duration;
 
 thread_local! {
-    /// What this thread does while a call is paused.
+    /// The work that this thread does while a call is paused.
     static WORK: RefCell<Option<Rc<Work>>> = const { RefCell::new(None) };
-    /// For how long calls on this thread have been paused.
+    /// How long calls on this thread have been paused in all.
     static PAUSED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Has this thread do something else each time that a call on it may pause, and say how long that took. In
-/// it, other plugins may be called, whose calls may pause as well.
+/// Sets the work that this thread does each time that a call on it may pause. The work returns how
+/// long it took. It may call other plugins, whose calls may pause as well.
 pub fn while_paused(work: Rc<dyn Fn() -> Duration>) {
     WORK.set(Some(work));
 }
 
-/// For how long calls on this thread have been paused so far.
+/// How long calls on this thread have been paused in all.
 pub(crate) fn paused() -> Duration {
     PAUSED.get()
 }
 
-/// How long a call is let go on before it pauses, where others have begun to wait. Most calls are
-/// over by then.
+/// How long after a request calls are paused. Most calls are over by then.
 const PAUSE_AFTER: Duration = Duration::from_micros(500);
 
-/// Has calls pause that go on for too long. Cloning it shares it.
+/// Requests pauses of long calls. Clones share one clock.
 #[derive(Clone, Debug)]
 pub struct Pauser(pub(crate) Ticks);
 
 impl Pauser {
-    /// Has the calls that are under way on any thread half a millisecond from now pause.
+    /// Pauses the calls on all threads that are still running half a millisecond from now.
     pub fn pause_soon(&self) {
         let Ticks(clock) = &self.0;
         if !clock.is_asked.swap(true, Ordering::Relaxed)
@@ -52,25 +51,26 @@ impl Pauser {
     }
 }
 
-/// Counts the ticks of an engine's clock. Cloning it shares it.
+/// Counts the ticks of an engine's clock. Clones share one clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ticks(Arc<Clock>);
 
 #[derive(Debug, Default)]
 struct Clock {
     ticks: AtomicU64,
-    /// Whether calls are to pause before the next tick.
+    /// Whether a pause is requested.
     is_asked: AtomicBool,
-    /// Which raises the epoch.
+    /// The thread that raises the epoch.
     thread: OnceLock<Thread>,
 }
 
 impl Ticks {
-    /// Raises the epoch of an engine at each tick, and when calls are to pause, until it is stopped. It is
-    /// called once, on a thread of its own: a component that spins must not keep it from ticking.
+    /// Raises the epoch of an engine at each tick, and when a pause is requested, until it is
+    /// stopped. It is called once, on a thread of its own: a component that spins must not keep it
+    /// from ticking.
     pub(crate) fn run(&self, engine: &wasmtime::Engine, stop: &AtomicBool) {
         let Self(clock) = self;
-        // There is no other one.
+        // There is only one such thread.
         let _ = clock.thread.set(thread::current());
         let (begin, tick) = (Instant::now(), Duration::from_millis(TICK_MS));
         let mut told = 0;
@@ -81,7 +81,7 @@ impl Ticks {
                 clock.is_asked.store(false, Ordering::Relaxed);
                 engine.increment_epoch();
             }
-            // On a busy machine it may have slept for longer.
+            // On a busy machine the thread may have slept for longer: catch up.
             while tick * (told + 1) <= begin.elapsed() {
                 self.tick(engine);
                 told += 1;
@@ -89,7 +89,7 @@ impl Ticks {
         }
     }
 
-    /// One more, at which calls whose time is over end.
+    /// Counts a tick. Calls that are past their deadline end at their next epoch check.
     pub(crate) fn tick(&self, engine: &wasmtime::Engine) {
         self.0.ticks.fetch_add(1, Ordering::Relaxed);
         engine.increment_epoch();
@@ -100,7 +100,7 @@ impl Ticks {
     }
 }
 
-/// Until when a call may take, in ticks.
+/// The end of a call's time, in ticks of the engine's clock.
 #[derive(Debug, Default)]
 pub(crate) struct Deadline {
     ticks: Ticks,
@@ -115,17 +115,18 @@ impl Deadline {
         }
     }
 
-    /// A call begins, and may take so many ticks; none if any number.
+    /// Begins a call, which may take this many ticks. `None`: any number.
     pub(crate) fn begin(&mut self, ticks: Option<u64>) {
         self.at = ticks.map_or(u64::MAX, |it| self.ticks.now().saturating_add(it));
     }
 
-    /// Pauses the call. Says whether it may go on.
+    /// Pauses the call: does the work of this thread, and moves the deadline by the ticks that this
+    /// took. Returns whether the call may go on.
     pub(crate) fn pause(&mut self) -> bool {
         if let Some(work) = WORK.with_borrow(Clone::clone) {
             let (paused, before) = (PAUSED.get(), self.ticks.now());
             let took = work();
-            // With the calls that were paused meanwhile.
+            // `took` includes the pauses of other calls during the work.
             PAUSED.set(paused + took);
             let ticks = self.ticks.now().saturating_sub(before);
             if !took.is_zero() {

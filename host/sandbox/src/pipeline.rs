@@ -1,6 +1,6 @@
-//! The pipeline: enrichers, filters and redactor, in order, with their instances. Shards
-//! may share one, where they take turns: filters and redactors are pure. What a shard
-//! has of its own is lent to the pipeline for its turn.
+//! The pipeline: enrichers, filters and redactor, in order, with their instances. Shards may take
+//! turns with one pipeline, since filters and redactors keep no state. A shard's stateful enrichers
+//! are swapped in for its turn.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct Pipeline {
     pub(crate) enrichers: Vec<Enricher>,
     pub(crate) filters: Vec<Filter>,
     pub(crate) redactor: Option<Redactor>,
-    /// From how many stages another generation is known to have taken over.
+    /// For how many filters and redactors the last good generation is known to have taken over.
     replaced: usize,
     no_keys: Arc<[Box<str>]>,
     last_keys: Arc<[Box<str>]>,
@@ -41,21 +41,21 @@ pub struct Pipeline {
     /// How long decisions take, and which of them are measured.
     latency: Arc<Latency>,
     sampler: Sampler,
-    /// The calls so far, while somebody wants to know of them.
+    /// The calls so far, while calls are noted. `None` otherwise.
     calls: Option<Vec<StageCall>>,
 }
 
-/// What a shard has of its own of a pipeline that several share: the enrichers that keep a
-/// state.
+/// The part of a shared pipeline that each shard has of its own: the stateful enrichers.
 #[derive(Default)]
 pub struct StatefulEnrichers {
     enrichers: Vec<Enricher>,
-    /// From how many stages the shard knows that another generation has taken over.
+    /// For how many filters and redactors the shard knows that the last good generation has taken
+    /// over.
     replaced: usize,
 }
 
 impl StatefulEnrichers {
-    /// Nothing of it is made yet.
+    /// Instances are made when they are first called.
     pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Self {
         let has_state = |stage: &&Arc<Stage>| {
             stage.plugin.manifest.role == Role::Enricher && stage.plugin.keeps_state
@@ -67,20 +67,19 @@ impl StatefulEnrichers {
         }
     }
 
-    /// Has the enrichers take over the state of those whose place they take, which
-    /// are of no use afterwards.
+    /// Takes over the state of the enrichers that these replace. `before` isn't used afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
         take_over(&mut self.enrichers, &mut before.enrichers);
     }
 
-    /// Has the enrichers take over the state of those of a pipeline that goes on beside, and
-    /// that keeps its own. Those that are the same in both have one state: see
-    /// [`Pipeline::exchange_same`].
+    /// Copies the state of the enrichers of an active pipeline, which keeps running. Enrichers that
+    /// are the same in both pipelines share one state: see [`Pipeline::exchange_same`].
     pub fn copy(&mut self, active: &mut Self) {
         copy(&mut self.enrichers, &mut active.enrichers);
     }
 
-    /// As [`Pipeline::exchange_same`]: the pipeline that went on beside goes on alone.
+    /// As [`Pipeline::exchange_same`], when the pipeline that ran beside the active one replaces
+    /// it.
     pub fn exchange_same(&mut self, active: &mut Self) {
         exchange_same(&mut self.enrichers, &mut active.enrichers);
     }
@@ -90,7 +89,8 @@ fn enricher(stage: &Arc<Stage>, limits: Limits) -> Enricher {
     Slot::new(stage, |api| api.enrich, limits)
 }
 
-/// A pipeline while it is a shard's turn.
+/// A pipeline with the stateful enrichers of one shard, for the shard's turn. Dropping it gives
+/// them back to the shard.
 pub struct BorrowedPipeline<'a> {
     pipeline: &'a mut Pipeline,
     own: &'a mut StatefulEnrichers,
@@ -131,7 +131,7 @@ impl Drop for BorrowedPipeline<'_> {
 }
 
 impl Pipeline {
-    /// Nothing of it is made yet.
+    /// Instances are made when they are first called.
     pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Self {
         let mut pipeline = Self {
             enrichers: Vec::new(),
@@ -160,7 +160,7 @@ impl Pipeline {
         pipeline
     }
 
-    /// The same, whose decisions are counted there.
+    /// The same pipeline, which counts its decisions in `latency`.
     pub(crate) fn counting(self, latency: &Arc<Latency>) -> Self {
         Self {
             latency: Arc::clone(latency),
@@ -168,15 +168,15 @@ impl Pipeline {
         }
     }
 
-    /// Has all of its instances made now, and take their configuration.
+    /// Makes and configures all instances now.
     pub(crate) fn make(&mut self) -> Result<(), LoadError> {
         self.enrichers.iter_mut().try_for_each(Slot::make)?;
         self.filters.iter_mut().try_for_each(Slot::make)?;
         self.redactor.iter_mut().try_for_each(Slot::make)
     }
 
-    /// Has the instances of filters and the redactor made now, but for those that another pipeline
-    /// has the same of.
+    /// Makes the instances of filters and redactor now, except for stages that are the same in
+    /// `other`.
     pub(crate) fn make_unlike(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
         let is_new = |stage: &Stage| !other.iter().any(|it| it.is_same(stage));
         let mut filters = self.filters.iter_mut().filter(|it| is_new(&it.stage));
@@ -185,15 +185,15 @@ impl Pipeline {
         redactor.try_for_each(Slot::make)
     }
 
-    /// Has filters and the redactor go on with the instances of another pipeline, which is of no
-    /// use afterwards, where they do the same: they are pure.
+    /// Takes the instances of `before` for the filters and the redactor that do the same, since
+    /// these keep no state. `before` isn't used afterwards.
     pub fn take_instances(&mut self, before: &mut Self) {
         Slot::take_instances(&mut self.filters, &mut before.filters);
         let (after, before) = (&mut self.redactor, &mut before.redactor);
         Slot::take_instances(after.as_mut_slice(), before.as_mut_slice());
     }
 
-    /// How many bytes of memory its instances have that are made.
+    /// The memory of all instances that exist, in bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
         let enrichers = self.enrichers.iter().map(Slot::last_cost);
         let filters = self.filters.iter().map(Slot::last_cost);
@@ -202,7 +202,7 @@ impl Pipeline {
         all.map(|spent| spent.memory_bytes).sum()
     }
 
-    /// The same for a shard's turn, with what the shard has of its own.
+    /// Lends the pipeline to a shard for its turn, with the shard's stateful enrichers.
     pub fn lend<'a>(&'a mut self, own: &'a mut StatefulEnrichers) -> BorrowedPipeline<'a> {
         let mut lent = BorrowedPipeline {
             pipeline: self,
@@ -212,22 +212,22 @@ impl Pipeline {
         lent
     }
 
-    /// Gives back the instances that haven't been called since this was last done: the
-    /// next call makes them anew. Enrichers are kept, since they may remember something.
+    /// Drops the instances of filters and redactor that weren't called since the last
+    /// `release_unused`. Their next call makes new ones. Enrichers are kept, since they may have a
+    /// state.
     pub fn release_unused(&mut self) {
         self.filters.iter_mut().for_each(Slot::release_unused);
         self.redactor.iter_mut().for_each(Slot::release_unused);
     }
 
-    /// Has the enrichers take over the state of those whose place they take, which
-    /// are of no use afterwards.
+    /// Takes over the state of the enrichers that these replace. `before` isn't used afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
         take_over(&mut self.enrichers, &mut before.enrichers);
     }
 
-    /// Exchanges the instances of the enrichers that keep a state and are the same in another
-    /// pipeline, which runs beside. So there is one state for both: it is exchanged before
-    /// the other one is called, and again afterwards.
+    /// Swaps the instances of the stateful enrichers that are the same in another pipeline, which
+    /// runs beside this one. So both share one state: the instances are swapped before the other
+    /// pipeline is called, and swapped back afterwards.
     pub fn exchange_same(&mut self, other: &mut Self) {
         exchange_same(&mut self.enrichers, &mut other.enrichers);
     }
@@ -237,12 +237,12 @@ impl Pipeline {
         self.calls = Some(Vec::new());
     }
 
-    /// The calls that were noted, of which no more are.
+    /// Stops noting calls, and returns those noted.
     pub fn take_calls(&mut self) -> Vec<StageCall> {
         self.calls.take().unwrap_or_default()
     }
 
-    /// Does something, and has its calls of stages noted if they are wanted.
+    /// Calls `call` with new observations, which note the calls of stages if calls are noted.
     fn noting<T>(&mut self, call: impl FnOnce(&mut Self, &mut Observations) -> T) -> T {
         let mut observed = Observations {
             calls: self.calls.take(),
@@ -253,8 +253,9 @@ impl Pipeline {
         done
     }
 
-    /// As [`Rules::decide`], with what the calls took of fuel. Unless `is_counted`, a plugin
-    /// fares as if it had not been called: this is for what decides on nobody.
+    /// As [`Rules::decide`], and returns the fuel that the calls used. Unless `is_counted`, the
+    /// calls don't count for the health of the plugins: this is for decisions that nobody is told
+    /// of.
     pub fn decide_measured(&mut self, context: Context<'_>, is_counted: bool) -> (Decision, u64) {
         let mut observed = Observations {
             is_uncounted: !is_counted,
@@ -264,7 +265,7 @@ impl Pipeline {
         (decision, observed.fuel)
     }
 
-    /// As [`Rules::explain`], and a plugin fares as if it had not been called.
+    /// As [`Rules::explain`], but the calls don't count for the health of the plugins.
     pub fn explain_uncounted(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
         self.explain_as(context, viewer, true)
     }
@@ -292,21 +293,21 @@ impl Pipeline {
         }
     }
 
-    /// Whether a last good generation is taking over from one of its stages, so that
-    /// everyone is to be decided on again.
+    /// Whether the last good generation has taken over for another filter or redactor since the
+    /// last [`Rules::take_replaced`]: then all users must be decided again.
     pub fn is_replaced(&self) -> bool {
         self.replaced_now() > self.replaced
     }
 
-    /// From how many stages another generation has taken over, or is to at their next call.
-    /// Metadata as it is broadcast is no verdict that is reused: enrichers don't count.
+    /// For how many filters and redactors the last good generation has taken over, or will at their
+    /// next call. Enrichers don't count, since their results aren't part of a cached verdict.
     fn replaced_now(&self) -> usize {
         let filters = self.filters.iter().filter(|slot| slot.is_replaced());
         let redactor = self.redactor.iter().filter(|slot| slot.is_replaced());
         filters.count() + redactor.count()
     }
 
-    /// Gives calls as much time as there is while a plugin is loaded.
+    /// Gives calls the longer deadline of loading.
     pub(crate) fn with_load_limits(mut self) -> Self {
         self.enrichers.iter_mut().for_each(Slot::use_load_limits);
         self.filters.iter_mut().for_each(Slot::use_load_limits);
@@ -388,7 +389,8 @@ impl Pipeline {
         renditions
     }
 
-    /// Decides, and adds what the decision reads to what has been observed.
+    /// Asks the filters and the redactor, and makes a decision of their answers. `observed`
+    /// collects what the calls read and cost.
     pub(crate) fn run(&mut self, context: Context<'_>, observed: &mut Observations) -> Decision {
         let renditions = self
             .filter(context, Audience::nobody(), observed)
@@ -399,10 +401,10 @@ impl Pipeline {
         decision(renditions, observed)
     }
 
-    /// Has the renditions of an online event say who gets to know when the user was last
-    /// seen, once they are gone: what the redactor says of the user's departure. So it is
-    /// known before anyone is hidden or gone, and needn't be asked of other rules then.
-    /// Where the redactor fails on that, nobody gets to know it.
+    /// Sets `last_seen` in the renditions of an online event: who will be told when the user was
+    /// last seen, once the user is gone. For this, the redactor is asked about an offline event of
+    /// the user. So the answer is there before the user goes offline or is hidden, and needn't come
+    /// from other rules later. If the redactor fails on the offline event, nobody will be told.
     fn as_departing(
         &mut self,
         context: Context<'_>,
@@ -425,7 +427,7 @@ impl Pipeline {
             event: &event,
             ..context
         };
-        // The redactor's turn is over for who wants to know why.
+        // An explanation doesn't include this second call of the redactor.
         let trace = observed.trace.take();
         let departing = self.split(departing, audience, observed);
         observed.trace = trace;
@@ -475,11 +477,11 @@ impl Rules for Pipeline {
                 |_, changes| Ok((changed(context.event, &changes, limits)?, changes)),
             );
             self.calls = observed.calls.take();
-            // Out of service, it is as if it weren't there.
+            // An enricher in quarantine is skipped.
             let Some(changed) = changed else {
                 continue;
             };
-            // What it makes of answers that it hasn't got is thrown away.
+            // An answer wasn't cached, so the changes are discarded.
             if observed.is_speculative() {
                 enriched.cache_misses.append(&mut observed.cache_misses);
                 enriched.unanswered.push(enricher.name());
@@ -523,7 +525,8 @@ impl Rules for Pipeline {
     }
 }
 
-/// An event with an enricher's changes, if it may be broadcast so.
+/// An event with an enricher's changes. Fails if a changed value or the metadata exceeds its
+/// limits.
 fn changed(
     event: &Event,
     changes: &[MetadataChange],
@@ -535,7 +538,7 @@ fn changed(
     }
     let changed = event.changed(changes);
     let (before, after) = (&event.metadata, &changed.metadata);
-    // What came in is within the limits but for what the host adds.
+    // Checked only if it grows: the event may exceed the limits already by what the host added.
     if after.len() > before.len() || after.bytes() > before.bytes() {
         let checked = limits.check_size(after.len(), after.bytes());
         checked.map_err(|error| format_err!("made metadata that {error}"))?;
@@ -543,11 +546,11 @@ fn changed(
     Ok(changed)
 }
 
-/// What comes of the stages' answers, given what they have observed.
+/// The decision that follows from the answers of the stages.
 fn decision(renditions: Result<Vec<Rendition>, Failure>, observed: &mut Observations) -> Decision {
     match renditions {
-        // What isn't cached may well be why a component failed, and what a redactor
-        // makes of answers that it hasn't got may show too much.
+        // If an answer wasn't cached, a component may have failed because of it, or a redactor may
+        // show too much. The decision is made again.
         _ if observed.is_speculative() => {
             Decision::CacheMiss(std::mem::take(&mut observed.cache_misses))
         }
@@ -567,7 +570,7 @@ fn argument(event: &Event) -> EventArg {
     }
 }
 
-/// A list of keys, shared with the last one where they are the same.
+/// A list of keys. Shares the memory of the last list if the keys are the same.
 fn share(last: &mut Arc<[Box<str>]>, keys: &[String]) -> Arc<[Box<str>]> {
     if !last
         .iter()

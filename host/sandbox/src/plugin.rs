@@ -21,52 +21,52 @@ use crate::{Engine, Limits, LoadError, bounds, wasi};
 pub struct Plugin {
     /// Its name in the configuration.
     pub name: Arc<str>,
-    /// What it says of itself.
+    /// Its manifest.
     pub manifest: Manifest,
     /// The SHA-256 of its file, in hexadecimal.
     pub sha256: Arc<str>,
-    /// Whether it is an enricher that keeps a state: each shard then has an instance of its
-    /// own.
+    /// Whether it is a stateful enricher: each shard then has an instance of its own.
     pub(crate) keeps_state: bool,
-    /// What it asks for: the functions that its manifest names, or else those that it imports.
+    /// The capabilities that it asks for: those that its manifest names, or else those that its
+    /// imports need.
     pub(crate) asks: Capabilities,
-    /// What it was built against.
+    /// The version of the API that it was built against.
     pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
-    /// What its instances write to the log.
+    /// The log lines of its instances.
     pub(crate) lines: Arc<Lines>,
     /// How long its file is, in bytes.
     pub file_bytes: usize,
-    /// What its instances take in the host beside their memories and tables, in bytes.
+    /// What the host needs for one of its instances besides memories and tables, in bytes.
     pub(crate) fixed_bytes: usize,
-    /// The clock by which its calls end.
+    /// The clock for the deadlines of its calls.
     pub(crate) ticks: Ticks,
     known: Known,
 }
 
-/// What has been found of a plugin, and holds for all tenants that use it.
+/// Results that hold for all tenants that use the plugin.
 #[derive(Default)]
 struct Known {
-    /// With no more of the host than this.
+    /// The component linked to the host functions of a set of capabilities.
     linked: Mutex<Vec<(Capabilities, InstancePre<Call>)>>,
-    /// Within which limits it has passed its self-tests.
+    /// The limits within which it has passed its self-tests.
     passed: Mutex<VecDeque<Limits>>,
 }
 
-/// How much is known of a plugin at most, of each kind.
+/// How many results of each kind are kept for a plugin.
 const KNOWN_MAX: usize = 64;
 
 impl Plugin {
-    /// How many lines of the log were left out, since it wrote too many of them.
+    /// How many of its log lines were left out, since it wrote too many.
     pub fn lines_left_out(&self) -> u64 {
         self.lines.total()
     }
 
-    /// Compiles a plugin's file. This takes long: do it where nobody waits.
+    /// Compiles a plugin's file. This takes long: call it where nobody waits.
     ///
     /// # Errors
-    /// Without a manifest, if it isn't a component, or if it asks for an
-    /// interface that plugins aren't given.
+    /// If the file isn't a component or has no manifest, or if it imports an interface that plugins
+    /// aren't given.
     pub fn load(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
         let manifest = Manifest::read(name, bytes)?;
         let api = Api::of(&manifest.api).map_err(|what| LoadError::NotAPlugin {
@@ -76,8 +76,7 @@ impl Plugin {
         Self::link(engine, name, bytes, manifest, api)
     }
 
-    /// The same compiled code under another name. What it writes to the log is limited by
-    /// itself.
+    /// The same compiled plugin under another name, with a limit of log lines of its own.
     #[must_use]
     pub fn renamed(&self, name: &str) -> Self {
         Self {
@@ -96,7 +95,7 @@ impl Plugin {
         }
     }
 
-    /// The same plugin, of which all that its instances write is recorded.
+    /// The same plugin. Everything that its instances write is passed to the recorder.
     #[must_use]
     pub fn recorded(&self, recorder: &Arc<LineRecorder>) -> Self {
         Self {
@@ -105,7 +104,7 @@ impl Plugin {
         }
     }
 
-    /// With no more of the host than this.
+    /// The component, linked only to the host functions of these capabilities.
     pub(crate) fn linked_to(&self, granted: Capabilities) -> wasmtime::Result<InstancePre<Call>> {
         let mut known = locked(&self.known.linked);
         if let Some((_, linked)) = known.iter().find(|(it, _)| *it == granted) {
@@ -118,13 +117,13 @@ impl Plugin {
         Ok(linked)
     }
 
-    /// Whether it has passed its self-tests within these limits: it need not again, for another
-    /// tenant.
+    /// Whether it has passed its self-tests within these limits, perhaps for another tenant: it
+    /// needn't run them again.
     pub(crate) fn has_passed(&self, limits: &Limits) -> bool {
         locked(&self.known.passed).contains(limits)
     }
 
-    /// It has passed its self-tests within these limits.
+    /// Notes that it has passed its self-tests within these limits.
     pub(crate) fn passes(&self, limits: Limits) {
         let mut passed = locked(&self.known.passed);
         if passed.contains(&limits) {
@@ -136,12 +135,12 @@ impl Plugin {
         passed.push_back(limits);
     }
 
-    /// What it asks for, as a manifest and a configuration spell it.
+    /// The capabilities that it asks for, as a manifest and a configuration spell them.
     pub fn asks(&self) -> Vec<&'static str> {
         self.asks.iter().map(Capability::as_str).collect()
     }
 
-    /// Compiles it, and gives it what a version of the API offers.
+    /// Compiles a plugin, and links it to a version of the API.
     pub(crate) fn link(
         engine: &Engine,
         name: &str,
@@ -155,7 +154,7 @@ impl Plugin {
         };
         let fixed_bytes = bounds::check(name, bytes)?;
         let component = engine.component(bytes).map_err(not)?;
-        // Said before the linker says it, in its own words and one at a time.
+        // Checked before linking: the linker would name only one missing import, in its own words.
         let imports = component.component_type();
         let imports = imports.imports(&engine.wasmtime);
         let foreign = imports.map(|(name, _)| name.to_owned());
@@ -205,7 +204,8 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A component with what it may have of the host.
+/// Links a component only to the host functions of these capabilities. The functions of WASI that
+/// it imports are linked, too, but denied.
 fn linked(
     api: &Api,
     component: &Component,
@@ -217,7 +217,7 @@ fn linked(
     linker.instantiate_pre(component)
 }
 
-/// What a component imports of what must be granted: the functions, each with what it needs.
+/// The imported functions that need a capability, each with the capability.
 fn imported(component: &Component) -> Vec<(String, Capability)> {
     let engine = component.engine();
     let mut imported = Vec::new();
@@ -237,8 +237,9 @@ fn imported(component: &Component) -> Vec<(String, Capability)> {
     imported
 }
 
-/// What a plugin asks for. A manifest that names some of what must be granted for functions of
-/// the host names all of it; one that names none asks for what the component imports.
+/// The capabilities that a plugin asks for. If its manifest names any that host functions need, it
+/// must name all that the imports need. If it names none of them, the plugin asks for those that
+/// the imports need.
 fn asks(named: Capabilities, imported: &[(String, Capability)]) -> Result<Capabilities, String> {
     if named.within(Capabilities::KINDS).is_empty() {
         let imported = imported.iter().map(|(_, needed)| *needed);

@@ -1,9 +1,9 @@
-//! What a plugin writes while somebody tries it out: the lines that it logs, and the reasons
-//! that it gives. A running node keeps none of it.
+//! Records what a plugin writes while an author tries it with `presence plugin test` or `run`: log
+//! lines and reasons. A running node records nothing.
 
 use std::sync::{Mutex, PoisonError};
 
-/// How many lines are kept until they are taken.
+/// How many lines are kept until they are taken. Further ones are dropped.
 const LINES_MAX: usize = 256;
 
 /// A line that a plugin wrote.
@@ -18,17 +18,17 @@ pub struct PluginLine {
 /// How a plugin writes a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineKind {
-    /// With `explain`.
+    /// Written with `explain`.
     Explained,
-    /// With `explain-for`: first whom it is about.
+    /// Written with `explain-for`. The text begins with the viewers that it is about.
     ExplainedFor,
-    /// With `log`, at this level.
+    /// Written with `log`, at level `error`.
     Error,
-    /// As [`Self::Error`].
+    /// Written with `log`, at level `warn`.
     Warn,
-    /// As [`Self::Error`].
+    /// Written with `log`, at level `info`.
     Info,
-    /// As [`Self::Error`].
+    /// Written with `log`, at level `debug`.
     Debug,
 }
 
@@ -46,12 +46,12 @@ impl LineKind {
     }
 }
 
-/// Records what the instances of a plugin write, while they are called.
+/// Records what the instances of a plugin write.
 #[derive(Debug, Default)]
 pub struct LineRecorder(Mutex<Vec<PluginLine>>);
 
 impl LineRecorder {
-    /// The lines since they were last taken.
+    /// Takes the lines that were recorded since the last call.
     pub fn take(&self) -> Vec<PluginLine> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut lines)

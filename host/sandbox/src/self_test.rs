@@ -19,30 +19,30 @@ use crate::manifest::Case;
 use crate::test_instance::{Answer, TestInstance};
 use crate::{Limits, LineKind, LoadError, Plugin, PluginLine};
 
-/// What a case may expect beside the answer: when the rule asks to be asked again.
+/// The key under which a case says when it expects the rule to be asked again, besides its answer.
 pub const RECONSIDER_AT: &str = "reconsiderAt";
 
-/// What came of a case.
+/// The outcome of a case.
 #[derive(Debug)]
 pub struct Outcome {
     /// The case's name.
     pub case: String,
     /// What it expects.
     pub expected: Value,
-    /// What came out, in the same form.
+    /// The result, in the same form.
     pub found: Value,
-    /// What the plugin wrote, in the call and while it was configured.
+    /// What the plugin wrote during the call, and while it was configured.
     pub lines: Vec<PluginLine>,
     /// When a filter or redactor asked to be asked again, in milliseconds since the Unix epoch.
     pub reconsider_at: Option<u64>,
-    /// What the call took. None if it failed.
+    /// The cost of the call. `None` if it failed.
     pub spent: Option<CallCost>,
     /// How long the call took.
     pub took: Duration,
 }
 
 impl Outcome {
-    /// Whether what came out is what was expected.
+    /// Whether the result is the expected one.
     pub fn passes(&self) -> bool {
         matches(&self.expected, &self.found)
     }
@@ -54,8 +54,8 @@ pub fn run(plugin: &Arc<Plugin>, limits: Limits) -> impl Iterator<Item = Outcome
     cases.map(move |case| run_case(plugin, case, limits))
 }
 
-/// Runs all cases of a plugin, and says which of them fail. What the plugin logs on the
-/// way would be taken for what it says of the tenant's own users: it is left out.
+/// Runs all cases of a plugin, and returns the failures. What the plugin logs meanwhile is left out
+/// of the log, where it would look like lines about the tenant's own users.
 pub(crate) fn problems(plugin: &Arc<Plugin>, limits: Limits) -> Vec<LoadError> {
     let outcomes: Vec<_> = tracing::subscriber::with_default(NoSubscriber::default(), || {
         run(plugin, limits).collect()
@@ -92,13 +92,13 @@ pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
         Err(error) => outcome.found = json!({"error": error.to_string()}),
     }
     outcome.lines = recorder.take();
-    // When it is asked again counts where a case says so.
+    // The time counts only in cases that name it.
     if case.expect.get(RECONSIDER_AT).is_some()
         && let Some(found) = outcome.found.as_object_mut()
     {
         found.insert(RECONSIDER_AT.into(), outcome.reconsider_at.into());
     }
-    // What the call failed with is said once.
+    // The reason of the failure is in the result already, so the line that has it is dropped.
     let error = outcome.found.get("error").and_then(Value::as_str);
     if let (Some(error), Some(last)) = (error, outcome.lines.last())
         && last.kind == LineKind::Error
@@ -128,10 +128,10 @@ fn call(trial: &mut TestInstance, case: &Case, outcome: &mut Outcome) {
     };
 }
 
-/// What a case's call is about, and may know.
+/// What a case's call is about, and what the plugin may know.
 #[derive(Debug)]
 pub struct World {
-    /// The audience so far.
+    /// The audience before the call.
     pub audience: Audience,
     now: u64,
     names: Arc<Names>,
@@ -140,7 +140,7 @@ pub struct World {
 }
 
 impl World {
-    /// What a case says.
+    /// The event, the directory and the audience of a case.
     pub fn of(case: &Case) -> Self {
         let names = Names::new();
         let viewers = case.audience.iter();
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// The same for a call, as often as it is made.
+    /// The context for a call. It can be used for any number of calls.
     pub fn context(&self) -> Context<'_> {
         Context {
             now: self.now,
@@ -186,8 +186,8 @@ fn enriched(case: &Case, changes: Vec<MetadataChange>) -> Map<String, Value> {
     metadata
 }
 
-/// Whether an outcome is what was expected: audiences as sets, an error by a
-/// part of its text.
+/// Whether a result is the expected one. Audiences are compared as sets. An error must contain the
+/// expected text.
 fn matches(expected: &Value, found: &Value) -> bool {
     match (
         expected.get("error").and_then(Value::as_str),
@@ -199,7 +199,7 @@ fn matches(expected: &Value, found: &Value) -> bool {
     }
 }
 
-/// An expectation or an outcome with its audiences, which are sets, in order.
+/// A result or expectation with its audiences sorted, since they are sets.
 pub fn sorted(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(audience) = value.get_mut("audience") {
@@ -226,7 +226,7 @@ fn list(names: &Names, audience: &Audience) -> Vec<String> {
     audience.ids().filter_map(name).collect()
 }
 
-/// The event that a case's fields say.
+/// The event that the fields of a case describe.
 pub fn event(names: &Names, fields: &Map<String, Value>) -> Event {
     let text = |key: &str| fields.get(key).and_then(Value::as_str);
     let number = |key: &str| fields.get(key).and_then(Value::as_u64).unwrap_or_default();

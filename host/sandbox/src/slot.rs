@@ -1,5 +1,5 @@
-//! A stage in its place in a worker's pipeline: an instance, what is known of
-//! its failures, and what is called in its stead while it is in quarantine.
+//! A stage in a worker's pipeline: its instance, and the fallback that is called instead once it
+//! has taken over.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,13 +17,13 @@ use crate::{Limits, LoadError, Quarantine, Stage};
 pub(crate) struct Slot<A, R> {
     pub(crate) stage: Arc<Stage>,
     instance: Instance<A, R>,
-    /// The last good generation, once it has taken over.
+    /// The last good generation of the plugin, once it has taken over.
     fallback: Option<Box<Slot<A, R>>>,
-    /// Whether it has been said that the last good generation can't take over.
+    /// Whether the log says already that the last good generation can't take over.
     has_no_fallback: bool,
     /// Which of its calls are measured.
     sampler: Sampler,
-    /// Its role's export, in a version of the API.
+    /// Selects the export of the stage's role in a version of the API.
     export: fn(&Api) -> Find<A, R>,
     limits: Limits,
 }
@@ -42,7 +42,7 @@ impl<A, R> Slot<A, R> {
         Arc::clone(&self.in_force().plugin.name)
     }
 
-    /// What is in force here, as an explanation tells of it before it is called.
+    /// A report on the stage in force for an explanation, before it is called.
     pub(crate) fn report(&self) -> StageReport {
         let plugin = &self.in_force().plugin;
         StageReport {
@@ -58,15 +58,15 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Whether another one has taken over from it, or is to at its next call, since it
-    /// has elsewhere.
+    /// Whether the last good generation has taken over from the stage in any worker. In this one,
+    /// it takes over at the next call.
     pub(crate) fn is_replaced(&self) -> bool {
         self.stage.health.is_replaced()
     }
 }
 
 impl<A, R> Slot<A, R> {
-    /// Its instance is made when it is first called.
+    /// A slot whose instance is made when it is first called.
     pub(crate) fn new(stage: &Arc<Stage>, export: fn(&Api) -> Find<A, R>, limits: Limits) -> Self {
         Self {
             instance: Instance::new(stage, export, limits),
@@ -79,17 +79,17 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Has its instance made now.
+    /// Makes the instance now.
     pub(crate) fn make(&mut self) -> Result<(), LoadError> {
         self.instance.make()
     }
 
-    /// Whether its next call needn't make its instance.
+    /// Whether there is an instance, so that the next call needn't make one.
     pub(crate) fn is_made(&self) -> bool {
         self.fallback.is_some() || self.instance.is_made()
     }
 
-    /// Gives back the instances that haven't been called since this was last done.
+    /// Drops the instances that weren't called since the last `release_unused`.
     pub(crate) fn release_unused(&mut self) {
         self.instance.release_unused();
         if let Some(fallback) = &mut self.fallback {
@@ -97,17 +97,18 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Gives its calls as much time as there is while a plugin is loaded.
+    /// Gives calls the longer deadline of loading.
     pub(crate) fn use_load_limits(&mut self) {
         self.instance.use_load_limits();
     }
 
-    /// What its last call took.
+    /// The cost of the instance's last call.
     pub(crate) fn last_cost(&self) -> Option<CallCost> {
         self.instance.last_cost()
     }
 
-    /// Calls it, or the last good generation, once it has taken over.
+    /// Calls the plugin, or the last good generation once it has taken over. Fails while it is in
+    /// quarantine.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
@@ -133,7 +134,7 @@ impl<A, R> Slot<A, R> {
         })
     }
 
-    /// As [`call`](Self::call). None while it is in quarantine.
+    /// As [`call`](Self::call). `None` while the plugin is in quarantine.
     pub(crate) fn call_in_service<T>(
         &mut self,
         context: Context<'_>,
@@ -182,7 +183,7 @@ impl<A, R> Slot<A, R> {
             calls.fuel.fetch_add(fuel, Ordering::Relaxed);
         }
         match (&outcome, admission) {
-            // For want of an answer it is called again, and then it counts.
+            // An answer wasn't cached: the plugin is called again, and that call counts.
             _ if observed.is_speculative() => {
                 if let Admission::Trial(due) = admission {
                     breaker.give_back(due);
@@ -211,17 +212,18 @@ impl<A, R> Slot<A, R> {
         Some(outcome)
     }
 
-    /// What its instance's last call took of fuel. One that has failed doesn't say.
+    /// The fuel that the instance's last call used. After a failure it is unknown, and taken to be
+    /// the limit.
     fn fuel_of_last(&self) -> u64 {
         let spent = self.instance.last_cost();
         spent.map_or(self.limits.fuel, |spent| spent.fuel)
     }
 
-    /// Takes over the state of the slot whose place it takes, as far as there is one.
+    /// Takes over the state of the slot that this one replaces, if there is any.
     pub(crate) fn take_over(&mut self, before: &mut Self) {
         let may_not_run = |stage: &Stage| stage.withdrawn().is_some();
         if may_not_run(&self.stage) || may_not_run(&before.stage) {
-            // Nothing of it is called, but it may run again later.
+            // A withdrawn plugin isn't called, but it may run again later with its state.
             if self.stage.is_same(&before.stage) {
                 self.exchange_instance(before);
             }
@@ -243,8 +245,8 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Exchanges its instance with that of a slot that does the same, within the same limits,
-    /// unless another generation has taken over in one of them.
+    /// Swaps the instance with that of a slot that does the same within the same limits, unless a
+    /// fallback has taken over in one of them.
     pub(crate) fn exchange_instance(&mut self, other: &mut Self) {
         let is_replaced = self.fallback.is_some() || other.fallback.is_some();
         if !is_replaced && self.limits == other.limits {
@@ -252,8 +254,8 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Has slots that have no instance yet go on with those of slots that do the same, and are of
-    /// no use afterwards.
+    /// Gives slots without an instance the instances of old slots that do the same. The old slots
+    /// aren't used afterwards.
     pub(crate) fn take_instances(after: &mut [Self], before: &mut [Self]) {
         let mut before: Vec<_> = before.iter_mut().filter(|it| it.is_made()).collect();
         for slot in after.iter_mut().filter(|it| !it.is_made()) {
@@ -264,8 +266,8 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Says that the plugin is out of service, and has the last good generation take
-    /// over in all workers, if there is one.
+    /// Logs that the plugin is out of service. If there is a last good generation, it takes over in
+    /// all workers.
     fn quarantine(&self, error: &str) {
         let plugin = &*self.stage.plugin.name;
         let Quarantine { users, ms, .. } = self.limits.quarantine;
@@ -287,7 +289,7 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Has the last good generation take over here, once it has anywhere.
+    /// Makes the fallback here, once the last good generation has taken over in any worker.
     fn start_fallback(&mut self) {
         if self.fallback.is_some() || !self.is_replaced() {
             return;
@@ -328,10 +330,10 @@ mod tests {
 
     type Filter = Slot<(EventArg, u32), u32>;
 
-    /// `contacts`, not made yet, and what it is run by.
+    /// A slot with the plugin `contacts`, whose instance isn't made yet, and its engine.
     fn contacts() -> (Engine, Filter) {
         let bytes = include_bytes!("../../../plugins/dist/contacts.wasm");
-        // Its clock ticks for as long as it is there.
+        // The engine's clock ticks until the engine is dropped.
         let engine = Engine::new().unwrap();
         let plugin = Plugin::load(&engine, "contacts", bytes).unwrap();
         let stage = Arc::new(Stage::new(Arc::new(plugin), json!({}), true, None));
@@ -350,7 +352,8 @@ mod tests {
         (engine, slot)
     }
 
-    /// Calls it about a user that nobody knows, after `before`.
+    /// Calls the filter about a user of whom the directory knows nothing. `before` runs when the
+    /// call begins.
     fn call(slot: &mut Filter, mut before: impl FnMut()) -> Result<u64, Failure> {
         let names = Arc::new(Names::new());
         let fields = json!({"type": "user_online", "userId": "ada", "timestamp": 1});
@@ -377,8 +380,8 @@ mod tests {
         )
     }
 
-    /// Has calls of `contacts` get no processor, as many of them as are said, each for
-    /// longer than it may take. Says what came of it, and how many calls were made.
+    /// Calls `contacts`. The first `calls` attempts get no processor until their deadline is over.
+    /// Returns the outcome, and how many attempts were made.
     fn starved(calls: usize) -> (Result<u64, Failure>, usize) {
         let (engine, mut slot) = contacts();
         slot.make().unwrap();
@@ -386,7 +389,7 @@ mod tests {
         let outcome = call(&mut slot, || {
             made += 1;
             if made <= calls {
-                // As if its thread had not run for so long.
+                // The clock ticks as if the thread hadn't run until after the deadline.
                 for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
                     engine.ticks.tick(&engine.wasmtime);
                 }

@@ -18,29 +18,30 @@ pub struct Stage {
     pub plugin: Arc<Plugin>,
     /// Its configuration.
     pub config: Value,
-    /// What its entry grants it, and what any plugin may have.
+    /// What the stage's entry grants the plugin, and what any plugin may be granted at most.
     granted: Capabilities,
     ceiling: Capabilities,
-    /// The plugin with what it may have of the host; none if that is all.
+    /// The plugin, linked to what it is granted. `None` if it is granted all host functions.
     linked: Option<InstancePre<Call>>,
-    /// What holds once it has failed repeatedly.
+    /// What happens when the plugin has failed repeatedly.
     pub on_failure: OnFailure,
-    /// Where the plugin comes from, in the words of who loads it. It makes no
-    /// difference to what the stage does.
+    /// Where the plugin comes from, in the words of whoever loads it. This doesn't change what the
+    /// stage does.
     pub origin: Arc<str>,
-    /// How much memory its instances have together with those of others.
+    /// The memory budget that its instances share with others.
     pub(crate) memory: MemoryBudget,
-    /// How it fares.
+    /// The health of the plugin in this stage.
     pub health: Arc<PluginHealth>,
-    /// Who takes over from it then, if anyone.
+    /// The stage that takes over when this one has failed repeatedly, if there is one.
     pub(crate) last_good: Option<Arc<Stage>>,
-    /// Why it may not run any more, if so: it is in quarantine until it may again.
+    /// Why it may not run any more. It is then in quarantine until it may run again. `None` if it
+    /// may run.
     withdrawn: Option<Arc<str>>,
 }
 
 impl Stage {
-    /// A stage that may ask for anything, and may add viewers or not. Where `on_failure` isn't
-    /// given, the manifest says, or the role.
+    /// A stage that is granted all host functions, and `widen` if `widen_granted`. If `on_failure`
+    /// is `None`, the manifest decides, or else the role.
     pub fn new(
         plugin: Arc<Plugin>,
         config: Value,
@@ -70,10 +71,11 @@ impl Stage {
         }
     }
 
-    /// The same stage, whose plugin is granted this, of which it gets what any plugin may have.
+    /// The same stage with other grants. The plugin gets those that any plugin may have.
     #[must_use]
     pub fn granted(self, granted: Capabilities, ceiling: Capabilities) -> Self {
-        // What can't be linked asks for what it isn't granted, which is said when that is checked.
+        // If linking fails, the plugin imports something that it isn't granted. `check` reports
+        // that.
         let linked = match granted.within(ceiling).within(Capabilities::KINDS) {
             Capabilities::KINDS => None,
             some => self.plugin.linked_to(some).ok(),
@@ -86,7 +88,7 @@ impl Stage {
         }
     }
 
-    /// The same stage, whose instances have memory together with those of others.
+    /// The same stage, whose instances share this memory budget.
     #[must_use]
     pub fn within(self, memory: &MemoryBudget) -> Self {
         Self {
@@ -95,23 +97,23 @@ impl Stage {
         }
     }
 
-    /// The plugin with what it may have of the host.
+    /// The plugin, linked to what it is granted.
     pub(crate) fn linked(&self) -> &InstancePre<Call> {
         self.linked.as_ref().unwrap_or(&self.plugin.linked)
     }
 
-    /// What the plugin may do if it asks for it.
+    /// The capabilities that the plugin gets if it asks for them.
     fn may(&self) -> Capabilities {
         self.granted.within(self.ceiling)
     }
 
-    /// The same stage, of a plugin that comes from here.
+    /// The same stage, with the origin of its plugin.
     #[must_use]
     pub fn from(self, origin: Arc<str>) -> Self {
         Self { origin, ..self }
     }
 
-    /// Which plugin it is of, and where that comes from, in a few words.
+    /// The plugin's name, version, origin and the beginning of its digest.
     pub fn line(&self) -> String {
         let Plugin {
             name,
@@ -136,7 +138,7 @@ impl Stage {
             && self.on_failure == other.on_failure
     }
 
-    /// A line that is the same for stages that do the same.
+    /// A line that is equal for stages that do the same.
     pub(crate) fn fingerprint(&self) -> String {
         let Self {
             plugin,
@@ -150,7 +152,7 @@ impl Stage {
         format!("{sha256} {config} {may:?} {on_failure:?} {is_withdrawn}")
     }
 
-    /// Why it may not run any more, if it may not.
+    /// Why it may not run any more. `None` if it may run.
     pub fn withdrawn(&self) -> Option<&str> {
         self.withdrawn.as_deref()
     }
@@ -160,21 +162,21 @@ impl Stage {
         self.withdrawn.is_some() || self.health.in_quarantine()
     }
 
-    /// Who may take over from it once it has failed repeatedly.
+    /// The stage that takes over when this one has failed repeatedly, if it may run.
     pub(crate) fn successor(&self) -> Option<&Arc<Self>> {
         let last_good = self.last_good.as_ref();
         last_good.filter(|it| it.withdrawn.is_none())
     }
 
-    /// Whether it had a last good generation that may not run any more.
+    /// Whether its last good generation may not run any more.
     pub(crate) fn lost_successor(&self) -> bool {
         self.last_good.is_some() && self.successor().is_none()
     }
 
-    /// The same stage, judged anew, and with it the one that would take over from it: whether
-    /// either may not run, and why.
+    /// Checks again whether this stage and its last good generation may run. Returns the same stage
+    /// if nothing has changed.
     pub(crate) fn judged(self: &Arc<Self>, why_not: &dyn Fn(&Self) -> Option<String>) -> Arc<Self> {
-        // Taking a grant away is meant for the older one, too.
+        // A grant that is taken away is taken from the last good generation, too.
         let granted = |last: &Self| in_words(&last.not_granted(self.granted, self.ceiling));
         let last_good = self.last_good.as_ref();
         let last_good =
@@ -203,14 +205,16 @@ impl Stage {
         }
     }
 
-    /// Whether it may run as another one does.
+    /// Whether both stages are withdrawn for the same reason, or neither is, and both or neither
+    /// have lost their last good generation.
     pub(crate) fn is_judged_as(&self, other: &Self) -> bool {
         let both = |it: &Self| (it.withdrawn.clone(), it.lost_successor());
         both(self) == both(other)
     }
 
-    /// What it asks for and isn't granted, if that is what its plugin is granted, by its own
-    /// entry and to any plugin; in words, if there is any.
+    /// Describes the capabilities that the plugin asks for and wouldn't get with these grants.
+    /// `granted` is what its entry grants, and `ceiling` what any plugin may have. `None` if it
+    /// would get all.
     pub fn why_not_granted(
         &self,
         granted: Option<Capabilities>,
@@ -235,7 +239,8 @@ impl Stage {
         refused.chain(beyond).collect()
     }
 
-    /// What is wrong with its grants and its place.
+    /// Collects what is wrong with its grants and its place. `redacted` is whether a redactor
+    /// stands before it.
     pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
         let plugin = || self.plugin.name.to_string();
@@ -261,8 +266,8 @@ impl Stage {
         }));
     }
 
-    /// The running stage whose place it takes, which no other takes then: a
-    /// plugin may stand in a chain more than once.
+    /// Takes the running stage that this one replaces out of `running`, so that it is replaced
+    /// once: a plugin may be in a chain more than once.
     pub(crate) fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
         let same = running.iter().position(|stage| self.is_same(stage));
         let alike = || running.iter().position(|stage| self.is_alike(stage));
@@ -270,14 +275,15 @@ impl Stage {
         Some(running.remove(place))
     }
 
-    /// Whether one can take the place of the other.
+    /// Whether one stage can replace the other: the plugin's name and role are the same.
     pub(crate) fn is_alike(&self, other: &Self) -> bool {
         self.plugin.name == other.plugin.name
             && self.plugin.manifest.role == other.plugin.manifest.role
     }
 
-    /// Takes the place of a running stage: knows who was good last, and, if it does
-    /// the same within the same limits, how it fares.
+    /// Replaces a running stage. If it does the same within the same limits, it shares the health.
+    /// Its fallback is the running stage if that one works and differs, or else the fallback of the
+    /// running stage.
     pub(crate) fn follow(&mut self, running: Option<&Arc<Self>>, within_same_limits: bool) {
         let Some(running) = running else {
             return;
@@ -296,12 +302,12 @@ impl Stage {
         };
     }
 
-    /// It is taken out of service, and comes back, by itself alone.
+    /// Gives the stage a circuit breaker of its own. The counters of calls are still shared.
     pub(crate) fn fares_alone(&mut self) {
         self.health = Arc::new(PluginHealth::follow(&self.health));
     }
 
-    /// The same, with nobody to take over from it.
+    /// The same stage without a fallback, and with a circuit breaker of its own.
     fn alone(&self) -> Self {
         Self {
             last_good: None,
@@ -311,7 +317,7 @@ impl Stage {
     }
 }
 
-/// All of some errors in a line; none if there are none.
+/// All errors in one line. `None` if there are none.
 fn in_words(errors: &[LoadError]) -> Option<String> {
     let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
     (!errors.is_empty()).then(|| errors.join("; "))

@@ -1,5 +1,4 @@
-//! One plugin alone, outside any pipeline: for its self-tests, and for authors
-//! who measure it.
+//! One plugin outside of any pipeline: for its self-tests, and for authors who measure it.
 
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use crate::instance::CallCost;
 use crate::manifest::Role;
 use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 
-/// An instance of a plugin, to be called as a pipeline would.
+/// An instance of a plugin, called as a pipeline calls it.
 pub struct TestInstance {
     pipeline: Pipeline,
     role: Role,
@@ -32,11 +31,11 @@ pub enum Answer {
 }
 
 impl TestInstance {
-    /// An instance that has taken its configuration. It may add viewers if its
-    /// manifest says so: who tries a plugin grants it that.
+    /// Makes and configures an instance. It is granted `widen` if its manifest asks for it, since
+    /// whoever tries a plugin allows it this.
     ///
     /// # Errors
-    /// If it doesn't take its configuration.
+    /// If the plugin can't be started, or refuses its configuration.
     pub fn new(plugin: &Arc<Plugin>, config: &Value, limits: Limits) -> Result<Self, LoadError> {
         let stage = Stage::new(Arc::clone(plugin), config.clone(), true, None);
         let mut pipeline = Pipeline::new(&[Arc::new(stage)], limits);
@@ -48,7 +47,7 @@ impl TestInstance {
         })
     }
 
-    /// The same, with as much time for its calls as there is while a plugin is loaded.
+    /// The same, with the longer deadline of loading for its calls.
     pub(crate) fn with_load_limits(self) -> Self {
         Self {
             pipeline: self.pipeline.with_load_limits(),
@@ -56,11 +55,11 @@ impl TestInstance {
         }
     }
 
-    /// Calls it. The audience is the one so far, for a filter, or the final one,
-    /// for a redactor.
+    /// Calls the plugin. `audience` is the audience so far for a filter, and the final one for a
+    /// redactor.
     ///
     /// # Errors
-    /// If the call fails. The next one is then to an instance begun afresh.
+    /// If the call fails. The next call then gets a new instance.
     pub fn call(&mut self, context: Context<'_>, audience: Audience) -> Result<Answer, Failure> {
         let mut observed = Observations::default();
         let answer = match self.role {
@@ -90,8 +89,8 @@ impl TestInstance {
         self.reconsider_at
     }
 
-    /// What the last call took. None if the next is to an instance begun afresh: it
-    /// failed, or used up its memory.
+    /// The cost of the last call. `None` if the next call gets a new instance: the last one failed,
+    /// or used up its memory.
     pub fn last_cost(&self) -> Option<CallCost> {
         let Pipeline {
             enrichers,

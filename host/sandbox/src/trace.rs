@@ -4,13 +4,13 @@ use presence_core::audience::Audience;
 use presence_core::names::Id;
 use presence_core::rules::{Failure, Rendition, StageOutcome, StageReport};
 
-/// Records what the stages do to a viewer.
+/// Records what the stages do to one viewer.
 pub(crate) struct TraceRecorder {
     viewer: Id,
     stages: Vec<StageReport>,
-    /// What the stage that is being called has given as its reasons.
+    /// The reasons that the stage in progress has given about the event.
     reasons: Vec<String>,
-    /// Those of them that are about the viewer alone.
+    /// The reasons that it has given about the viewer alone.
     viewer_reasons: Vec<String>,
 }
 
@@ -24,7 +24,8 @@ impl TraceRecorder {
         }
     }
 
-    /// A component gives a reason, about these viewers alone or about the event.
+    /// Records a reason. It is about these viewers alone, or about the event if `viewers` is
+    /// `None`.
     pub(crate) fn reason(&mut self, viewers: Option<&Audience>, reason: String) {
         match viewers {
             None => self.reasons.push(reason),
@@ -33,7 +34,7 @@ impl TraceRecorder {
         }
     }
 
-    /// A filter was called, about which this is known.
+    /// Records the outcome of a filter.
     pub(crate) fn filtered(
         &mut self,
         stage: StageReport,
@@ -44,7 +45,7 @@ impl TraceRecorder {
         self.note(stage, before, after);
     }
 
-    /// The redactor was called, about which this is known.
+    /// Records the outcome of the redactor.
     pub(crate) fn redacted(
         &mut self,
         stage: StageReport,
@@ -56,7 +57,7 @@ impl TraceRecorder {
         self.note(stage, before, after);
     }
 
-    /// The stages that were called, in order.
+    /// The reports of the stages that were called, in order.
     pub(crate) fn into_stages(self) -> Vec<StageReport> {
         self.stages
     }

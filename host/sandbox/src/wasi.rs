@@ -1,5 +1,5 @@
-//! WASI for plugins that can't do without importing it, because their language
-//! has it in all that it builds: each function is there, and denied.
+//! WASI for plugins whose language imports it in everything that it builds: each imported function
+//! exists, and is denied.
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker, ResourceType};
@@ -7,12 +7,11 @@ use wasmtime::{Result, bail};
 
 use crate::call::Call;
 
-/// What the names of functions begin with that stand in for WASI's in a plugin that imports
-/// none of it.
+/// How the names of the stubs begin that replace WASI's functions in a plugin without WASI imports.
 pub(crate) const STUB_PREFIX: &str = "wasi#";
 
-/// What plugins want of WASI, by parts of the names of its functions, in its first version
-/// and the later ones. The first that fits counts.
+/// What a plugin wants of WASI, by parts of the names of the functions, in the first version of
+/// WASI and in later ones. The first entry with a matching part counts.
 const WANTED: [(&str, &[&str]); 10] = [
     (
         "tried to write an error: plugins log instead; an interpreter writes one if a rule hands \
@@ -58,7 +57,7 @@ const WANTED: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// What a plugin wants that calls a function of WASI, in words: "tried to …".
+/// Describes what a plugin wants that calls this function of WASI: "tried to …".
 pub fn denied(function: &str) -> String {
     let is_meant = |parts: &[&str]| parts.iter().any(|part| function.contains(part));
     let wanted = WANTED.iter().find(|(_, parts)| is_meant(parts));
@@ -66,13 +65,13 @@ pub fn denied(function: &str) -> String {
     format!("{wanted} ({function} is denied)")
 }
 
-/// Whether an import is one of WASI's.
+/// Whether an import belongs to WASI.
 pub(crate) fn offers(import: &str) -> bool {
     import.starts_with("wasi:")
 }
 
-/// Offers what a component imports of WASI. A call of it ends the plugin's call
-/// with an error: there are no files, no network, no environment, no clock.
+/// Links the functions of WASI that a component imports. Calling one ends the plugin's call with an
+/// error: there are no files, no network, no environment, no clock.
 pub(crate) fn deny(linker: &mut Linker<Call>, component: &Component) -> Result<()> {
     let engine = component.engine();
     let component = component.component_type();

@@ -1,5 +1,5 @@
-//! What clocks show where users are. The database of time zones is part of the program: a rule
-//! comes to the same answer on every machine.
+//! Local times in time zones. The database of time zones is part of the program, so that a rule
+//! gives the same answer on every machine.
 
 use std::sync::LazyLock;
 
@@ -10,8 +10,8 @@ use crate::api::LocalTime;
 
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
-/// The time in a zone at a moment, in milliseconds since the Unix epoch. None if there is no
-/// such zone, or the moment is past the year 9999.
+/// The local time in a zone at a moment, in milliseconds since the Unix epoch. `None` if there is
+/// no such zone, or the moment is past the year 9999.
 pub(crate) fn local_time(zone: &str, at: u64) -> Option<LocalTime> {
     let at = Timestamp::from_millisecond(i64::try_from(at).ok()?).ok()?;
     let zone = ZONES.get(zone).ok()?;
@@ -36,8 +36,8 @@ pub(crate) fn local_time(zone: &str, at: u64) -> Option<LocalTime> {
 mod tests {
     use super::*;
 
-    /// 2026-03-29 01:00 UTC, when clocks in Berlin go from 2 to 3, and 2026-10-25 01:00 UTC,
-    /// when they go from 3 to 2.
+    /// 2026-03-29 01:00 UTC, when clocks in Berlin go from 2 to 3 o'clock, and 2026-10-25 01:00
+    /// UTC, when they go from 3 to 2 o'clock.
     const SPRING: u64 = 1_774_746_000_000;
     const AUTUMN: u64 = 1_792_890_000_000;
 

@@ -1,5 +1,5 @@
-//! The sandbox, with real components in it: the default plugins, and a fixture
-//! for each way to misbehave.
+//! The sandbox with real components: the default plugins, and a fixture for each kind of
+//! misbehaviour.
 
 #![allow(
     clippy::unwrap_used,

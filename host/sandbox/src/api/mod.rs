@@ -1,7 +1,6 @@
-//! `presence:plugin` in all versions that this host speaks. Each is a module of its
-//! own, which offers that version's interfaces, and turns the exports of components
-//! built against it into those that the newest version has: the rest of the sandbox
-//! knows of no other.
+//! The versions of `presence:plugin` that this host supports. Each version is a module of its own:
+//! it links the version's interfaces, and adapts the exports of components built against it to the
+//! types of the newest version. The rest of the sandbox only knows the newest version.
 
 mod export;
 mod stateful;
@@ -17,14 +16,15 @@ pub(crate) use stateful::Stateful;
 pub(crate) use types::{EventArg, Kind, LocalTime, RenditionResult};
 pub(crate) use version::Api;
 
-/// The versions, in their order.
+/// All supported versions, oldest first.
 const VERSIONS: [&Api; 2] = [&v0_1_0::API, &v0_2_0::API];
 
-/// The newest.
+/// The newest supported version.
 pub(crate) const NEWEST: &str = v0_2_0::API.version;
 
 impl Api {
-    /// The version of a name, or what to do about a component that was built against it.
+    /// Finds a version by its number. The error says what to do about a component that was built
+    /// against an unsupported version.
     pub(crate) fn of(version: &str) -> Result<&'static Self, String> {
         let known = VERSIONS.into_iter().find(|api| api.version == version);
         known.ok_or_else(|| {

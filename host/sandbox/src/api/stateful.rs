@@ -6,10 +6,10 @@ use super::export::Export;
 use super::types::State;
 use crate::call::Call;
 
-/// How large a state may be.
+/// How many bytes a state may have.
 const STATE_BYTES_MAX: usize = 1 << 20;
 
-/// The functions that hand over and take over a state.
+/// The exports `save` and `restore` of a stateful enricher.
 pub(crate) struct Stateful {
     pub(crate) save: Export<(), State>,
     pub(crate) restore: Export<State, std::result::Result<(), String>>,

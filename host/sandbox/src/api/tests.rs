@@ -1,5 +1,5 @@
-//! A version that never was, to prove that one can differ from the newest: its
-//! filters are told the user's id alone, and get `nobody` under another name.
+//! An invented version of the API, to test that a version can differ from the newest one: its
+//! filters get only the user's id, and import `nobody` under the name `empty`.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ static ANCIENT: Api = Api {
             },
         )
     },
-    // Nothing was configured then.
+    // This version has no configuration.
     configure: |_, _| Ok(Box::new(|_, _| Ok(Ok(())))),
     enrich: |_, _| bail!("there were no enrichers"),
     filter: |instance, store| {
@@ -39,7 +39,8 @@ static ANCIENT: Api = Api {
     stateful: |_, _| Ok(None),
 };
 
-/// Admits whom it was given if the user's id has three bytes, and nobody otherwise.
+/// A filter that returns its audience unchanged if the user's id has three bytes, and an empty
+/// audience otherwise.
 const COMPONENT: &str = r#"(component
     (import "presence:plugin/audiences@0.0.9" (instance $audiences
         (export "empty" (func (result u32)))))
@@ -83,7 +84,7 @@ fn components_of_a_version_that_differs_are_called_as_those_of_the_newest() {
     for outcome in outcomes {
         assert!(outcome.passes(), "{outcome:?}");
     }
-    // The newest offers it nothing.
+    // The newest version doesn't offer what the component imports.
     let refusal = Plugin::link(&engine, "old", &bytes, manifest, &v0_2_0::API);
     let refusal = refusal.err().unwrap().to_string();
     assert_eq!(

@@ -1,7 +1,7 @@
-//! The types that cross between the host and components of the newest version, as far as
-//! the rest of the sandbox handles them.
+//! The types of the newest version that are passed between host and components, and that the rest
+//! of the sandbox uses.
 
-// wasmtime's derives write `unsafe impl`s; nothing here does.
+// The derives of wasmtime generate `unsafe impl`s. There is no other unsafe code here.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(crate) struct RenditionResult {
     pub(crate) last_seen: bool,
 }
 
-/// What the clocks of a time zone show.
+/// The date and the time of day in a time zone, at one moment.
 #[derive(Clone, ComponentType, Lower)]
 #[component(record)]
 pub(crate) struct LocalTime {
@@ -51,7 +51,7 @@ pub(crate) struct LocalTime {
     pub(crate) next_change: Option<u64>,
 }
 
-/// What a stateful enricher knows.
+/// The state that a stateful enricher hands over.
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(record)]
 pub(crate) struct State {

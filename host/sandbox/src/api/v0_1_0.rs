@@ -1,7 +1,7 @@
-//! `presence:plugin` 0.1.0: what 0.2.0 is, but for `blockers`, `explain-for` and
-//! `local-time`, which it doesn't know.
-//! What is the same is taken from there under this version's names. Once the newest
-//! differs in something else, this version gets its own of it, here.
+//! `presence:plugin` 0.1.0: the same as 0.2.0, without `blockers`, `explain-for` and `local-time`.
+//!
+//! The shared interfaces are linked from the module of 0.2.0, under the names of this version. If a
+//! newer version changes one of them, this module gets the old one.
 
 use wasmtime::Result;
 use wasmtime::component::Linker;
@@ -14,11 +14,11 @@ use crate::capability::Capabilities;
 pub(super) const API: Api = Api {
     version: "0.1.0",
     link,
-    // Its exports and their types are those of the newest.
+    // Exports and their types are the same as in 0.2.0.
     ..v0_2_0::API
 };
 
-/// Offers all four interfaces.
+/// Links the four interfaces of this version.
 fn link(linker: &mut Linker<Call>, granted: Capabilities) -> Result<()> {
     v0_2_0::events(&mut linker.instance("presence:plugin/events@0.1.0")?)?;
     v0_2_0::audiences(&mut linker.instance("presence:plugin/audiences@0.1.0")?)?;

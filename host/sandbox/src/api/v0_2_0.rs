@@ -1,7 +1,7 @@
-//! `presence:plugin` 0.2.0: the interfaces that the host offers, the types that
-//! cross, and the exports of components that were built against it.
+//! `presence:plugin` 0.2.0: the interfaces that the host links, their types, and the exports of
+//! components that were built against this version.
 
-// wasmtime's derives write `unsafe impl`s; nothing here does.
+// The derives of wasmtime generate `unsafe impl`s. There is no other unsafe code here.
 #![allow(unsafe_code)]
 
 mod host;
@@ -33,7 +33,7 @@ pub(super) use host::host;
 
 type Calling<'a> = StoreContextMut<'a, Call>;
 
-/// So many bytes of a set that a call has made are one unit of fuel.
+/// How many bytes of a newly made set cost one unit of fuel.
 const SET_BYTES_A_FUEL: u64 = 4;
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
@@ -75,7 +75,7 @@ impl ChangeResult {
 }
 
 impl Value {
-    /// The value that JSON text stands for.
+    /// Converts JSON text: a JSON string becomes `Text`, any other value `Json`.
     fn of(json: &str) -> Self {
         match serde_json::from_str(json) {
             Ok(text) => Self::Text(text),
@@ -83,7 +83,7 @@ impl Value {
         }
     }
 
-    /// The value as JSON text, if it is some.
+    /// The value as JSON text. Fails if `Json` doesn't hold valid JSON.
     fn into_json(self) -> Result<String, serde_json::Error> {
         match self {
             Self::Text(text) => serde_json::to_string(&text),
@@ -128,7 +128,7 @@ pub(super) const API: Api = Api {
             store
                 .data()
                 .check_renditions(parts.len(), keys().count(), bytes)?;
-            // The host makes each part one of the audience.
+            // The host intersects each part with the audience: charge for that.
             for part in &parts {
                 let work = store.data().audience(part.audience)?.work();
                 charge(&mut *store, work)?;
@@ -153,7 +153,7 @@ pub(super) const API: Api = Api {
     },
 };
 
-/// An export under its name in WIT.
+/// Looks up an export by its name in WIT, and converts its parameters and results.
 fn export<A: 'static, P, Q, R: 'static>(
     instance: &Instance,
     store: &mut Store<Call>,
@@ -180,7 +180,7 @@ fn change(change: ChangeResult) -> Result<MetadataChange> {
     Ok((change.key, value))
 }
 
-/// Offers all four interfaces.
+/// Links the four interfaces of this version.
 fn link(linker: &mut Linker<Call>, granted: Capabilities) -> Result<()> {
     events(&mut linker.instance("presence:plugin/events@0.2.0")?)?;
     audiences(&mut linker.instance("presence:plugin/audiences@0.2.0")?)?;
@@ -199,7 +199,8 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
         store.data_mut().observed.reads.timestamp = true;
         Ok((store.data().about()?.event.timestamp,))
     })?;
-    // Verdicts are on users who are online, and of them these are always none.
+    // `last-seen` and `reason` aren't recorded as reads: the verdicts that are reused are about
+    // online users, for whom both are always none.
     events.func_wrap("last-seen", |store: Calling<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
             Change::Online | Change::Updated => None,
@@ -302,7 +303,8 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
     Ok(())
 }
 
-/// A question about a user that is answered by a cached set.
+/// Links a question about one user. The directory holds the answer as a finished set, so that only
+/// the bytes of the id are charged.
 fn question(
     directory: &mut LinkerInstance<'_, Call>,
     name: &str,
@@ -314,7 +316,7 @@ fn question(
     })
 }
 
-/// The questions to the directory that there have always been, as far as they are granted.
+/// Links the granted questions to the directory that all versions of the API have.
 pub(super) fn questions(
     directory: &mut LinkerInstance<'_, Call>,
     granted: Capabilities,
@@ -340,9 +342,9 @@ pub(super) fn questions(
     Ok(())
 }
 
-/// The questions about groups.
+/// Links the questions about groups.
 fn groups(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
-    // Alone among the answers this one is a set that has to be made.
+    // The only question whose answer is a newly made set: making it is charged.
     directory.func_wrap(
         "co-members",
         |mut store: Calling<'_>, (name,): (WasmStr,)| {
@@ -372,7 +374,7 @@ fn groups(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     })
 }
 
-/// The questions about settings.
+/// Links the questions about settings.
 fn settings(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     directory.func_wrap(
         "with-setting",
@@ -403,14 +405,14 @@ fn settings(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     )
 }
 
-/// The number of the user whom a component names.
+/// The interned number of a user whom a component names by id.
 fn user(store: &mut Calling<'_>, name: &WasmStr) -> Result<Id> {
     with_id(store, name, Call::user)
 }
 
-/// Does something with the id of a user or a group that a component names, and charges
-/// its bytes. Nobody has one that is longer than those of messages and directories may
-/// be.
+/// Passes the id of a user or a group that a component names to `act`, and charges for the bytes of
+/// the id. Fails if the id has more than `ID_BYTES_MAX` bytes, which is the limit for ids in
+/// messages and directories: no such user or group exists.
 fn with_id<T>(
     store: &mut Calling<'_>,
     id: &WasmStr,
@@ -427,7 +429,7 @@ fn with_id<T>(
     Ok(outcome)
 }
 
-/// Charges the host's work, and the bytes that it copies, as fuel.
+/// Takes fuel for work that the host does for a component, such as copying bytes.
 fn charge(mut store: impl AsContextMut<Data = Call>, work: u64) -> Result<()> {
     let mut store = store.as_context_mut();
     match store.get_fuel()?.checked_sub(work) {

@@ -1,5 +1,5 @@
-//! Audiences: their tokens are good for one call, and the ids in them for as
-//! long as somebody needs them.
+//! Audiences: a token is valid for one call, and the ids in an audience are kept as long as they
+//! are in use.
 
 use presence_core::directory::Question;
 use presence_core::rules::Context;
@@ -102,7 +102,7 @@ fn keep_what_is_known(world: &World) {
     world.names.keep(&world.audience(&["ada"]).bitmap());
 }
 
-/// Makes its audience of two names.
+/// A filter that makes an audience of the ids `ben` and `zoe`.
 fn admits_ben_and_zoe() -> Vec<u8> {
     let names = r#"
         (data (i32.const 512) "benzoe")

@@ -1,5 +1,5 @@
-//! A pipeline that runs beside another one: its failures are its own, and enrichers that are
-//! the same in both have one state.
+//! A pipeline that runs beside another one: its failures don't affect the other one, and enrichers
+//! that are the same in both share one state.
 
 use presence_core::rules::{Decision, Rules};
 use presence_sandbox::{Blueprint, Pipeline, Stage};
@@ -16,7 +16,7 @@ fn beside(stages: impl IntoIterator<Item = Stage>, active: &Blueprint) -> Bluepr
     }
 }
 
-/// How often `ada` has come online, as the enrichers have it.
+/// Lets `ada` come online. Returns how often this has happened, according to each enricher.
 fn online(rules: &mut Pipeline) -> Vec<String> {
     let enriched = rules.enrich(World::new(&json!({})).context());
     let values = enriched.changes.into_iter().map(|(_, value)| value);
@@ -103,7 +103,7 @@ fn what_is_not_counted_leaves_a_plugin_as_it_fares() {
         rules.explain_uncounted(world.context(), world.id("ben"));
     }
     assert_eq!((fares(), calls()), before);
-    // In quarantine it isn't called, and no call is tried.
+    // In quarantine, an uncounted decision doesn't call the plugin, not even as a trial.
     for user in ["bad", "bed", "bid"] {
         world.online(user, "{}");
         world.failure(&mut rules);

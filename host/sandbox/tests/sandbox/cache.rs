@@ -1,5 +1,4 @@
-//! Compiled plugins, kept in a folder: nothing is run that wasn't written there with
-//! the same key.
+//! A folder of compiled plugins: only code that was written there with the same key is run.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,8 +9,7 @@ use presence_sandbox::{Engine, Plugin, self_test};
 
 use crate::stage::{LIMITS, bytes};
 
-/// Loads a plugin, which works, and says how often it was taken as it had been compiled,
-/// and how often a file was refused.
+/// Loads a plugin, and runs its self-tests. Returns the numbers of cache hits and of refused files.
 fn load(folder: &Path, key: &[u8], file: &str) -> (u64, u64) {
     let engine = Engine::caching(folder, key).unwrap();
     let plugin = Arc::new(Plugin::load(&engine, file, &bytes(file)).unwrap());
@@ -25,7 +23,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// The one file that is kept of a plugin, in a folder of its own.
+/// The only file in a new folder after a plugin was loaded.
 fn kept(key: &[u8], file: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(load(folder.path(), key, file), (0, 0));
@@ -47,7 +45,7 @@ fn what_was_compiled_is_not_compiled_again() {
 fn a_flipped_bit_anywhere_has_it_compiled_anew_and_replaced() {
     let (folder, path) = kept(b"key", "contacts");
     let sound = fs::read(&path).unwrap();
-    // In the digest, in the header, in the code and at the end.
+    // One bit in the digest, in the header, in the code and at the end.
     let places = [0, 40, sound.len() / 2, sound.len() - 1];
     for place in places {
         let mut bytes = sound.clone();
@@ -80,7 +78,8 @@ fn code_of_another_plugin_or_of_who_has_not_the_key_is_not_run() {
     let (_other, groups) = kept(b"key", "groups");
     fs::copy(groups, &path).unwrap();
     assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
-    // Who has another key doesn't even find it; renamed, it is refused.
+    // With another key the file isn't found, since its name differs. Under the right name, it is
+    // refused.
     assert_eq!(load(folder.path(), b"another", "contacts"), (0, 0));
     let all = files(folder.path());
     let theirs = all.iter().find(|file| **file != path).unwrap();
@@ -98,7 +97,7 @@ fn links_pipes_and_folders_in_its_place_are_no_files() {
     assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
     assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
 
-    // Nobody ever writes into this pipe: to wait for that would be to wait for ever.
+    // Nobody ever writes into this pipe, so reading it must not wait.
     fs::remove_file(&path).unwrap();
     let made = std::process::Command::new("mkfifo").arg(&path).status();
     assert!(made.unwrap().success());

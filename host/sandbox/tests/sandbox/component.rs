@@ -1,11 +1,10 @@
-//! Components that are made by the test: files with another manifest, and
-//! rules too odd to be written with the kit.
+//! Components that tests make: files with another manifest, and rules that the SDK can't produce.
 
 use presence_sandbox::manifest::SECTION;
 use serde_json::json;
 use wasm_encoder::{ComponentSection, CustomSection, Encode};
 
-/// A component, with this text for its manifest in place of what it had.
+/// A component with this manifest instead of its own.
 pub(crate) fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
     let mut bytes = without_manifest(component);
     let section = CustomSection {
@@ -35,13 +34,13 @@ pub(crate) fn without_manifest(component: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// A core module, with a manifest, as if it were a plugin.
+/// A core module with a manifest, as if it were a plugin.
 pub(crate) fn core_module() -> Vec<u8> {
     with_manifest(&wat::parse_str("(module)").unwrap(), &manifest("filter"))
 }
 
-/// A filter that may widen. Its body leaves an audience, with the event in the
-/// locals 0 to 2, and the audience so far in 3.
+/// A filter that may widen. `body` leaves the token of an audience on the stack. Locals 0 to 2 are
+/// the event, and local 3 is the audience so far.
 pub(crate) fn filter(items: &str, body: &str) -> Vec<u8> {
     let call = format!(
         r#"{items}
@@ -52,7 +51,7 @@ pub(crate) fn filter(items: &str, body: &str) -> Vec<u8> {
     component("filter", &call, export)
 }
 
-/// An enricher. Its body leaves the place of its list of changes.
+/// An enricher. `body` leaves the address of its list of changes on the stack.
 pub(crate) fn enricher(items: &str, body: &str) -> Vec<u8> {
     let call = format!(
         r#"{items}
@@ -67,7 +66,7 @@ pub(crate) fn enricher(items: &str, body: &str) -> Vec<u8> {
     component("enricher", &call, export)
 }
 
-/// An enricher that changes nothing, and has one more function.
+/// An enricher that changes nothing, and also exports the function `name`.
 pub(crate) fn enricher_with(name: &str) -> Vec<u8> {
     let module = format!(
         r#"(func (export "call") (param i32 i32 i32) (result i32) (i32.const 128))
@@ -88,7 +87,7 @@ pub(crate) fn enricher_with(name: &str) -> Vec<u8> {
     component("enricher", &module, &export)
 }
 
-/// A redactor. Its body leaves the place of its list of renditions.
+/// A redactor. `body` leaves the address of its list of renditions on the stack.
 pub(crate) fn redactor(items: &str, body: &str) -> Vec<u8> {
     let call = format!(
         r#"{items}
@@ -103,9 +102,9 @@ pub(crate) fn redactor(items: &str, body: &str) -> Vec<u8> {
     component("redactor", &call, export)
 }
 
-/// A component around a core module that has a memory, in which strings go to
-/// 4096, and some of the host's functions: `$of`, `$everyone` and
-/// `$with-setting`. It takes any configuration.
+/// A component around a core module with a memory. Strings are passed to it at address 4096. It
+/// imports the host functions `$of`, `$everyone` and `$with-setting`, and accepts any
+/// configuration.
 fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
     let canon = r#"(memory $libc "memory") (realloc (func $libc "realloc"))"#;
     let text = format!(
@@ -160,7 +159,7 @@ fn manifest(role: &str) -> String {
         .to_string()
 }
 
-/// A number at the beginning of some bytes, and the rest of them.
+/// Reads a LEB128 number at the beginning of some bytes. Returns it with the rest.
 fn leb128(bytes: &[u8]) -> (usize, &[u8]) {
     let (mut number, mut shift) = (0, 0);
     for (place, byte) in bytes.iter().enumerate() {

@@ -58,7 +58,7 @@ fn an_enricher_sees_what_the_one_before_it_set() {
         changes(&world().enrich(&mut rules)),
         [("platform", linux), ("kernel", linux)]
     );
-    // The other way round the second has nothing to go by.
+    // In the other order, `platform` isn't set yet when the first enricher reads it.
     let mut rules = pipeline([class("platform", "kernel"), class("userAgent", "platform")]);
     assert_eq!(changes(&world().enrich(&mut rules)), [("platform", linux)]);
 }
@@ -81,7 +81,7 @@ fn one_that_fails_is_passed_over_and_reported() {
 
 #[test]
 fn one_that_sets_what_is_not_json_is_passed_over_and_reported() {
-    // One change at 256, of the key "k" to the JSON text "k".
+    // One change, at 256: the key "k" and a value with the text "k", which isn't JSON.
     let list = r#"
         (data (i32.const 64) "k")
         (data (i32.const 128) "\00\01\00\00\01\00\00\00")
@@ -98,7 +98,7 @@ fn one_that_sets_what_is_not_json_is_passed_over_and_reported() {
 
 #[test]
 fn one_that_makes_metadata_that_nobody_may_send_fails() {
-    // One change: a key of one byte at 512, and a value of some bytes from 520.
+    // One change: the key is one byte at 512, and the value begins at 520.
     let setting = |json: &str| {
         let (text, bytes) = (json.replace('\\', "\\\\").replace('"', "\\\""), json.len());
         let list = format!(
@@ -191,7 +191,7 @@ fn its_last_good_generation_takes_over_unless_told_otherwise() {
     }
 }
 
-/// An enricher named `rule` that never comes to an end.
+/// An enricher named `rule` that traps.
 fn failing() -> Stage {
     made(&enricher("", "unreachable"))
 }

@@ -98,7 +98,7 @@ fn reasons_come_with_the_stage_that_gave_them() {
         assert_eq!(reasons[0], ["len: 2"]);
         assert_eq!(reasons[1], ["contains: true", "last-seen: None"]);
         assert!(reasons[2].is_empty());
-        // Nobody wants to know in between.
+        // A decision without an explanation in between.
         world.decide(&mut rules);
     }
 }
@@ -120,7 +120,7 @@ fn a_failure_is_told_and_what_stands_behind_it_is_not_reached() {
         let first = if user == "ada" { Admitted } else { Absent };
         assert_eq!(turns, [first, Failed, NotReached, NotReached]);
         let failure = stages[1].failure.as_deref().unwrap();
-        // Failures on three users put it into quarantine.
+        // Failures for three users put the plugin into quarantine.
         let word = if time < 3 { "trapped" } else { "quarantine" };
         assert!(failure.contains(word), "{failure}");
         assert!(matches!(decision, Decision::Failed(_)));

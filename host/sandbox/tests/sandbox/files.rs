@@ -94,7 +94,7 @@ fn a_file_that_is_cut_short() {
 
 #[test]
 fn a_component_whose_code_is_not_valid() {
-    // The manifest is whole; what is compiled is not.
+    // The manifest is intact, and the code isn't.
     let mut bytes = bytes("contacts");
     let place = bytes.windows(4).rposition(|four| four == b"\0asm").unwrap();
     bytes[place + 8..place + 40].fill(0x7e);
@@ -140,7 +140,7 @@ fn a_component_that_is_not_of_the_role_it_claims() {
     assert!(text.contains("`redact`"), "{text}");
 }
 
-/// The contacts, with another value in the manifest.
+/// The plugin `contacts`, with another value in its manifest.
 fn with(key: &str, value: Value) -> Vec<u8> {
     let mut manifest = json!({
         "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
@@ -149,7 +149,7 @@ fn with(key: &str, value: Value) -> Vec<u8> {
     with_manifest(&bytes("contacts"), &manifest.to_string())
 }
 
-/// Why a file can't be loaded, in one line.
+/// The error of loading a file, in one line.
 fn refusal(bytes: &[u8]) -> String {
     let error: LoadError = match Plugin::load(&ENGINE, "rule", bytes) {
         Ok(_) => panic!("it was loaded"),

@@ -1,5 +1,5 @@
-//! Released versions of `presence:plugin`: their files don't change, and components
-//! that were built against them do what they did.
+//! Released versions of `presence:plugin`: their files don't change, and components that were built
+//! against them work as before.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::log::logged;
 use crate::stage::{ENGINE, LIMITS, bytes, configured, loaded, pipeline};
 use crate::world::{NOW, World};
 
-/// The versions, and the SHA-256 of their file.
+/// The released versions, each with the SHA-256 of its WIT file.
 const RELEASED: [(&str, &str); 1] = [(
     "0.1.0",
     "42e2939eb73b03ebdcbd7f9cf8aaf42559e9d5f446bc1f07cb4a08bd401e28f7",
@@ -47,7 +47,7 @@ fn stage(version: &str, name: &str, config: Value) -> Stage {
 fn a_released_version_never_changes() {
     let released: BTreeSet<_> = RELEASED.map(|(version, _)| version.to_owned()).into();
     assert_eq!(names(&crate_folder("tests/frozen")), released);
-    // The newest may be one that isn't released yet.
+    // The newest version may not be released yet.
     let mut known = released;
     known.insert(API.to_owned());
     assert_eq!(names(&crate_folder("../../wit")), known);

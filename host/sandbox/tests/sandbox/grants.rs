@@ -1,5 +1,5 @@
-//! What plugins ask for and what they are granted: both are checked, and what isn't granted
-//! isn't there.
+//! What plugins ask for and what they are granted: both are checked, and functions that aren't
+//! granted aren't linked.
 
 use presence_sandbox::{Capabilities, Capability, LoadError, Plugin, Stage};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::component::{filter, with_manifest};
 use crate::stage::{ENGINE, LIMITS, blueprint, loaded, problems};
 use crate::world::World;
 
-/// A filter that imports `everyone` and `with-setting`, with this in its manifest.
+/// A filter that imports `everyone` and `with-setting`, with these capabilities in its manifest.
 fn plugin(capabilities: Value) -> Vec<u8> {
     let component = filter("", "(call $everyone)");
     let manifest = json!({
@@ -62,12 +62,12 @@ fn a_manifest_that_names_some_names_all() {
         "`rule` can't be linked: it imports `with-setting`, and its manifest doesn't ask for \
          that: put \"settings\" into its capabilities"
     );
-    // What it asks for must be granted, whether or not it imports it.
+    // What the manifest asks for must be granted, even if the plugin doesn't import it.
     let more = json!(["everyone", "settings", "contacts"]);
     let asking = |granted: &[Capability]| stage(more.clone(), granted, Capabilities::ALL);
     assert!(refusals(asking(&all[..3]))[0].contains("asks for `contacts`"));
     blueprint(LIMITS, [asking(all)], None);
-    // Widening is no capability of the list, and nor is what there isn't.
+    // `widen` doesn't belong into the list, and neither do unknown names.
     for name in ["widen", "fly"] {
         let stage = stage(json!([name]), all, Capabilities::ALL);
         let refusals = refusals(stage);

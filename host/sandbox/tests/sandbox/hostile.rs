@@ -1,5 +1,5 @@
-//! Components that would have the host work, or keep things, for them: each is ended by
-//! a limit, which the error names.
+//! Components that make the host do work, or keep data, for them. A limit ends each of them, and
+//! the error names it.
 
 use presence_core::rules::Decision;
 use presence_sandbox::{Limits, LoadError, Pipeline, Plugin};
@@ -9,8 +9,9 @@ use crate::component::{enricher, redactor, with_manifest};
 use crate::stage::{ENGINE, LIMITS, made, pipeline, problems, within};
 use crate::world::World;
 
-/// A filter that has a memory of a page and more of the host's functions than most. Its
-/// body is run with the locals 0 to 3 of a call, 4 and 5 being its own, and may return.
+/// A filter with a memory of one page, which imports many host functions. `body` has the parameters
+/// in locals 0 to 3, and may use locals 4 and 5. After it, the filter returns its audience
+/// unchanged.
 fn filter(items: &str, body: &str) -> Vec<u8> {
     let canon = r#"(memory $libc "memory") (realloc (func $libc "realloc"))"#;
     let text = format!(
@@ -76,8 +77,8 @@ fn manifest() -> String {
     json!({"name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter"}).to_string()
 }
 
-/// Runs a body so many times, with the turn in local 4. Three bytes at 8192 are other
-/// text each time.
+/// Repeats a body `turns` times, with the number of the turn in local 4. The three bytes at 8192
+/// are different in each turn.
 fn times(turns: usize, body: &str) -> String {
     format!(
         "(loop
@@ -95,7 +96,7 @@ fn world() -> World {
     World::new(&json!({"contacts": {"ada": ["ben"]}}))
 }
 
-/// How a filter with this body fails, if it does.
+/// The error of a filter with this body.
 fn failure(limits: Limits, body: &str) -> String {
     let mut rules: Pipeline = within(limits, [made(&filter("", body))]);
     world().failure(&mut rules).1
@@ -116,7 +117,7 @@ fn the_keys_that_a_call_names_are_bounded_in_bytes() {
         "(drop (call $members (i32.const 8192) (i32.const 250)))",
     );
     assert!(failure(LIMITS, &groups).contains("65536 bytes"));
-    // The same one over and over is one.
+    // A key that is read again counts once.
     let same = times(
         1_000,
         "(call $get (i32.const 16384) (i32.const 1000) (i32.const 128))",
@@ -170,7 +171,7 @@ fn an_id_is_no_longer_than_any_user_s_or_group_s_can_be() {
         "(call $contacts (i32.const 8192) (i32.const 257))",
         "(call $members (i32.const 8192) (i32.const 257))",
         "(call $contains (local.get 3) (i32.const 8192) (i32.const 257))",
-        // A list of one text: where it is, and how long.
+        // A list of one string: its address and its length.
         "(i32.store (i32.const 256) (i32.const 8192)) (i32.store (i32.const 260) (i32.const 257))
          (call $of (i32.const 256) (i32.const 1))",
     ] {
@@ -191,7 +192,7 @@ fn what_is_handed_over_is_charged_byte_by_byte() {
     ] {
         assert_eq!(failure(limits, one), "used up its fuel of 30000", "{one}");
     }
-    // An event's metadata is charged when it is copied, too.
+    // The metadata of an event is charged when it is copied, too.
     let get = filter(
         "",
         &times(
@@ -208,7 +209,7 @@ fn what_is_handed_over_is_charged_byte_by_byte() {
 
 #[test]
 fn no_more_is_handed_over_at_once_than_the_host_has_room_for() {
-    // A list of 400,000 empty texts.
+    // A list of 400,000 empty strings.
     let body = "(drop (memory.grow (i32.const 52)))
         (drop (call $of (i32.const 65536) (i32.const 400000)))";
     let limits = Limits {
@@ -231,7 +232,7 @@ fn resources_of_its_own_are_counted() {
               (func (export "make") (result i32) (call $new (i32.const 1))))
             (core instance $maker (instantiate $Maker (with "own" (instance $own))))"#;
         let text = times(turns, "(drop (call $make))");
-        // The rule imports one function more.
+        // This rule imports `make`, too.
         let component = filter_with_maker(items, &text);
         within(
             Limits {
@@ -246,7 +247,7 @@ fn resources_of_its_own_are_counted() {
     assert_eq!(error, "holds more than 1024 resources");
 }
 
-/// A filter that calls `$make` of the items.
+/// A filter that can call `$make` of these items.
 fn filter_with_maker(items: &str, body: &str) -> Vec<u8> {
     let text = format!(
         r#"(component
@@ -275,7 +276,7 @@ fn filter_with_maker(items: &str, body: &str) -> Vec<u8> {
     with_manifest(&wat::parse_str(text).unwrap(), &manifest())
 }
 
-/// What is wrong with a component of these items, beside a filter that does nothing.
+/// The error of loading a component with these items, besides a filter that does nothing.
 fn refusal(items: &str) -> LoadError {
     match Plugin::load(&ENGINE, "rule", &filter(items, "")) {
         Ok(_) => panic!("it was taken"),
@@ -327,7 +328,7 @@ fn what_a_component_declares_is_part_of_its_memory() {
 
 #[test]
 fn an_enricher_s_changes_are_bounded_in_number_and_bytes() {
-    // A list of so many changes, all of the key "" and to nothing.
+    // A list of `count` changes. Each removes the key "".
     let changes = |count: usize| {
         let body = format!(
             "(drop (memory.grow (i32.const 24)))
@@ -345,7 +346,7 @@ fn an_enricher_s_changes_are_bounded_in_number_and_bytes() {
     assert_eq!(error, "made 60000 changes in one call, and may make 512");
     assert!(enriched.changes.is_empty());
 
-    // One of a value of 40,000 bytes.
+    // One change, to a value of 40,000 bytes.
     let large = "(i32.store (i32.const 128) (i32.const 144))
         (i32.store (i32.const 132) (i32.const 1))
         (i32.store8 (i32.const 152) (i32.const 1))
@@ -362,7 +363,7 @@ fn an_enricher_s_changes_are_bounded_in_number_and_bytes() {
 
 #[test]
 fn a_redactor_s_answer_is_bounded_in_number_and_bytes() {
-    // So many renditions of the whole audience, with no keys, or as many as are said.
+    // A list of `parts` renditions of the whole audience, each with `keys` keys.
     let answer = |parts: usize, keys: usize| {
         let body = format!(
             "(local i32) (drop (memory.grow (i32.const 20)))

@@ -1,5 +1,5 @@
-//! What holds while a filter is in quarantine: it stays closed, or the
-//! generation that worked before takes over.
+//! What happens while a filter is in quarantine: nobody new is told, or the last good generation
+//! takes over.
 
 use presence_core::rules::Rules;
 use presence_sandbox::OnFailure::{Hold, LastGood};
@@ -36,7 +36,7 @@ fn the_last_good_takes_over_and_it_is_said_once() {
     assert!(!rules.take_replaced());
     assert_eq!(world().visible(&mut rules), ["ben"]);
     assert!(!rules.take_replaced());
-    // What failed is still known to be out of service.
+    // The stage that failed is still in quarantine.
     assert_eq!(quarantined(&after), [true]);
 }
 
@@ -49,7 +49,7 @@ fn it_takes_over_in_all_workers_when_one_saw_the_failures() {
     assert!(!idle.is_replaced());
     fail_until_quarantine(&mut failing);
     assert!(failing.take_replaced());
-    // Nobody had to be decided on there for it.
+    // The other worker knows it before its next decision.
     assert!(idle.is_replaced());
     assert!(idle.take_replaced());
     assert!(!idle.is_replaced());

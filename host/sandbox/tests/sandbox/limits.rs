@@ -1,4 +1,4 @@
-//! Every limit, obeyed and violated.
+//! Each limit, kept and exceeded.
 
 use presence_sandbox::Limits;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::component::{filter, with_manifest};
 use crate::stage::{LIMITS, bytes, configured, made, pipeline, problems, stage, within};
 use crate::world::World;
 
-/// What no test's fuel is to be used up by.
+/// More fuel than any test uses up.
 const ENORMOUS: u64 = 1 << 50;
 
 #[test]
@@ -27,7 +27,8 @@ fn a_call_within_the_same_fuel_passes_however_often() {
 
 #[test]
 fn the_host_s_work_on_sets_is_charged_as_fuel() {
-    // A thousand audiences of two: little for the component, 64 a name for the host.
+    // A thousand audiences of two users: little work for the component, 64 units per name for the
+    // host.
     let names = r#"(data (i32.const 256) "\00\02\00\00\03\00\00\00\03\02\00\00\03\00\00\00")"#;
     let body = "(local i32)
         (loop
@@ -74,7 +75,7 @@ fn a_deadline_is_counted_from_the_beginning_of_each_call() {
     };
     let mut rules = within(limits, [stage("contacts")]);
     let mut spinning = within(limits, [stage("spin")]);
-    // Another's spinning lets the first one's time run out, if it ran.
+    // If the deadline of the first pipeline were running, it would be over after this.
     world().failure(&mut spinning);
     assert_eq!(world().visible(&mut rules), ["ben"]);
 }
@@ -107,7 +108,7 @@ fn memory_is_capped_and_the_next_plugin_is_none_the_worse() {
 
 #[test]
 fn memory_of_all_kinds_counts_together() {
-    // 3 of 4 MiB, and as much again: as the memory of another module, and as a table.
+    // 3 of 4 MiB, and then as much again: as the memory of another module, or as a table.
     let pages = "(drop (memory.grow (i32.const 48)))";
     let more_pages =
         "(if (i32.eq (memory.grow 1 (i32.const 48)) (i32.const -1)) (then unreachable))";

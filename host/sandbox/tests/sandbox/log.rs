@@ -1,4 +1,4 @@
-//! What components log and explain: limited in number and in length.
+//! What components log and explain: the lines are limited in number and length.
 
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +20,7 @@ fn a_chatty_plugin_ends_by_its_fuel_and_is_cut_short_in_the_log() {
         assert_eq!(error, "used up its fuel of 2000000");
     });
     assert_eq!(lines, vec!["and another thing"; 16]);
-    // The next call has lines of its own.
+    // The limit of lines is per call.
     assert_eq!(logged(|| drop(world.decide(&mut rules))).len(), 16);
 }
 
@@ -49,17 +49,17 @@ fn the_message_of_a_panic_is_said_with_the_failure_and_not_in_a_line_of_its_own(
 
 #[test]
 fn what_self_tests_say_is_not_said_of_anybody() {
-    // One of its cases has a setting that it can't read, of which it warns.
+    // In one of its cases, the plugin warns of a setting that it can't read.
     let lines = logged(|| drop(pipeline([stage("redact")])));
     assert!(lines.is_empty(), "{lines:?}");
 }
 
-/// What plugins say while this runs.
+/// The lines and reasons that plugins log while this runs.
 pub(crate) fn logged(run: impl FnOnce()) -> Vec<String> {
     listen("plugin", run)
 }
 
-/// What the sandbox says while this runs, and the errors it gives.
+/// The messages and errors that the sandbox logs while this runs.
 pub(crate) fn said(run: impl FnOnce()) -> Vec<String> {
     listen("presence_sandbox", run)
 }

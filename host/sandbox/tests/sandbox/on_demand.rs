@@ -1,5 +1,5 @@
-//! A directory that is asked question by question: what isn't at hand is named,
-//! and the same call decides once it is.
+//! A directory that is asked question by question: a decision names the questions whose answers
+//! aren't cached, and is made once they are.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ fn what_a_call_asked_before_it_failed_is_named() {
         &json!({"contacts": {"ben": many}}),
         &[Question::Contacts(ben)],
     );
-    // The names of so many are beyond its fuel.
+    // Reading the names of 40,000 viewers takes more than the fuel of a call.
     let steps = json!(["contacts", {"contacts_of_user": "ben"}, "viewers"]);
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     let missing = [Question::Contacts(ada)];

@@ -1,5 +1,5 @@
-//! A plugin that fails on user after user isn't called any more, for a while; one that
-//! fails on one user keeps only that user's events waiting.
+//! A plugin that fails for several users is taken out of service for some time. If it fails for one
+//! user, only the events of this user wait.
 
 use presence_core::rules::Rules;
 use presence_sandbox::{Blueprint, Pipeline, Stage};
@@ -9,7 +9,7 @@ use crate::component::filter;
 use crate::stage::{LIMITS, blueprint, configured, made, stage};
 use crate::world::World;
 
-/// Users on whom the rule fails: their ids have three bytes.
+/// Users for whom the rule fails: their ids have three bytes.
 const BAD: [&str; 4] = ["bad", "bed", "bid", "bud"];
 
 #[test]
@@ -29,7 +29,7 @@ fn after_it_has_failed_on_enough_users_it_is_not_called_any_more() {
     let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
     fail_until_quarantine(&mut world, &blueprint, &mut rules);
-    // Not even for whom it would work.
+    // It isn't called even for a user for whom it works.
     let error = fails(&mut world, &mut rules, "fine");
     let begin = "is in quarantine, since it failed on user after user, most recently: trapped";
     assert!(error.starts_with(begin), "{error}");
@@ -69,7 +69,7 @@ fn a_trial_that_succeeds_ends_it() {
     world.now += 1;
     assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
     assert_eq!(quarantined(&blueprint), [false, false]);
-    // Those on whom it goes on failing don't bring it back.
+    // Further failures for the same users don't put it into quarantine again.
     for bad in &BAD[..3] {
         fails(&mut world, &mut rules, bad);
     }
@@ -154,7 +154,7 @@ fn it_outlives_a_swap_that_changes_something_else() {
     assert_eq!(quarantined(&after), [false, true, false]);
     let mut rules = after.instantiate().unwrap();
     assert!(fails(&mut world, &mut rules, "fine").contains("quarantine"));
-    // What is configured otherwise may do better.
+    // With another configuration the plugin may work, so it isn't in quarantine.
     let reconfigured = before
         .stages()
         .map(|stage| Stage::new(stage.plugin.clone(), json!({"another": true}), true, None));
@@ -176,7 +176,7 @@ fn only_the_plugin_that_fails_is_put_into_it() {
 
 #[test]
 fn failures_about_one_user_are_told_by_the_user_and_not_by_their_number() {
-    // Numbers are given to others once nobody refers to them.
+    // The interned number of a user is given to another user once it isn't in use.
     let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
     for _ in 0..LIMITS.quarantine.users {
@@ -190,7 +190,7 @@ fn failures_about_one_user_are_told_by_the_user_and_not_by_their_number() {
     assert_eq!(quarantined(&blueprint), [false, false]);
 }
 
-/// Has the rule fail on users until it is put into quarantine, and not before.
+/// Lets the rule fail for users until it is in quarantine, and checks that it isn't before.
 fn fail_until_quarantine(world: &mut World, blueprint: &Blueprint, rules: &mut Pipeline) {
     for bad in &BAD[..3] {
         assert_eq!(quarantined(blueprint), [false, false]);
@@ -199,7 +199,7 @@ fn fail_until_quarantine(world: &mut World, blueprint: &Blueprint, rules: &mut P
     assert_eq!(quarantined(blueprint), [false, true]);
 }
 
-/// A rule that fails on users whose ids have three bytes, behind `contacts`.
+/// A rule that fails for users whose ids have three bytes, after `contacts`.
 fn world() -> (World, Blueprint) {
     let world = World::new(&json!({"contacts": {"fine": ["ben"]}}));
     let body = "(if (i32.eq (local.get 2) (i32.const 3)) (then unreachable)) (local.get 3)";

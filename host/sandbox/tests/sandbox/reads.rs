@@ -1,4 +1,4 @@
-//! What a decision is recorded to have read, and that nothing else is.
+//! The reads that are recorded for a decision: what its calls read, and nothing else.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ fn one_stages_end_of_its_answer_is_none_for_a_stage_that_gave_none() {
         for stages in [[open.clone(), ended.clone()], [ended.clone(), open]] {
             let reads = world().reads(&mut pipeline(stages.map(reader)));
             assert!(!reads.holds_at(NOW, NOW), "{reads:?}");
-            // The host decides again then all the same.
+            // The time is recorded all the same, so that the host decides again then.
             assert_eq!(reads.reconsider_at, Some(NOW + 5_000));
         }
     }

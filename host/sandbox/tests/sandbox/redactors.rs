@@ -1,4 +1,4 @@
-//! Redactors: parts of the audience, each with what it gets.
+//! Redactors: they split the audience into parts, each with what it gets.
 
 use presence_core::rules::{Decision, Rules};
 use presence_core::verdicts::Verdict;
@@ -77,10 +77,10 @@ fn a_redactor_that_fails_fails_the_decision_and_the_split() {
     assert!(matches!(redacted, Decision::Failed(_)));
 }
 
-/// Everyone whom the directory knows gets to know when the user was last seen,
-/// and then the audience does not.
+/// A redactor with two renditions: the first tells everyone in the directory when the user was last
+/// seen, the second doesn't tell the audience.
 fn generous() -> Vec<u8> {
-    // Two renditions of 16 bytes each at 256, and the list of them at 128.
+    // Two renditions of 16 bytes each, at 256, and the list of them, at 128.
     let body = "
         (i32.store (i32.const 256) (call $everyone))
         (i32.store8 (i32.const 268) (i32.const 1))

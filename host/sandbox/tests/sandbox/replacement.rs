@@ -52,14 +52,15 @@ fn what_a_failed_instance_remembered_is_gone() {
 
 #[test]
 fn an_instance_that_leaks_is_replaced_before_it_fails() {
-    // Each call keeps a sixteenth of what there is, and fails if it can't.
+    // Each call takes a sixteenth of the memory, and traps if it can't.
     let leak = "(if (i32.eq (memory.grow (i32.const 4)) (i32.const -1)) (then unreachable))";
     let mut rules = pipeline([made(&filter("", &format!("{leak} (local.get 3)")))]);
     let world = World::new(&json!({}));
     for _ in 0..100 {
         assert!(world.visible(&mut rules).is_empty());
     }
-    // So is an enricher, which could only lose what it knows in failing.
+    // An enricher that can't hand over a state is replaced, too: it would lose its state by failing
+    // as well.
     let mut rules = pipeline([made(&enricher("", &format!("{leak} (i32.const 128)")))]);
     for _ in 0..100 {
         assert_eq!(world.enrich(&mut rules).failures.len(), 0);

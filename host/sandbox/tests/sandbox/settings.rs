@@ -1,4 +1,4 @@
-//! Settings: who has one, and the default components that go by them.
+//! Settings: which users have one, and the default plugins that use them.
 
 use presence_core::event::Reason;
 use presence_core::rules::{Reads, Rules};
@@ -111,7 +111,7 @@ fn each_rule_that_takes_somebody_out_says_why() {
     );
 }
 
-/// `ada` has these settings and two contacts; `dan` is known, too.
+/// `ada` has these settings and two contacts, and `dan` has a setting, too.
 fn messenger(settings: Value) -> World {
     World::new(&json!({
         "contacts": {"ada": ["ben", "cleo"]},
@@ -119,7 +119,7 @@ fn messenger(settings: Value) -> World {
     }))
 }
 
-/// A filter that asks who has a setting with this value, as it is written here.
+/// A filter that asks which users have a setting with this value. The host gets the text as it is.
 fn asking(key: &str, value: &str) -> Stage {
     let escaped: String = value.bytes().map(|byte| format!("\\{byte:02x}")).collect();
     let data = format!(r#"(data (i32.const 256) "{key}") (data (i32.const 512) "{escaped}")"#);

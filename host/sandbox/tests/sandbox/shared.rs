@@ -1,4 +1,4 @@
-//! A pipeline that several shards share: what has a state is each shard's own.
+//! A pipeline that several shards share: each shard has stateful enrichers of its own.
 
 use presence_core::rules::Rules as _;
 use presence_sandbox::OnFailure::LastGood;
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::stage::{LIMITS, blueprint, configured, rule, stage};
 use crate::world::World;
 
-/// Has `ada` come online, and says the value that an enricher sets.
+/// Lets `ada` come online. Returns the value that the enricher sets.
 fn online(rules: &mut Pipeline) -> String {
     let enriched = rules.enrich(World::new(&json!({})).context());
     assert!(enriched.failures.is_empty(), "{:?}", enriched.failures);
@@ -31,7 +31,7 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
     let mut next = after.own();
     next.take_over(&mut one);
     assert_eq!(online(&mut after.pipeline().lend(&mut next)), "3");
-    // The other shard goes by the generation before it still.
+    // The other shard still uses the generation before.
     assert_eq!(online(&mut shared.lend(&mut other)), "2");
     assert_eq!(online(&mut shared.lend(&mut other)), "3");
 }

@@ -1,4 +1,4 @@
-//! Stages and pipelines of the components that lie in `plugins/dist`.
+//! Stages and pipelines of the components in `plugins/dist`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use presence_sandbox::{
 };
 use serde_json::{Value, json};
 
-/// What a test is held to where it says nothing else. Time doesn't matter.
+/// The limits of tests that need no others. There is no deadline.
 pub(crate) const LIMITS: Limits = Limits {
     fuel: 2_000_000,
     memory_bytes_max: 4 << 20,
@@ -28,7 +28,7 @@ pub(crate) const LIMITS: Limits = Limits {
 
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
-/// A default plugin, or a fixture, with nothing to configure and all it may ask.
+/// A default plugin or a fixture, without a configuration, and with all grants.
 pub(crate) fn stage(file: &str) -> Stage {
     configured(file, json!({}))
 }
@@ -38,12 +38,12 @@ pub(crate) fn configured(file: &str, config: Value) -> Stage {
     Stage::new(plugin(file), config, true, None)
 }
 
-/// A stage named `rule`, whatever plugin it is.
+/// A stage named `rule`, with any plugin.
 pub(crate) fn rule(file: &str, config: Value, on_failure: Option<OnFailure>) -> Stage {
     Stage::new(loaded("rule", &bytes(file)), config, true, on_failure)
 }
 
-/// A stage named `rule`, of a component that a test has made.
+/// A stage named `rule`, with a component that a test has made.
 pub(crate) fn made(bytes: &[u8]) -> Stage {
     Stage::new(loaded("rule", bytes), json!({}), true, None)
 }
@@ -58,7 +58,7 @@ pub(crate) fn within(limits: Limits, stages: impl IntoIterator<Item = Stage>) ->
     blueprint(limits, stages, None).instantiate().unwrap()
 }
 
-/// A chain that has been checked.
+/// A checked chain.
 pub(crate) fn blueprint(
     limits: Limits,
     stages: impl IntoIterator<Item = Stage>,
@@ -70,7 +70,7 @@ pub(crate) fn blueprint(
     }
 }
 
-/// What is wrong with a chain.
+/// The problems of a chain.
 pub(crate) fn problems(limits: Limits, stages: impl IntoIterator<Item = Stage>) -> Vec<LoadError> {
     match Blueprint::prepare(stages.into_iter().collect(), limits, None) {
         Ok(_) => panic!("nothing is wrong with it"),
@@ -92,7 +92,7 @@ pub(crate) fn bytes(file: &str) -> Vec<u8> {
     found.unwrap_or_else(|| panic!("no {name} in {dist:?}: build it with `cargo xtask plugins`"))
 }
 
-/// A plugin under its own name. Each is compiled once: that takes long.
+/// A plugin under its own name. Each is compiled only once, since that takes long.
 fn plugin(file: &str) -> Arc<Plugin> {
     static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Plugin>>>> = LazyLock::new(Mutex::default);
     let mut compiled = COMPILED.lock().unwrap();

@@ -1,4 +1,4 @@
-//! The state of stateful enrichers: it goes from a generation to the next.
+//! The state of stateful enrichers: each generation hands it to the next one.
 
 use presence_core::rules::Rules;
 use presence_sandbox::{LoadError, Pipeline, Stage};
@@ -9,13 +9,13 @@ use crate::log::said;
 use crate::stage::{LIMITS, bytes, configured, loaded, made, pipeline, problems, stage, within};
 use crate::world::World;
 
-/// The fixture, which sets `sessions`, or what `key` says, to how often a user
-/// came online.
+/// The fixture `sessions`. It sets the key `sessions`, or the key named in `key`, to how often a
+/// user came online.
 fn sessions(config: Value) -> Stage {
     configured("sessions", config)
 }
 
-/// Has `ada` come online, and says the values that the enrichers set.
+/// Lets `ada` come online. Returns the values that the enrichers set.
 fn online(rules: &mut Pipeline) -> Vec<String> {
     let enriched = rules.enrich(World::new(&json!({})).context());
     assert!(enriched.failures.is_empty());

@@ -1,4 +1,4 @@
-//! What components are told when they ask: it arrives as it was.
+//! What the host tells components: the data arrives unchanged.
 
 use presence_core::event::Reason;
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ fn audiences_can_be_looked_into() {
     );
 }
 
-/// What a reader of these steps explains.
+/// The reasons that the plugin `reader` gives with these steps.
 fn told(world: &World, steps: Value) -> Vec<String> {
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     logged(|| drop(world.decide(&mut rules)))

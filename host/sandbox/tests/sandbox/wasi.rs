@@ -1,4 +1,4 @@
-//! WASI, for who asks for it and is granted it: it is there, and denied.
+//! WASI for plugins that ask for it and are granted it: its functions exist, and are denied.
 
 use presence_sandbox::{Capabilities, Capability, Stage};
 use serde_json::json;
@@ -7,7 +7,7 @@ use crate::component::with_manifest;
 use crate::stage::{LIMITS, blueprint, bytes, loaded, problems};
 use crate::world::World;
 
-/// A stage of the filter that imports WASI, and asks for it.
+/// A stage with a filter that imports WASI and asks for it.
 fn wanting(granted: bool) -> Stage {
     let manifest = json!({
         "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",

@@ -1,4 +1,5 @@
-//! Plugins that ran and may not any more: none of their code runs, and nothing is shown by them.
+//! Plugins that ran and may not run any more: none of their code runs, and nothing is shown because
+//! of them.
 
 use presence_core::rules::{Rules, StageOutcome};
 use presence_sandbox::{Blueprint, OnFailure, Stage};
@@ -7,7 +8,7 @@ use serde_json::json;
 use crate::stage::{LIMITS, blueprint, configured, pipeline, rule, stage};
 use crate::world::World;
 
-/// A chain, whose plugins of a name may not run.
+/// The chain with the plugins of this name withdrawn. `None` if this changes nothing.
 fn without(name: &str, blueprint: &Blueprint) -> Option<Blueprint> {
     blueprint.judged(&|stage: &Stage| {
         (*stage.plugin.name == *name).then(|| "its key is not trusted".to_owned())
@@ -32,7 +33,7 @@ fn a_filter_or_a_redactor_is_closed_until_it_may_run_again() {
         assert_eq!(quarantined, [(name, Some("its key is not trusted"))]);
         let mut rules = held.instantiate().unwrap();
         let mut world = world();
-        // No call is tried, however long it lasts.
+        // No call is tried, however long the quarantine lasts.
         for _ in 0..3 {
             world.now += 10 * LIMITS.quarantine.ms;
             let (plugin, error) = world.failure(&mut rules);
@@ -41,7 +42,7 @@ fn a_filter_or_a_redactor_is_closed_until_it_may_run_again() {
             assert!(error.contains(why), "{error}");
         }
         assert_eq!(held.stages().map(|it| it.health.failures()).sum::<u64>(), 0);
-        // What is loaded then is the same again.
+        // Once it may run again, loading gives the same pipeline as the first one.
         let again = blueprint(LIMITS, [stage("contacts"), stage("redact")], Some(&held));
         assert!(again.is_same(&chain) && !again.is_same(&held));
         assert_eq!(world.visible(&mut again.instantiate().unwrap()), ["ben"]);
@@ -67,7 +68,8 @@ fn an_enricher_is_passed_over_and_knows_later_what_it_knew() {
     again.take_over(&mut closed);
     let count = world.enrich(&mut again).changes[0].1.clone();
     assert_eq!(count.as_deref(), Some("2"));
-    // Another one in its place gets nothing from it: it would have to be called.
+    // A stage that replaces a withdrawn one gets no state, since the withdrawn plugin would have to
+    // be called.
     let mut closed = held.instantiate().unwrap();
     closed.take_over(&mut again);
     let mut other = pipeline([
@@ -88,7 +90,7 @@ fn it_takes_over_from_nobody() {
     let of_first = |stage: &Stage| (stage.plugin.sha256 == sha256).then(|| "lost".to_owned());
     let judged = second.judged(&of_first).unwrap();
     assert!(judged.stages().all(|it| it.withdrawn().is_none()));
-    // A load of the same stages is no same pipeline: it would keep the one that is lost.
+    // It differs from the same stages loaded anew, which still have the fallback.
     assert!(!judged.is_same(&second));
     let fail = |blueprint: &Blueprint| {
         let mut rules = blueprint.instantiate().unwrap();
@@ -102,7 +104,7 @@ fn it_takes_over_from_nobody() {
         assert!(error.contains("failed on user after user"), "{error}");
     };
     fail(&judged);
-    // One that had taken over already is out of service, too.
+    // A fallback that has taken over already is taken out of service, too.
     let second = blueprint(LIMITS, [failing()], Some(&first));
     let mut rules = second.instantiate().unwrap();
     for user in ["bob", "cid", "dan"] {

@@ -1,4 +1,4 @@
-//! A tenant's users and directory, and what is asked about them.
+//! A tenant's users and directory, and what tests ask about them.
 
 use std::sync::Arc;
 
@@ -16,22 +16,22 @@ pub(crate) const NOW: u64 = 1_698_000_000_000;
 
 pub(crate) struct World {
     pub(crate) now: u64,
-    /// By how much wall time is ahead of it.
+    /// How far the wall time is ahead of `now`.
     pub(crate) ahead_ms: i64,
     pub(crate) names: Arc<Names>,
-    /// All that was said.
+    /// Everything that `say` was given.
     known: Directory,
     pub(crate) directory: Arc<Directory>,
     pub(crate) event: Arc<Event>,
 }
 
 impl World {
-    /// `ada` comes online, in a world that knows all there is to know.
+    /// `ada` comes online, and the directory has all answers.
     pub(crate) fn new(directory: &Value) -> Self {
         Self::in_directory(Directory::new(), directory)
     }
 
-    /// `ada` comes online, where the directory is asked question by question.
+    /// `ada` comes online, and the directory has only the answers that it was given.
     pub(crate) fn on_demand() -> Self {
         Self::in_directory(Directory::on_demand(), &Value::Null)
     }
@@ -52,7 +52,7 @@ impl World {
         world
     }
 
-    /// Has the directory say more, and answer these questions.
+    /// Adds this to what is known, and lets the directory answer these questions.
     pub(crate) fn say(&mut self, said: &Value, answered: &[Question]) {
         let mut edit = self.known.edit();
         say(&mut edit, &self.names, said);
@@ -100,7 +100,7 @@ impl World {
         rules.enrich(self.context())
     }
 
-    /// The decision's renditions. It must have been taken.
+    /// The renditions of the decision. Panics if there is no decision.
     pub(crate) fn renditions(&self, rules: &mut Pipeline) -> Vec<Rendition> {
         match self.decide(rules) {
             Decision::Decided(renditions, _) => renditions,
@@ -108,7 +108,7 @@ impl World {
         }
     }
 
-    /// What the decision read. It must have been taken.
+    /// What the decision read. Panics if there is no decision.
     pub(crate) fn reads(&self, rules: &mut Pipeline) -> Reads {
         match self.decide(rules) {
             Decision::Decided(_, reads) => reads,
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    /// Who may see the user. The decision must have been taken, in one rendition.
+    /// Who may see the user. Panics unless the decision has exactly one rendition.
     pub(crate) fn visible(&self, rules: &mut Pipeline) -> Vec<String> {
         match self.renditions(rules).as_slice() {
             [rendition] => self.viewers(&rendition.audience),
@@ -124,7 +124,7 @@ impl World {
         }
     }
 
-    /// What each of those who are told gets. The redactor must have answered.
+    /// What each viewer in `told` gets. Panics if the redactor didn't answer.
     pub(crate) fn redacted(&self, rules: &mut Pipeline, told: &Audience) -> Vec<Rendition> {
         match rules.redact(self.context(), told) {
             Decision::Decided(renditions, _) => renditions,
@@ -132,7 +132,7 @@ impl World {
         }
     }
 
-    /// Which plugin failed, and how. The decision must have failed.
+    /// Which plugin failed, and its error. Panics unless the decision failed.
     pub(crate) fn failure(&self, rules: &mut Pipeline) -> (String, String) {
         match self.decide(rules) {
             Decision::Failed(failure) => (failure.plugin.to_string(), failure.error),
@@ -178,7 +178,7 @@ fn online(names: &Names, user: &str, metadata: &str) -> Event {
     }
 }
 
-/// Takes over `contacts`, `groups`, `blocks` and `settings`.
+/// Adds the sections `contacts`, `groups`, `blocks` and `settings`.
 fn say(edit: &mut Edit, names: &Names, said: &Value) {
     let section = |key: &str| said[key].as_object().into_iter().flatten();
     let set = |users: &Value| {

@@ -1,4 +1,4 @@
-//! The interface `host`: why, when, and what goes into the log.
+//! The interface `host`: reasons, the time, and log lines.
 
 use presence_core::audience::Audience;
 use wasmtime::Result;
@@ -10,7 +10,7 @@ use crate::capability::{Capabilities, Capability};
 use crate::recorder::LineKind;
 use crate::zones;
 
-/// What it takes to look up a time zone, in fuel.
+/// How much fuel it costs to look up a time zone.
 const ZONE_FUEL: u64 = 1_000;
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
@@ -39,7 +39,7 @@ impl From<Level> for LineKind {
     }
 }
 
-/// What there has always been, as far as it is granted.
+/// Links the granted functions that all versions of the API have.
 pub(in crate::api) fn host(
     host: &mut LinkerInstance<'_, Call>,
     granted: Capabilities,
@@ -62,7 +62,7 @@ pub(in crate::api) fn host(
     Ok(())
 }
 
-/// What came with 0.2.0.
+/// Links the functions that 0.2.0 added.
 pub(super) fn more(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
     host.func_wrap(
         "explain-for",
@@ -82,7 +82,8 @@ pub(super) fn more(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
     )
 }
 
-/// Gives a reason, which is about these viewers alone, or about the event.
+/// Records a reason for the verdict. It is about these viewers alone, or about the event if
+/// `viewers` is `None`.
 fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -> Result<()> {
     if !store.data_mut().takes_line() {
         return Ok(());
@@ -102,8 +103,8 @@ fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -
     Ok(())
 }
 
-/// Writes a line to the host's log. One of an error waits for the end of the call: if the
-/// call traps, it is why, and is said with the failure.
+/// Writes a line to the host's log. A line of level `error` is kept until the call ends: if the
+/// call traps, the line is the reason, and is logged with the failure.
 fn log(mut store: Calling<'_>, (level, text): (Level, WasmStr)) -> Result<()> {
     let is_taken = store.data_mut().takes_line();
     let is_error = matches!(level, Level::Error);
