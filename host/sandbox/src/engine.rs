@@ -78,6 +78,7 @@ impl Engine {
         let stopped = Arc::new(AtomicBool::new(false));
         let ticks = Ticks::default();
         let (engine, clock, stop) = (wasmtime.clone(), ticks.clone(), Arc::clone(&stopped));
+        let ticker = EpochTicker(stopped, ticks.clone());
         std::thread::Builder::new()
             .name("epochs".into())
             .spawn(move || clock.run(&engine, &stop))
@@ -86,16 +87,18 @@ impl Engine {
             wasmtime,
             ticks,
             artefacts,
-            _ticker: Arc::new(EpochTicker(stopped)),
+            _ticker: Arc::new(ticker),
         })
     }
 }
 
 /// Stops the clock when the last clone of the engine is dropped.
-struct EpochTicker(Arc<AtomicBool>);
+struct EpochTicker(Arc<AtomicBool>, Ticks);
 
 impl Drop for EpochTicker {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        let Self(stopped, ticks) = self;
+        stopped.store(true, Ordering::Relaxed);
+        ticks.wake();
     }
 }

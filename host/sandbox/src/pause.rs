@@ -43,25 +43,41 @@ impl Pauser {
     /// Pauses the calls on all threads that are still running half a millisecond from now.
     pub fn pause_soon(&self) {
         let Ticks(clock) = &self.0;
-        if !clock.is_asked.swap(true, Ordering::Relaxed)
-            && let Some(thread) = clock.thread.get()
-        {
-            thread.unpark();
+        if !clock.is_asked.swap(true, Ordering::Relaxed) {
+            clock.wake();
         }
     }
 }
 
-/// Counts the ticks of an engine's clock. Clones share one clock.
+/// Counts the ticks of an engine's clock, which stands still while no call is under way. Clones
+/// share one clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ticks(Arc<Clock>);
 
 #[derive(Debug, Default)]
 struct Clock {
     ticks: AtomicU64,
+    /// The tick at which the last of the calls under way is over, at the latest. After it, the
+    /// clock stands still until the next call.
+    needed_until: AtomicU64,
+    is_standing: AtomicBool,
     /// Whether a pause is requested.
     is_asked: AtomicBool,
     /// The thread that raises the epoch.
     thread: OnceLock<Thread>,
+}
+
+impl Clock {
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Whether no call is under way that the next tick could end.
+    fn is_unneeded(&self) -> bool {
+        self.ticks.load(Ordering::SeqCst) >= self.needed_until.load(Ordering::SeqCst)
+    }
 }
 
 impl Ticks {
@@ -72,26 +88,66 @@ impl Ticks {
         let Self(clock) = self;
         // There is only one such thread.
         let _ = clock.thread.set(thread::current());
-        let (begin, tick) = (Instant::now(), Duration::from_millis(TICK_MS));
-        let mut told = 0;
+        let begin = Instant::now();
+        let elapsed = || begin.elapsed().as_millis() as u64 / TICK_MS;
+        let mut ticked = 0;
         while !stop.load(Ordering::Relaxed) {
-            thread::park_timeout((tick * (told + 1)).saturating_sub(begin.elapsed()));
+            if self.stand(stop) {
+                ticked = elapsed();
+            } else {
+                let next = Duration::from_millis((ticked + 1) * TICK_MS);
+                thread::park_timeout(next.saturating_sub(begin.elapsed()));
+            }
             if clock.is_asked.load(Ordering::Relaxed) {
                 thread::sleep(PAUSE_AFTER);
                 clock.is_asked.store(false, Ordering::Relaxed);
                 engine.increment_epoch();
             }
             // On a busy machine the thread may have slept for longer: catch up.
-            while tick * (told + 1) <= begin.elapsed() {
+            while ticked < elapsed() {
                 self.tick(engine);
-                told += 1;
+                ticked += 1;
             }
         }
     }
 
+    /// Waits for the next call, if none is under way. Returns whether it has waited.
+    fn stand(&self, stop: &AtomicBool) -> bool {
+        let Self(clock) = self;
+        if !clock.is_unneeded() {
+            return false;
+        }
+        // A call that begins now either sees that the clock stands, or is seen here.
+        clock.is_standing.store(true, Ordering::SeqCst);
+        while clock.is_unneeded()
+            && !clock.is_asked.load(Ordering::Relaxed)
+            && !stop.load(Ordering::Relaxed)
+        {
+            thread::park();
+        }
+        clock.is_standing.store(false, Ordering::SeqCst);
+        true
+    }
+
+    /// Lets the clock tick until then, at least.
+    fn need(&self, until: u64) {
+        let Self(clock) = self;
+        if clock.needed_until.load(Ordering::Relaxed) < until {
+            clock.needed_until.fetch_max(until, Ordering::SeqCst);
+            if clock.is_standing.load(Ordering::SeqCst) {
+                clock.wake();
+            }
+        }
+    }
+
+    /// Wakes the clock's thread, which then sees that it is stopped.
+    pub(crate) fn wake(&self) {
+        self.0.wake();
+    }
+
     /// Counts a tick. Calls that are past their deadline end at their next epoch check.
     pub(crate) fn tick(&self, engine: &wasmtime::Engine) {
-        self.0.ticks.fetch_add(1, Ordering::Relaxed);
+        self.0.ticks.fetch_add(1, Ordering::SeqCst);
         engine.increment_epoch();
     }
 
@@ -117,7 +173,11 @@ impl Deadline {
 
     /// Begins a call, which may take this many ticks. `None`: any number.
     pub(crate) fn begin(&mut self, ticks: Option<u64>) {
-        self.at = ticks.map_or(u64::MAX, |it| self.ticks.now().saturating_add(it));
+        self.at = u64::MAX;
+        if let Some(ticks) = ticks {
+            self.at = self.ticks.now().saturating_add(ticks);
+            self.ticks.need(self.at);
+        }
     }
 
     /// Pauses the call: does the work of this thread, and moves the deadline by the ticks that this
@@ -131,8 +191,67 @@ impl Deadline {
             let ticks = self.ticks.now().saturating_sub(before);
             if !took.is_zero() {
                 self.at = self.at.saturating_add(ticks);
+                self.ticks.need(self.at);
             }
         }
         self.ticks.now() < self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clock that runs, and what stops it.
+    fn clock() -> (Ticks, impl FnOnce()) {
+        let engine = wasmtime::Engine::new(wasmtime::Config::new().epoch_interruption(true));
+        let (engine, ticks) = (engine.unwrap(), Ticks::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let running = {
+            let (ticks, stop) = (ticks.clone(), Arc::clone(&stop));
+            thread::spawn(move || ticks.run(&engine, &stop))
+        };
+        let end = {
+            let ticks = ticks.clone();
+            move || {
+                stop.store(true, Ordering::Relaxed);
+                ticks.wake();
+                running.join().unwrap();
+            }
+        };
+        (ticks, end)
+    }
+
+    fn until_standing(ticks: &Ticks) {
+        while !ticks.0.is_standing.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_clock_ticks_while_a_call_is_under_way_and_stands_when_none_is() {
+        let (ticks, end) = clock();
+        for _ in 0..3 {
+            until_standing(&ticks);
+            let before = ticks.now();
+            let mut deadline = Deadline::new(&ticks);
+            deadline.begin(Some(2));
+            while deadline.pause() {
+                thread::yield_now();
+            }
+            until_standing(&ticks);
+            assert!(ticks.now() >= before + 2);
+            let at = ticks.now();
+            thread::sleep(Duration::from_millis(5 * TICK_MS));
+            assert_eq!(ticks.now(), at, "no call was under way");
+        }
+        end();
+    }
+
+    #[test]
+    fn a_clock_that_stands_ends() {
+        let (ticks, end) = clock();
+        until_standing(&ticks);
+        end();
     }
 }
