@@ -71,7 +71,7 @@ pub fn filtered(
                 break;
             };
             if body.len() == head {
-                // A viewer who doesn't fit gets a message alone, which is too long.
+                // A viewer who doesn't fit gets a message alone, which may be too long.
                 names.write_list(&[*first], usize::MAX, &mut body);
                 rest = others;
             }
@@ -168,7 +168,7 @@ fn encode_beginning(bytes: &[u8], room: usize) -> (String, &'static str, bool) {
         let scaled = kept.len() * room / text.len();
         let shorter = bytes.get(..scaled.min(kept.len() - 1)).unwrap_or_default();
         kept = match std::str::from_utf8(shorter) {
-            // A cut within a character doesn't make the text invalid UTF-8.
+            // The cut has split a character: the text ends before it, and is still UTF-8.
             Err(error) if error.error_len().is_none() => {
                 shorter.get(..error.valid_up_to()).unwrap_or_default()
             }
