@@ -19,7 +19,7 @@ use roaring::RoaringBitmap;
 pub struct Id(pub u32);
 
 /// The maximum length of an id's JSON form, with its comma, that is stored inline. With it, a
-/// [`Name`] takes 48 bytes. A UUID takes 39 of them.
+/// [`Name`] takes 48 bytes. The form of a UUID has 39 bytes.
 const SHORT_MAX: usize = 46;
 
 /// About how many bytes of a list are collected before they are appended to it.

@@ -224,7 +224,7 @@ impl Reads {
     }
 }
 
-/// A component that didn't answer.
+/// The failure of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The plugin's name.

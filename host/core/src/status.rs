@@ -26,7 +26,7 @@ pub const ACTIVITY: &str = "activity";
 /// The metadata key of the user's own status.
 pub const STATUS: &str = "status";
 
-/// The longest text of a status, in bytes.
+/// The maximum length of a status text, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
 /// The settings of statuses.

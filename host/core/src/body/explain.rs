@@ -14,7 +14,7 @@ use crate::rules::{Failure, Rendition, StageReport};
 pub struct ExplainReport {
     /// The event that was decided on.
     pub event: Arc<Event>,
-    /// Where that event comes from.
+    /// The origin of the event.
     pub basis: EventOrigin,
     /// What each stage did to the viewer.
     pub stages: Vec<StageReport>,

@@ -30,7 +30,7 @@ fn has_status(conn: u64) -> bool {
 
 #[derive(Debug)]
 pub(crate) struct Says {
-    /// Whether it is said with each heartbeat.
+    /// Whether the user says it with each heartbeat.
     pub(crate) repeats: bool,
     /// The number of the user's status text, if there is one, and when it expires, by the time of
     /// the run.

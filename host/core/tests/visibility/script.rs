@@ -75,7 +75,7 @@ pub(crate) enum Step {
     /// The directory loses an answer about a user.
     Lose(usize),
     Wait(u64),
-    /// Corrections take this many messages per second from now on.
+    /// Corrections take at most this many messages per second from now on; without a limit for 0.
     Pace(u64),
     /// The host stores the changed records.
     Save,
