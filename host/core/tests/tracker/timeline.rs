@@ -10,7 +10,7 @@
 //! at 5 heard [upto=5]                      only where the settings have a step
 //! at 5 hear until=9                        the same every step until then
 //! at 5 reconfigure timeout=… grace=…
-//! at 5 wake                                work that became due since the last line is done only now
+//! at 5 wake                                work due since the last line is done only now
 //! at 5 show                                who is online, with how many connections
 //! ```
 //!
