@@ -1,9 +1,8 @@
-//! What the ledger takes: of time, for an online and the offline that follows it,
-//! and of memory, for a user who is online; and what the tracker takes for a connection.
+//! What the ledger costs: the time for an online and the following offline, and the memory for an
+//! online user; and what the tracker costs for a connection.
 //!
-//! `cargo bench --bench ledger` prints the figures as JSON, for
-//! `cargo xtask bench` to lay out. Processor time is measured, so that who else is
-//! on the machine makes little difference.
+//! `cargo bench --bench ledger` prints the figures as JSON, for `cargo xtask bench` to format.
+//! Processor time is measured, so that other load on the machine makes little difference.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +35,7 @@ use contacts::Contacts;
 
 const USERS: usize = 100_000;
 const CONTACTS: usize = 200;
-/// How many connections a tracker has, two of each user.
+/// How many connections the tracker has, two per user.
 const CONNECTIONS: usize = 1_000_000;
 /// How often everyone goes offline and comes online again; the median counts.
 const ROUNDS: usize = 11;
@@ -49,7 +48,7 @@ fn main() {
         .collect();
     let mut edit = Directory::new().edit();
     for (user, id) in users.iter().enumerate() {
-        // Any step will do, so long as users differ in it.
+        // Any step will do, as long as users have different steps.
         let step = 1 + user * 7_919 % (USERS / CONTACTS);
         let contacts = (1..=CONTACTS).map(|nth| users[(user + nth * step) % USERS].0);
         edit.contacts(*id, Some(contacts.collect()));
@@ -100,7 +99,7 @@ fn main() {
     println!("{figures}");
 }
 
-/// What a shard has its ledger do for an online event, once it is decided.
+/// What a shard has its ledger do for an online event, after the decision.
 fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
     ledger.online(Arc::clone(event));
     let entry = ledger.get_mut(event.user).unwrap();
@@ -117,17 +116,17 @@ fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
     black_box(gained);
 }
 
-/// And for an offline one: what each rendition's viewers have been told, and
-/// others who have.
+/// What a shard has its ledger do for an offline event: it finds the viewers of each rendition who
+/// have been told, and the others who have been told.
 fn go_offline(ledger: &mut Ledger, user: Id, audience: &Audience) {
     let entry = ledger.offline(user).unwrap();
     black_box(audience.intersection(entry.recipients.audience()));
     black_box(entry.recipients.audience().difference(audience));
 }
 
-/// The median round's nanoseconds for an online and for an offline, while nine in
-/// ten are online. Users come and go in parts, each far from the one before, and
-/// stay away while others do the same, so that caches help no more than in life.
+/// The nanoseconds for an online and for an offline, in the median round, while nine in ten users
+/// are online. Users come and go in parts. The users of a part are far from each other in memory,
+/// and stay away while other parts follow, so that caches help no more than in production.
 fn times(ledger: &mut Ledger, events: &[Arc<Event>], told: &[Audience]) -> (f64, f64) {
     const PART: usize = 1_000;
     const AWAY: usize = USERS / 10 / PART;
@@ -137,7 +136,7 @@ fn times(ledger: &mut Ledger, events: &[Arc<Event>], told: &[Audience]) -> (f64,
     for _ in 0..ROUNDS {
         let (mut online, mut offline) = (Duration::ZERO, Duration::ZERO);
         for part in order.chunks(PART) {
-            // By then, the audience is decided on, and the event is a new one.
+            // The audience is already decided by then, and the event is a new one.
             let given = |user: &usize| {
                 let event = Arc::new(Event::clone(&events[*user]));
                 (event, told[*user].clone())
@@ -170,7 +169,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// The processor time that this thread has used so far.
+/// The processor time of this thread so far.
 fn cpu() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }

@@ -1,8 +1,8 @@
-//! What a shard costs its owner and its standby, over minutes of users who come, go and send
-//! heartbeats: the real core, in virtual time.
+//! What a shard costs its owner and its standby, while users come, go and send heartbeats for
+//! minutes: the real core, in virtual time.
 //!
 //! `cargo bench --bench scale -- USERS SECONDS` prints the figures as JSON, for `cargo xtask scale`
-//! to lay out. Processor time is measured, so that who else is on the machine makes little
+//! to format. Processor time is measured, so that other load on the machine makes little
 //! difference.
 
 #![allow(
@@ -32,9 +32,9 @@ use serde_json::json;
 
 use contacts::Contacts;
 
-/// How many contacts a user has.
+/// The number of contacts per user.
 const CONTACTS: usize = 50;
-/// How often each connection sends a heartbeat, and after how long without one it is gone.
+/// How often each connection sends a heartbeat, and after how long without one it times out.
 const HEARTBEAT_MS: u64 = 20_000;
 const TIMEOUT_MS: u64 = 60_000;
 /// How long a user stays, and stays away, on average.
@@ -42,14 +42,15 @@ const STAYS_MS: f64 = 1_200_000.0;
 const AWAY_MS: f64 = 133_000.0;
 /// Every second user has two connections.
 const TWO_EVERY: usize = 2;
-/// How much is handled at once.
+/// The virtual time that passes per step.
 const STEP_MS: u64 = 10;
 const BEGIN: u64 = 1_698_000_000_000;
 const FOR_EVER: u64 = u64::MAX / 2;
 const METADATA: &str =
     r#"{"device":"web","userAgent":"Mozilla/5.0 (X11; Linux x86_64)","location":"dashboard"}"#;
 
-/// What a message takes on a connection beside its body: the protocol's line, and the headers.
+/// How many bytes a message takes on a connection beside its body: the protocol's line, and the
+/// headers.
 const FRAME_BYTES: usize = 120;
 
 fn main() {
@@ -67,28 +68,28 @@ fn main() {
     println!("{}", run.figures(seconds as f64));
 }
 
-/// What is still to happen to a user, by its number.
+/// What is to happen next to a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Come,
     Leave,
-    /// Of a connection, by its number, and the number of its user's visit.
+    /// A heartbeat of a connection, by its number. It is only sent in the visit with this number.
     Heartbeat(u8, u32),
 }
 
-/// What has been counted.
+/// The counters of a run.
 #[derive(Default)]
 struct Totals {
-    /// Messages that came in, and those of them that opened or closed a connection.
+    /// Input messages, and those of them that opened or closed a connection.
     inputs: u64,
     changes: u64,
-    /// Those that the standby took in.
+    /// The input messages that the standby handled.
     standby_inputs: u64,
     input_bytes: u64,
     parse: Duration,
     owner: Duration,
     standby: Duration,
-    /// Filtered messages, all other messages, and their bytes.
+    /// Filtered messages, all other messages, and the bytes of both.
     filtered: u64,
     others: u64,
     output_bytes: u64,
@@ -97,7 +98,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Counts what the owner wants done, and passes on what it tells.
+    /// Counts the owner's outputs, and collects its messages to the standby.
     fn take(&mut self, out: &mut Vec<Out>, told: &mut Vec<Vec<u8>>) {
         for out in out.drain(..) {
             match out {
@@ -125,11 +126,11 @@ struct Run {
     standby: Replica,
     rules: Contacts,
     due: BinaryHeap<Reverse<(u64, u32, Due)>>,
-    /// Of each user, the number of its visit; whether it is there is what the last of them says.
+    /// How often each user has come or gone. A user whose number is odd is there.
     visits: Vec<u32>,
     random: u64,
     totals: Totals,
-    /// What the owner and the standby hold, and the snapshot between them.
+    /// The sizes of the owner, the standby, and the snapshot between them.
     owner_bytes: u64,
     standby_bytes: u64,
     snapshot_bytes: u64,
@@ -142,7 +143,7 @@ impl Run {
         let ids: Vec<_> = (0..users).map(|user| names.intern(&name(user))).collect();
         let mut edit = Directory::new().edit();
         for (user, id) in ids.iter().enumerate() {
-            // Any step will do, so long as users differ in it.
+            // Any step will do, as long as users have different steps.
             let step = 1 + user * 7_919 % (users / CONTACTS);
             let contacts = (1..=CONTACTS).map(|nth| ids[(user + nth * step) % users].0);
             edit.contacts(*id, Some(contacts.collect()));
@@ -186,7 +187,7 @@ impl Run {
         run
     }
 
-    /// The owner begins, nearly all users come, and the standby catches up.
+    /// The owner begins, nearly all users connect, and the standby catches up.
     fn begin(&mut self, users: usize) {
         let mut out = Vec::new();
         let role = Role::Lead {
@@ -225,7 +226,7 @@ impl Run {
             owner: "owner".into(),
         };
         self.standby.set_role(self.now, role, &mut out);
-        // It listens for a while before it asks.
+        // The standby listens for a while before it asks.
         self.now = self.standby.next_deadline().unwrap();
         self.standby.advance(self.now, &mut self.rules, &mut out);
         let nonce = out.iter().find_map(|out| match out {
@@ -246,7 +247,7 @@ impl Run {
                         self.standby.chunk(self.now, &chunk, &mut out).unwrap();
                     }
                 }
-                // The rest comes piece by piece.
+                // The rest of the snapshot comes chunk by chunk.
                 self.now += 1;
                 let begin = cpu();
                 self.owner.advance(self.now, &mut self.rules, &mut chunks);
@@ -257,7 +258,7 @@ impl Run {
         self.standby_bytes = u64::try_from(of_standby.bytes_current).unwrap_or(0);
     }
 
-    /// Lets a step of time pass.
+    /// Advances the time by one step.
     fn step(&mut self) {
         self.now += STEP_MS;
         let mut inputs = Vec::new();
@@ -321,8 +322,8 @@ impl Run {
         assert!(!differs, "the standby holds what the owner holds: {out:?}");
     }
 
-    /// A user comes with one connection or two. One who was there `before` is in the middle of a
-    /// visit.
+    /// A user comes, with one connection or two. `before`: the user is already there at the
+    /// beginning of the run, in the middle of a visit.
     fn come(&mut self, user: usize, before: bool, inputs: &mut Vec<(Kind, Bytes)>) {
         self.visits[user] += 1;
         let visit = self.visits[user];
@@ -351,7 +352,7 @@ impl Run {
         self.due.push(Reverse((at, user as u32, Due::Come)));
     }
 
-    /// Between 0 and 1 (xorshift64*): the same in each run.
+    /// A random number from 0 to 1 (xorshift64*), the same in each run.
     fn uniform(&mut self) -> f64 {
         self.random ^= self.random >> 12;
         self.random ^= self.random << 25;
@@ -415,7 +416,7 @@ fn parsed((kind, body): &(Kind, Bytes)) -> Input {
     }
 }
 
-/// The processor time that this thread has had.
+/// The processor time of this thread so far.
 fn cpu() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }

@@ -1,4 +1,4 @@
-//! What one input costs the tracker among 100 000 live connections.
+//! What one input costs the tracker while there are 100 000 live connections.
 //!
 //! `cargo bench --bench tracker`
 
@@ -35,7 +35,7 @@ fn inputs(criterion: &mut Criterion) {
     let names = names();
     let mut tracker = crowd(&names);
     let mut now = USERS as u64;
-    // Far strides, so that caches help no more than they would in life.
+    // The users of successive inputs are far apart, so that caches help no more than in production.
     let mut others = (0..).map(|step: usize| &names[step * 7919 % USERS]);
 
     criterion.bench_function("heartbeat", |bencher| {
@@ -59,7 +59,7 @@ fn inputs(criterion: &mut Criterion) {
 
 fn expiry(criterion: &mut Criterion) {
     let names = names();
-    // Every second one ends in an offline.
+    // Every second expiry causes an offline.
     criterion.bench_function("100 000 expiries", |bencher| {
         bencher.iter_batched_ref(
             || crowd(&names),

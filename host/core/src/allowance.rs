@@ -1,35 +1,34 @@
-//! How many dead letters may be published: so many a second, which take so many bytes, for
-//! all shards together. A client that sends rubbish as fast as it can has the host publish no
-//! more than that.
+//! A rate limit for dead letters, in letters and in bytes per second, shared by all shards. A
+//! client that sends garbage as fast as it can makes the host publish no more than that.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How much is saved up at most while none is published, in seconds' worth.
+/// The burst: how many seconds' worth of the rates can be saved up while nothing is published.
 const BURST_S: u64 = 2;
 
-/// How much of a letter is published where there is no room for all of it, in bytes.
+/// The length to which a letter is cut when there is no room for all of it, in bytes.
 pub const SHORT_BYTES: usize = 4_096;
 
-/// How many dead letters may be published. Cloning it shares it.
+/// The limit for dead letters. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Allowance(Arc<Mutex<State>>);
 
-/// How much there may be a second.
+/// The limits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
-    /// How many letters.
+    /// Letters per second.
     pub letters_per_s: u64,
-    /// How many bytes they may have. Where there are more, letters are cut.
+    /// Bytes of letters per second. Above it, letters are cut.
     pub bytes_per_s: u64,
 }
 
 #[derive(Debug)]
 struct State {
     rates: Rates,
-    /// What is left, in thousandths.
+    /// What is left at `at`, in thousandths of a letter and of a byte.
     letters: u64,
     bytes: u64,
-    /// When that was, in milliseconds by the monotonic time.
+    /// The monotonic time of the last update, in milliseconds.
     at: u64,
 }
 
@@ -49,7 +48,7 @@ impl Default for Allowance {
 }
 
 impl Allowance {
-    /// All of a burst may be published.
+    /// An allowance in which a whole burst is available.
     pub fn new(rates: Rates) -> Self {
         let mut state = State {
             rates,
@@ -62,12 +61,12 @@ impl Allowance {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// From now on there may be so much.
+    /// Changes the limits.
     pub fn change(&self, rates: Rates) {
         self.state().rates = rates;
     }
 
-    /// Whether a letter may be published `now`. It then counts.
+    /// Takes one letter at `now`. Returns whether it may be published; if not, it doesn't count.
     pub fn take_letter(&self, now: u64) -> bool {
         let mut state = self.state();
         state.pass(now);
@@ -76,8 +75,8 @@ impl Allowance {
         left.is_some()
     }
 
-    /// Whether a letter may be published as a whole that has so many bytes; else it is to be
-    /// cut to [`SHORT_BYTES`].
+    /// Takes the bytes of a letter. Returns whether it may be published as a whole. If not, it must
+    /// be cut to [`SHORT_BYTES`], which have been taken instead.
     pub fn take_bytes(&self, bytes: usize) -> bool {
         let mut state = self.state();
         let cost = |bytes: usize| (bytes as u64).saturating_mul(1_000);
@@ -95,7 +94,7 @@ impl Allowance {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic can't leave it half-changed.
+        // A panic can't leave the state half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

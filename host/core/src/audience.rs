@@ -1,10 +1,10 @@
 //! Audiences: immutable, cheaply shared sets of viewers.
 //!
-//! A rule mostly hands on a set that the directory holds (a contact list, a group), or
-//! such a set with a few more (the user's own contacts) or less (whom the user has
-//! blocked, the user themselves). Both are kept as that: a shared bitmap, and the few
-//! by which the audience differs from it. So their cost doesn't grow with the audience:
-//! everyone in a group of a million has the same bitmap.
+//! A rule mostly returns a set that the directory holds (a contact list, a group), or such a set
+//! with a few viewers added (the user's own contacts) or removed (those whom the user has blocked,
+//! the user themselves). Both are stored as a shared bitmap and the few ids by which the audience
+//! differs from it. So their cost doesn't grow with the audience: everyone in a group of a million
+//! has the same bitmap.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -18,12 +18,12 @@ mod ids;
 
 pub use ids::{CHUNK, Ids};
 
-/// By how many an audience may differ from a shared bitmap, in each direction, before a
-/// bitmap of its own is made. Small enough that looking through them is as fast as a
-/// look-up.
+/// The maximum number of ids by which an audience may differ from a shared bitmap, in each
+/// direction. Beyond it, the audience gets a bitmap of its own. It is small enough that a linear
+/// search is as fast as a look-up.
 const FEW: usize = 32;
 
-/// How many are in a bitmap that is worth sharing where a few are added to it.
+/// The minimum size of a bitmap that is worth sharing when a few ids are added to it.
 const MANY: u64 = 1_024;
 
 static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
@@ -32,7 +32,7 @@ static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 #[derive(Clone, Debug)]
 pub struct Audience {
     base: Arc<RoaringBitmap>,
-    /// The users by which the audience differs from `base`; none if there are none.
+    /// The users by which the audience differs from `base`. `None` if it equals `base`.
     few: Option<Arc<SmallDiff>>,
 }
 
@@ -41,7 +41,7 @@ pub struct Audience {
 struct SmallDiff {
     /// Members of the bitmap that are not in the audience.
     missing: Vec<u32>,
-    /// Those in the audience who are no members of the bitmap.
+    /// Users in the audience who are not members of the bitmap.
     added: Vec<u32>,
 }
 
@@ -83,12 +83,12 @@ impl Audience {
         Self::from(Arc::clone(&NOBODY))
     }
 
-    /// How many are in it.
+    /// The number of viewers.
     pub fn len(&self) -> u64 {
         self.base.len() - self.missing().len() as u64 + self.added().len() as u64
     }
 
-    /// Whether nobody is in it.
+    /// Whether the audience is empty.
     pub fn is_empty(&self) -> bool {
         match self.few {
             None => self.base.is_empty(),
@@ -96,7 +96,7 @@ impl Audience {
         }
     }
 
-    /// Whether a viewer is in it.
+    /// Whether a viewer is in the audience.
     pub fn contains(&self, id: Id) -> bool {
         if self.base.contains(id.0) {
             self.missing().binary_search(&id.0).is_err()
@@ -105,12 +105,12 @@ impl Audience {
         }
     }
 
-    /// Who is in it, in ascending order.
+    /// The viewers, in ascending order.
     pub fn ids(&self) -> Ids<'_> {
         Ids::new(&self.base, self.missing(), self.added())
     }
 
-    /// Who is in it, as a bitmap.
+    /// The viewers, as a bitmap.
     pub fn bitmap(&self) -> RoaringBitmap {
         let mut bitmap = RoaringBitmap::clone(&self.base);
         for id in self.missing() {
@@ -120,7 +120,7 @@ impl Audience {
         bitmap
     }
 
-    /// Everyone in either.
+    /// The viewers in either audience.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         if other.is_empty() || self.same(other) {
@@ -150,7 +150,7 @@ impl Audience {
         both.into()
     }
 
-    /// Everyone in both.
+    /// The viewers in both audiences.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         if self.is_empty() || other.is_empty() {
@@ -185,7 +185,7 @@ impl Audience {
         both.into()
     }
 
-    /// Everyone in this one who is not in the other.
+    /// The viewers in this audience who are not in the other.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         if self.is_empty() || other.is_empty() {
@@ -221,7 +221,7 @@ impl Audience {
         }
     }
 
-    /// Everyone but this one.
+    /// The audience without one viewer.
     #[must_use]
     pub fn without(&self, id: Id) -> Self {
         if self.contains(id) {
@@ -231,22 +231,22 @@ impl Audience {
         }
     }
 
-    /// Whether the two are one shared set, so that comparing costs nothing.
+    /// Whether the two are the same shared set, found without comparing members.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.base, &other.base) && self.few == other.few
     }
 
-    /// Whether the two share their bitmap, so that this one takes no room of its own.
+    /// Whether the two share their bitmap, so that this one takes no memory of its own for it.
     pub fn shares(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.base, &other.base)
     }
 
-    /// How many bytes it takes, about.
+    /// The approximate size in bytes.
     pub fn bytes(&self) -> u64 {
         (self.base.serialized_size() + 4 * self.few_len()) as u64
     }
 
-    /// Whether everyone in this one is in the other.
+    /// Whether every viewer in this audience is in the other.
     pub fn is_subset(&self, other: &Self) -> bool {
         if self.is_empty() || self.same(other) {
             return true;
@@ -256,14 +256,15 @@ impl Audience {
         if !self.added().iter().all(others) || other.missing().iter().any(mine) {
             return false;
         }
-        // What is left is in the bitmap of this one, and missing from none.
+        // All remaining viewers of this audience are in its bitmap, and the other lacks none of
+        // them.
         if Arc::ptr_eq(&self.base, &other.base) {
             return true;
         }
         if self.few.is_none() && other.few.is_none() {
             return self.base.is_subset(&other.base);
         }
-        // Of those not in the other's bitmap, a few may be missing or have been added.
+        // Of the ids outside the other's bitmap, a few may be missing here, or added there.
         let few = (self.missing().len() + other.added().len()) as u64;
         let outside = self.base.difference_len(&other.base);
         outside == 0
@@ -273,14 +274,14 @@ impl Audience {
                     .all(|id| !mine(&id) || others(&id)))
     }
 
-    /// What working through this set costs, in units of about one instruction:
-    /// a step for each chunk of a dense set, or for each few members of a sparse one.
+    /// The estimated cost of working through this set, in units of about one instruction: one step
+    /// for each chunk of a dense set, or for every few members of a sparse one.
     pub fn work(&self) -> u64 {
         64 + self.base.len() / 16 + self.few_len() as u64
     }
 
-    /// Adds all who are in it to a set; more, where that costs less: all who are in its
-    /// bitmap. `seen` is what was added before.
+    /// Adds all viewers to a set of ids. It may add all members of the bitmap, also those missing
+    /// from the audience, since that is cheaper. `seen`: the bitmaps that were added before.
     pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut VisitedSets) {
         if seen.is_new(&self.base) {
             *ids |= &*self.base;
@@ -300,7 +301,7 @@ impl Audience {
         self.missing().len() + self.added().len()
     }
 
-    /// With a few more.
+    /// The audience with a few more viewers.
     fn with(&self, more: &Self) -> Self {
         let mut missing = self.missing().to_vec();
         let mut added = self.added().to_vec();
@@ -316,7 +317,7 @@ impl Audience {
         self.differing_by(missing, added)
     }
 
-    /// Less a few.
+    /// The audience without a few viewers.
     fn less(&self, few: &Self) -> Self {
         let mut missing = self.missing().to_vec();
         let mut added = self.added().to_vec();
@@ -333,7 +334,7 @@ impl Audience {
         self.differing_by(missing, added)
     }
 
-    /// The base less these members of it, and with these who are none.
+    /// An audience with the same base, without the `missing` members, and with the `added` ids.
     fn differing_by(&self, mut missing: Vec<u32>, mut added: Vec<u32>) -> Self {
         for few in [&mut missing, &mut added] {
             few.sort_unstable();
@@ -353,12 +354,13 @@ impl Audience {
 }
 
 thread_local! {
-    /// The last differences that were small, in both directions.
+    /// The last two differences that were small.
     static DIFFERENCES: RefCell<[Difference; 2]> = RefCell::default();
 }
 
-/// In what one bitmap is more than another, which are known by where they are: a bitmap
-/// that is gone leaves its place to no other one for as long as it is noted here.
+/// The ids that are in the bitmap `of`, but not in the bitmap `from`. The two bitmaps are
+/// identified by their addresses. A weak reference keeps the address of a dropped bitmap from being
+/// reused.
 #[derive(Default)]
 struct Difference {
     of: Weak<RoaringBitmap>,
@@ -366,8 +368,8 @@ struct Difference {
     is: RoaringBitmap,
 }
 
-/// In what a bitmap is more than another. When somebody joins a group, the same two states
-/// of it are compared for everyone in it: once is enough.
+/// The ids that are in `of`, but not in `from`. When somebody joins a group, the same two states of
+/// the group are compared for everyone in it, so the result is cached.
 fn difference(of: &Arc<RoaringBitmap>, from: &Arc<RoaringBitmap>) -> RoaringBitmap {
     if of.len() < MANY || from.len() < MANY {
         return &**of - &**from;
@@ -395,7 +397,7 @@ fn difference(of: &Arc<RoaringBitmap>, from: &Arc<RoaringBitmap>) -> RoaringBitm
     })
 }
 
-/// The bitmaps that were added to a set of ids, so that each is once.
+/// The bitmaps that were already added to a set of ids.
 #[derive(Debug, Default)]
 pub struct VisitedSets(HashSet<usize>);
 
@@ -413,7 +415,7 @@ mod tests {
 
     use super::*;
 
-    /// A set as the tests see it, and the same set reached by some history.
+    /// A set, and an audience with the same members, made by a series of operations.
     #[derive(Clone, Debug)]
     struct Pair(BTreeSet<u32>, Audience);
 
@@ -422,7 +424,7 @@ mod tests {
         BASE.clone()
     }
 
-    /// Two that are worth sharing, and much the same.
+    /// One of two similar audiences that are large enough to be shared.
     fn group(number: u32) -> Audience {
         static GROUPS: LazyLock<[Audience; 2]> = LazyLock::new(|| {
             [0, 1].map(|number| (40 + number..1_200 + 5 * number).map(Id).collect())
@@ -520,7 +522,7 @@ mod tests {
         assert!(of.difference(&is).is_empty());
         assert_eq!(is.difference(&of), [Id(7)].into_iter().collect());
         assert!(of != is && of == before.without(Id(50)));
-        // Whatever was compared before.
+        // The result doesn't depend on what was compared before.
         let left = Audience::from(joined.bitmap() - RoaringBitmap::from([1_000]));
         assert_eq!(is.difference(&left), [Id(1_000)].into_iter().collect());
         assert_eq!(is.difference(&of), [Id(7)].into_iter().collect());

@@ -1,4 +1,4 @@
-//! The bodies of what is published, to the field as the payload document shows them.
+//! The bodies of published messages, with exactly the fields that the payload document shows.
 
 pub mod explain;
 pub mod query;
@@ -12,7 +12,7 @@ use crate::message::Rejection;
 use crate::names::{Id, Name, Names};
 use crate::rules::Rendition;
 
-/// How many bytes a viewer takes in a body, more or less.
+/// About how many bytes a viewer takes in a body.
 const VIEWER_BYTES: usize = 16;
 
 /// The body of a `user_online`, `user_offline` or `user_updated` as it is broadcast.
@@ -39,8 +39,8 @@ pub fn event(event: &Event) -> Vec<u8> {
     json
 }
 
-/// The filtered messages of an event for the viewers of a rendition: one, or as
-/// many as it takes for none to pass `body_bytes_max`.
+/// The filtered messages of an event for the viewers of a rendition: one, or as many as are needed
+/// so that none is longer than `body_bytes_max`.
 pub fn filtered(
     event: &Event,
     rendition: &Rendition,
@@ -48,7 +48,7 @@ pub fn filtered(
     names: &Names,
     body_bytes_max: usize,
 ) -> Vec<Vec<u8>> {
-    // The head is the beginning of every body; all is one allocation as a rule.
+    // Every body begins with the same head. Usually one allocation suffices.
     let room = 320 + VIEWER_BYTES * viewers.len() as usize;
     let mut body = Vec::with_capacity(room.min(body_bytes_max));
     let mut tail = Vec::with_capacity(128);
@@ -71,7 +71,7 @@ pub fn filtered(
                 break;
             };
             if body.len() == head {
-                // One who doesn't fit is told all the same, alone.
+                // A viewer who doesn't fit gets a message alone, which may be too long.
                 names.write_list(&[*first], usize::MAX, &mut body);
                 rest = others;
             }
@@ -85,7 +85,7 @@ pub fn filtered(
     bodies
 }
 
-/// The filtered message of an event for one viewer of a rendition alone.
+/// The filtered message of an event for a single viewer of a rendition.
 pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
     let mut body = Vec::with_capacity(320);
     let mut tail = Vec::with_capacity(128);
@@ -94,7 +94,7 @@ pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
     finish(body, &tail)
 }
 
-/// Writes what stands before and behind the viewers in a filtered message.
+/// Writes the parts before and behind the list of viewers in a filtered message.
 fn frame(event: &Event, rendition: &Rendition, body: &mut Vec<u8>, tail: &mut Vec<u8>) {
     begin(body, event);
     match event.change {
@@ -152,11 +152,11 @@ pub fn dead_letter(
     json
 }
 
-/// More than the rest of a letter takes: the encoding, and that it was cut.
+/// An upper bound of the rest of a letter: the encoding, and the note that it was cut.
 const LETTER_BYTES: usize = 96;
 
-/// As much of the beginning of some bytes as fits as a JSON string, how it is
-/// encoded, and whether it is all.
+/// As much of the beginning of some bytes as fits into `room` as a JSON string; the name of its
+/// encoding; and whether that is everything.
 fn encode_beginning(bytes: &[u8], room: usize) -> (String, &'static str, bool) {
     let mut kept = bytes;
     loop {
@@ -164,11 +164,11 @@ fn encode_beginning(bytes: &[u8], room: usize) -> (String, &'static str, bool) {
         if text.len() <= room || kept.is_empty() {
             return (text, encoding, kept.len() == bytes.len());
         }
-        // What is left is escaped about as much as what there was.
+        // The rest probably grows as much by escaping as the whole did.
         let scaled = kept.len() * room / text.len();
         let shorter = bytes.get(..scaled.min(kept.len() - 1)).unwrap_or_default();
         kept = match std::str::from_utf8(shorter) {
-            // A cut through a character isn't the sender's fault.
+            // The cut has split a character: the text ends before it, and is still UTF-8.
             Err(error) if error.error_len().is_none() => {
                 shorter.get(..error.valid_up_to()).unwrap_or_default()
             }
@@ -177,12 +177,12 @@ fn encode_beginning(bytes: &[u8], room: usize) -> (String, &'static str, bool) {
     }
 }
 
-/// The reply to an input that was taken.
+/// The reply to an accepted input.
 pub fn accepted() -> Vec<u8> {
     b"{\"ok\":true}".to_vec()
 }
 
-/// The reply to an input that was refused.
+/// The reply to a refused input.
 pub fn refused(rejection: &Rejection) -> Vec<u8> {
     let mut json = b"{\"ok\":false,\"reason\":".to_vec();
     push_quoted(&mut json, rejection.cause.as_str());
@@ -272,7 +272,7 @@ mod tests {
         assert!(bodies.len() > 5);
         assert_eq!(told.len(), 100);
         assert!(filtered(&event, &rendition, &Audience::nobody(), &names, 300).is_empty());
-        // One for whom there is no room is alone in a message.
+        // A viewer for whom there is no room gets a message alone.
         let each = filtered(&event, &rendition, &viewers, &names, 1);
         assert_eq!(each.len(), 100);
     }

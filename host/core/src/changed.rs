@@ -13,7 +13,7 @@ pub(crate) struct ChangedUsers {
 }
 
 impl ChangedUsers {
-    /// Whether changes are noted from now on.
+    /// Sets whether changes are noted from now on. Those noted so far are dropped.
     pub(crate) fn keep(&mut self, wanted: bool) {
         *self = Self {
             wanted,
@@ -28,17 +28,17 @@ impl ChangedUsers {
         }
     }
 
-    /// Whether there are none.
+    /// Whether no change is noted.
     pub(crate) fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// All of them, in a stable order. They count as taken.
+    /// Takes all noted users, in a stable order.
     pub(crate) fn take(&mut self) -> BTreeMap<Id, Name> {
         std::mem::take(&mut self.users)
     }
 
-    /// Their numbers.
+    /// The noted users, as numbers.
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
         self.users.keys().map(|user| user.0)
     }

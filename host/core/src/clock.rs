@@ -1,25 +1,25 @@
-//! The two times that the core goes by, both given to it by the caller.
+//! The times that the core uses. The caller provides them.
 //!
-//! *Now* is monotonic: it is used for durations, retries and rates, and changing the machine's clock
-//! does not change it. *Wall time* is the machine's clock: it is used for senders' timestamps, rules
-//! and the expiry of statuses. The caller says how far the two are apart.
-//! Bodies bear the *stamp*, wall time that never runs back: while the machine's
-//! clock is behind what was written already, it goes on at half the speed. It doesn't
-//! stand still, since senders' timestamps are taken as no later than it: all that are
-//! sent would be equally old, and nothing newer than what came before it.
+//! *Now* is monotonic: it is used for durations, retries and rates, and changing the machine's
+//! clock does not change it. *Wall time* is the machine's clock: it is used for senders'
+//! timestamps, rules and the expiry of statuses. The caller says how far the two are apart. Message
+//! bodies have the *stamp*, which is wall time that never runs back: while the machine's clock is
+//! behind the last stamp, the stamp advances at half speed. It doesn't stand still, since senders'
+//! timestamps are limited to it: otherwise all messages sent in that time would count as equally
+//! old, and none as newer than what came before.
 
-/// Where the times stand. All are in milliseconds.
+/// The current times, in milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
     now: u64,
     ahead_ms: i64,
     stamp: u64,
-    /// Whether half a millisecond is yet to be added to the stamp.
+    /// Whether half a millisecond is still to be added to the stamp.
     half: bool,
 }
 
 impl Clock {
-    /// It has become `now`, unless it was later already.
+    /// Advances the time to `now`. An earlier time is ignored.
     pub fn pass(&mut self, now: u64) {
         let halves = now
             .saturating_sub(self.now)
@@ -34,7 +34,7 @@ impl Clock {
         self.ahead_ms
     }
 
-    /// Wall time is this far ahead of now; behind, if negative.
+    /// Sets how far wall time is ahead of now, in milliseconds. Negative: it is behind.
     pub fn set_ahead(&mut self, ahead_ms: i64) {
         self.ahead_ms = ahead_ms;
         self.stamp = self.stamp.max(self.wall());
@@ -50,17 +50,17 @@ impl Clock {
         self.wall_at(self.now)
     }
 
-    /// The wall time at a monotonic time, as far as is known by now.
+    /// The wall time at a monotonic time, by the current difference of the two.
     pub fn wall_at(&self, now: u64) -> u64 {
         now.saturating_add_signed(self.ahead_ms)
     }
 
-    /// The monotonic time at a wall time, as far as is known by now.
+    /// The monotonic time at a wall time, by the current difference of the two.
     pub fn now_at(&self, wall: u64) -> u64 {
         wall.saturating_sub_signed(self.ahead_ms)
     }
 
-    /// The wall time as it is written into bodies: it never runs back.
+    /// The wall time for message bodies: it never runs back.
     pub fn stamp(&self) -> u64 {
         self.stamp
     }
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!((clock.wall(), clock.stamp()), (1_000, 1_000));
         clock.set_ahead(-300);
         assert_eq!((clock.wall(), clock.stamp()), (700, 1_000));
-        // However often it is looked at.
+        // The result doesn't depend on how often the clock is advanced.
         for now in 1_001..=1_201 {
             clock.pass(now);
         }

@@ -1,5 +1,5 @@
-//! What two pipelines don't decide alike: who gains and who loses sight of a user, and which
-//! stage parts them.
+//! The comparison of two pipelines: which viewers gain or lose sight of a user, and which stage
+//! causes the difference.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use crate::names::Id;
 use crate::rules::{StageOutcome, StageReport};
 use crate::verdicts::Verdict;
 
-/// What two verdicts on the same event don't have in common.
+/// The difference between two verdicts on the same event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Difference {
-    /// Who may see the user by the new one alone.
+    /// Viewers whom only the new verdict admits.
     pub gained: RoaringBitmap,
-    /// Who may see the user by the old one alone.
+    /// Viewers whom only the old verdict admits.
     pub lost: RoaringBitmap,
-    /// Who may see the user by both, and is shown something else.
+    /// Viewers whom both verdicts admit, but show different things.
     pub otherwise: RoaringBitmap,
 }
 
 impl Difference {
-    /// What the new verdict changes of the old one.
+    /// How the new verdict differs from the old one.
     pub fn between(old: &Verdict, new: &Verdict) -> Self {
         let mut otherwise = RoaringBitmap::new();
         for before in &old.renditions {
@@ -39,32 +39,32 @@ impl Difference {
         }
     }
 
-    /// Whether there is none.
+    /// Whether the verdicts don't differ.
     pub fn is_empty(&self) -> bool {
         self.gained.is_empty() && self.lost.is_empty() && self.otherwise.is_empty()
     }
 }
 
-/// Viewers, by the user whom they see.
+/// Pairs of a viewer and a user, by user.
 #[derive(Debug, Default)]
 pub struct Pairs {
     users: BTreeMap<Id, RoaringBitmap>,
     pairs: u64,
 }
 
-/// How many pairs of a viewer and a user there are.
+/// Numbers of pairs, users and viewers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PairCount {
-    /// Pairs.
+    /// The number of pairs.
     pub pairs: u64,
-    /// Different users among them.
+    /// The number of different users among them.
     pub users: u64,
-    /// Different viewers among them.
+    /// The number of different viewers among them.
     pub viewers: u64,
 }
 
 impl Pairs {
-    /// Adds some viewers of a user.
+    /// Adds viewers of a user.
     pub fn add(&mut self, user: Id, viewers: &RoaringBitmap) {
         if !viewers.is_empty() {
             let of_user = self.users.entry(user).or_default();
@@ -74,17 +74,17 @@ impl Pairs {
         }
     }
 
-    /// How many pairs there are.
+    /// The number of pairs.
     pub fn len(&self) -> u64 {
         self.pairs
     }
 
-    /// Whether there are none.
+    /// Whether there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.pairs == 0
     }
 
-    /// How many pairs, of how many users, by how many viewers.
+    /// The numbers of pairs, users and viewers.
     pub fn count(&self) -> PairCount {
         let mut all = RoaringBitmap::new();
         for viewers in self.users.values() {
@@ -97,7 +97,7 @@ impl Pairs {
         }
     }
 
-    /// All the numbers of ids in here.
+    /// All ids in here, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.users.keys().map(|user| user.0).collect();
         for viewers in self.users.values() {
@@ -107,14 +107,15 @@ impl Pairs {
     }
 }
 
-/// The first stage that does something else to a viewer in the new pipeline than in the old
-/// one, and what it does in the old one: nothing, where the old one has no such stage.
+/// The first stage of the new pipeline that treats a viewer differently than in the old one,
+/// preceded by the same stage of the old pipeline. `None` as the old stage: the old pipeline lacks
+/// it.
 pub fn parting<'a>(
     old: &'a [StageReport],
     new: &'a [StageReport],
 ) -> Option<(Option<&'a StageReport>, &'a StageReport)> {
     let pairs = new.iter().enumerate().map(|(place, stage)| {
-        // A plugin may stand in a chain more than once.
+        // A plugin may occur more than once in a chain.
         let is_same = |other: &&StageReport| other.plugin == stage.plugin;
         let nth = new.iter().take(place).filter(is_same).count();
         (old.iter().filter(is_same).nth(nth), stage)
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(before.unwrap().outcome, Kept);
         assert_eq!(after.outcome, Removed);
         assert!(parting(&old, &old).is_none());
-        // A stage that the old one lacks, and that does nothing, parts nothing.
+        // A stage that the old pipeline lacks, and that does nothing, is no difference.
         let more = [
             stage("a", Admitted),
             stage("c", Absent),

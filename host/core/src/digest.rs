@@ -1,6 +1,7 @@
-//! Digests by which nodes compare what they hold. They never change: nodes of other versions must agree.
+//! Digests by which nodes compare their states. They never change, since nodes of different
+//! versions must agree.
 
-/// A digest of several texts. It isn't the digest of the same texts cut elsewhere.
+/// A digest of a list of texts. The same bytes, split otherwise, have another digest.
 pub fn digest(parts: &[&[u8]]) -> u64 {
     let hash = parts.iter().fold(FNV64_OFFSET, |hash, part| {
         let length = (part.len() as u64).to_le_bytes();
@@ -9,28 +10,29 @@ pub fn digest(parts: &[&[u8]]) -> u64 {
     mix(hash)
 }
 
-/// In how many parts things are compared of which some come and go all the time. Those hide no
-/// difference in another part.
+/// The number of parts in which a set is compared. Some elements come and go all the time: they can
+/// only hide a difference in their own part.
 pub const PARTS: usize = 32;
 
-/// The digest of a set, in parts. What is added and removed again leaves no trace.
+/// The digest of a set, in parts. Adding an element and removing it again leaves the digest
+/// unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartedDigest([u64; PARTS]);
 
 impl PartedDigest {
-    /// Something is in the set, by its digest.
+    /// Adds the element with this digest.
     pub fn add(&mut self, digest: u64) {
         let part = self.part(digest);
         *part = part.wrapping_add(digest);
     }
 
-    /// It isn't any more.
+    /// Removes the element with this digest.
     pub fn remove(&mut self, digest: u64) {
         let part = self.part(digest);
         *part = part.wrapping_sub(digest);
     }
 
-    /// All of another set is in the set.
+    /// Adds all elements of another set.
     pub fn add_all(&mut self, other: &Self) {
         let parts = self.0.iter_mut().zip(other.0);
         parts.for_each(|(part, digest)| *part = part.wrapping_add(digest));
@@ -67,7 +69,7 @@ pub(crate) fn fnv64(hash: u64, bytes: &[u8]) -> u64 {
     })
 }
 
-/// FNV-1a leaves the high bits of short texts alike. This is what splitmix64 ends with.
+/// The final step of splitmix64. FNV-1a alone leaves the high bits of short texts similar.
 pub(crate) fn mix(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

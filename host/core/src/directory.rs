@@ -1,9 +1,9 @@
 //! The directory: who is whose contact, who is in which group, who has blocked
 //! whom, and users' settings.
 //!
-//! A directory is a value. A change makes a new one that shares what stayed the
-//! same, and says which questions it answers differently, so that just the verdicts
-//! that asked them are decided again.
+//! A directory is a value. A change makes a new one that shares the unchanged parts, and lists the
+//! questions whose answers differ, so that only verdicts that asked these questions are decided
+//! again.
 
 mod answer;
 mod change;
@@ -25,15 +25,15 @@ use crate::names::Id;
 pub enum Question {
     /// A user's contacts.
     Contacts(Id),
-    /// Who has the user among their contacts.
+    /// The users who have the user among their contacts.
     WithContact(Id),
     /// The members of a group.
     Members(Arc<str>),
-    /// Who shares a group with the user.
+    /// The users who share a group with the user.
     CoMembers(Id),
-    /// Whom the user has blocked.
+    /// The users whom the user has blocked.
     BlockedBy(Id),
-    /// Who has blocked the user.
+    /// The users who have blocked the user.
     Blockers(Id),
     /// Everyone the directory knows.
     Everyone,
@@ -46,7 +46,7 @@ pub enum Question {
 }
 
 impl Question {
-    /// The user it is about, where it is about one.
+    /// The user whom the question is about, if any.
     pub fn user(&self) -> Option<Id> {
         match self {
             Self::Contacts(user)
@@ -61,25 +61,24 @@ impl Question {
     }
 }
 
-/// A map of which a changed copy shares what stayed the same.
+/// A persistent map: a changed copy shares the unchanged parts.
 type Map<K, V> =
     imbl::GenericHashMap<K, V, foldhash::fast::FixedState, imbl::shared_ptr::DefaultSharedPtr>;
 
-/// What the team's directory says, at one moment.
+/// The content of a tenant's directory at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     users: Map<Id, User>,
     groups: Map<Arc<str>, Arc<RoaringBitmap>>,
     with_setting: Map<Arc<Setting>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
-    /// How many contacts, members of groups, blocks and settings there are, or what answers
-    /// count as.
+    /// The number of contacts, group members, blocks and settings. For an on-demand directory, the
+    /// number of entries in its answers.
     entries: u64,
-    /// Where the directory is asked question by question: what has been answered,
-    /// and all that it knows. Any other answer isn't cached.
+    /// For an on-demand directory: the answers that are cached, which are all that it knows.
     answers: Option<Map<Question, Answer>>,
-    /// Entries that the source has and that can't be read, where nothing is known of
-    /// them from before: as the questions that they would answer.
+    /// Unreadable entries of the source of which no earlier content is known, as the questions that
+    /// they would answer.
     unreadable: Map<Question, ()>,
 }
 
@@ -93,17 +92,17 @@ struct User {
     settings: Option<Arc<UserSettings>>,
 }
 
-/// An answer that isn't cached yet: it has to be fetched, and the rule asked again.
+/// The answer isn't cached yet. It must be fetched, and the rule asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheMiss;
 
 impl Directory {
-    /// An empty directory that knows all there is to know.
+    /// An empty directory in which nothing is missing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty directory that is asked question by question: one that hasn't
+    /// An empty on-demand directory, which is asked question by question. A question that hasn't
     /// been [answered](Edit::answer) is not cached.
     pub fn on_demand() -> Self {
         Self {
@@ -112,19 +111,19 @@ impl Directory {
         }
     }
 
-    /// The directory of a source of which nothing has been known yet: no question's
-    /// answer is known, so that nobody is told by it.
+    /// The directory of a source of which nothing is known yet. It answers no question, so that
+    /// nobody is notified by it.
     pub fn unavailable() -> Self {
         Self::on_demand()
     }
 
-    /// Whether it is asked question by question, or [nothing is known of
+    /// Whether the directory is asked question by question, or [nothing is known of
     /// it](Self::unavailable).
     pub fn is_on_demand(&self) -> bool {
         self.answers.is_some()
     }
 
-    /// Whether it has the answer to a question.
+    /// Whether the directory has the answer to a question.
     pub fn has(&self, question: &Question) -> bool {
         match &self.answers {
             Some(answers) => answers.contains_key(question),
@@ -132,12 +131,12 @@ impl Directory {
         }
     }
 
-    /// The audience that answers a question. Questions that aren't answered by
-    /// an audience have an empty one.
+    /// The users who are the answer to a question. It is empty for questions whose answer isn't a
+    /// set of users.
     ///
     /// # Errors
-    /// [`CacheMiss`] if a directory that is asked question by question hasn't
-    /// got the answer, or the entry that holds it [can't be read](Edit::unreadable).
+    /// [`CacheMiss`] if an on-demand directory hasn't got the answer, or the entry that holds it
+    /// [can't be read](Edit::unreadable).
     pub fn audience(&self, question: &Question) -> Result<Audience, CacheMiss> {
         if let Some(answer) = self.answer(question)? {
             return Ok(answer.audience());
@@ -158,8 +157,8 @@ impl Directory {
         Ok(set.map_or_else(Audience::nobody, Audience::from))
     }
 
-    /// What it takes to answer a question whose answer has to be made each time, in units of
-    /// about one instruction.
+    /// The estimated cost of computing the answer to a question, in units of about one instruction;
+    /// 0 if the answer is stored.
     pub fn work(&self, question: &Question) -> u64 {
         match question {
             Question::CoMembers(user) if self.answers.is_none() => {
@@ -170,7 +169,7 @@ impl Directory {
         }
     }
 
-    /// The names of the groups a user is in, in their alphabetical order.
+    /// The names of the user's groups, in alphabetical order.
     ///
     /// # Errors
     /// As [`Self::audience`].
@@ -182,7 +181,7 @@ impl Directory {
         }
     }
 
-    /// A user's setting, as JSON text in its one form.
+    /// A user's setting, as canonical JSON text.
     ///
     /// # Errors
     /// As [`Self::audience`].
@@ -197,14 +196,14 @@ impl Directory {
             .map(|value| &**value))
     }
 
-    /// All the settings of a user who has an entry for them.
+    /// All settings of a user, if there is an entry for them.
     pub fn settings(&self, user: Id) -> Option<&UserSettings> {
         self.user(user).and_then(|user| user.settings.as_deref())
     }
 
-    /// Whether the source has an entry of its own for what is asked: a user's contacts,
-    /// whom they have blocked, their settings, or who is in a group. An entry may say
-    /// that there is nobody; questions that gather what many entries say have none.
+    /// Whether the source has an entry of its own that answers the question: a user's contacts,
+    /// blocks or settings, or a group's members. An entry may be empty. Questions whose answers are
+    /// collected from several entries have none.
     pub fn has_entry(&self, question: &Question) -> bool {
         let user = |user: &Id| self.users.get(user);
         match question {
@@ -216,7 +215,7 @@ impl Directory {
         }
     }
 
-    /// All the numbers that the directory holds.
+    /// All ids in the directory, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::clone(&self.everyone);
         for (user, entry) in &self.users {
@@ -236,33 +235,34 @@ impl Directory {
         ids
     }
 
-    /// How many users it knows.
+    /// The number of users that the directory knows.
     pub fn len(&self) -> u64 {
         self.everyone.len()
     }
 
-    /// How many entries it has: contacts, members of groups, blocks and settings; where it is
-    /// asked question by question, what its answers name.
+    /// The number of entries: contacts, group members, blocks and settings. For an on-demand
+    /// directory, the number of entries in its answers.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// How many groups it knows.
+    /// The number of groups.
     pub fn group_count(&self) -> usize {
         self.groups.len()
     }
 
-    /// Whether it knows nobody.
+    /// Whether the directory knows no user.
     pub fn is_empty(&self) -> bool {
         self.everyone.is_empty()
     }
 
-    /// A copy to change.
+    /// Begins a changed copy.
     pub fn edit(&self) -> Edit {
         Edit::new(self.clone())
     }
 
-    /// What was answered to a question; none where all is known without asking.
+    /// The cached answer to a question. `None` if the directory isn't on-demand, and computes its
+    /// answers.
     fn answer(&self, question: &Question) -> Result<Option<&Answer>, CacheMiss> {
         match &self.answers {
             Some(answers) => answers.get(question).map(Some).ok_or(CacheMiss),
@@ -272,7 +272,7 @@ impl Directory {
     }
 
     fn is_unreadable(&self, question: &Question) -> bool {
-        // Nearly always there is none, and a question costs a hash.
+        // There is almost never an unreadable entry, and the look-up costs a hash.
         !self.unreadable.is_empty() && self.unreadable.contains_key(question)
     }
 
@@ -290,8 +290,8 @@ impl Directory {
         let Some(largest) = groups.max_by_key(|members| members.len()) else {
             return Audience::nobody();
         };
-        // Each group is looked through once, however many there are, and the largest one, which
-        // mostly has all the others' members, is shared and not copied.
+        // Each group is read once. The largest one, which mostly has all members of the others, is
+        // shared and not copied.
         let mut others = RoaringBitmap::new();
         for members in self.members_of_groups(user) {
             if !Arc::ptr_eq(members, largest) {
@@ -310,8 +310,7 @@ impl Directory {
 }
 
 impl User {
-    /// Whether the directory knows the user: being blocked by another is not
-    /// being known.
+    /// Whether the directory knows the user. A user who is only blocked by others isn't known.
     fn is_known(&self) -> bool {
         self.contacts.is_some()
             || self.contacts_of.is_some()

@@ -1,4 +1,4 @@
-//! What the tracker and applications say of a user, as rules see it.
+//! Events: what the tracker and applications say about a user, as rules see it.
 
 use crate::metadata::{Metadata, MetadataChange};
 use crate::names::{Id, Name};
@@ -9,8 +9,8 @@ pub use crate::tracker::Reason;
 pub enum Change {
     /// The user came online.
     Online,
-    /// The metadata of an online user has changed. It is published without calling the rules
-    /// for it: they are called for the online event, with its current metadata.
+    /// The metadata of an online user has changed. The rules are not called for this event: their
+    /// decision on the online event, with its current metadata, applies.
     Updated,
     /// The user went offline.
     Offline {
@@ -21,7 +21,7 @@ pub enum Change {
     },
 }
 
-/// A user's coming online or going offline, or what changes in between.
+/// A user came online, went offline, or changed in between.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// The user's number.
@@ -32,12 +32,13 @@ pub struct Event {
     pub timestamp: u64,
     /// What happened.
     pub change: Change,
-    /// What is known beside it.
+    /// The metadata of the event.
     pub metadata: Metadata,
 }
 
 impl Event {
-    /// The event with an enricher's changes. What it sets may be broadcast.
+    /// The event with an enricher's changes of the metadata. Values that an enricher sets may be
+    /// broadcast.
     #[must_use]
     pub fn changed(&self, changes: &[MetadataChange]) -> Self {
         let mut metadata = self.metadata.edit();

@@ -1,15 +1,16 @@
 //! A fleet: several nodes that share a tenant's users, shard by shard.
 //!
-//! NATS carries, fans out, and says who owns what (a KV bucket, by JetStream's consensus). What is
-//! decided by that is here, without any I/O, clock or randomness, like all of the core:
+//! NATS carries and fans out the messages, and decides who owns what (in a KV bucket, by
+//! JetStream's consensus). The decisions that follow from that are made here, without I/O, clock or
+//! randomness, like everywhere in the core:
 //!
 //! - [`hash`]: which shard a user belongs to, which nodes a shard belongs to;
 //! - [`lease`]: a node's lease, and until when the node may rely on it;
 //! - [`member`]: one node's view of the fleet, and what it writes into the bucket;
-//! - [`replica`]: a shard as one node has it: leading, following, or catching up;
-//! - [`told`]: what a leading replica tells those that follow it;
-//! - [`snapshot`]: what a replica that begins to follow is sent;
-//! - [`sources`]: the client's rule, by which a consumer drops what an earlier owner still says.
+//! - [`replica`]: one node's replica of a shard, which leads, follows, or catches up;
+//! - [`told`]: the messages of a leading replica to its standbys;
+//! - [`snapshot`]: the snapshot for a replica that begins to follow;
+//! - [`sources`]: the client's rule for dropping messages of an earlier owner.
 //!
 //! `docs/design/fleet.md` explains the protocol.
 
@@ -24,30 +25,30 @@ pub mod sources;
 pub(crate) mod testing;
 pub mod told;
 
-/// The figures of a fleet. All nodes of a fleet go by the same.
+/// The settings of a fleet. All nodes of a fleet must use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FleetSettings {
-    /// How long a lease lasts that isn't renewed, in milliseconds. Well below the tracker's
-    /// timeout less an interval between heartbeats: else an owner that was cut off takes
-    /// users for gone before its lease ends.
+    /// How long a lease lasts that isn't renewed, in milliseconds. It must be well below the
+    /// tracker's timeout minus a heartbeat interval. Otherwise an owner that is cut off takes users
+    /// for gone before its lease expires.
     pub lease_ms: u64,
-    /// By how much earlier an owner stops than its lease ends, and by how much later others
-    /// take it for ended: what their clocks may differ in speed over a lease, at least.
+    /// How much earlier than its lease expires an owner stops, and how much later others consider
+    /// it expired. It must be at least what the clocks of two nodes can differ in speed during a
+    /// lease.
     pub margin_ms: u64,
-    /// How many nodes follow each shard, beside its owner.
+    /// The number of standbys of each shard, beside its owner.
     pub standbys: usize,
-    /// How often an owner says what it holds, in milliseconds, for those who follow it to
-    /// compare.
+    /// How often an owner sends its standbys digests of what it holds, in milliseconds.
     pub digest_ms: u64,
-    /// How often an owner says what it has heard of connections, in milliseconds, where those who
-    /// follow take in no heartbeats.
+    /// How often an owner tells its standbys of heartbeats, in milliseconds, while they don't
+    /// receive any.
     pub heard_ms: u64,
-    /// How long a question to another node waits for its answer, in milliseconds.
+    /// How long to wait for another node's answer, in milliseconds.
     pub answer_ms: u64,
 }
 
 impl FleetSettings {
-    /// The figures that go with a lease of this length: those of the default, in proportion.
+    /// The settings for a lease of this length, in the proportions of the default.
     pub fn of_lease(lease_ms: u64, standbys: usize) -> Self {
         Self {
             lease_ms,

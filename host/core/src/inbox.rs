@@ -1,9 +1,9 @@
-//! Delivery per viewer: each viewer's messages on a subject of their own, numbered
-//! without gaps.
+//! Delivery per viewer: each viewer's messages are published on a subject of their own, with
+//! sequence numbers without gaps.
 //!
-//! The numbers of a bounded number of viewers are kept. When there would be more,
-//! all are forgotten and a new epoch begins, so that no number comes twice within
-//! one, and a subscriber sees why theirs starts again.
+//! The numbers of a limited number of viewers are kept. Beyond the limit, all are forgotten, and a
+//! new epoch begins. So no number occurs twice in an epoch, and a subscriber notices that the
+//! numbers start again.
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -11,18 +11,18 @@ use roaring::RoaringBitmap;
 
 use crate::names::{Id, Name};
 
-/// Of how many viewers the numbers are kept: some 16 MB of them.
+/// The maximum number of viewers whose sequence numbers are kept. They take about 16 MB.
 const VIEWERS_MAX: usize = 1 << 20;
 
 /// A message to one viewer alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Whom it is for.
+    /// The viewer whom the message is for.
     pub viewer: Name,
-    /// How often all numbers have started again since the source's start: each time is
-    /// an epoch of its own.
+    /// How many times all numbers have started again since the source's start. Each time, a new
+    /// epoch begins.
     pub renewed: u64,
-    /// The number of the message among those of this source to this viewer, from 1.
+    /// The sequence number among the messages of this source to this viewer, from 1.
     pub seq: u64,
     /// The body, a JSON object.
     pub body: Bytes,
@@ -36,8 +36,8 @@ pub struct Inboxes {
 }
 
 impl Inboxes {
-    /// How often the numbers have started again, and the number of the next message to
-    /// a viewer.
+    /// Takes the next sequence number for a viewer. Also returns how many times the numbers have
+    /// started again.
     pub fn number(&mut self, viewer: Id) -> (u64, u64) {
         if self.seqs.len() >= VIEWERS_MAX && !self.seqs.contains_key(&viewer) {
             self.forget();
@@ -47,7 +47,7 @@ impl Inboxes {
         (self.renewed, *seq)
     }
 
-    /// Forgets all numbers, if there are any. Those to come are of another epoch.
+    /// Forgets all numbers, if there are any. The next ones belong to a new epoch.
     pub fn forget(&mut self) {
         if self.seqs.is_empty() {
             return;

@@ -1,5 +1,5 @@
-//! JSON text by hand: written, where a body is a few known fields around bytes that
-//! are JSON already, and compared by what it says.
+//! JSON text without a parser's types: writing bodies of a few known fields around bytes that are
+//! already JSON, and comparing texts by their content.
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,12 +8,12 @@ use bytestring::ByteString;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// What a JSON string says, borrowed from the JSON where it has no escapes.
+/// The content of a JSON string, borrowed from the JSON text if it has no escapes.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 impl<'a> Text<'a> {
-    /// Where it has no escapes: as it is in the JSON.
+    /// The borrowed content. `None` if the string has escapes.
     pub(crate) fn borrowed(&self) -> Option<&'a str> {
         match self.0 {
             Cow::Borrowed(text) => Some(text),
@@ -22,17 +22,17 @@ impl<'a> Text<'a> {
     }
 }
 
-/// A field that is there, `null` or not.
+/// Deserializes a field that is present. A `null` is passed to the type.
 ///
 /// # Errors
-/// If its value can't be read.
+/// If the value can't be deserialized.
 pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     input: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(input).map(Some)
 }
 
-/// A text on its own: what is borrowed is a part of this text, and shared with it.
+/// The part as a text of its own. A borrowed part must be a part of `text`, and shares its memory.
 pub(crate) fn shared(part: Cow<'_, str>, text: &ByteString) -> ByteString {
     match part {
         Cow::Borrowed(part) => text.slice_ref(part),
@@ -47,7 +47,7 @@ pub fn quoted(text: &str) -> String {
     String::from_utf8(json).unwrap_or_default()
 }
 
-/// The text of a JSON string; none of another value.
+/// The content of a JSON string. `None` if the value isn't a string.
 pub(crate) fn text(json: &str) -> Option<Cow<'_, str>> {
     let within = json.strip_prefix('"')?.strip_suffix('"')?;
     match within.contains('\\') {
@@ -67,16 +67,16 @@ pub fn push_number(json: &mut Vec<u8>, number: u64) {
     let _ = serde_json::to_writer(json, &number);
 }
 
-/// Whether two texts say the same, in whatever order the keys of their objects are.
+/// Whether two JSON texts have the same content. The order of keys makes no difference.
 pub fn is_same(a: &str, b: &str) -> bool {
     let value = |text| serde_json::from_str::<Value>(text).ok();
     a == b || value(a).is_some_and(|a| value(b) == Some(a))
 }
 
-/// Adds what a text says to a hash: the same for texts that differ only in the order of
-/// keys, or in the space between them.
+/// Adds the content of a JSON text to a hash. Texts that differ only in the order of keys or in
+/// white space have the same hash.
 pub fn hash(text: &str, hasher: &mut impl Hasher) {
-    // Reading is left out where it can make no difference, as a rule.
+    // The text is only parsed if the order of keys or white space can make a difference.
     let holds_keys = text.starts_with(['{', '[']);
     let value = holds_keys.then(|| serde_json::from_str::<Value>(text).ok());
     match value.flatten() {

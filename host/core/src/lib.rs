@@ -1,9 +1,9 @@
-//! The presence processor's core: what is said of users becomes presence, and
-//! presence becomes what each viewer is told.
+//! The core of the presence processor. It derives presence from what connections and applications
+//! say about users, and what each viewer is told from presence.
 //!
-//! Nothing here does I/O, reads a clock or draws random numbers. A [`Shard`] is
-//! a state machine: it is handed the time and an input, and answers with
-//! outputs. The same code runs against a broker, over a recording, and in tests.
+//! Nothing here does I/O, reads a clock or draws random numbers. A [`Shard`] is a state machine: it
+//! gets the time and an input, and returns outputs. The same code runs against a broker, over a
+//! recording, and in tests.
 
 #![cfg_attr(
     test,

@@ -1,4 +1,4 @@
-//! What comes in: messages, parsed at the edge into types that can't be wrong.
+//! Input messages, parsed into types that can only hold valid values.
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -17,20 +17,20 @@ mod kind;
 pub use diagnosis::{Cause, Rejection};
 pub use kind::Kind;
 
-/// The first millisecond of 2001. A time before it is no time in milliseconds that
-/// anybody sends: as a rule it is one in seconds.
+/// The first millisecond of 2001. An earlier timestamp can't be in milliseconds: it is usually in
+/// seconds.
 const MS_MIN: u64 = 978_307_200_000;
 
-/// What a message must keep to.
+/// The limits of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest body that may be published of it, in bytes.
+    /// The maximum length of a body that is published because of the message, in bytes.
     pub body_bytes_max: usize,
-    /// How much metadata it may have.
+    /// The limits of its metadata.
     pub metadata: metadata::Limits,
 }
 
-/// So many bytes may be published, and as much metadata be sent as by default.
+/// The default limits of metadata, with this maximum length of a published body.
 impl From<usize> for Limits {
     fn from(body_bytes_max: usize) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl From<usize> for Limits {
     }
 }
 
-/// The longest `userId` and `connId`, in bytes.
+/// The maximum length of a `userId` or `connId`, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
 /// Whether a text can be an id.
@@ -48,35 +48,37 @@ pub fn is_id(text: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&text.len())
 }
 
-/// How much longer than a message what is published of it may be: the fields that
-/// the host adds. What a message holds is never longer when it is written again.
+/// By how many bytes a published body may be longer than the message it is made from, because of
+/// the fields that the host adds. The content of a message doesn't get longer when it is written
+/// again.
 const GROWTH_BYTES_MAX: usize = 512;
 
 /// A well-formed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Whom it is about.
+    /// The user whom it is about.
     pub user: ByteString,
-    /// The sender's time, in milliseconds since the Unix epoch.
+    /// The sender's timestamp, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// What it says.
     pub payload: Payload,
-    /// The body that it was read from, for its dead letter.
+    /// The body that it was parsed from, for a dead letter.
     pub raw: Bytes,
-    /// Where it stands in the stream that it comes from; none if it comes from none, or comes in
-    /// the stream's order.
+    /// The position in the stream that the message comes from. `None` if it comes from no stream,
+    /// or in the stream's order.
     pub stored: Option<StreamPlace>,
-    /// How much later it may have arrived than others that were sent when it was, in milliseconds: as
-    /// one that a node of a fleet held while it was stopped.
+    /// How much later than other messages that were sent at the same time it may have arrived, in
+    /// milliseconds: for example, since a node of a fleet held it while it was stopped.
     pub delayed_ms: u64,
 }
 
-/// A place in a stream.
+/// A position in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPlace {
-    /// Which stream: a later one is greater. One whose numbers begin anew is another.
+    /// The number of the stream. A later stream has a greater number. A stream whose sequence
+    /// numbers start again counts as another stream.
     pub stream: u64,
-    /// The number of the message in it.
+    /// The sequence number of the message in the stream.
     pub sequence: u64,
 }
 
@@ -87,14 +89,14 @@ pub enum Payload {
     Connect {
         /// The connection.
         conn: ByteString,
-        /// What is known of it.
+        /// The metadata of the connection.
         metadata: Option<CheckedMetadata>,
     },
     /// A connection is alive.
     Heartbeat {
         /// The connection.
         conn: ByteString,
-        /// What is known of it.
+        /// The metadata of the connection.
         metadata: Option<CheckedMetadata>,
     },
     /// A connection was closed.
@@ -106,7 +108,7 @@ pub enum Payload {
     },
     /// An application states that a user is online.
     Online {
-        /// What is known of it.
+        /// The metadata of the statement.
         metadata: Option<CheckedMetadata>,
     },
     /// An application states that a user is offline.
@@ -115,13 +117,13 @@ pub enum Payload {
         last_seen: u64,
         /// Why.
         reason: StatedReason,
-        /// What is known of it.
+        /// The metadata of the statement.
         metadata: Option<CheckedMetadata>,
     },
 }
 
 impl Payload {
-    /// What kind of message says so.
+    /// The kind of message that has this payload.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Connect { .. } => Kind::Connect,
@@ -133,12 +135,12 @@ impl Payload {
     }
 }
 
-/// A reason as it was understood.
+/// The reason that a message states, as the host understands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatedReason {
     /// The reason.
     pub reason: Reason,
-    /// Whether it was one of those known.
+    /// Whether the stated reason is a known one.
     pub known: bool,
 }
 
@@ -158,7 +160,7 @@ impl StatedReason {
 }
 
 impl Message {
-    /// Reads the body of a message. What it keeps of it is shared, not copied.
+    /// Parses the body of a message. The message shares the text of the body, and doesn't copy it.
     ///
     /// # Errors
     /// What is wrong with the body, for its dead letter.
@@ -189,10 +191,10 @@ impl Message {
     }
 }
 
-/// What a message's body holds, checked.
+/// The checked content of a message's body.
 struct Parts {
     user: ByteString,
-    /// Empty where the message is of none.
+    /// Empty if the message is about no connection.
     conn: ByteString,
     timestamp: u64,
     metadata: Option<CheckedMetadata>,
@@ -201,7 +203,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The message whose body this text is.
+    /// The message with this content. `text`: its body.
     #[inline]
     fn message(self, kind: Kind, text: &ByteString) -> Message {
         let Self {
@@ -235,7 +237,7 @@ impl Parts {
 }
 
 impl Message {
-    /// Whether what it carries may be published again.
+    /// Whether any of its content may be published.
     fn is_published(&self) -> bool {
         match &self.payload {
             Payload::Connect { metadata, .. }
@@ -247,21 +249,21 @@ impl Message {
     }
 }
 
-/// An event of a user on which a plugin has failed: a request to decide about it again. It
-/// states nothing.
+/// A request to decide again about an event on which a plugin has failed. It states nothing about
+/// the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redrive {
     /// The user.
     pub user: ByteString,
-    /// The event's time, in milliseconds since the Unix epoch.
+    /// The event's timestamp, in milliseconds since the Unix epoch.
     pub timestamp: u64,
 }
 
 impl Redrive {
-    /// Reads the body of the event.
+    /// Parses the body of the event.
     ///
     /// # Errors
-    /// If it isn't one.
+    /// If the body is no event.
     pub fn parse(payload: &[u8]) -> Result<Self, Rejection> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

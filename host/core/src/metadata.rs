@@ -1,9 +1,8 @@
 //! Event metadata: a JSON object, kept as text and read by key.
 //!
-//! It is read and checked once, where it comes in ([`Limits::read`]). From then on values
-//! are never parsed further than a rule asks for, and are written out as they came
-//! in. Each entry knows whether it is public: whether it may be broadcast, or is
-//! there for the components alone.
+//! It is parsed and checked once, where it comes in ([`Limits::read`]). After that, a value is only
+//! parsed if a rule asks for it, and is written as it came in. Each entry says whether it is
+//! public: whether it may be broadcast, or is only for the components.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ mod strict;
 pub use checked::CheckedMetadata;
 pub use strict::{LIMITS_MAX, Limits};
 
-/// So many entries are searched one by one; more are found by a sorted index.
+/// Up to this number of entries, a key is found by a linear search; beyond it, by a sorted index.
 const FEW: usize = 16;
 
 /// Keys that are never broadcast, whatever the configuration says.
@@ -30,23 +29,23 @@ pub struct Metadata(Option<Arc<Object>>);
 struct Object {
     text: String,
     entries: Vec<Entry>,
-    /// The places of all entries, sorted by their keys; empty while they are few.
+    /// The places of all entries, sorted by key; empty if there are at most `FEW`.
     index: Vec<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
-    /// As JSON text, with a colon behind it.
+    /// The key as JSON text, with a colon behind it.
     quoted: Range<u32>,
-    /// Unescaped: mostly within that.
+    /// The unescaped key, which is mostly a part of `quoted`.
     key: Range<u32>,
     value: Range<u32>,
     public: bool,
 }
 
 impl Metadata {
-    /// Reads the text of a JSON object; of what isn't one, or passes [`LIMITS_MAX`], there is no metadata.
-    /// Keys for which `public` holds may be broadcast.
+    /// Parses the text of a JSON object. The result is empty if it isn't one, or exceeds
+    /// [`LIMITS_MAX`]. Keys for which `public` is true may be broadcast.
     pub fn parse(text: &str, public: impl Fn(&str) -> bool) -> Self {
         let checked = LIMITS_MAX.read(text.into());
         checked.map_or_else(|_| Self::default(), |checked| checked.metadata(public))
@@ -57,12 +56,12 @@ impl Metadata {
         self.entry(key).map(|entry| entry.value)
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.0.as_deref().map_or(0, |object| object.entries.len())
     }
 
-    /// About how many bytes it takes as JSON text.
+    /// The approximate length as JSON text, in bytes.
     pub fn bytes(&self) -> usize {
         let entries = self.entries();
         let entry = |entry: EntryRef<'_>| entry.key.len() + entry.value.len() + 4;
@@ -80,8 +79,8 @@ impl Metadata {
         })
     }
 
-    /// Whether the same may be broadcast of both. How it is written counts for nothing:
-    /// neither the order of keys does, nor space between them.
+    /// Whether the public entries are the same. Formatting makes no difference: neither the order
+    /// of keys, nor white space.
     pub fn reads_as(&self, other: &Self) -> bool {
         let public = |it: &EntryRef<'_>| it.public;
         let count = self.entries().filter(public).count();
@@ -102,17 +101,17 @@ impl Metadata {
         })
     }
 
-    /// Whether there is no entry.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// A copy to change.
+    /// Begins a changed copy.
     pub fn edit(&self) -> Builder {
         Builder(self.0.as_deref().cloned().unwrap_or_default())
     }
 
-    /// Appends, as a JSON object, the public entries that are wanted.
+    /// Appends a JSON object with the public entries for whose key `wanted` is true.
     pub fn write_public(&self, json: &mut Vec<u8>, wanted: impl Fn(&str) -> bool) {
         json.push(b'{');
         let mut first = true;
@@ -139,7 +138,7 @@ impl Metadata {
     }
 }
 
-/// A change to a metadata key: its value as JSON text, or none to remove it.
+/// A change of a metadata key: the key, and its value as JSON text. `None`: the key is removed.
 pub type MetadataChange = (String, Option<String>);
 
 /// One entry of a [`Metadata`].
@@ -153,12 +152,12 @@ pub struct EntryRef<'a> {
     pub public: bool,
 }
 
-/// Metadata in the making.
+/// Metadata that is being built.
 #[derive(Clone, Debug, Default)]
 pub struct Builder(Object);
 
 impl Builder {
-    /// Empty, with room for so many bytes of keys and values.
+    /// Empty, with capacity for this many bytes of keys and values.
     pub fn with_capacity(bytes: usize) -> Self {
         Self(Object {
             text: String::with_capacity(bytes),
@@ -167,7 +166,8 @@ impl Builder {
         })
     }
 
-    /// Sets a key to a value, given as JSON text, in the place the key has or at the end.
+    /// Sets a key to a JSON text. An existing key keeps its place, and a new one is added at the
+    /// end.
     pub fn set(&mut self, key: &str, value: &str, public: bool) {
         match self.0.place_of(key) {
             Ok(place) => {
@@ -183,7 +183,7 @@ impl Builder {
         }
     }
 
-    /// Sets a key that isn't there to a value, given as JSON text, at the end.
+    /// Adds a new key with a JSON text as its value, at the end. The key must not exist yet.
     pub fn append(&mut self, key: &str, value: &str, public: bool) {
         let (object, public) = (&mut self.0, is_public(key, public));
         let (quoted, key) = object.push_key(key);
@@ -204,7 +204,7 @@ impl Builder {
         }
     }
 
-    /// The metadata.
+    /// The finished metadata.
     pub fn build(mut self) -> Metadata {
         if self.0.index.is_empty() && self.0.entries.len() > FEW {
             self.0.index_all();
@@ -221,7 +221,7 @@ impl Object {
         start..self.text.len() as u32
     }
 
-    /// Appends a key as JSON text, and says where the key itself is.
+    /// Appends a key as JSON text. Returns where that is, and where the unescaped key is.
     fn push_key(&mut self, key: &str) -> (Range<u32>, Range<u32>) {
         let start = self.text.len() as u32;
         let is_plain = |byte: u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
@@ -236,7 +236,7 @@ impl Object {
         (start..self.text.len() as u32, self.push(key))
     }
 
-    /// The place of a key, or else where in the index it would stand.
+    /// The place of a key, or else the rank at which it must be inserted into the index.
     fn place_of(&self, key: &str) -> Result<usize, usize> {
         if self.index.is_empty() {
             let holds = |entry: &Entry| slice(Some(self), &entry.key) == key;
@@ -254,7 +254,7 @@ impl Object {
         entry.map_or("", |entry| slice(Some(self), &entry.key))
     }
 
-    /// Takes the last entry into the index, where it is to stand.
+    /// Adds the last entry to the index, at this rank.
     fn index_last(&mut self, rank: usize) {
         let place = self.entries.len() - 1;
         if !self.index.is_empty() {
@@ -270,7 +270,7 @@ impl Object {
         self.index = index;
     }
 
-    /// Takes an entry that has been removed out of the index.
+    /// Removes an entry from the index, after it was removed from the entries.
     fn unindex(&mut self, removed: u32) {
         if self.entries.len() <= FEW {
             return self.index.clear();
@@ -282,7 +282,7 @@ impl Object {
     }
 }
 
-/// Whether a key may be broadcast, if it may by the configuration.
+/// Whether a key may be broadcast. `public`: whether the configuration allows it.
 fn is_public(key: &str, public: bool) -> bool {
     public && !NEVER_PUBLIC.contains(&key)
 }

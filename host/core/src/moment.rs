@@ -1,30 +1,32 @@
-//! What is read piece by piece as it was at one moment, while it goes on changing.
+//! Reading a store piece by piece as it was at one moment, while it changes.
 //!
-//! Who reads holds the [`Moment`]. Of what has not been read by then, the first change keeps what was
-//! there before. So nothing is copied at once, and nothing is kept while nobody reads.
+//! The reader holds a [`Moment`]. When an element that hasn't been read yet is changed for the
+//! first time, its old value is kept for the reader. So nothing is copied at once, and nothing is
+//! kept while nobody reads.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use roaring::RoaringBitmap;
 
-/// A moment as of which something is read. What is kept for that is forgotten once this is gone.
+/// A moment as of which something is read. When it is dropped, the values kept for it are
+/// forgotten.
 #[derive(Debug, Default)]
 pub struct Moment(Arc<()>);
 
-/// What is still to be read of one store, as of each moment that somebody reads it as of. Each thing
-/// in the store has a number.
+/// The ongoing reads of one store, one for each moment. Each element of the store has a number.
 #[derive(Debug)]
 pub(crate) struct Readings<T>(Vec<Reading<T>>);
 
 #[derive(Debug)]
 struct Reading<T> {
     moment: Weak<()>,
-    /// The numbers of what is still as it was, perhaps of more.
+    /// The numbers of elements that are unread and unchanged. It may contain numbers without an
+    /// element.
     left: RoaringBitmap,
-    /// With which of them it goes on.
+    /// The number at which reading continues.
     next: u32,
-    /// What has changed since, as it was.
+    /// The old values of elements that were changed before they were read.
     kept: VecDeque<T>,
 }
 
@@ -35,7 +37,8 @@ impl<T> Default for Readings<T> {
 }
 
 impl<T: Clone> Readings<T> {
-    /// From now on all that has these numbers is to be read as it is now, beginning with a number.
+    /// Begins to read the elements with these numbers as they are now. `first`: the number to begin
+    /// with.
     pub(crate) fn begin(&mut self, moment: &Moment, numbers: RoaringBitmap, first: u32) {
         self.forget_ended();
         self.0.push(Reading {
@@ -46,12 +49,13 @@ impl<T: Clone> Readings<T> {
         });
     }
 
-    /// Whether nobody reads.
+    /// Whether nothing is being read.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What has this number is about to change. It is given as it is, if it is there.
+    /// To be called before the element with this number changes. `value`: its present value, `None`
+    /// if it doesn't exist.
     pub(crate) fn keep(&mut self, number: u32, value: impl FnOnce() -> Option<T>) {
         if self.is_empty() {
             return;
@@ -68,7 +72,7 @@ impl<T: Clone> Readings<T> {
         }
     }
 
-    /// As [`Self::keep`], of everything.
+    /// As [`Self::keep`], for all elements.
     pub(crate) fn keep_all(&mut self, value: impl Fn(u32) -> Option<T>) {
         for reading in &mut self.0 {
             let left = std::mem::take(&mut reading.left);
@@ -76,8 +80,8 @@ impl<T: Clone> Readings<T> {
         }
     }
 
-    /// Reads on, as of a moment: so many at most. `value`: what has a number. Says whether there
-    /// was anything left to read.
+    /// Passes at most `count` more elements, as of a moment, to `take`. `value`: the present value
+    /// of an element. Returns whether anything was left to read.
     pub(crate) fn read(
         &mut self,
         moment: &Moment,
@@ -92,7 +96,7 @@ impl<T: Clone> Readings<T> {
         let Some(reading) = self.0.get_mut(place) else {
             return false;
         };
-        // Memory is given back first.
+        // Kept values come first, so that their memory is freed.
         let kept = reading.kept.len().min(count);
         reading.kept.drain(..kept).for_each(&mut take);
         for _ in kept..count {
@@ -107,7 +111,7 @@ impl<T: Clone> Readings<T> {
         true
     }
 
-    /// All that is kept as it was.
+    /// All kept values.
     pub(crate) fn kept(&self) -> impl Iterator<Item = &T> {
         self.0.iter().flat_map(|it| &it.kept)
     }

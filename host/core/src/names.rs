@@ -1,9 +1,9 @@
-//! A tenant's table of user ids: each id is interned once, as a number and in
-//! the JSON form in which it is written out.
+//! A tenant's table of user ids. Each id is interned once: it gets a number, and is stored in the
+//! JSON form in which it is written.
 //!
-//! Sets of users are sets of those numbers, so a rule's cost doesn't depend on
-//! how long ids are, and writing an audience is copying bytes. Ids that nothing
-//! refers to are given back by a [sweep](Names::begin_sweep).
+//! Sets of users are sets of these numbers, so the cost of a rule doesn't depend on the length of
+//! ids, and writing an audience is copying bytes. A [sweep](Names::begin_sweep) frees the ids that
+//! nothing refers to.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -18,30 +18,29 @@ use roaring::RoaringBitmap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(pub u32);
 
-/// How long the JSON form of an id may be, with its comma, to be kept in place: as long as
-/// there is room for it beside the other form. That of a UUID takes 39.
+/// The maximum length of an id's JSON form, with its comma, that is stored inline. With it, a
+/// [`Name`] takes 48 bytes. The form of a UUID has 39 bytes.
 const SHORT_MAX: usize = 46;
 
-/// How many bytes of a list are gathered, more or less, before they are appended to it.
+/// About how many bytes of a list are collected before they are appended to it.
 const BLOCK_BYTES: usize = 512;
 
-/// A user id: its text and its JSON form. Cloning one shares or copies it, and allocates
-/// nothing.
+/// A user id: its text and its JSON form. Cloning doesn't allocate: it copies or shares.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Name(Form);
 
 /// `"…",`: quoted, escaped, and with the comma that follows it in a list.
 #[derive(Clone, PartialEq, Eq)]
 enum Form {
-    /// In place, so that writing an audience doesn't look for each id elsewhere.
+    /// Stored inline, so that writing an audience needn't follow a pointer for each id.
     Short {
         len: u8,
-        /// Zeroes behind the form.
+        /// The form, followed by zeroes.
         json: [u8; SHORT_MAX],
     },
     Long {
         json: Arc<str>,
-        /// The text, where escaping made the JSON form differ from it.
+        /// The text, if escaping made the JSON form differ from it.
         text: Option<Arc<str>>,
     },
 }
@@ -69,12 +68,12 @@ impl Name {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
-    /// Whether it is this id.
+    /// Whether the id equals this text.
     pub fn is(&self, text: &str) -> bool {
         self.as_bytes() == text.as_bytes()
     }
 
-    /// As [`Self::as_str`].
+    /// The id as its sender wrote it.
     fn as_bytes(&self) -> &[u8] {
         if let Form::Long {
             text: Some(text), ..
@@ -113,8 +112,8 @@ impl fmt::Debug for Name {
     }
 }
 
-/// How many bytes ids may take, until the next sweep, that nobody knew before a plugin named
-/// them: about each takes as much beside its text.
+/// The maximum size of the new ids that plugins may name until the next sweep, in bytes; and about
+/// how many bytes an id takes beside its text.
 const NAMED_BYTES_MAX: usize = 128 << 20;
 const NAMED_BYTES: usize = 64;
 
@@ -122,9 +121,9 @@ const NAMED_BYTES: usize = 64;
 #[derive(Debug, Default)]
 pub struct Names {
     table: RwLock<Table>,
-    /// How many bytes those take that plugins have named since the last sweep.
+    /// The size of the ids that plugins have named since the last sweep, in bytes.
     named_bytes: AtomicUsize,
-    /// Whether that is not bounded, since nothing sweeps.
+    /// Whether this size isn't limited, since nothing sweeps.
     is_unbounded: bool,
 }
 
@@ -134,7 +133,7 @@ struct Table {
     numbers: HashTable<u32>,
     names: Vec<Option<Name>>,
     free: Vec<u32>,
-    /// While a sweep goes on: the numbers that nobody has been seen to need.
+    /// During a sweep: the numbers that nobody is known to use.
     unseen: Option<RoaringBitmap>,
 }
 
@@ -144,7 +143,7 @@ impl Names {
         Self::default()
     }
 
-    /// An empty table that nothing sweeps: plugins may name as many ids as they like.
+    /// An empty table that is never swept, so plugins may name any number of ids.
     pub fn unbounded() -> Self {
         Self {
             is_unbounded: true,
@@ -152,7 +151,7 @@ impl Names {
         }
     }
 
-    /// The number of an id, which gets one if it has none.
+    /// The number of an id. A new id gets a number.
     pub fn intern(&self, text: &str) -> Id {
         {
             let table = self.read_table();
@@ -163,8 +162,9 @@ impl Names {
         self.write_table().intern(text)
     }
 
-    /// As [`Self::intern`], of an id that a plugin names. None if it is new, and too many have
-    /// been since the last sweep: a plugin can make them up faster than they are given back.
+    /// As [`Self::intern`], for an id that a plugin names. `None` if the id is new, and plugins
+    /// have named too many new ids since the last sweep: a plugin can make up ids faster than they
+    /// are freed.
     pub fn intern_named(&self, text: &str) -> Option<Id> {
         {
             let table = self.read_table();
@@ -184,12 +184,12 @@ impl Names {
         Some(self.write_table().intern(text))
     }
 
-    /// Whether plugins have named so many new ids that a sweep had better not wait.
+    /// Whether plugins have named so many new ids that a sweep should begin soon.
     pub fn is_sweep_due(&self) -> bool {
         self.named_bytes.load(Ordering::Relaxed) > NAMED_BYTES_MAX / 2
     }
 
-    /// As [`Self::intern`], with the id's shared name beside its number.
+    /// As [`Self::intern`], and also returns the id's shared name.
     pub fn intern_name(&self, text: &str) -> (Id, Name) {
         loop {
             {
@@ -201,7 +201,7 @@ impl Names {
                 }
             }
             let id = self.intern(text);
-            // A sweep may come in between, and then the id is interned again.
+            // A sweep may have come in between. Then the id is interned again.
             if let Some(name) = self.name(id) {
                 return (id, name);
             }
@@ -213,7 +213,7 @@ impl Names {
         self.read_table().find(text).map(Id)
     }
 
-    /// The id behind a number that is in use.
+    /// The id of a number that is in use.
     pub fn name(&self, id: Id) -> Option<Name> {
         self.read_table().get(id).cloned()
     }
@@ -223,7 +223,7 @@ impl Names {
         NamesGuard(self.read_table())
     }
 
-    /// How many ids are in use.
+    /// The number of ids in use.
     pub fn len(&self) -> usize {
         let table = self.read_table();
         table.names.len() - table.free.len()
@@ -234,9 +234,9 @@ impl Names {
         self.len() == 0
     }
 
-    /// Begins to look for ids that nothing refers to. From here on, whatever
-    /// is interned is kept. Everyone who holds numbers then says which
-    /// ([`Self::keep`]), and [`Self::finish_sweep`] gives back the rest.
+    /// Begins to look for ids that nothing refers to. Whatever is interned from here on is kept.
+    /// All holders of numbers then report theirs ([`Self::keep`]), and [`Self::finish_sweep`] frees
+    /// the rest.
     pub fn begin_sweep(&self) {
         let table = &mut *self.write_table();
         let mut unseen = RoaringBitmap::new();
@@ -247,14 +247,14 @@ impl Names {
         table.unseen = Some(unseen);
     }
 
-    /// Keeps these numbers over the sweep that is going on.
+    /// Keeps these numbers in the current sweep.
     pub fn keep(&self, ids: &RoaringBitmap) {
         if let Some(unseen) = &mut self.write_table().unseen {
             *unseen -= ids;
         }
     }
 
-    /// Ends a sweep, and says how many ids it gave back.
+    /// Ends a sweep, and returns how many ids it freed.
     pub fn finish_sweep(&self) -> usize {
         let table = &mut *self.write_table();
         let unseen = table.unseen.take().unwrap_or_default();
@@ -266,7 +266,7 @@ impl Names {
         given_back
     }
 
-    // A panic can't leave the table half-changed, so a poisoned lock is a good one.
+    // A panic can't leave the table half-changed, so a poisoned lock is safe to use.
     fn read_table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -281,7 +281,7 @@ impl Names {
 pub struct NamesGuard<'a>(RwLockReadGuard<'a, Table>);
 
 impl NamesGuard<'_> {
-    /// The id behind a number that is in use.
+    /// The id of a number that is in use.
     pub fn name(&self, id: Id) -> Option<&Name> {
         self.0.get(id)
     }
@@ -291,12 +291,12 @@ impl NamesGuard<'_> {
         self.0.find(text).map(Id)
     }
 
-    /// Appends ids to a list that may be so long, as many of them as fit: each as a JSON
-    /// string, with a comma behind it. Says how many it has dealt with; an id whose number
-    /// is not in use is left out.
+    /// Appends ids to a JSON list, each as a JSON string with a comma behind it, until the list has
+    /// `bytes_max` bytes. Returns how many ids it has handled. An id whose number is not in use is
+    /// left out.
     pub fn write_list(&self, ids: &[Id], bytes_max: usize, json: &mut Vec<u8>) -> usize {
-        // They are gathered in a block, each copied with all the room that there is for one:
-        // copying as many bytes as each happens to have takes a call.
+        // The ids are collected in a block. Each copy has the fixed size of the inline form: a copy
+        // of variable length would need a function call.
         let mut block = [0; BLOCK_BYTES + SHORT_MAX];
         let mut filled = 0;
         let mut left = bytes_max.saturating_sub(json.len());
@@ -444,7 +444,7 @@ mod tests {
         for bytes_max in (0..bytes).step_by(37) {
             written(bytes_max);
         }
-        // One that is not in use any more.
+        // The number is no longer in use.
         names.begin_sweep();
         assert_eq!(names.finish_sweep(), 100);
         let mut json = Vec::new();
@@ -465,7 +465,7 @@ mod tests {
         assert!(names.is_sweep_due());
         assert_eq!(names.intern_named("more"), None);
         assert!(unbounded.intern_named("more than that").is_some());
-        // What is known costs nothing, and what comes from elsewhere is not held up.
+        // Known ids cost nothing, and ids from elsewhere aren't limited.
         assert_eq!(names.intern_named("known"), Some(known));
         names.intern("other");
         assert!(names.intern_named("other").is_some());

@@ -1,4 +1,4 @@
-//! Who waits for which of the directory's answers.
+//! The users who wait for answers of the directory.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::directory::{Changes, Directory, Question};
 use crate::names::Id;
 use crate::reverse_deps::ReverseDeps;
 
-/// Users, and the answers that they wait for.
+/// The users who wait, and the questions whose answers they wait for.
 #[derive(Debug, Default)]
 pub(crate) struct PendingFetches {
     questions: HashMap<Id, BTreeSet<Question>, foldhash::fast::FixedState>,
@@ -17,7 +17,7 @@ pub(crate) struct PendingFetches {
 }
 
 impl PendingFetches {
-    /// Notes all that a user waits for.
+    /// Notes the questions whose answers a user waits for. They replace earlier ones.
     pub(crate) fn note(&mut self, user: Id, questions: BTreeSet<Question>) {
         self.forget(user);
         for question in &questions {
@@ -26,25 +26,25 @@ impl PendingFetches {
         self.questions.insert(user, questions);
     }
 
-    /// A user waits for nothing any more.
+    /// Forgets a user, who no longer waits.
     pub(crate) fn forget(&mut self, user: Id) {
         for question in self.questions.remove(&user).into_iter().flatten() {
             self.users.remove(&question, user);
         }
     }
 
-    /// What a user waits for.
+    /// The questions whose answers a user waits for.
     pub(crate) fn of(&self, user: Id) -> impl Iterator<Item = &Question> {
         self.questions.get(&user).into_iter().flatten()
     }
 
-    /// Whether somebody waits for this answer.
+    /// Whether any user waits for this answer.
     pub(crate) fn has(&self, question: &Question) -> bool {
         self.users.of(question).next().is_some()
     }
 
-    /// The users who waited for one of these answers and now have all that they waited for,
-    /// in a stable order.
+    /// The users who waited for one of the changed answers, and for whom now all answers are
+    /// available, in a stable order.
     pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
         let mut waiting = BTreeSet::new();
         for question in changes.iter() {
@@ -54,13 +54,13 @@ impl PendingFetches {
         waiting
     }
 
-    /// Whether a user has waited for something, and finds all of it.
+    /// Whether a user waits, and all the answers are available.
     pub(crate) fn is_served(&self, user: Id, directory: &Directory) -> bool {
         let questions = self.questions.get(&user);
         questions.is_some_and(|all| all.iter().all(|question| directory.has(question)))
     }
 
-    /// All the numbers of ids in here.
+    /// All ids in here, as numbers.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let about = self.users.questions().filter_map(Question::user);
         about

@@ -1,10 +1,10 @@
-//! What goes out: subjects, and the numbers by which a subscriber notices a loss.
+//! What is published: subjects, and the sequence numbers by which a subscriber notices a loss.
 
 use bytes::Bytes;
 
 use crate::message::Kind;
 
-/// The subjects that are published on.
+/// The subjects that the host publishes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Subject {
@@ -27,7 +27,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// All of them, in the order of their numbers.
+    /// All subjects, in the order of their discriminants.
     pub const ALL: [Self; 8] = [
         Self::Online,
         Self::Offline,
@@ -57,20 +57,20 @@ impl Subject {
 /// A message to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// Where.
+    /// The subject.
     pub subject: Subject,
-    /// The number of the message among those of this source on this subject, from 1.
+    /// The sequence number among the messages of this source on this subject, from 1.
     pub seq: u64,
     /// The body, a JSON object.
     pub body: Bytes,
 }
 
-/// Numbers the messages of one source, subject by subject, without gaps.
+/// Assigns sequence numbers to the messages of one source, without gaps on each subject.
 #[derive(Clone, Debug, Default)]
 pub struct Numbering([u64; Subject::ALL.len()]);
 
 impl Numbering {
-    /// The number of the last message on each subject that any was published on.
+    /// The last sequence number on each subject that has any message.
     pub fn last(&self) -> impl Iterator<Item = (Subject, u64)> {
         let seqs = Subject::ALL.into_iter().zip(self.0);
         seqs.filter(|(_, seq)| *seq > 0)
@@ -78,7 +78,7 @@ impl Numbering {
 
     /// The next message on a subject.
     pub fn number(&mut self, subject: Subject, body: Bytes) -> Publication {
-        // The subjects are numbered as they are listed.
+        // The array is indexed by the subject's discriminant.
         let seq = self.0.get_mut(subject as usize).map_or(0, |seq| {
             *seq += 1;
             *seq

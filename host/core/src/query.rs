@@ -1,4 +1,5 @@
-//! Queries: a viewer asks who is online. Read at the edge into what can't be wrong.
+//! Queries: a viewer asks who is online. They are parsed into types that can only hold valid
+//! values.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,22 +14,22 @@ use crate::json::{Text, present, shared};
 use crate::message::{Cause, ID_BYTES_MAX};
 use crate::token;
 
-/// How many users one query may name.
+/// The maximum number of users in a query.
 pub const USERS_MAX: usize = 1_000;
 
-/// The reason of a refusal for want of room.
+/// The reason of a refusal because of overload.
 const OVERLOADED: &str = "overloaded";
 
-/// A viewer's question.
+/// A viewer's query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// Who asks.
+    /// The viewer who asks.
     pub viewer: ByteString,
-    /// After whom.
+    /// The users whom the query is about.
     pub asked: QueriedUsers,
 }
 
-/// Whom a query is about.
+/// The users whom a query is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueriedUsers {
     /// These users, 1 to [`USERS_MAX`], in this order.
@@ -40,16 +41,16 @@ pub enum QueriedUsers {
 /// Why a question wasn't answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The reason, as a reply spells it.
+    /// The reason, as replies spell it.
     pub reason: &'static str,
-    /// What exactly, in one line.
+    /// The exact error, in one line.
     pub error: String,
-    /// The field that is wrong, such as `userIds[3]`, where one is.
+    /// The invalid field, such as `userIds[3]`, if there is one.
     pub field: Option<String>,
 }
 
 impl Refusal {
-    /// A refusal that is no single field's fault.
+    /// A refusal that concerns no single field.
     pub fn new(cause: Cause, error: String) -> Self {
         Self {
             reason: cause.as_str(),
@@ -58,12 +59,12 @@ impl Refusal {
         }
     }
 
-    /// A refusal of a field, and what it must be.
+    /// A refusal because of an invalid field. `must`: what the field must be.
     pub fn field(field: impl Into<String>, must: &str) -> Self {
         Self::of(Cause::InvalidField, field.into(), must)
     }
 
-    /// What is needed to answer isn't to be had now.
+    /// A refusal, since something that is needed for the answer is unavailable now.
     pub fn unavailable(error: &str) -> Self {
         Self {
             reason: "unavailable",
@@ -72,7 +73,7 @@ impl Refusal {
         }
     }
 
-    /// More is asked at the moment than can be answered.
+    /// A refusal, since there are more questions at the moment than can be answered.
     pub fn overloaded() -> Self {
         Self {
             reason: OVERLOADED,
@@ -80,12 +81,12 @@ impl Refusal {
         }
     }
 
-    /// Whether it was refused since more is asked than can be answered.
+    /// Whether the question was refused because of overload.
     pub fn is_overload(&self) -> bool {
         self.reason == OVERLOADED
     }
 
-    /// What is asked for has to be turned on first.
+    /// A refusal, since the feature must be enabled first.
     pub fn not_enabled(error: &str) -> Self {
         Self {
             reason: "not-enabled",
@@ -107,12 +108,12 @@ impl Refusal {
 }
 
 impl Query {
-    /// Reads a query. Where the last token of its subject says who asks, the body
-    /// needn't say so, and can't say otherwise: what a broker permits by subject
-    /// is then permitted by viewer.
+    /// Parses a query. `viewer_token`: the last token of the subject, if it names the viewer. The
+    /// body needn't name the viewer then, and can't name another one. So a broker's permission for
+    /// a subject is a permission for a viewer.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns the first thing that is wrong with the query.
     pub fn parse(payload: &Bytes, viewer_token: Option<&str>) -> Result<Self, Refusal> {
         let text = text(payload)?;
         let fields: Fields<'_> =
@@ -146,10 +147,10 @@ pub struct Explain {
 }
 
 impl Explain {
-    /// Reads the question.
+    /// Parses the question.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns the first thing that is wrong with the question.
     pub fn parse(payload: &Bytes) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         struct Fields<'a> {
@@ -212,7 +213,7 @@ fn text(payload: &Bytes) -> Result<ByteString, Refusal> {
         .map_err(|error| Refusal::new(Cause::InvalidJson, format!("not UTF-8: {error}")))
 }
 
-/// Who asks, by the body and the subject.
+/// The viewer who asks, from the body and the subject.
 fn viewer(
     said: Option<Text<'_>>,
     token: Option<&str>,
@@ -254,8 +255,8 @@ fn id(
     Ok(shared(id, text))
 }
 
-/// What is wrong with a question that didn't parse into its fields: these strings,
-/// or those of a query.
+/// What is wrong with a question that couldn't be parsed. `strings`: its fields, which must all be
+/// strings. Empty for a query.
 fn diagnose(text: &str, error: &serde_json::Error, strings: &[&str]) -> Refusal {
     let value = match serde_json::from_str::<Value>(text) {
         Ok(value) => value,

@@ -1,5 +1,5 @@
-//! Quotas: how much of each thing a tenant may use, so that none takes from the others. They
-//! draw on no clock: the caller says what time it is.
+//! Quotas: limits of what a tenant may use, so that none takes from the others. They read no clock:
+//! the caller passes the time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quota {
-    /// Messages a second.
+    /// Messages per second.
     Messages,
     /// Live connections.
     Connections,
@@ -19,17 +19,17 @@ pub enum Quota {
     Users,
     /// Remembered closes of connections.
     Closes,
-    /// Applications' statements that hold.
+    /// Applications' statements in force.
     Statements,
-    /// Users with a status of their own.
+    /// Users with an own status.
     Statuses,
     /// Viewers of one user.
     Audience,
-    /// Processor time a second.
+    /// Processor time per second.
     Cpu,
-    /// Questions a second.
+    /// Queries per second.
     Queries,
-    /// Dead letters a second.
+    /// Dead letters per second.
     DeadLetters,
     /// Entries of the directory.
     DirectoryEntries,
@@ -58,7 +58,7 @@ impl Quota {
         Self::PluginMemory,
     ];
 
-    /// The quota as a metric's label spells it.
+    /// The quota's name in a metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Messages => "messages",
@@ -79,36 +79,35 @@ impl Quota {
     }
 }
 
-/// A limit to how much there may be a second: what wasn't used may be made up for, up to a burst.
-/// Cloning it shares it.
+/// A rate limit: what wasn't used can be used later, up to a burst. Clones share the limit.
 #[derive(Clone, Debug, Default)]
 pub struct Rate(Arc<RateState>);
 
 #[derive(Debug, Default)]
 struct RateState {
     per_s: AtomicU64,
-    /// What one takes, in nanoseconds; 0 without a limit.
+    /// How long one use takes at this rate, in nanoseconds; 0 without a limit.
     ns_each: AtomicU64,
     burst_ns: AtomicU64,
-    /// When all that was taken would have been, at the rate.
+    /// When everything used so far would be done at this rate.
     done_ns: AtomicU64,
-    /// How many there may be beside that.
+    /// How many extra uses are allowed beside the rate.
     more: AtomicU64,
 }
 
 impl Rate {
-    /// So many a second and so many at once, or without a limit, for 0.
+    /// A limit of `per_s` uses per second, and of `burst` at once. 0 per second: no limit.
     pub fn new(per_s: u64, burst: u64) -> Self {
         let rate = Self::default();
         rate.change(per_s, burst);
         rate
     }
 
-    /// From now on there may be so many. Where the rate is another one, nothing has been used yet.
+    /// Changes the limit. If the rate differs, past use is forgotten.
     pub fn change(&self, per_s: u64, burst: u64) {
         let ns_each = NS_PER_S.checked_div(per_s).map_or(0, |ns| ns.max(1));
         let burst_ns = ns_each.saturating_mul(burst.max(1));
-        // What was used is measured by the rate that it was used at.
+        // Past use is measured by the rate at which it happened.
         if self.0.per_s.swap(per_s, Ordering::Relaxed) != per_s {
             self.0.done_ns.store(0, Ordering::Relaxed);
         }
@@ -116,32 +115,32 @@ impl Rate {
         self.0.burst_ns.store(burst_ns, Ordering::Relaxed);
     }
 
-    /// How many there may be a second; 0 for as many as there are.
+    /// The limit per second; 0 without a limit.
     pub fn per_s(&self) -> u64 {
         self.0.per_s.load(Ordering::Relaxed)
     }
 
-    /// How many there may be at once.
+    /// The limit of uses at once.
     pub fn burst(&self) -> u64 {
         let burst_ns = self.0.burst_ns.load(Ordering::Relaxed);
         let ns_each = self.0.ns_each.load(Ordering::Relaxed);
         burst_ns.checked_div(ns_each).unwrap_or(0)
     }
 
-    /// From now on there may be one part of so many of what there may be of another.
+    /// Sets this limit to 1/`parts` of another one.
     pub fn be_part_of(&self, whole: &Self, parts: u64) {
         let part = |of: u64| of.div_ceil(parts.max(1));
         self.change(part(whole.per_s()), part(whole.burst()));
     }
 
-    /// There may be as many more, at any time, as there may be in so many milliseconds; none any more,
-    /// for 0.
+    /// Allows as many extra uses, at any time, as the rate allows in `ms` milliseconds. 0: no extra
+    /// uses.
     pub fn allow_for(&self, ms: u64) {
         let more = self.per_s().saturating_mul(ms).div_ceil(1_000);
         self.0.more.store(more, Ordering::Relaxed);
     }
 
-    /// Whether there may be one more now. It then counts.
+    /// Takes one use. Returns whether it is allowed now; if not, it doesn't count.
     pub fn take(&self, now_ns: u64) -> bool {
         let ns_each = self.0.ns_each.load(Ordering::Relaxed);
         if ns_each == 0 {
@@ -165,7 +164,7 @@ impl Rate {
         self.0.done_ns.fetch_update(relaxed, relaxed, taken).is_ok()
     }
 
-    /// So many were used, whether or not there might be so many.
+    /// Counts uses that have happened, whether or not they were allowed.
     pub fn spend(&self, now_ns: u64, count: u64) {
         let ns_each = self.0.ns_each.load(Ordering::Relaxed);
         if ns_each == 0 {
@@ -178,7 +177,7 @@ impl Rate {
         let _ = self.0.done_ns.fetch_update(relaxed, relaxed, spent);
     }
 
-    /// When what was spent is made up for; in the past where it is.
+    /// When the past use is compensated at this rate. It is in the past if it already is.
     pub fn free_at_ns(&self) -> u64 {
         match self.0.ns_each.load(Ordering::Relaxed) {
             0 => 0,
@@ -187,8 +186,8 @@ impl Rate {
     }
 }
 
-/// A limit to how many there are at a time of something that several parts have some of. Cloning
-/// it shares it.
+/// A limit of how many there may be of something at a time, shared by several holders. Clones share
+/// the limit.
 #[derive(Clone, Debug, Default)]
 pub struct Cap(Arc<CapState>);
 
@@ -200,36 +199,36 @@ struct CapState {
 }
 
 impl Cap {
-    /// So many, or without a limit, for 0.
+    /// A limit of `max`; 0 without a limit.
     pub fn new(max: usize) -> Self {
         let cap = Self::default();
         cap.change(max);
         cap
     }
 
-    /// From now on there may be so many. Those that are there stay.
+    /// Changes the limit. What is held already stays.
     pub fn change(&self, max: usize) {
         self.0.max.store(max, Ordering::Relaxed);
     }
 
-    /// How many there may be; 0 for as many as there are.
+    /// The limit; 0 without a limit.
     pub fn max(&self) -> usize {
         self.0.max.load(Ordering::Relaxed)
     }
 
-    /// How many there are.
+    /// How many are held in all.
     pub fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }
 
-    /// Another of the same size, which has nothing in common with this one.
+    /// A separate cap with the same limit.
     #[must_use]
     pub fn apart(&self) -> Self {
         Self::new(self.max())
     }
 }
 
-/// What one part has of what is limited. It is given back with this.
+/// How many one holder has of what a [`Cap`] limits. They are given back when this is dropped.
 #[derive(Debug, Default)]
 pub struct Held {
     cap: Cap,
@@ -237,7 +236,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Nothing yet.
+    /// A holder that has none yet.
     pub fn of(cap: &Cap) -> Self {
         Self {
             cap: cap.clone(),
@@ -245,22 +244,22 @@ impl Held {
         }
     }
 
-    /// How many this part has.
+    /// How many this holder has.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// How many there may be of all parts.
+    /// The limit for all holders together.
     pub fn max(&self) -> usize {
         self.cap.max()
     }
 
-    /// From now on there may be so many of all parts.
+    /// Changes the limit for all holders together.
     pub fn change(&self, max: usize) {
         self.cap.change(max);
     }
 
-    /// One more, if there may be.
+    /// Takes one more, if the limit allows it. Returns whether it did.
     pub fn take(&mut self) -> bool {
         let max = match self.cap.max() {
             0 => usize::MAX,
@@ -273,13 +272,13 @@ impl Held {
         taken
     }
 
-    /// One more, whether or not there may be: it was there before.
+    /// Takes one more, regardless of the limit, since it existed before.
     pub fn keep(&mut self) {
         self.cap.0.held.fetch_add(1, Ordering::Relaxed);
         self.count += 1;
     }
 
-    /// One less.
+    /// Gives one back.
     pub fn release(&mut self) {
         if let Some(count) = self.count.checked_sub(1) {
             self.count = count;
@@ -345,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_was_spent_is_made_up_for_by_the_rate() {
-        // A tenth of the time, in microseconds, and half a second's worth at once.
+        // A tenth of the time, in microseconds, and at once half a second's worth.
         let rate = Rate::new(100_000, 50_000);
         let now = 100 * S;
         rate.spend(now, 50_000);

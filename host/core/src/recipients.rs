@@ -1,9 +1,9 @@
-//! A user's recipients: the viewers who have been told of the user, and what each was
-//! shown last.
+//! A user's recipients: the viewers who have been told that the user is online, and what each was
+//! last shown.
 //!
-//! What was shown is kept as a digest, so that it can be compared with what is to
-//! be shown now, over a restart too. Mostly all viewers have been shown the same,
-//! or there is a part of them for each tier.
+//! What was shown is stored as a digest, which can be compared with what should be shown now, also
+//! after a restart. Mostly all viewers are shown the same, or there is one part of them for each
+//! tier.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use crate::names::Id;
 use crate::rules::Rendition;
 use crate::verdicts::Verdict;
 
-/// What was shown of a user: a digest of the metadata, and whether the viewer gets
-/// to know when the user was last seen, once they are gone.
+/// A digest of what was shown of a user: the metadata, and whether the viewer will be told when the
+/// user was last seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShownDigest(u64);
 
 impl ShownDigest {
-    /// The bit that says whether the viewer gets to know when the user was last seen.
+    /// The bit that says whether the viewer will be told when the user was last seen.
     const LAST_SEEN: u64 = 1;
 
-    /// What a rendition shows of an online event. The order of keys counts for
-    /// nothing.
+    /// The digest of what a rendition shows of an online event. It doesn't depend on the order of
+    /// keys.
     pub fn of(event: &Event, rendition: &Rendition) -> Self {
         let entries = event.metadata.entries();
         let visible = entries.filter(|entry| entry.public && rendition.shows(entry.key));
         let content = visible.fold(0_u64, |sum, entry| {
-            // A hash whose collisions aren't found by chance or by trying a few values.
+            // Collisions of this hash aren't found by chance, nor by trying a few values.
             let mut hasher = DefaultHasher::new();
             hasher.write_usize(entry.key.len());
             hasher.write(entry.key.as_bytes());
@@ -40,7 +40,7 @@ impl ShownDigest {
         Self((content & !Self::LAST_SEEN) | u64::from(rendition.last_seen))
     }
 
-    /// Whether the viewer gets to know when the user was last seen.
+    /// Whether the viewer will be told when the user was last seen.
     pub fn last_seen(self) -> bool {
         self.0 & Self::LAST_SEEN != 0
     }
@@ -50,12 +50,12 @@ impl ShownDigest {
         self.0 | Self::LAST_SEEN == other.0 | Self::LAST_SEEN
     }
 
-    /// As it is stored.
+    /// Encodes the digest for storage.
     pub(crate) fn to_bytes(self) -> [u8; 8] {
         self.0.to_le_bytes()
     }
 
-    /// As [`Self::to_bytes`] wrote it.
+    /// Decodes what [`Self::to_bytes`] wrote.
     pub(crate) fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(u64::from_le_bytes(bytes))
     }
@@ -64,15 +64,15 @@ impl ShownDigest {
 /// Viewers who were all shown the same.
 pub type Part = (Audience, ShownDigest);
 
-/// Who has been told of a user, and what each of them was shown last.
+/// The viewers who have been told of a user, and what each was last shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipients(Parts);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Parts {
     One(Part),
-    /// All of them together, and the parts: disjoint, none empty, no two that were
-    /// shown the same.
+    /// All viewers, and the parts. The parts are disjoint and not empty, and no two were shown the
+    /// same.
     Several(Arc<(Audience, Box<[Part]>)>),
 }
 
@@ -83,7 +83,8 @@ impl Default for Recipients {
 }
 
 impl Recipients {
-    /// Disjoint parts. Those who were shown the same become one.
+    /// Recipients with these parts, which must be disjoint. Parts that were shown the same are
+    /// merged.
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
         let mut merged: Vec<Part> = Vec::new();
         for (viewers, shown) in parts {
@@ -103,7 +104,8 @@ impl Recipients {
         Self(Parts::One(merged.pop().unwrap_or_default()))
     }
 
-    /// Whom a verdict admits to an online event, and what it shows each of them.
+    /// The recipients according to a verdict: whom it admits to an online event, and what it shows
+    /// each of them.
     pub fn by(event: &Event, verdict: &Verdict) -> Self {
         match &*verdict.renditions {
             [rendition] => Self(Parts::One((
@@ -117,7 +119,7 @@ impl Recipients {
         }
     }
 
-    /// All who have been told.
+    /// All viewers who have been told.
     pub fn audience(&self) -> &Audience {
         match &self.0 {
             Parts::One((viewers, _)) => viewers,
@@ -125,7 +127,7 @@ impl Recipients {
         }
     }
 
-    /// The parts of them, none of which is empty.
+    /// The parts, none of which is empty.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let parts = match &self.0 {
             Parts::One(part) => std::slice::from_ref(part),
@@ -144,13 +146,13 @@ impl Recipients {
         self.audience().contains(viewer)
     }
 
-    /// Those of them who get to know when the user was last seen.
+    /// The viewers who will be told when the user was last seen.
     pub fn may_know_last_seen(&self) -> Audience {
         let parts = self.parts().filter(|(_, shown)| shown.last_seen());
         parts.fold(Audience::nobody(), |all, (viewers, _)| all.union(viewers))
     }
 
-    /// These less some viewers.
+    /// The recipients without some viewers.
     #[must_use]
     pub fn without(&self, viewers: &Audience) -> Self {
         if viewers.is_empty() {
@@ -160,8 +162,7 @@ impl Recipients {
         Self::new(parts.map(|(part, shown)| (part.difference(viewers), *shown)))
     }
 
-    /// Those of some viewers who were shown something else than this, of all who have
-    /// been told.
+    /// Of `viewers`, those who have been told and were shown other metadata.
     pub fn shown_otherwise(&self, viewers: &Audience, shown: ShownDigest) -> Audience {
         let others = self.parts().filter(|(_, was)| !was.same_content(shown));
         others.fold(Audience::nobody(), |all, (part, _)| {
@@ -169,8 +170,8 @@ impl Recipients {
         })
     }
 
-    /// Whether the two are the same without any comparing of viewers: they may be
-    /// equal where they aren't.
+    /// Whether the two are the same, found without comparing viewers. If it is false, they may
+    /// still be equal.
     pub fn same(&self, other: &Self) -> bool {
         let same = |(a, b): (&Part, &Part)| a.1 == b.1 && a.0.same(&b.0);
         match (&self.0, &other.0) {

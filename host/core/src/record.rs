@@ -1,6 +1,6 @@
-//! What is kept over a restart, piece by piece.
+//! Records: what a shard knows, in pieces that survive a restart.
 //!
-//! `codec` says as which bytes.
+//! The module `codec` defines their encoding.
 
 mod codec;
 
@@ -15,56 +15,56 @@ use crate::status::OwnStatus;
 use crate::step::Step;
 use crate::tracker;
 
-/// Which format this is.
+/// The version of the format.
 pub const FORMAT: u32 = 4;
 
-/// A piece of what a shard knows.
+/// A piece of a shard's state.
 #[derive(Clone, Debug)]
 pub enum Record {
-    /// Of its tracker.
+    /// A record of the tracker.
     Tracker(tracker::TrackerRecord<Metadata>),
-    /// Of its ledger; none if the user is offline.
+    /// The ledger entry of a user. `None`: the user is offline.
     Ledger {
         /// The user.
         user: Name,
-        /// What is known and was said of them.
+        /// What is known of the user, and what viewers were told.
         entry: Option<LedgerEntry>,
     },
-    /// Of its departures; none if it isn't remembered any more.
+    /// A user's last departure. `None`: it is no longer remembered.
     Departed {
         /// The user.
         user: Name,
-        /// The user's last one.
+        /// The departure.
         departure: Option<Departure>,
     },
-    /// Of its statuses.
+    /// A user's own status.
     Status {
         /// The user.
         user: Name,
-        /// The user's own status, if it is known.
+        /// The status. `None`: it is no longer kept.
         word: Option<OwnStatus>,
     },
-    /// Of its events that wait; none if none of the user's does any more.
+    /// A user's events that wait in the queue. Empty if none waits.
     Waiting {
         /// The user.
         user: Name,
-        /// What is next for each, in their order.
+        /// The next step of each event, in order.
         steps: Vec<Step>,
     },
-    /// What an application stated of a user, and holds; none if nothing does.
+    /// An application's statement about a user. `None`: no statement is in force.
     Stated {
         /// The user.
         user: Name,
-        /// What, and when it was said, by the clock of `now`.
+        /// When the statement was made, by the clock of `now`, and what it says.
         statement: Option<(u64, Statement)>,
     },
 }
 
-/// A record as it is stored: its key, and its value unless it is to be removed.
+/// A stored record: the key, and the value. `None` as the value: the record is removed.
 pub type Stored = (Vec<u8>, Option<Vec<u8>>);
 
 impl Record {
-    /// The id of the user it is about.
+    /// The id of the record's user.
     pub fn user(&self) -> &str {
         match self {
             Self::Tracker(
@@ -80,8 +80,8 @@ impl Record {
         }
     }
 
-    /// Moves the times that it has by the host's clock, for a host whose clock is ahead by so
-    /// much; behind, if negative. Senders' times stay.
+    /// Shifts the record's host times, for a host whose clock is ahead by `ahead_ms`; behind, if
+    /// negative. Senders' timestamps stay.
     pub fn shift(&mut self, ahead_ms: i64) {
         let at = match self {
             Self::Tracker(tracker::TrackerRecord::Connection {
@@ -105,7 +105,7 @@ impl Record {
         *at = at.saturating_add_signed(ahead_ms);
     }
 
-    /// All the numbers of ids it holds.
+    /// All ids in the record, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         match self {
             Self::Ledger {

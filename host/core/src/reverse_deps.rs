@@ -1,4 +1,5 @@
-//! Reverse dependencies: for each question to the directory, the users whose verdict used the answer.
+//! The reverse dependencies of verdicts: for each question to the directory, the users whose
+//! verdict used the answer.
 
 use std::collections::BTreeSet;
 
@@ -7,17 +8,17 @@ use hashbrown::HashMap;
 use crate::directory::Question;
 use crate::names::Id;
 
-/// For each question, the users on whose behalf it was asked.
+/// For each question, the users for whom it was asked.
 #[derive(Debug, Default)]
 pub(crate) struct ReverseDeps(HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>);
 
 impl ReverseDeps {
-    /// Notes that a question was asked on a user's behalf.
+    /// Notes that a question was asked for a user.
     pub(crate) fn insert(&mut self, question: &Question, user: Id) {
         self.0.entry_ref(question).or_default().insert(user);
     }
 
-    /// Forgets it.
+    /// Forgets that a question was asked for a user.
     pub(crate) fn remove(&mut self, question: &Question, user: Id) {
         if let Some(users) = self.0.get_mut(question) {
             users.remove(&user);
@@ -27,12 +28,12 @@ impl ReverseDeps {
         }
     }
 
-    /// On whose behalf a question was asked, in a stable order.
+    /// The users for whom a question was asked, in a stable order.
     pub(crate) fn of(&self, question: &Question) -> impl Iterator<Item = Id> {
         self.0.get(question).into_iter().flatten().copied()
     }
 
-    /// How many questions there are.
+    /// The number of questions.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,4 +1,4 @@
-//! What the core asks of a tenant's rules, and what they answer.
+//! What the core asks a tenant's rules, and what they answer.
 //!
 //! The sandbox implements [`Rules`] with components; tests do it with closures.
 
@@ -11,13 +11,12 @@ use crate::event::Event;
 use crate::metadata::MetadataChange;
 use crate::names::{Id, Names};
 
-/// What a call is about and may know.
+/// The event that a call is about, and what the rules may know.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The wall time, in milliseconds since the Unix epoch: what rules go by.
+    /// The wall time for rules, in milliseconds since the Unix epoch.
     pub now: u64,
-    /// The monotonic time in milliseconds, for durations such as how long a plugin that
-    /// failed stays in quarantine.
+    /// The monotonic time in milliseconds, for durations such as a quarantine.
     pub monotonic: u64,
     /// The event.
     pub event: &'a Arc<Event>,
@@ -27,19 +26,19 @@ pub struct Context<'a> {
     pub names: &'a Arc<Names>,
 }
 
-/// A tenant's pipeline, as one thread runs it.
+/// A tenant's pipeline, as one thread uses it.
 pub trait Rules {
-    /// The changes that the enrichers make, in order. One that fails is passed over.
+    /// The changes that the enrichers make, in order. An enricher that fails is skipped.
     fn enrich(&mut self, context: Context<'_>) -> Enriched;
 
-    /// Who may see the event, and what each of them gets.
+    /// Who may see the event, and what each of them is shown.
     fn decide(&mut self, context: Context<'_>) -> Decision;
 
-    /// What each of these viewers gets to see of the event. Calls only the redactor.
+    /// What each of these viewers is shown of the event. Calls only the redactor.
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision;
 
-    /// Decides as [`Self::decide`] does, and tells what each stage did to a viewer:
-    /// nothing, where there are no stages.
+    /// Decides as [`Self::decide`] does, and reports what each stage did to a viewer. Without
+    /// stages, the report is empty.
     fn explain(&mut self, context: Context<'_>, _viewer: Id) -> Explanation {
         Explanation {
             stages: Vec::new(),
@@ -47,22 +46,22 @@ pub trait Rules {
         }
     }
 
-    /// An earlier decision holds for the event, so that they aren't asked.
+    /// An earlier decision is reused for the event, so the rules aren't asked.
     fn reused(&mut self, _context: Context<'_>) {}
 
-    /// Whether the last good generation of a filter or redactor has taken over since the
-    /// last call of this method.
+    /// Whether the last good generation of a filter or redactor has replaced a newer one since the
+    /// last call.
     fn take_replaced(&mut self) -> bool {
         false
     }
 }
 
-/// A decision, and how it came about for one viewer.
+/// A decision, and how it was made for one viewer.
 #[derive(Debug)]
 pub struct Explanation {
     /// The stages, in the order in which they are asked.
     pub stages: Vec<StageReport>,
-    /// What came of it.
+    /// The decision.
     pub decision: Decision,
 }
 
@@ -75,42 +74,41 @@ pub struct StageReport {
     pub version: String,
     /// The SHA-256 of its file, in hexadecimal.
     pub sha256: Arc<str>,
-    /// What it does: `enricher`, `filter` or `redactor`.
+    /// The plugin's role: `enricher`, `filter` or `redactor`.
     pub role: &'static str,
-    /// Whether it is the last good generation, which has taken over from a newer
-    /// one that failed.
+    /// Whether this is the last good generation, which has replaced a newer one that failed.
     pub is_fallback: bool,
-    /// What it did.
+    /// What the stage did.
     pub outcome: StageOutcome,
-    /// What it gave as its reasons, about the event.
+    /// The plugin's reasons about the event.
     pub reasons: Vec<String>,
-    /// What it gave as its reasons about the viewer alone.
+    /// The plugin's reasons about the viewer alone.
     pub viewer_reasons: Vec<String>,
-    /// How it failed, if it did.
+    /// The error, if the stage failed.
     pub failure: Option<String>,
 }
 
 /// What a stage can do to a viewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageOutcome {
-    /// The viewer wasn't in the audience before it, and is after it.
+    /// The stage added the viewer to the audience.
     Admitted,
-    /// The viewer was in the audience before it, and is not after it.
+    /// The stage removed the viewer from the audience.
     Removed,
-    /// The viewer was in the audience, and stays.
+    /// The viewer was in the audience before the stage, and after it.
     Kept,
-    /// The viewer was not in the audience, before or after.
+    /// The viewer was not in the audience, neither before the stage nor after it.
     Absent,
-    /// It failed, and nobody new may see the user.
+    /// The stage failed, and nobody new may see the user.
     Failed,
     /// An earlier stage failed.
     NotReached,
-    /// It has no say: it changed the event's metadata before the event was announced.
+    /// The stage doesn't decide: it changed the event's metadata before the event was announced.
     NotAsked,
 }
 
 impl StageOutcome {
-    /// The turn as an explanation spells it.
+    /// The outcome as an explanation spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Admitted => "admitted",
@@ -124,44 +122,44 @@ impl StageOutcome {
     }
 }
 
-/// What the enrichers did.
+/// The result of the enrichers.
 #[derive(Debug, Default)]
 pub struct Enriched {
-    /// What they changed.
+    /// The changes of the metadata.
     pub changes: Vec<MetadataChange>,
-    /// Those of them that failed.
+    /// The failures of enrichers.
     pub failures: Vec<Failure>,
-    /// What some of them asked for that isn't cached: fetch it, and ask all again.
+    /// Questions whose answers aren't cached: fetch them, and ask all enrichers again.
     pub cache_misses: BTreeSet<Question>,
-    /// Which of them did. They have been passed over.
+    /// The plugins that asked these questions. They were skipped.
     pub unanswered: Vec<Arc<str>>,
 }
 
-/// What came of asking the rules.
+/// The result of asking the rules.
 #[derive(Debug)]
 pub enum Decision {
-    /// They decided.
+    /// The rules decided.
     Decided(Vec<Rendition>, Reads),
-    /// They asked for what isn't cached: fetch it, and ask again.
+    /// The rules need answers that aren't cached: fetch them, and ask again.
     CacheMiss(BTreeSet<Question>),
-    /// One of them failed.
+    /// One of the rules failed.
     Failed(Failure),
 }
 
-/// What a part of the audience gets to see of an event.
+/// What a part of the audience is shown of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendition {
     /// The part of the audience.
     pub audience: Audience,
-    /// The metadata keys it gets.
+    /// The metadata keys that these viewers get.
     pub keys: Arc<[Box<str>]>,
-    /// Whether it gets to know when the user was last seen. Of an online event: whether
-    /// it will, once the user is gone.
+    /// Whether these viewers are told when the user was last seen. For an online event: whether
+    /// they will be told when the user goes offline.
     pub last_seen: bool,
 }
 
 impl Rendition {
-    /// Whether it shows a metadata key.
+    /// Whether these viewers get a metadata key.
     pub fn shows(&self, key: &str) -> bool {
         self.keys.iter().any(|shown| &**shown == key)
     }
@@ -170,26 +168,26 @@ impl Rendition {
 /// What a decision depends on, beside the rules and the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
-    /// The questions put to the directory.
+    /// The questions asked of the directory.
     pub questions: BTreeSet<Question>,
-    /// The metadata keys read.
+    /// The metadata keys that were read.
     pub keys: BTreeSet<Box<str>>,
-    /// All of the metadata was read.
+    /// Whether all of the metadata was read.
     pub all_metadata: bool,
-    /// The event's own timestamp was read.
+    /// Whether the event's timestamp was read.
     pub timestamp: bool,
-    /// The time was read.
+    /// Whether the time was read.
     pub time: bool,
-    /// The earliest wall time at which a component asked to be asked again.
+    /// The earliest wall time at which a component wants to be asked again.
     pub reconsider_at: Option<u64>,
-    /// A component read the time, and didn't say until when its answer holds. What
-    /// others say of their own answers doesn't hold for it.
+    /// Whether a component read the time without saying how long its answer holds. The limits of
+    /// other components don't apply to its answer.
     pub open_ended: bool,
 }
 
 impl Reads {
-    /// Adds what one more stage read. Whatever holds only under a condition holds
-    /// under the conditions of all stages together.
+    /// Adds what one more stage read. The result holds only while the conditions of all stages
+    /// hold.
     pub fn add(&mut self, mut stage: Self) {
         self.questions.append(&mut stage.questions);
         self.keys.append(&mut stage.keys);
@@ -201,8 +199,8 @@ impl Reads {
         self.reconsider_at = ends.into_iter().flatten().min();
     }
 
-    /// Takes out what says how long an answer holds, and leaves the rest: what a call says
-    /// of its own answer doesn't hold for those of others.
+    /// Removes and returns the fields that say how long an answer holds: they apply only to the
+    /// answer of the call that set them.
     #[must_use]
     pub fn take_times(&mut self) -> Self {
         Self {
@@ -213,8 +211,8 @@ impl Reads {
         }
     }
 
-    /// Whether what was made of it, at `made_at`, holds at `now` as far as the time
-    /// goes. A clock that was set back makes that a moment yet to come.
+    /// Whether a decision made at `made_at` still holds at `now`, as far as time is concerned. It
+    /// doesn't if the clock was set back before `made_at`.
     pub fn holds_at(&self, made_at: u64, now: u64) -> bool {
         let not_before = !self.time || made_at <= now;
         let not_after = self.reconsider_at.is_none_or(|at| now < at);
@@ -226,7 +224,7 @@ impl Reads {
     }
 }
 
-/// A component that didn't answer.
+/// The failure of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The plugin's name.

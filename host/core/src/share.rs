@@ -1,22 +1,21 @@
 //! The share of a tenant's users that a canary's candidate decides on.
 //!
-//! A user is in a share by their id alone: the first eight bytes of the SHA-256 of the id,
-//! read as a big-endian number, modulo 10,000, are the user's *place*. A share of so many
-//! ten-thousandths has the users whose place is below that number. So every node, and every
-//! run of it, has the same users in a share, and a larger share has all users of a smaller
-//! one.
+//! Whether a user is in a share depends on the id alone. The first eight bytes of the SHA-256 of
+//! the id, read as a big-endian number, modulo 10,000, are the user's *place*. A share of n
+//! ten-thousandths has the users whose place is below n. So every node, at every start, has the
+//! same users in a share, and a larger share has all users of a smaller one.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-/// How many places there are.
+/// The number of places.
 const PLACES: u16 = 10_000;
 
-/// How many places are one per cent.
+/// The number of places in one per cent.
 const PER_CENT: u16 = PLACES / 100;
 
-/// A share of the users, in steps of a hundredth of a per cent. As data it is a number of per
+/// A share of the users, in steps of a hundredth of a per cent. It is serialized as a number of per
 /// cent.
 #[derive(
     Clone,
@@ -33,7 +32,7 @@ const PER_CENT: u16 = PLACES / 100;
 #[serde(try_from = "serde_json::Number", into = "serde_json::Number")]
 pub struct Share(u16);
 
-/// A text or number that is no share.
+/// A text or number that is not a valid share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidShare(String);
 
@@ -56,15 +55,15 @@ impl Share {
     /// Everyone.
     pub const EVERYONE: Self = Self(PLACES);
 
-    /// So many ten-thousandths of the users; everyone, if that is more than there are.
+    /// A share of `places` ten-thousandths of the users, at most everyone.
     pub fn of_places(places: u16) -> Self {
         Self(places.min(PLACES))
     }
 
-    /// Reads a number of per cent.
+    /// Parses a number of per cent.
     ///
     /// # Errors
-    /// If it is none, or nobody's share, or more than everyone's.
+    /// If it isn't a number with at most two digits after the point, from 0.01 to 100.
     pub fn parse_percent(text: &str) -> Result<Self, InvalidShare> {
         let wrong = || InvalidShare(text.into());
         let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
@@ -87,7 +86,7 @@ impl Share {
         }
     }
 
-    /// Whether it has a user.
+    /// Whether a user is in the share.
     pub fn has(self, user: &str) -> bool {
         match self.0 {
             0 => false,
@@ -96,7 +95,7 @@ impl Share {
         }
     }
 
-    /// How many ten-thousandths it is.
+    /// The share in ten-thousandths.
     pub fn places(self) -> u16 {
         self.0
     }
@@ -119,7 +118,7 @@ impl From<Share> for serde_json::Number {
     }
 }
 
-/// As per cent, such as `5` or `0.25`.
+/// In per cent, such as `5` or `0.25`.
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0 / PER_CENT, self.0 % PER_CENT) {
@@ -130,13 +129,13 @@ impl fmt::Display for Share {
     }
 }
 
-/// By which rules each user is decided on: one for all, or another one for a share of them.
-/// Rules are told apart by numbers of the caller's.
+/// Which rules decide on each user: the same for all, or others for a share of them. The caller
+/// identifies rules by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// The rules of everyone who is not in the share.
+    /// The rules for users outside the share.
     pub active: u64,
-    /// The rules of a share of the users, if there are such.
+    /// The rules for a share of the users, if there is one.
     pub candidate: Option<(u64, Share)>,
 }
 
@@ -157,9 +156,9 @@ impl Assignment {
         }
     }
 
-    /// Whether another assignment has other rules decide on a user.
+    /// Whether the two assignments have different rules decide on a user.
     pub fn moves(&self, to: &Self, user: &str) -> bool {
-        // All that is looked at of the user is the place, which takes long to work out.
+        // Only the user's place matters. It is computed once, since that takes long.
         let place = place(user);
         let rules = |of: &Self| match of.candidate {
             Some((candidate, Share(places))) if place < places => candidate,
@@ -168,7 +167,7 @@ impl Assignment {
         rules(self) != rules(to)
     }
 
-    /// Whether another assignment has none of the rules that this one has.
+    /// Whether the two assignments have no rules in common.
     pub fn is_disjoint(&self, other: &Self) -> bool {
         let others = other.numbers();
         self.numbers()
@@ -189,7 +188,7 @@ pub fn place(user: &str) -> u16 {
         .iter_mut()
         .zip(digest)
         .for_each(|(to, from)| *to = from);
-    // It is below the number of places.
+    // The result is below the number of places.
     (u64::from_be_bytes(first) % u64::from(PLACES)) as u16
 }
 
@@ -206,7 +205,7 @@ mod tests {
         }
     }
 
-    /// As the book has them (docs/operate/canary.md).
+    /// The examples in docs/operate/canary.md.
     const VECTORS: [(&str, u16); 6] = [
         ("", 1652),
         ("ada", 398),

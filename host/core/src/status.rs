@@ -1,10 +1,9 @@
-//! Statuses: what a connection says that its user is doing, and what users say of
-//! themselves, as two keys of the metadata.
+//! Statuses: what a connection says that its user is doing (the activity), and what users say about
+//! themselves (their own status), as two keys of the metadata.
 //!
-//! What users are doing is the tracker's to know, since it ends with their
-//! connections. What they say of themselves is kept here, and outlives the
-//! connection that said it for as long as the user is online: the newest word
-//! holds, by its sender's timestamp, until it expires or another takes its place.
+//! The tracker keeps activities, since they end with connections. A user's own status is kept here.
+//! It outlives the connection that set it, as long as the user is online: the newest one, by its
+//! sender's timestamp, is valid until it expires or is replaced.
 
 use std::collections::BTreeSet;
 
@@ -21,70 +20,70 @@ use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::tracker::Activity;
 
-/// The key of what a user is doing.
+/// The metadata key of the activity.
 pub const ACTIVITY: &str = "activity";
 
-/// The key of what a user says of themselves.
+/// The metadata key of the user's own status.
 pub const STATUS: &str = "status";
 
-/// The longest text of a status, in bytes.
+/// The maximum length of a status text, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
-/// How statuses are told.
+/// The settings of statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusSettings {
-    /// How long after an update of a user the next one is told, at the earliest.
+    /// The minimum time between two updates of a user.
     pub min_interval_ms: u64,
-    /// How long after a connection last said that its user is typing this ends.
+    /// How long a user counts as typing after a connection last said so.
     pub typing_ms: u64,
-    /// Of how many users is kept what they say of themselves.
+    /// The maximum number of users whose own status is kept.
     pub users_max: usize,
 }
 
-/// What a message says of its user's status.
+/// What a message says about its user's activity and own status.
 #[derive(Debug, Default)]
 pub struct StatusUpdate<'a> {
-    /// What the user is doing, if it says so.
+    /// The activity, if the message has one.
     pub activity: Option<Activity>,
-    /// What the user says of themselves, if anything: none takes it back.
+    /// The user's own status, if the message has one. `Some(None)`: the status is cleared.
     pub status: Option<Option<StatusRef<'a>>>,
-    /// How many of the two were not understood.
+    /// How many of the two were invalid.
     pub unknown: u64,
 }
 
-/// What a user says of themselves, as a message has it.
+/// A user's own status, borrowed from a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusRef<'a> {
     /// A JSON string.
     pub text: &'a str,
-    /// Until when it holds, in milliseconds since the Unix epoch; for good if none.
+    /// When the status expires, in milliseconds since the Unix epoch. `None`: never.
     pub expires_at: Option<u64>,
 }
 
-/// What a user says of themselves.
+/// A user's own status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// A JSON string.
     pub text: Box<str>,
-    /// Until when it holds, in milliseconds since the Unix epoch; for good if none.
+    /// When the status expires, in milliseconds since the Unix epoch. `None`: never.
     pub expires_at: Option<u64>,
 }
 
-/// A user's own status, as last set.
+/// What a user last said about themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnStatus {
-    /// Its sender's time, in milliseconds since the Unix epoch.
+    /// The sender's timestamp, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// What it says; none takes back what was said before.
+    /// The status. `None`: the user has cleared it.
     pub status: Option<Status>,
 }
 
-/// How an event's metadata is to read: the two keys, as JSON text.
+/// The values of the two status keys in an event's metadata, as JSON text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusKeys {
-    /// Under [`ACTIVITY`].
+    /// The value under [`ACTIVITY`].
     pub activity: Option<Box<str>>,
-    /// Under [`STATUS`].
+    /// The value under [`STATUS`].
     pub status: Option<Box<str>>,
 }
 
@@ -105,7 +104,7 @@ impl<'a> StatusUpdate<'a> {
 }
 
 impl Activity {
-    /// As JSON text.
+    /// The activity as JSON text.
     pub fn json(self) -> &'static str {
         match self {
             Self::Idle => "\"idle\"",
@@ -122,7 +121,7 @@ impl Activity {
 }
 
 impl<'a> StatusRef<'a> {
-    /// None if it is no status; none within if it takes one back.
+    /// `None` if it is invalid. `Some(None)` if it clears the status.
     fn parse(json: &'a str) -> Option<Option<Self>> {
         #[derive(Deserialize)]
         struct Object<'a> {
@@ -134,7 +133,7 @@ impl<'a> StatusRef<'a> {
         if json == "null" {
             return Some(None);
         }
-        // A struct may be written as an array elsewhere.
+        // serde would also accept an array for the struct.
         let object: Object<'a> = json
             .starts_with('{')
             .then(|| serde_json::from_str(json).ok())??;
@@ -152,7 +151,7 @@ impl<'a> StatusRef<'a> {
 }
 
 impl Status {
-    /// As a JSON object.
+    /// The status as a JSON object.
     fn json(&self) -> Box<str> {
         let mut json = Vec::with_capacity(self.text.len() + 48);
         json.extend_from_slice(b"{\"text\":");
@@ -171,13 +170,13 @@ impl Status {
 }
 
 impl OwnStatus {
-    /// What holds of it at a wall time.
+    /// The status that is still valid at a wall time.
     fn at(&self, wall: u64) -> Option<&Status> {
         let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= wall);
         self.status.as_ref().filter(|status| !expired(status))
     }
 
-    /// The digest of what it says; none if that is nothing.
+    /// The digest of the user's status. `None` if there is no status.
     fn digest(&self, user: &Name) -> Option<u64> {
         let Status { text, expires_at } = self.status.as_ref()?;
         let expires_at = expires_at.unwrap_or_default().to_le_bytes();
@@ -187,7 +186,7 @@ impl OwnStatus {
 }
 
 impl StatusKeys {
-    /// What an event's metadata reads as it is broadcast.
+    /// The values in an event's metadata that may be broadcast.
     pub fn of(metadata: &Metadata) -> Self {
         let public = |key: &str| {
             let mut entries = metadata.entries();
@@ -200,8 +199,8 @@ impl StatusKeys {
         }
     }
 
-    /// Metadata that reads so. It is written again, and so holds nothing of what it
-    /// read before.
+    /// A copy of the metadata with these values. Its text is written anew, so it doesn't keep the
+    /// text of the old values in memory.
     pub fn put_into(&self, metadata: &Metadata) -> Metadata {
         let mut changed = Metadata::default().edit();
         let others = metadata.entries();
@@ -217,7 +216,7 @@ impl StatusKeys {
     }
 }
 
-/// What is kept of one user.
+/// The state of one user.
 #[derive(Debug, Default)]
 struct StatusEntry {
     word: Option<OwnStatus>,
@@ -225,7 +224,7 @@ struct StatusEntry {
     broadcast_at: Option<u64>,
     /// When to look at the user again.
     check_at: Option<u64>,
-    /// Whether the user is to be shown by another connection then.
+    /// Whether the user must be shown by another connection then.
     reshow: bool,
 }
 
@@ -244,25 +243,24 @@ pub struct Statuses {
     users: Users,
     /// When to look at which user.
     timers: BTreeSet<(u64, Id)>,
-    /// How many users have set one.
+    /// The number of users with an own status, or a cleared one.
     words: usize,
     changed: ChangedUsers,
-    /// The digest of what users say of themselves.
+    /// The digest of users' own statuses.
     digest: PartedDigest,
-    /// Who reads what users say of themselves, as it was at some moment: nothing of it changes but
-    /// behind [`Self::keep`].
+    /// The readers of own statuses as of a moment. So [`Self::keep`] must be called before any
+    /// change of one.
     readings: Readings<(Id, OwnStatus)>,
 }
 
 impl Statuses {
-    /// Whether what a user says of themselves can be kept, where it is of so many users at
-    /// most.
+    /// Whether a user's own status can be kept, if those of at most `users_max` users are kept.
     pub fn has_room(&self, user: Id, users_max: usize) -> bool {
         let is_kept = |entry: &StatusEntry| entry.word.is_some();
         self.words < users_max || self.users.get(&user).is_some_and(is_kept)
     }
 
-    /// A user says something of themselves. Says whether that changes anything.
+    /// A user sets or clears their own status. Returns whether that changes anything.
     pub fn set(
         &mut self,
         user: Id,
@@ -281,7 +279,8 @@ impl Statuses {
                 (before, status) => before.is_none() && status.is_none(),
             };
             if same {
-                // No change to store: it would be one with each heartbeat that says so.
+                // This is no change to store. Otherwise, each heartbeat that repeats the status
+                // would be one.
                 word.timestamp = timestamp;
                 return false;
             }
@@ -295,25 +294,25 @@ impl Statuses {
         true
     }
 
-    /// Puts back what a user last said of themselves.
+    /// Restores what a user last said about themselves.
     pub fn restore(&mut self, user: Id, name: &Name, word: OwnStatus) {
         self.keep(user);
         self.put(user, name, Some(word));
     }
 
-    /// The digest of what users say of themselves.
+    /// The digest of users' own statuses.
     pub fn digest(&self) -> &PartedDigest {
         &self.digest
     }
 
-    /// What a user says of themselves at a wall time, as a JSON object; none within if that is
-    /// nothing, or nothing any more; none if they have never said anything.
+    /// A user's own status at a wall time, as a JSON object. `Some(None)` if it was cleared or has
+    /// expired. `None` if the user has never set one.
     pub fn status(&self, wall: u64, user: Id) -> Option<Option<Box<str>>> {
         let word = self.users.get(&user)?.word.as_ref()?;
         Some(word.at(wall).map(Status::json))
     }
 
-    /// At which wall time what a user says of themselves expires, if it will.
+    /// The wall time at which a user's own status expires, if it does.
     pub fn expires_at(&self, wall: u64, user: Id) -> Option<u64> {
         let word = self.users.get(&user)?.word.as_ref()?;
         word.at(wall)?.expires_at
@@ -324,12 +323,12 @@ impl Statuses {
         self.users.get(&user)?.broadcast_at
     }
 
-    /// An update of a user is broadcast now.
+    /// Notes that an update of a user is broadcast now.
     pub fn note_broadcast(&mut self, now: u64, user: Id) {
         self.users.entry(user).or_default().broadcast_at = Some(now);
     }
 
-    /// The users whose status expires, in a stable order.
+    /// The users whose own status has an expiry, in a stable order.
     pub fn expiring(&self) -> Vec<Id> {
         let expires = |entry: &StatusEntry| {
             let status = entry.word.as_ref().and_then(|word| word.status.as_ref());
@@ -341,7 +340,7 @@ impl Statuses {
         users
     }
 
-    /// Looks at a user again at a time, by the monotonic time, or before it.
+    /// Has a user looked at again at this monotonic time, or earlier.
     pub fn check_at(&mut self, user: Id, at: u64) {
         let entry = self.users.entry(user).or_default();
         if entry.check_at.is_some_and(|before| before <= at) {
@@ -353,20 +352,20 @@ impl Statuses {
         self.timers.insert((at, user));
     }
 
-    /// Has it be told at a time that a user is shown by another connection.
+    /// Has a user be shown by another connection at this time, instead of at once.
     pub fn reshow_at(&mut self, user: Id, at: u64) {
         self.users.entry(user).or_default().reshow = true;
         self.check_at(user, at);
     }
 
-    /// Whether it is to be told now that a user is shown by another connection, which
-    /// was put off.
+    /// Whether the user must be shown by another connection now, which was delayed. It clears the
+    /// flag.
     pub fn take_reshow(&mut self, user: Id) -> bool {
         let entry = self.users.get_mut(&user);
         entry.is_some_and(|entry| std::mem::take(&mut entry.reshow))
     }
 
-    /// Whether a user is to be looked at no later than an update may follow the last one.
+    /// Whether a user is looked at again no later than the next update is allowed.
     pub fn waits(&self, user: Id, min_interval_ms: u64) -> bool {
         let entry = self.users.get(&user);
         entry.is_some_and(|entry| match (entry.check_at, entry.broadcast_at) {
@@ -375,12 +374,12 @@ impl Statuses {
         })
     }
 
-    /// When somebody is to be looked at.
+    /// When the next user must be looked at.
     pub fn next_check(&self) -> Option<u64> {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Somebody who is to be looked at by now.
+    /// Takes a user who must be looked at by now.
     pub fn pop_due(&mut self, now: u64) -> Option<Id> {
         let (at, user) = *self.timers.first().filter(|(at, _)| *at <= now)?;
         self.timers.remove(&(at, user));
@@ -393,7 +392,7 @@ impl Statuses {
         Some(user)
     }
 
-    /// Forgets what a user says of themselves.
+    /// Forgets a user's own status.
     pub fn clear(&mut self, user: Id, name: &Name) {
         self.keep(user);
         if self.users.contains_key(&user) && self.put(user, name, None) {
@@ -401,7 +400,7 @@ impl Statuses {
         }
     }
 
-    /// What a user says of themselves is this from now on. Says whether there was anything before.
+    /// Replaces a user's own status. Returns whether there was one before.
     fn put(&mut self, user: Id, name: &Name, word: Option<OwnStatus>) -> bool {
         let after = word.as_ref().and_then(|word| word.digest(name));
         let is_kept = word.is_some();
@@ -427,20 +426,21 @@ impl Statuses {
         }
     }
 
-    /// The users with anything known or to be told, in a stable order.
+    /// The users of whom anything is kept, in a stable order.
     pub fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.users.keys().copied().collect();
         users.sort_unstable();
         users
     }
 
-    /// What users say of themselves is to be read as it is now, by [`Self::read`].
+    /// Begins to read users' own statuses as they are now, by [`Self::read`].
     pub(crate) fn begin_reading(&mut self, moment: &Moment) {
         let users = self.users.keys().map(|user| user.0).collect();
         self.readings.begin(moment, users, 0);
     }
 
-    /// Reads on as of a moment, of so many users at most. Says whether any were left.
+    /// Reads the own statuses of at most `count` more users, as of a moment. Returns whether any
+    /// were left.
     pub(crate) fn read(
         &mut self,
         moment: &Moment,
@@ -451,24 +451,23 @@ impl Statuses {
         self.readings.read(moment, count, word, take)
     }
 
-    /// What a user says of themselves is about to change.
+    /// Keeps a user's own status for readers, since it is about to change.
     fn keep(&mut self, user: Id) {
         let users = &self.users;
         self.readings.keep(user.0, || word(users, user));
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_changed`].
+    /// Sets whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
     }
 
-    /// Whether there is anything to take.
+    /// Whether any change has been noted.
     pub fn has_records(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The users whose own status has changed since this was last called, with the status.
-    /// Of two of the same user, the later holds.
+    /// The users whose own status has changed since the last call, with the current status.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<OwnStatus>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
@@ -476,7 +475,7 @@ impl Statuses {
         })
     }
 
-    /// All the numbers of ids in here.
+    /// All ids in here, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users.keys().map(|user| user.0);
         let kept = self.readings.kept().map(|(user, _)| user.0);
@@ -486,7 +485,7 @@ impl Statuses {
 
 type Users = HashMap<Id, StatusEntry, foldhash::fast::FixedState>;
 
-/// What a user last said of themselves.
+/// What a user last said about themselves.
 fn word(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
     let word = users.get(&user)?.word.clone()?;
     Some((user, word))

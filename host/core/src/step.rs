@@ -1,4 +1,4 @@
-//! What is next for an event that has come in.
+//! The next step in handling an event.
 
 use std::sync::Arc;
 
@@ -7,27 +7,27 @@ use roaring::RoaringBitmap;
 use crate::event::Event;
 use crate::recipients::Recipients;
 
-/// What is next for an event.
+/// The next step in handling an event.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// To be enriched and broadcast. Where it is not ours, an application has
-    /// published it on its own subject.
+    /// Enrich and broadcast the event. False: an application has already published it on its own
+    /// subject.
     Announce(Arc<Event>, bool),
-    /// To be sent to the viewers in the ledger.
+    /// Send the event to viewers who were told that the user is online.
     Tell(Arc<Event>, Recipients),
-    /// The user is to be shown by what the newest of their connections says by then.
+    /// Show the user by the metadata of their newest connection, as it is when this is done.
     Show(Arc<Event>),
 }
 
 impl Step {
-    /// What it is about.
+    /// The event.
     pub fn event(&self) -> &Arc<Event> {
         match self {
             Self::Announce(event, _) | Self::Tell(event, _) | Self::Show(event) => event,
         }
     }
 
-    /// All the numbers of ids in it.
+    /// All ids in the step, as numbers.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = match self {
             Self::Announce(..) | Self::Show(_) => RoaringBitmap::new(),

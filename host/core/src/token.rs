@@ -1,21 +1,21 @@
-//! Ids as tokens: how a user's or a group's id is written in a NATS subject and
-//! in the key of a KV bucket. There is one way to write each, and no two ids are
-//! written alike, so that a permission for a subject is one for an id.
+//! Tokens: how a user's or a group's id is written in a NATS subject and in the key of a KV bucket.
+//! Each id has exactly one token, and no two ids have the same, so that a permission for a subject
+//! is a permission for an id.
 //!
-//! An id of letters, digits, `_` and `-` stands as it is; any other is `=` and
-//! its base64url without padding: `ann@example.com` is `=YW5uQGV4YW1wbGUuY29t`.
+//! An id of letters, digits, `_` and `-` is its own token. The token of any other id is `=` and the
+//! id's base64url without padding: `ann@example.com` is `=YW5uQGV4YW1wbGUuY29t`.
 
 use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// Writes an id as a token.
+/// The token of an id.
 pub fn encode(id: &str) -> String {
     encoded(id).into_owned()
 }
 
-/// As [`encode`], without copying an id that stands as it is.
+/// As [`encode`], without copying an id that is its own token.
 pub fn encoded(id: &str) -> Cow<'_, str> {
     match is_plain(id) {
         true => id.into(),
@@ -23,7 +23,7 @@ pub fn encoded(id: &str) -> Cow<'_, str> {
     }
 }
 
-/// Reads an id from the token that stands for it; none from anything else.
+/// The id of a token. `None` if it is no token.
 pub fn decode(token: &str) -> Option<String> {
     let Some(encoded) = token.strip_prefix('=') else {
         return is_plain(token).then(|| token.to_owned());
@@ -32,7 +32,7 @@ pub fn decode(token: &str) -> Option<String> {
     (!id.is_empty() && !is_plain(&id)).then_some(id)
 }
 
-/// Whether an id stands for itself.
+/// Whether an id is its own token.
 fn is_plain(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     !id.is_empty() && id.bytes().all(plain)

@@ -1,8 +1,8 @@
-//! Verdicts, kept for as long as what they were made from hasn't changed.
+//! A cache of verdicts. A verdict is kept as long as what it was made from hasn't changed.
 //!
-//! Filters and redactors are pure, and the host sees all that they read. So a
-//! verdict is made once, and made again only when something it read has
-//! changed: a directory entry, a metadata value, the time.
+//! Filters and redactors are pure, and the host sees everything that they read. So a verdict is
+//! made once, and made again only when something it read has changed: a directory entry, a metadata
+//! value, or the time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,32 +16,31 @@ use crate::names::Id;
 use crate::reverse_deps::ReverseDeps;
 use crate::rules::{Reads, Rendition};
 
-/// How many verdicts are kept for users who are not online any more. When there
-/// are more, all of those are dropped.
+/// The maximum number of cached verdicts on users who are offline. When there are more, all of
+/// those are dropped.
 const IDLE_MAX: usize = 100_000;
 
-/// How many bytes the verdicts of a shard may take for what they read, and for the keys
-/// that they show: this much in all, and this much more for each of them. One that would
-/// take more isn't kept.
+/// The maximum size in bytes of what the verdicts of a shard read, and of the keys that they show:
+/// `BYTES_MAX`, plus `BYTES_MORE` for each verdict. A verdict that would exceed it isn't cached.
 const BYTES_MAX: usize = 64 << 20;
 const BYTES_MORE: usize = 4_096;
 
-/// About what a question, or a key that was read, takes beside its text, with the user on
-/// whose behalf it was.
+/// About how many bytes a question or a key that was read takes beside its text, with the user for
+/// whom it was read.
 const READ_BYTES: usize = 64;
 
-/// Who may see a user, and what each of them gets.
+/// Who may see a user, and what each of them is shown.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
     /// Disjoint parts of the audience. The user is in none of them.
     pub renditions: Vec<Rendition>,
-    /// All of them together.
+    /// The union of the parts.
     pub audience: Audience,
 }
 
 impl Verdict {
-    /// Puts a redactor's answer in order: a viewer gets the first rendition
-    /// that names them, and the user is no viewer.
+    /// Normalizes a redactor's answer: a viewer gets the first rendition that names them, and the
+    /// user is no viewer.
     pub fn new(user: Id, renditions: Vec<Rendition>) -> Self {
         let mut verdict = Self::default();
         for mut rendition in renditions {
@@ -59,7 +58,7 @@ impl Verdict {
         verdict
     }
 
-    /// The same, for no other viewers than these.
+    /// The verdict, restricted to these viewers.
     #[must_use]
     pub fn among(&self, viewers: &Audience) -> Self {
         let renditions = self.renditions.iter().map(|rendition| Rendition {
@@ -72,7 +71,7 @@ impl Verdict {
         }
     }
 
-    /// What a viewer gets to see, if anything.
+    /// What a viewer is shown, if they may see the user.
     pub fn rendition(&self, viewer: Id) -> Option<&Rendition> {
         let mut renditions = self.renditions.iter();
         renditions.find(|rendition| rendition.audience.contains(viewer))
@@ -82,12 +81,12 @@ impl Verdict {
 #[derive(Debug)]
 struct CachedVerdict {
     verdict: Arc<Verdict>,
-    /// By which rules, counted.
+    /// The number of the rules that made the verdict.
     rules: u64,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: u64,
     reads: Reads,
-    /// How many bytes it takes, about.
+    /// The approximate size in bytes.
     bytes: usize,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
@@ -96,21 +95,21 @@ struct CachedVerdict {
 /// The verdicts of one shard's users.
 #[derive(Debug, Default)]
 pub struct Verdicts {
-    /// The number of the rules that are in force. Verdicts by others don't hold, but
-    /// tell whom a change of the directory is likely to concern.
+    /// The number of the current rules. Verdicts of earlier rules don't hold, but tell which users
+    /// a change of the directory probably affects.
     rules: u64,
     kept: HashMap<Id, CachedVerdict, foldhash::fast::FixedState>,
-    /// Which users' verdicts read what is said of somebody or something else.
+    /// The users whose verdicts asked a question about another user, or about no user.
     readers: ReverseDeps,
-    /// How many bytes all take, about.
+    /// The approximate size of all cached verdicts, in bytes.
     bytes: usize,
-    /// The users whose verdicts would have taken too many: any change may concern them.
+    /// The users whose verdicts were too large to cache. Any change may affect them.
     heavy: BTreeSet<Id>,
 }
 
 impl Verdicts {
-    /// The verdict on an event, if one was made from the same inputs, and until
-    /// which wall time it holds, if not for good.
+    /// The cached verdict on an event, if it was made from the same inputs, and the wall time until
+    /// which it holds. `None` as the time: it holds for good.
     pub fn find(&self, wall: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
@@ -126,15 +125,15 @@ impl Verdicts {
         same.then(|| (Arc::clone(&kept.verdict), reads.reconsider_at))
     }
 
-    /// The metadata keys that the verdict on an event read, if that is all it read of
-    /// the metadata, and it was made by the current rules.
+    /// The metadata keys that the verdict on an event read, if the current rules made it, and it
+    /// didn't read all of the metadata.
     pub fn keys_read(&self, event: &Event) -> Option<&BTreeSet<Box<str>>> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
         (kept.rules == self.rules && !reads.all_metadata).then_some(&reads.keys)
     }
 
-    /// Keeps a verdict on an event that was made at a wall time, if there is room for it.
+    /// Caches a verdict on an event that was made at a wall time, if there is room for it.
     pub fn keep(&mut self, wall: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         let value = |key: &str| event.metadata.get(key).map(Box::<str>::from);
@@ -162,8 +161,8 @@ impl Verdicts {
         );
     }
 
-    /// The users whose verdicts read the time, or hold up to a time, or may, in a stable
-    /// order.
+    /// The users whose verdicts read the time, hold only up to a time, or weren't cached, in a
+    /// stable order.
     pub fn time_readers(&self) -> Vec<Id> {
         let by_time = |reads: &Reads| reads.time || reads.reconsider_at.is_some();
         let kept = self.kept.iter().filter(|(_, kept)| by_time(&kept.reads));
@@ -194,24 +193,23 @@ impl Verdicts {
         }
     }
 
-    /// The rules have changed: no verdict so far holds any longer.
+    /// The rules have changed: no cached verdict holds any longer.
     pub fn rules_changed(&mut self) {
         self.rules += 1;
     }
 
-    /// There are soon to be so many: making room for them meanwhile would hold up what comes then.
+    /// Reserves room for this number of verdicts, so that the map needn't grow while events wait.
     pub fn make_room(&mut self, verdicts: usize) {
         let more = verdicts.saturating_sub(self.kept.len());
         self.kept.reserve(more);
     }
 
-    /// Whether there is none.
+    /// Whether nothing is known of any verdict.
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty() && self.heavy.is_empty()
     }
 
-    /// The users whose verdicts read one of these answers, or may have, in a stable
-    /// order.
+    /// The users whose verdicts read one of the changed answers, or may have, in a stable order.
     pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
         let readers = changes.others();
         let readers = readers.flat_map(|question| self.readers_of(question));
@@ -222,7 +220,7 @@ impl Verdicts {
                 affected.extend(self.readers_of(&Question::CoMembers(Id(user))));
             }
         } else {
-            // A group of a million, with few online.
+            // This is faster for a large group of which few are online.
             let own = self.kept.iter().filter(|(user, kept)| {
                 let question = Question::CoMembers(**user);
                 users.contains(user.0) && kept.reads.questions.contains(&question)
@@ -241,7 +239,7 @@ impl Verdicts {
         affected
     }
 
-    /// Whether the verdict on one of those users who count read this answer.
+    /// Whether the verdict on a user for whom `counts` is true read this answer, or may have.
     pub fn reads(&self, question: &Question, counts: impl Fn(Id) -> bool) -> bool {
         let readers = self.readers_of(question);
         readers.chain(self.heavy.iter().copied()).any(counts)
@@ -256,7 +254,7 @@ impl Verdicts {
         own.into_iter().chain(self.readers.of(question))
     }
 
-    /// Drops the verdicts of users who aren't online, when there are many.
+    /// Drops the verdicts on offline users, if there are many.
     pub fn evict_offline(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
         if self.heavy.len() > online + IDLE_MAX {
             self.heavy.retain(|user| is_online(*user));
@@ -274,7 +272,7 @@ impl Verdicts {
         }
     }
 
-    /// All the numbers the verdicts hold.
+    /// All ids in the verdicts, as numbers.
     pub fn ids(&self) -> roaring::RoaringBitmap {
         let mut ids: roaring::RoaringBitmap = self.heavy.iter().map(|user| user.0).collect();
         let mut seen = VisitedSets::default();
@@ -293,8 +291,8 @@ impl Verdicts {
     }
 }
 
-/// How many bytes it takes to keep a verdict and what was read for it, about. Most share
-/// their keys with others, which isn't looked at.
+/// The approximate size of a verdict and of what was read for it, in bytes. It ignores that most
+/// verdicts share their keys with others.
 fn bytes(verdict: &Verdict, reads: &Reads) -> usize {
     let shown = verdict.renditions.iter().flat_map(|part| &*part.keys);
     let shown: usize = shown.map(|key| size_of::<Box<str>>() + key.len()).sum();
@@ -346,8 +344,8 @@ mod tests {
         }
     }
 
-    /// Until when a verdict of these stages, made at 10, is reused: 100 for good, 10
-    /// for never.
+    /// Until when a verdict of these stages, made at 10, is reused. 100 means for good, 10 means
+    /// never.
     fn reused_until(stages: &[Reads]) -> u64 {
         let names = Names::new();
         let event = event(&names);
@@ -373,7 +371,7 @@ mod tests {
             (vec![until_30.clone(), asks_again.clone()], 25),
             (vec![open.clone()], 10),
             (vec![open.clone(), timeless], 10),
-            // What one stage says of its answer doesn't hold for another's.
+            // The limit of one stage's answer doesn't apply to another's.
             (vec![open.clone(), until_20.clone()], 10),
             (vec![until_20, open.clone()], 10),
             (vec![open, asks_again], 10),
@@ -427,7 +425,7 @@ mod tests {
         let mut verdicts = Verdicts::default();
         let mut event = event(&names);
         let group = |user: u32, number: usize| Question::Members(format!("{user}-{number}").into());
-        // A mebibyte for each of a hundred users.
+        // One mebibyte for each of a hundred users.
         for user in 0..100 {
             event.user = Id(user);
             let key = |number: usize| format!("{user}-{number:01023}").into_boxed_str();
@@ -453,7 +451,7 @@ mod tests {
         };
         assert_eq!(found(&verdicts, 0), (true, true));
         assert_eq!(found(&verdicts, 99), (false, false), "it is decided again");
-        // A verdict that shows as much is one of them.
+        // A verdict that shows a mebibyte of keys is too large as well.
         let shown: Vec<Box<str>> = vec!["k".repeat(1 << 20).into()];
         let verdict = Verdict {
             renditions: vec![Rendition {
@@ -469,7 +467,7 @@ mod tests {
         };
         verdicts.keep(1, &by_99, verdict.into(), Reads::default());
         assert_eq!(found(&verdicts, 99), (false, false));
-        // Any change may concern those whose reads aren't known.
+        // Any change may affect the users whose reads aren't known.
         assert!(verdicts.reads(&group(99, 0), |user| user == Id(99)));
         assert!(!verdicts.reads(&group(1, 0), |user| user == Id(0)));
         assert!(verdicts.time_readers().contains(&Id(99)));

@@ -1,6 +1,6 @@
-//! A canary: a share of the users is decided on by other rules. Each change of the share
-//! decides again exactly those whom it moves from one to the other, corrects what viewers
-//! have been told of them, losses before gains, and reuses no verdict of the other rules.
+//! A canary: other rules decide on a share of the users. A change of the share decides again
+//! exactly on the users whom it moves between the rules. It corrects what viewers have been told of
+//! them, losses before gains, and reuses no verdict of the other rules.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,14 +25,15 @@ use serde_json::{Value, json};
 
 const USERS: usize = 200;
 
-/// Whom the active rules show everyone to, and whom the candidate does.
+/// The viewer to whom the active rules show everyone, and the one to whom the candidate does.
 const OLD_VIEWER: &str = "old";
 const NEW_VIEWER: &str = "new";
 
-/// Rules by their number: 1 shows everyone to one viewer, the others to another.
+/// Rules that are identified by numbers: number 1 shows everyone to one viewer, and the others to
+/// another viewer.
 struct Numbered {
     assignment: Assignment,
-    /// Whom they were asked about, and which of them.
+    /// The users whom the rules were asked about, and the number of the rules.
     asked: BTreeSet<(String, u64)>,
 }
 
@@ -81,7 +82,7 @@ struct World {
 }
 
 impl World {
-    /// Everyone is online, by the active rules alone.
+    /// Everyone is online, and the active rules decide on all.
     fn new() -> Self {
         let shard = Shard::new(
             Settings::default(),
@@ -112,7 +113,7 @@ impl World {
         })
     }
 
-    /// The subject, user and viewers of all that viewers are told.
+    /// Gives an input. Returns the subject, user and viewers of each filtered message.
     fn input(&mut self, input: Input) -> Vec<(String, String, Vec<Value>)> {
         self.now += 1;
         let mut out = Vec::new();
@@ -143,8 +144,8 @@ impl World {
         })
     }
 
-    /// Has the share become another, and checks that just those are decided on again, and
-    /// corrected, whom that moves.
+    /// Changes the share, and checks that exactly the users whom this moves are decided on again,
+    /// and corrected.
     fn moves(&mut self, after: Assignment, moved: impl Fn(u16) -> bool) {
         let told = self.assign(after);
         let expected: BTreeSet<_> = (0..USERS).map(name).filter(|it| moved(place(it))).collect();
@@ -211,7 +212,8 @@ fn a_verdict_on_a_user_who_has_gone_is_not_reused_by_the_other_rules() {
     world.connect(&user, Kind::Disconnect);
     assert!(world.ask(OLD_VIEWER, &user)["lastSeen"].is_u64());
     world.assign(canary(10_000));
-    // Whom neither the last verdict nor that of now admits knows nothing.
+    // A viewer must be admitted by the last verdict and by the current one to know when the user
+    // was last seen.
     assert!(world.ask(OLD_VIEWER, &user)["lastSeen"].is_null());
     assert!(world.ask(NEW_VIEWER, &user)["lastSeen"].is_null());
     let told = world.connect(&user, Kind::Connect);

@@ -1,5 +1,5 @@
-//! A shard that is read piece by piece while it goes on: what viewers were told, and what is kept
-//! of it, is read as it was when that began, whatever happens in between.
+//! A shard is read piece by piece while it changes. What viewers were told, and the records that
+//! depend on it, are read as they were when reading began, whatever happens in between.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,8 @@ use serde_json::{Value, json};
 const USERS: u64 = 12;
 const BEGIN: u64 = 1_700_000_000_000;
 
-/// An enricher that some users wait for, and rules of which each generation shows others.
+/// An enricher that waits for an answer about some users, and rules that show each user to other
+/// viewers in each generation.
 struct Changing {
     generation: u64,
 }
@@ -69,21 +70,22 @@ impl Rules for Changing {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A message of a user; of which connection, and what it says.
+    /// A message of a user: the kind, the user, the connection, and a number that determines its
+    /// content.
     Message(Kind, u64, u64, u8),
     /// Time passes.
     Pass(u64),
     /// The rules change.
     Rules,
-    /// So many departures are remembered from here on.
+    /// The maximum number of departures changes.
     Departures(usize),
-    /// Ids that nobody holds are given back, and others take their numbers.
+    /// Unused ids are freed, and other ids get their numbers.
     Sweep,
-    /// Somebody begins to read the shard.
+    /// A reader begins to read the shard.
     Begin,
-    /// One of those who read goes on, with so much.
+    /// A reader continues, with at most this many connections or users.
     Read(usize, usize),
-    /// One of those who read gives it up.
+    /// A reader gives up.
     GiveUp(usize),
 }
 
@@ -108,12 +110,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Records, by their keys.
+/// Values of records, by key.
 type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
 struct Reader {
     cursor: ShardCursor,
-    /// What has been read: in pieces, and all of it at the beginning.
+    /// What has been read: piece by piece, and at once at the beginning.
     read: Records,
     all: Records,
 }
@@ -202,7 +204,8 @@ impl World {
                 let mut all = Records::new();
                 let (mut pieces, mut at_once) = (self.shard.cursor(), self.shard.cursor());
                 while read(&mut self.shard, &mut at_once, 1_000, &self.names, &mut all) {}
-                // What has been read of connections is as of later.
+                // Connections are read as they are when their turn comes, so they are skipped, and
+                // only the rest is compared.
                 read(
                     &mut self.shard,
                     &mut pieces,
@@ -247,7 +250,7 @@ impl World {
         }
     }
 
-    /// All of them read on to the end.
+    /// All readers continue to the end.
     fn finish(mut self) -> usize {
         for reader in &mut self.readers {
             let Reader {
@@ -259,7 +262,7 @@ impl World {
             assert_eq!(names_of(records), names_of(all));
             assert_eq!(records, all);
         }
-        // Nothing is kept for those who have read all, or have given up.
+        // Nothing is kept for readers who have finished or given up.
         self.readers.iter().map(|it| it.all.len()).sum()
     }
 }
@@ -270,7 +273,7 @@ fn names_of(records: &Records) -> Vec<String> {
         .collect()
 }
 
-/// Reads on. Says whether there is more.
+/// Reads on. Returns whether there is more.
 fn read(
     shard: &mut Shard,
     cursor: &mut ShardCursor,
@@ -320,7 +323,7 @@ proptest! {
     }
 }
 
-/// That the test above is about something.
+/// Checks that the test above covers every kind of record.
 #[test]
 fn there_is_something_of_everything_to_read() {
     let mut world = World::new();

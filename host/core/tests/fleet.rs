@@ -1,10 +1,10 @@
 //! A fleet in virtual time: the real shards and the fleet's protocol, over a broker, clocks and
 //! processes that fail as real ones do.
 //!
-//! A run is made by its seed alone: what fails, what users do, what is late or lost. What viewers
-//! were told is judged by an oracle that knows nothing of the protocol (`fleet/oracle.rs`).
-//! `SIMULATE=from..to` has another range of seeds run than those that run always, and has all be
-//! printed that happens in a single one; `cargo xtask simulate` sets it.
+//! The seed determines everything in a run: what fails, what users do, which messages are late or
+//! lost. An oracle that knows nothing of the protocol (`fleet/oracle.rs`) judges what viewers were
+//! told. `SIMULATE=from..to` selects another range of seeds than the default one. If it is a single
+//! seed, everything that happens is printed. `cargo xtask simulate` sets it.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! A join in a large group, by counted work: who is decided on again, and what that takes
-//! of memory.
+//! A user joins a large group. The tests count the work: on whom the rules decide again, and how
+//! much memory this takes.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,16 +22,16 @@ use presence_core::{Input, Output, Settings, Shard};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 
-/// How many are in the group; how many of them are online, and of these how many are in
-/// another group with who joins.
+/// The number of group members; how many of them are online; and how many of these share another
+/// group with the user who joins.
 const MEMBERS: u32 = 100_000;
 const ONLINE: u32 = 6;
 const CLOSE: u32 = 2;
 
-/// What a bitmap of the group takes.
+/// The size of a bitmap of the group.
 const GROUP_BYTES: u64 = MEMBERS as u64 / 8;
 
-/// Contacts and co-members may see, less the blocked: the default pipeline.
+/// The default pipeline: contacts and co-members may see a user, except those who are blocked.
 #[derive(Default)]
 struct Both {
     asked: usize,
@@ -87,7 +87,7 @@ impl World {
         let mut out = Vec::new();
         self.shard
             .handle(self.now, input, &mut self.rules, &mut out);
-        // As long as it takes at the pace of corrections.
+        // Lets as much time pass as the corrections take at their rate.
         while let Some(at) = self
             .shard
             .next_deadline()
@@ -104,7 +104,7 @@ fn name(user: u32) -> String {
     format!("u{user}")
 }
 
-/// The group, with who joins if they have.
+/// The group, with the user who joins once they have joined.
 fn group(joined: Option<Id>) -> RoaringBitmap {
     (0..MEMBERS).chain(joined.map(|id| id.0)).collect()
 }
@@ -173,7 +173,7 @@ fn a_join_in_a_large_group_decides_again_on_whom_it_shows_somebody_new_and_copie
     let input = Input::Directory(Arc::new(after), Arc::new(changes));
     let decided = measure(|| out = world.input(input));
     assert_eq!(world.rules.asked, (2 * ONLINE - CLOSE) as usize);
-    // A message is made for each, and that is about all.
+    // Memory is allocated for one message per user, and for little more.
     let bytes = decided.bytes_total / u64::from(ONLINE - CLOSE);
     assert!(bytes < GROUP_BYTES, "{bytes} bytes for a user");
     let told: Vec<_> = told(out)

@@ -1,6 +1,6 @@
-//! What a viewer gets when a user leaves, and when the user is hidden from them, byte
-//! by byte: on the filtered subjects, on their own, and in answers to their questions.
-//! The two worlds have the same past, whatever the rules, the settings and the statuses.
+//! What a viewer receives when a user leaves, and when the user is hidden from them, compared byte
+//! by byte: on the filtered subjects, on the viewer's own subject, and in answers to queries. Two
+//! worlds with the same past are compared, for any rules, settings and statuses.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use presence_core::{Input, Output, Settings, Shard, status, tracker};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Whom the viewers are told of, and who looks.
+/// The user whom viewers are told of, the viewer who is examined, and other users.
 const USER: &str = "ada";
 const VIEWER: &str = "vic";
 const OTHERS: [&str; 6] = ["ben", "cleo", "dan", "eve", "fay", "gus"];
@@ -31,11 +31,12 @@ const OTHERS: [&str; 6] = ["ben", "cleo", "dan", "eve", "fay", "gus"];
 /// Longer than any script takes.
 const TIMEOUT_MS: u64 = 10_000_000;
 
-/// What a viewer gets: some keys, and perhaps when the user was last seen.
+/// What a viewer is shown: the metadata keys, and whether they may know when the user was last
+/// seen.
 type Tier = (Vec<&'static str>, bool);
 
-/// Contacts may see, less the blocked and those from whom the user is hidden. Friends
-/// (who have the user among their own contacts) get one tier, all others another.
+/// Contacts may see the user, except those who are blocked, and those from whom the user is hidden.
+/// Friends (who have the user among their own contacts) are shown one tier, and all others another.
 #[derive(Clone)]
 struct Rule {
     friends: Tier,
@@ -44,7 +45,7 @@ struct Rule {
     hidden_from_all: bool,
     unredacted: bool,
     failing: bool,
-    /// The redactor tells friends by the user's contacts.
+    /// Whether the redactor recognizes friends by the user's contacts.
     by_contacts: bool,
 }
 
@@ -115,29 +116,29 @@ impl Rules for Rule {
     }
 }
 
-/// How the user comes to be hidden.
+/// The way in which the user becomes hidden.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// A filter takes the viewer away, or everyone.
+    /// A filter removes the viewer, or everyone.
     Viewer,
     All,
-    /// The redactor leaves the viewer out.
+    /// The redactor leaves out the viewer.
     Unredacted,
-    /// By the directory.
+    /// A block in the directory.
     Block,
-    /// The viewer is a contact no more, which is another tier, too.
+    /// The viewer is no longer a contact, which also changes the tier.
     Contact,
 }
 
-/// What happens before.
+/// A step before the user leaves or is hidden.
 #[derive(Clone, Debug)]
 enum Before {
-    /// A connect or heartbeat of the user's, with an activity.
+    /// A connect or heartbeat of a connection of the user, with an activity.
     Connect(u8, &'static str),
     Heartbeat(u8, &'static str),
-    /// The redactor becomes another one.
+    /// The redactor changes its tiers.
     Tiers(Tier, Tier),
-    /// The viewer is blocked for a while.
+    /// The viewer is blocked, or no longer is.
     Block(bool),
     Fail(bool),
     /// The host is restarted.
@@ -266,12 +267,12 @@ impl World {
         for step in &scenario.before {
             world.before(step);
         }
-        // All is told by then, and the user is online and visible.
+        // After this, everything has been told, and the user is online and visible.
         world.rule.failing = false;
         world.input(Input::Rules);
         world.block(false);
         world.connect(0, "active");
-        // One connection is left: the end of another may change what is shown.
+        // One connection is left, since the end of another might change what is shown.
         world.disconnect(1);
         world.wait(20_000);
         world
@@ -369,7 +370,7 @@ impl World {
         self.wait(0);
     }
 
-    /// The user leaves; what comes of it comes after the grace.
+    /// The user leaves. The result comes after the grace.
     fn leave(&mut self) {
         self.disconnect(0);
         self.wait(self.settings.tracker.grace_ms);
@@ -390,7 +391,7 @@ impl World {
         });
     }
 
-    /// The user is hidden from the viewer, just when they would be gone.
+    /// The user is hidden from the viewer at the time at which leaving would take effect.
     fn hide(&mut self, way: Way) {
         self.wait(self.settings.tracker.grace_ms);
         match way {
@@ -403,7 +404,7 @@ impl World {
         self.input(Input::Rules);
     }
 
-    /// All that the viewer gets of what was published, as it is written.
+    /// The published messages that the viewer receives, as text.
     fn told(&mut self) -> Vec<(String, String)> {
         let out = std::mem::take(&mut self.out);
         let own = format!("\"{VIEWER}\"");
@@ -458,8 +459,8 @@ proptest! {
         prop_assert_eq!(of_left.len(), 2, "{:?}", &of_left);
         prop_assert_eq!(&of_left, &of_hidden);
 
-        // Anyone who may know when the user was last seen is answered that once the user has
-        // left. A hidden user looks like one whose last time the viewer may not see.
+        // A viewer who may know when the user was last seen gets this answer once the user has
+        // left. A hidden user looks like a user whose last-seen time the viewer may not know.
         let mut answer: Value = serde_json::from_str(&left.asked()).unwrap();
         let last_seen = answer.as_object_mut().unwrap().remove("lastSeen");
         let event: Value = serde_json::from_str(&of_left[1].1).unwrap();

@@ -1,4 +1,4 @@
-//! Whatever falls due at one moment, and however much: it is told bit by bit, in order, and
+//! Any amount of work may become due at the same time. It is done in small portions, in order, and
 //! makes no difference to what comes after it.
 
 #![allow(
@@ -74,7 +74,7 @@ impl World {
         self.send(Kind::Disconnect, &body)
     }
 
-    /// Lets time go on, and does all that falls due.
+    /// Lets time pass, and does all work that becomes due.
     fn wait(&mut self, ms: u64) -> Vec<Output> {
         let end = self.now + ms;
         let mut out = Vec::new();
@@ -111,7 +111,7 @@ const ONLINE: &str = "presence.events.user_online";
 const OFFLINE: &str = "presence.events.user_offline";
 const DLQ: &str = "presence.dlq";
 
-/// The reasons that were replied, `ok` for none.
+/// The reasons in the replies; `ok` for an accepted input.
 fn replies(out: &[Output]) -> Vec<String> {
     let replied = out.iter().filter_map(|output| match output {
         Output::Reply(_, body) => {
@@ -195,7 +195,7 @@ fn a_user_has_so_many_connections_and_what_would_open_one_more_is_a_dead_letter(
         assert!(payload.contains("one more"), "as it was sent: {payload}");
     }
     assert_eq!(world.shard.connections(), 256);
-    // Those that are live, and those of others, are as ever.
+    // Connections that are already live, and those of other users, are still accepted.
     assert_eq!(replies(&world.connect("ann", "7")), ["ok"]);
     assert_eq!(replies(&world.connect("ben", "one more")), ["ok"]);
     world.disconnect("ann", "7");
@@ -224,7 +224,7 @@ fn closes_are_remembered_of_so_many_connections_and_those_of_live_ones_always_co
         (vec!["ok".into()], vec!["ann".into()])
     );
     assert_eq!(world.shard.counters().closes_forgotten, 1);
-    // It was the oldest that gave way: a late heartbeat of the last one is late.
+    // The oldest close was forgotten: a late heartbeat of the last one is recognized as late.
     world.now += 1;
     let late = json!({"userId": "ann", "connId": "c", "timestamp": world.now - 2});
     assert_eq!(replies(&world.send(Kind::Heartbeat, &late)), ["stale"]);
@@ -324,7 +324,7 @@ fn statements_and_statuses_are_kept_of_so_many_users() {
         let out = world.send(Kind::Connect, &body);
         assert_eq!(replies(&out), [reply], "{user}");
     }
-    // But for the status it is taken.
+    // Everything but the status is accepted.
     assert_eq!(world.shard.connections(), 3);
     world.disconnect("x", "c");
     let body = json!({"userId": "z", "connId": "c", "timestamp": world.now,
@@ -332,8 +332,8 @@ fn statements_and_statuses_are_kept_of_so_many_users() {
     assert_eq!(replies(&world.send(Kind::Heartbeat, &body)), ["ok"]);
 }
 
-/// A user who goes offline so many times, at this pace: how often they were told to be
-/// online and offline.
+/// A user goes online and offline this many times, at this pace. Returns how often they were
+/// announced as online and as offline.
 fn flip(world: &mut World, user: &str, times: usize, every_ms: u64) -> (usize, usize) {
     let (mut online, mut offline) = (0, 0);
     for _ in 0..times {
@@ -354,7 +354,7 @@ fn a_user_who_flips_hundreds_of_times_a_second_is_held_online_and_then_offline_f
     assert_eq!((online, offline), (101, 100));
     assert!(world.shard.counters().held_back >= 1_800);
     let last_seen = world.now - 1;
-    // Others aren't damped for it.
+    // Other users aren't damped because of this.
     world.connect("ann", "c");
     assert_eq!(users(&world.disconnect("ann", "c"), OFFLINE), ["ann"]);
     let out = world.wait(60_000);
@@ -372,7 +372,7 @@ fn a_user_who_flips_hundreds_of_times_a_second_is_held_online_and_then_offline_f
     );
     assert_eq!(body["lastSeen"], last_seen);
     assert!(body["timestamp"].as_u64().unwrap() > last_seen + 50_000);
-    // After a while nothing is held against the user.
+    // After a while, the user is no longer damped.
     world.wait(600_000);
     assert_eq!(flip(&mut world, "flapper", 30, 100), (30, 30));
 }
@@ -403,12 +403,12 @@ fn a_grace_is_at_least_as_long_as_it_is_set_and_an_absence_within_it_is_told_to_
         ..Settings::default()
     });
     assert_eq!(flip(&mut world, "ann", 50, 1_000), (1, 0));
-    // The last one was half a second ago.
+    // The user left half a second ago.
     assert!(users(&world.wait(4_499), OFFLINE).is_empty());
     assert_eq!(users(&world.wait(1), OFFLINE), ["ann"]);
 }
 
-/// A world in which users have a grace of 5 s, and statements hold for so long.
+/// A world in which users have a grace of 5 s, with this lifetime of statements.
 fn with_grace(statement_ttl_ms: u64) -> World {
     World::new(Settings {
         tracker: tracker::TrackerSettings {
@@ -420,8 +420,8 @@ fn with_grace(statement_ttl_ms: u64) -> World {
     })
 }
 
-/// A world in which an application has stated within her grace that Ann is online, which holds
-/// for an hour.
+/// A world in which Ann is within her grace, and an application has stated that she is online. The
+/// statement holds for an hour.
 fn stated_within_a_grace() -> World {
     let mut world = with_grace(3_600_000);
     world.connect("ann", "c");

@@ -1,5 +1,5 @@
-//! Queries of a shard over a rule written as code: what a viewer is answered, and
-//! when the rule is asked for it.
+//! Queries of a shard with a rule written in Rust: what a viewer is answered, and when the rule is
+//! asked.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,13 +23,14 @@ use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Renditio
 use presence_core::{Input, Output, Settings, Shard};
 use serde_json::{Value, json};
 
-/// Contacts may see, and get device and ip; all but dan know when someone was seen.
+/// Contacts may see a user, and are shown the device and the ip. All but dan may know when the user
+/// was last seen.
 struct Contacts {
     asked: usize,
     failing: bool,
-    /// Users are hidden who have this under one of these keys.
+    /// Users are hidden if one of these keys has this value.
     hides: Vec<(&'static str, &'static str)>,
-    /// Users are hidden from everyone.
+    /// Whether users are hidden from everyone.
     hides_all: bool,
     names: Arc<Names>,
 }
@@ -134,7 +135,7 @@ impl World {
         self.input(input);
     }
 
-    /// The host is started anew on what has been stored so far, and on what is new.
+    /// Restarts the host with the records stored so far and the new ones.
     fn restart(&mut self, store: &mut std::collections::BTreeMap<Vec<u8>, Vec<u8>>) {
         for record in self.shard.take_records(1) {
             match record.encode(&self.names) {
@@ -156,7 +157,7 @@ impl World {
         self.shard.handle(self.now, input, rules, out);
     }
 
-    /// The directory, which is asked, has this answer now.
+    /// The on-demand directory gets an answer to this question.
     fn learn(&mut self, question: &Question, answer: Option<Answer>) {
         let mut edit = self.directory.edit();
         edit.answer(question.clone(), answer);
@@ -169,7 +170,7 @@ impl World {
 
     fn correct(&mut self) {
         let (rules, out) = (&mut self.rules, &mut self.out);
-        // A few users are decided again at a time.
+        // Each call decides on a few users.
         loop {
             let backlog = self.shard.backlog();
             self.shard.advance(self.now, rules, out);
@@ -193,7 +194,7 @@ impl World {
         self.correct();
     }
 
-    /// The answers, as they are written.
+    /// The answers, as text.
     fn ask(&mut self, viewer: &str, users: &[&str]) -> Vec<String> {
         let (rules, out) = (&mut self.rules, &mut self.out);
         let users = users.iter().copied();
@@ -430,7 +431,7 @@ fn who_was_hidden_while_online_stays_hidden_once_gone() {
     world.send(Kind::Connect, "ada");
     world.send(Kind::Disconnect, "ada");
     assert_eq!(world.answer("ben", "ada"), hidden());
-    // Nor by rules that would have shown them.
+    // Rules that would have shown the user don't reveal the time, either.
     world.rules.hides.clear();
     world.input(Input::Rules);
     assert_eq!(world.answer("ben", "ada"), hidden());
@@ -452,7 +453,7 @@ fn the_rules_of_now_see_what_they_read_of_the_user_while_online() {
     world.rules.hides = vec![("device", "\"tv\"")];
     world.input(Input::Rules);
     assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
-    // What no rule had read was not kept, and can't be decided on.
+    // A value that no rule had read wasn't kept, so the rules can't decide by it.
     world.rules.hides = vec![("secret", "2")];
     world.input(Input::Rules);
     assert_eq!(world.answer("ben", "ada"), hidden());
@@ -499,7 +500,7 @@ fn last_seen_outlives_a_restart_for_those_who_may_know_it() {
     world.rules.hides = vec![("device", "\"phone\"")];
     world.input(Input::Rules);
 
-    // Who comes back hidden leaves no trace of before.
+    // A user who comes back hidden leaves no trace of the earlier visit.
     world.rules.hides_all = true;
     world.input(Input::Rules);
     world.send(Kind::Connect, "ada");
@@ -510,7 +511,7 @@ fn last_seen_outlives_a_restart_for_those_who_may_know_it() {
     assert_eq!(world.answer("ben", "ada"), hidden());
     assert!(world.answer("ben", "zoe")["lastSeen"].is_u64());
 
-    // No more are kept than configured, the newest of them, on the disk as well.
+    // At most the configured number of departures is kept, the newest ones, on disk as well.
     world.settings.departures_max = 1;
     world.restart(&mut store);
     assert_eq!(world.answer("ben", "zoe")["lastSeen"], Value::Null);

@@ -1,5 +1,5 @@
-//! What a tenant may use of everything: what goes beyond is refused, counted and told, and takes
-//! nothing from others.
+//! A tenant's quotas. Whatever exceeds a quota is refused, counted and reported, and takes nothing
+//! from others.
 
 #![allow(
     clippy::unwrap_used,
@@ -107,7 +107,7 @@ impl World {
     }
 }
 
-/// The reason that was replied, `ok` for none.
+/// The reason in the reply; `ok` for an accepted input.
 fn reply(out: &[Output]) -> String {
     let reply = out.iter().find_map(|output| match output {
         Output::Reply(_, body) => Some(serde_json::from_slice::<Value>(body).unwrap()),
@@ -127,7 +127,7 @@ fn bodies(out: &[Output], on: &str) -> Vec<Value> {
     published.collect()
 }
 
-/// What the log is told.
+/// The refusals that are reported for the log.
 fn logged(out: &[Output]) -> Vec<(Option<Quota>, &str)> {
     let logged = out.iter().filter_map(|output| match output {
         Output::Refused(it) => Some((it.quota, &*it.error)),
@@ -153,7 +153,7 @@ fn past_the_rate_new_connections_are_refused_and_live_ones_are_neither_lost_nor_
     assert!(error.contains("7 messages a second") && error.contains("[limits] messages_per_s"));
     assert_eq!(logged(&refused), [(Some(Quota::Messages), error)]);
     assert_eq!(world.over(Quota::Messages), 1);
-    // One heartbeat in a quarter of the lease is taken, and no more.
+    // One heartbeat in a quarter of the lease is accepted, and no more.
     let beat = |world: &mut World, ms| {
         world.wait(ms);
         reply(&world.send(Kind::Heartbeat, "ann", "c", true))
@@ -163,7 +163,7 @@ fn past_the_rate_new_connections_are_refused_and_live_ones_are_neither_lost_nor_
         assert_eq!(beat(&mut world, 7_500), "ok");
         assert_eq!(beat(&mut world, 0), "quota-exceeded");
     }
-    // It makes no connection live, and an end counts once.
+    // An excess heartbeat makes no connection live, and an excess disconnect is only accepted once.
     let unknown = world.send(Kind::Heartbeat, "eve", "c", true);
     assert_eq!(reply(&unknown), "quota-exceeded");
     let end = world.send(Kind::Disconnect, "ann", "c", true);
@@ -193,20 +193,20 @@ fn users_and_connections_are_limited_over_all_shards_and_room_comes_back() {
     assert_eq!(other.connect("b", "2"), "quota-exceeded");
     assert_eq!(other.over(Quota::Connections), 1);
     assert_eq!(one.shard.connections() + other.shard.connections(), 3);
-    // A repeated connect and a heartbeat of a live one take none.
+    // A repeated connect, and a heartbeat of a live connection, take no place.
     assert_eq!(one.connect("a", "1"), "ok");
-    // The last connection of a user frees a place for another user; so does a time-out.
+    // The last connection of a user frees a place for another user, and so does a timeout.
     assert_eq!(other.disconnect("b", "1"), "ok");
     assert_eq!(one.connect("c", "1"), "ok");
     one.wait(60_000);
     other.wait(60_000);
     assert_eq!((users.held(), connections.held()), (0, 0));
     assert_eq!(other.connect("d", "1"), "ok");
-    // A shard that begins anew gives back what it had, and takes it again.
+    // A shard that is replaced gives back its places, and takes them again.
     one.connect("e", "1");
     one.shard = one.shard.replacement();
     assert_eq!((users.held(), connections.held()), (1, 1));
-    // Where there is less than there was, what is there stays.
+    // If the limit gets lower, existing connections stay.
     users.change(1);
     assert_eq!(other.shard.connections(), 1);
     assert_eq!(other.connect("f", "1"), "quota-exceeded");
@@ -244,7 +244,7 @@ fn a_user_whom_too_many_may_see_is_shown_to_nobody_new_and_losses_are_told() {
         bodies(&out, FILTERED_ONLINE)[0]["visibleTo"],
         json!(["v1", "v2"])
     );
-    // The rules admit more, and one less.
+    // The rules admit two more viewers, and one less.
     world.rules.0 = vec!["v1", "v3", "v4"];
     world.handle(Input::Rules);
     let out = world.wait(0);
@@ -263,7 +263,7 @@ fn a_user_whom_too_many_may_see_is_shown_to_nobody_new_and_losses_are_told() {
         "{error}"
     );
     assert_eq!(logged(&out), [(Some(Quota::Audience), error)]);
-    // It is tried again, without another letter, unless that is asked for.
+    // The decision is tried again, without another dead letter, unless a redrive asks for it.
     assert_eq!(bodies(&world.wait(20_000), DLQ), Vec::<Value>::new());
     assert_eq!(world.over(Quota::Audience), 1);
     assert_eq!(world.connect("ann", "c"), "ok");
@@ -275,7 +275,7 @@ fn a_user_whom_too_many_may_see_is_shown_to_nobody_new_and_losses_are_told() {
     });
     assert_eq!(reply(&out), "ok");
     assert_eq!(bodies(&world.wait(0), DLQ).len(), 1);
-    // As soon as there may be so many, they are told.
+    // As soon as the limit permits it, the viewers are told.
     let settings = Settings {
         audience_max: 3,
         ..settings

@@ -1,5 +1,5 @@
-//! A shard that is restarted now and then, from the records it gave, beside one
-//! that never is: from outside the two can't be told apart.
+//! A shard that is restarted now and then from its records is compared with one that never is. From
+//! outside, the two can't be distinguished.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,19 +23,19 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const USERS: [&str; 4] = ["ada", "ben", "cleo", "da\"n"];
-/// How the keys of departures begin.
+/// The first byte of the keys of departures.
 const DEPARTED: u8 = 7;
 
 const TIMEOUT_MS: u64 = 100;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A kind of message, of a user's connection, sent so long ago, with a status.
+    /// A message: its kind, user and connection, how long ago it was sent, and its status.
     Says(Kind, usize, u8, u64, Value),
     Contacts(usize, BTreeSet<usize>),
     Wait(u64),
-    /// The records so far are stored, one of so many parts of when connections
-    /// were heard from among them.
+    /// The changed records are stored, and one in this many parts of the records of when
+    /// connections were heard from.
     Save(usize),
     Restart,
 }
@@ -61,8 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a message says of its user's status. No two texts are the same, since when
-/// a word was repeated is not stored.
+/// The status in a message. No two texts are the same, since the time of a repetition is not
+/// stored.
 fn said() -> impl Strategy<Value = Value> {
     let status = (
         proptest::num::u32::ANY,
@@ -113,7 +113,7 @@ fn rendition(audience: presence_core::audience::Audience) -> Vec<Rendition> {
     }]
 }
 
-/// A shard with all that it goes by.
+/// A shard, and what it depends on.
 struct Node {
     names: Arc<Names>,
     directory: Arc<Directory>,
@@ -150,7 +150,7 @@ impl Node {
         published(out)
     }
 
-    /// Does what falls due up to a time, each at its own.
+    /// Does all work that becomes due up to a time, each at its time.
     fn wait(&mut self, mut now: u64, until: u64) -> Vec<String> {
         let mut out = Vec::new();
         while let Some(at) = self.shard.next_deadline()
@@ -163,15 +163,15 @@ impl Node {
     }
 }
 
-/// What was published, in an order that doesn't depend on how ids are numbered.
+/// The publications, in an order that doesn't depend on the numbers of ids.
 fn published(out: Vec<Output>) -> Vec<String> {
     let mut published: Vec<_> = out
         .into_iter()
         .filter_map(|output| match output {
             Output::Publish(publication) => {
                 let mut body: Value = serde_json::from_slice(&publication.body).unwrap();
-                // All leases run out at once after a restart, and of a user's
-                // connections either may then be the last.
+                // All leases expire at the same time after a restart, so either of a user's
+                // connections may be the last.
                 if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
                     metadata.remove("lastHeartbeat");
                 }
@@ -203,10 +203,10 @@ impl Pair {
                 grace_ms,
                 ..tracker::TrackerSettings::default()
             },
-            // When a user was updated last, a restart forgets.
+            // A restart forgets when a user was last updated.
             status: Some(status::StatusSettings {
                 min_interval_ms: 0,
-                // Typing begins anew with a restart.
+                // After a restart, a user counts as typing for the whole time again.
                 typing_ms: 60_000_000,
                 users_max: 1_000,
             }),
@@ -226,7 +226,8 @@ impl Pair {
 
     fn step(&mut self, step: &Step) {
         self.now += 1;
-        // What is due comes before what arrives, also in the first of a millisecond.
+        // Work that is due comes before an input of the same time, also at the first one of a
+        // millisecond.
         self.wait(self.now - 1, self.now - 1);
         match step {
             Step::Says(kind, user, conn, behind, said) => {
@@ -283,7 +284,7 @@ impl Pair {
         }
     }
 
-    /// Another process, where ids have other numbers.
+    /// Another process, in which ids have other numbers.
     fn restart(&mut self) {
         self.save(1);
         let mut node = Node::new(self.restarted.settings.clone());
@@ -301,12 +302,12 @@ impl Pair {
         node.shard.renew_leases(self.now);
         let told = node.wait(self.now, self.now);
         self.restarted = node;
-        // Every lease begins anew.
+        // Every lease starts again.
         self.steady.shard.renew_leases(self.now);
         assert_eq!(told, self.steady.wait(self.now, self.now));
     }
 
-    /// In the end nothing is left, in the store either, but who has left when.
+    /// In the end nothing is left, not even in the store, except who has left when.
     fn finish(mut self) {
         let end = self.now + 10 * TIMEOUT_MS;
         self.wait(self.now, end);
@@ -314,7 +315,7 @@ impl Pair {
         for user in 0..USERS.len() {
             self.step(&Step::Says(Kind::Offline, user, 0, 0, json!({})));
         }
-        // What an application stated last holds for a while.
+        // An application's last statement holds for a while.
         let end = self.now + 10 * TIMEOUT_MS;
         self.wait(self.now, end);
         self.save(1);
@@ -395,7 +396,7 @@ fn a_grace_does_not_run_while_the_host_is_down() {
     says(&mut node, Kind::Disconnect, 2_000, "ada", "c1");
     let records = node.shard.take_records(1);
 
-    // It was last saved at 3 000, and is back at 60 000.
+    // The last records are of 3 000, and the node is back at 60 000.
     let mut node = Node {
         shard: Shard::new(
             settings,

@@ -1,4 +1,4 @@
-//! A shard over rules written as closures: what is published, and to whom.
+//! A shard with rules written in Rust: what is published, and to whom.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,14 +23,14 @@ use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Renditio
 use presence_core::{Input, Output, Settings, Shard, status};
 use serde_json::{Value, json};
 
-/// Contacts may see, and get the device. Fails while it is told to.
+/// Contacts may see a user, and are shown the device. The rules can be set to fail.
 #[derive(Default)]
 struct Contacts {
     failing: bool,
     closed: bool,
     asked: usize,
     reconsider_at: Option<u64>,
-    /// After how long it asks to be asked again, each time.
+    /// After how long the rules want to be asked again, each time.
     again_in: Option<u64>,
 }
 
@@ -314,7 +314,7 @@ fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
     world.now += 1;
     let gone = world.disconnect("a");
     assert_eq!(filtered(&gone), [("user_offline", &json!(["b"]))]);
-    // Nothing brings back who has left.
+    // A redrive doesn't bring back a user who has left.
     let (reason, out) = redrive(&mut world, event);
     assert_eq!((reason, out), (json!("stale"), Vec::new()));
     let (_, gone) = gone
@@ -387,7 +387,7 @@ fn heartbeats_allocate_nothing(status: Option<status::StatusSettings>) {
         Bytes::from(body.to_string())
     };
     let payload = heartbeat(json!({"activity": "typing", "location": "chat:67890"}));
-    // The first clone of its bytes makes them shared, which is the client's doing.
+    // The first clone of its bytes makes them shared. In production, the NATS client does that.
     let _shared = payload.clone();
     let parse = |payload| {
         let message = Message::parse(Kind::Heartbeat, payload, 1 << 20).unwrap();
@@ -398,7 +398,7 @@ fn heartbeats_allocate_nothing(status: Option<status::StatusSettings>) {
     };
     let mut out = Vec::with_capacity(8);
     let shard = &mut world.shard;
-    // What is said for the first time may be told.
+    // The first message with a status may cause an update.
     shard.handle(2_000, parse(&payload), &mut world.rules, &mut out);
     assert_eq!(out.len(), usize::from(status.is_some()));
     out.clear();
@@ -427,7 +427,7 @@ fn a_verdict_that_holds_until_a_time_is_made_again_then_for_anyone_who_is_online
     world.now += 1;
     world.disconnect("a");
     world.now += 1;
-    // The verdict is used again, and its end is remembered with it.
+    // The verdict is reused, and its end is remembered with it.
     assert_eq!(filtered(&world.connect("a")).len(), 1);
     assert_eq!(world.rules.asked, 1);
     world.rules.closed = true;
@@ -485,7 +485,7 @@ fn of_a_correction_every_loss_is_told_before_any_gain() {
     assert_eq!(subjects, [lost, lost, gained, gained]);
 }
 
-/// Eight online users whom x has been told of, and corrections at ten a second.
+/// Eight online users whom x has been told of, and ten corrections per second.
 fn paced() -> World {
     let users = ["a", "b", "c", "d", "e", "f", "g", "h"];
     let lists: Vec<_> = users.iter().map(|user| (*user, &["x"][..])).collect();
@@ -500,7 +500,7 @@ fn paced() -> World {
     world
 }
 
-/// The users whom what was published is about.
+/// The users of the publications.
 fn users(published: &[(String, Value)]) -> Vec<&str> {
     let users = published.iter().map(|(_, body)| body["userId"].as_str());
     users.flatten().collect()
@@ -518,7 +518,7 @@ fn corrections_keep_to_their_pace_and_what_is_new_does_not_wait() {
         json!({"type": "user_online", "userId": "new", "timestamp": 1}),
     );
     assert_eq!(users(&announced), ["new"], "and no correction yet");
-    // What changes for one user goes before what has changed for all.
+    // A change for one user comes before a change for all.
     assert_eq!(users(&world.contacts(&[("h", &[])])), [] as [&str; 0]);
     let mut told = Vec::new();
     while world.shard.backlog() > 0 {

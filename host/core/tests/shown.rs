@@ -1,5 +1,5 @@
-//! What is shown of a user when another of their connections comes to be shown: what is
-//! told of that, and when, and what rules go by.
+//! What is shown of a user when another of their connections becomes the shown one: what is told
+//! about that, when, and which metadata the rules see.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,13 +25,13 @@ use serde_json::{Value, json};
 
 const MIN_INTERVAL_MS: u64 = 1_000;
 
-/// Ben may see all of a user, unless their location is "hidden". What a connection says
-/// under "class" has the enricher say as much, in that order.
+/// Ben may see everything of a user, unless their location is "hidden". The enricher sets the keys
+/// that a connection lists under "class", in that order.
 #[derive(Default)]
 struct Rule {
-    /// What it was asked about last.
+    /// The location that the rule was last asked about.
     location: String,
-    /// What the enricher says of where everyone is, if it does.
+    /// The place that the enricher sets for everyone, if it does.
     place: Option<&'static str>,
 }
 
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// Does what falls due up to a time, and then gives an input.
+    /// Does all work that is due up to a time, and then handles an input.
     fn input(&mut self, at: u64, input: Option<Input>) -> Vec<String> {
         let mut out = Vec::new();
         while let Some(due) = self.shard.next_deadline()
@@ -134,7 +134,7 @@ impl World {
         self.input(at, Some(Input::Message { message, reply }))
     }
 
-    /// The location that rules were asked about last.
+    /// The location that the rules were last asked about.
     fn location(&self) -> &str {
         &self.rule.location
     }
@@ -152,7 +152,7 @@ fn settings(statuses: bool) -> Settings {
     }
 }
 
-/// `updated home` is broadcast; `ben: updated home` is told to Ben.
+/// Abbreviates an output: `updated home` is broadcast; `ben: updated home` is told to Ben.
 fn in_short(output: Output) -> Option<String> {
     let Output::Publish(publication) = output else {
         return None;
@@ -183,7 +183,7 @@ fn a_connection_that_says_the_same_in_another_order_is_no_news() {
         let place = json!({"city": "Ulm", "at": {"lat": 48, "lon": 10}});
         let told = world.connect(1, "web", json!({"location": place, "class": ["a", "b"]}));
         assert_eq!(told, ["online {}", "ben: online {}"]);
-        // One that says the same, but writes it otherwise.
+        // A connection with the same metadata, written in another order.
         let place: Value =
             serde_json::from_str(r#"{"at": {"lon": 10, "lat": 48}, "city": "Ulm"}"#).unwrap();
         let metadata = json!({"location": place, "class": ["b", "a"]});
@@ -219,11 +219,11 @@ fn rules_go_by_the_connection_that_is_shown_though_it_is_told_later() {
     assert_eq!(world.location(), "\"hidden\"");
     assert_eq!(world.wait(1_099), Vec::<String>::new());
     assert_eq!(world.wait(1_100), ["updated hidden"]);
-    // Who may see the user again, and who sees a difference, have their turn then.
+    // Viewers who gain sight, and viewers who see a difference, are told then.
     assert_eq!(world.disconnect(1_200, "tablet"), Vec::<String>::new());
     assert_eq!(world.location(), "\"bus\"");
     assert_eq!(world.wait(2_100), ["updated bus", "ben: online bus"]);
-    // What comes back to what was told last needn't wait.
+    // A change back to what was last told needn't wait.
     world.disconnect(2_200, "phone");
     assert_eq!(world.location(), "\"home\"");
     assert_eq!(
@@ -285,7 +285,7 @@ fn a_connection_that_is_gone_is_not_shown_though_the_next_is_too_large_to_be_tol
         );
         world.connect(2, "new", at("bus"));
         world.disconnect(1_500, "new");
-        // Now it takes less than what the enricher says of it.
+        // Now the body limit leaves no room for what the enricher sets.
         world.input(1_600, Some(Input::BodyBytesMax(400)));
         world.connect(1_700, "new", at("bus"));
         let told = world.disconnect(5_000, if statuses { "new" } else { "old" });
@@ -298,7 +298,7 @@ fn a_connection_that_is_gone_is_not_shown_though_the_next_is_too_large_to_be_tol
             "{told:?}"
         );
     }
-    // Nor where it is too large by itself.
+    // The same holds where the metadata is too large by itself.
     let mut world = World::new(true);
     let place = "far ".repeat(100);
     world.connect(1, "old", at(&place));
@@ -319,12 +319,12 @@ fn once_statuses_are_told_the_newest_connection_is_shown() {
     let mut told = world.input(5, Some(Input::Settings(Box::new(settings(true)))));
     told.extend(world.wait(5));
     assert_eq!(told, ["updated tablet", "ben: updated tablet"]);
-    // From here on all goes in the order in which they came.
+    // From here on, connections are ordered by when they came.
     world.disconnect(5_000, "tablet");
     assert_eq!(world.location(), "\"phone\"");
     world.disconnect(10_000, "phone");
     assert_eq!(world.location(), "\"web\"");
-    // And back.
+    // Statuses are disabled again.
     world.input(15_000, Some(Input::Settings(Box::new(settings(false)))));
     assert_eq!(
         world.connect(15_001, "phone", at("phone")),
@@ -343,7 +343,7 @@ fn who_comes_back_after_an_applications_offline_is_shown_by_the_newest_connectio
     assert_eq!(told, ["ben: offline"]);
     let told = world.connect(5_000, "tablet", at("work"));
     assert_eq!(told, ["online work", "ben: online work"]);
-    // And then in the order in which they came.
+    // After that, connections are ordered by when they came.
     assert_eq!(world.disconnect(10_000, "tablet"), ["ben: online bus"]);
     assert_eq!(world.disconnect(15_000, "phone"), ["ben: online home"]);
 }

@@ -1,6 +1,6 @@
-//! Statuses, as scripts of what connections say and, beside each line, what is told
-//! of it: the merge over devices, the order of what they say, expiry, the interval
-//! between updates, and who is told of them.
+//! Statuses, as scripts: each line is what a connection says, and what is told because of it. They
+//! cover the merge over devices, the order of messages, expiry, the interval between updates, and
+//! who is told.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,8 +23,8 @@ use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Renditio
 use presence_core::{Input, Output, Settings, Shard, status, tracker};
 use serde_json::{Value, json};
 
-/// Contacts may see: all but `plain` their status, and nobody who is hidden while
-/// the user is idle.
+/// Contacts may see a user, and all but `plain` their status. With `hide_idle`, nobody sees a user
+/// who is idle.
 #[derive(Default)]
 struct Rule {
     failing: bool,
@@ -110,7 +110,7 @@ fn settings(min_interval_ms: Option<u64>, grace_ms: u64) -> Settings {
 }
 
 impl World {
-    /// `ann` is seen by `ben` and `plain`.
+    /// `ann` is visible to `ben` and `plain`.
     fn new(min_interval_ms: Option<u64>, grace_ms: u64) -> Self {
         let names = Arc::new(Names::new());
         let mut edit = Directory::new().edit();
@@ -140,7 +140,7 @@ impl World {
         })
     }
 
-    /// Does what falls due up to a time, each at its own.
+    /// Does all work that is due up to a time, each at its time.
     fn wait(&mut self, until: u64) -> Vec<(String, Value)> {
         let mut out = Vec::new();
         while let Some(at) = self.shard.next_deadline()
@@ -153,7 +153,7 @@ impl World {
         published(out)
     }
 
-    /// Ann's connection `conn` says this, sent at `at`.
+    /// Ann's connection `conn` sends this metadata, with the timestamp `at`.
     fn says(&mut self, kind: Kind, conn: &str, at: u64, metadata: Value) -> Vec<(String, Value)> {
         let body = json!({"userId": "ann", "connId": conn, "timestamp": at, "metadata": metadata});
         self.message(kind, &body)
@@ -185,7 +185,7 @@ impl World {
         told
     }
 
-    /// Runs a script: what is told to Ben of each line stands behind `|`.
+    /// Runs a script. In each line, what is told to Ben because of it is behind `|`.
     fn run(&mut self, script: &str) {
         for line in script.lines().map(str::trim).filter(|it| !it.is_empty()) {
             let (line, expected) = line.split_once('|').unwrap();
@@ -196,7 +196,7 @@ impl World {
     }
 }
 
-/// A filtered message to Ben in short.
+/// A filtered message to Ben, abbreviated.
 fn to_ben((subject, body): &(String, Value)) -> Option<String> {
     let kind = subject.strip_prefix("presence.filtered.user_")?;
     let viewers = body["visibleTo"].as_array()?;
@@ -288,7 +288,7 @@ fn who_connects_after_an_application_has_said_so_is_shown_with_the_status_at_onc
         .find(|(subject, _)| subject == "presence.events.user_online");
     let (_, online) = online.unwrap();
     assert_eq!(online["metadata"]["status"], said["status"]);
-    // What is said soon after that waits.
+    // A change soon after that waits.
     world.now = 1_200;
     let told = world.says(Kind::Heartbeat, "c1", 1_200, json!({"activity": "active"}));
     assert_eq!(told.iter().filter_map(to_ben).count(), 0);
@@ -493,7 +493,7 @@ fn a_pending_decision_tells_nobody_and_then_what_holds_by_then() {
     world.rules.failing = false;
     world.run("2000 wait |\n 2001 wait | 1002 updated typing -");
 
-    // What is again as it was shown is told to nobody.
+    // If a value is again as it was shown, nobody is told.
     world.rules.failing = true;
     world.line(r#"3000 heartbeat web activity="idle""#);
     world.line(r#"3001 heartbeat web activity="typing""#);
@@ -530,7 +530,7 @@ fn turned_off_it_takes_back_what_was_told_and_keeps_silent() {
 fn an_application_does_not_change_what_connections_say() {
     let mut world = World::new(Some(0), 0);
     let online = json!({"userId": "ann", "timestamp": 999, "metadata": {"activity": "away"}});
-    // Of who has no connection, it says all there is to say.
+    // For a user without connections, the statement's metadata is shown.
     let told = world.message(Kind::Online, &online);
     assert_eq!(told.iter().find_map(to_ben).unwrap(), "999 online away -");
     world.run(r#"1000 connect web activity="active" | 1000 updated active -"#);
@@ -552,7 +552,7 @@ fn an_update_lets_nobody_gain_sight_before_their_turn_in_a_correction() {
         ..settings(Some(0), 0)
     };
     world.input(Input::Settings(Box::new(paced)));
-    // The losses use up the pace, one message for each rendition.
+    // The losses use up the rate: there is one message for each rendition.
     world.rules.hide_idle = true;
     let told = world.input(Input::Rules);
     assert_eq!(subjects(&told), [Subject::FilteredOffline.as_str(); 2]);

@@ -1,6 +1,6 @@
-//! The presence tracker, tested from outside: named timelines that can be read
-//! as its specification, a simple model that it must agree with, and what
-//! neither of them shows.
+//! Tests of the presence tracker from outside: named timelines that can be read as its
+//! specification, a simple model with which it must agree, and tests of what neither of them
+//! covers.
 
 #![allow(
     clippy::unwrap_used,
@@ -56,7 +56,7 @@ fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one
     tracker.disconnect(4, "alice", "a", 4, Reason::Disconnect);
     assert!(tracker.take_reshown().is_some());
     assert_eq!(tracker.shown("alice"), Some(&"c"));
-    // One that was adopted has nothing to show, and makes room for one that has.
+    // An adopted connection has nothing to show, and is replaced by one that has.
     let mut tracker = Tracker::new(TrackerSettings {
         shows_newest: false,
         ..TrackerSettings::default()
@@ -96,7 +96,7 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
             tracker.disconnect(11, "alice", conn, 11, Reason::Disconnect);
             assert_eq!(tracker.connections(), 2 - number);
         }
-        // A new one comes after all that were.
+        // A new connection comes after all earlier ones.
         tracker.connect(20, "alice", "d", 20, || "d".to_owned());
         tracker.connect(21, "alice", "e", 21, || "e".to_owned());
         assert_eq!(
@@ -106,7 +106,7 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
     }
 }
 
-/// What a tracker that starts with these records knows, kept from here on.
+/// A tracker that was started with these records, and notes changes from here on.
 fn started(now: u64, records: Vec<TrackerRecord<()>>) -> Tracker<()> {
     started_with(TrackerSettings::default(), now, records)
 }
@@ -126,7 +126,7 @@ fn started_with(
     tracker
 }
 
-/// What the store holds of one connection after these records have been written.
+/// Updates the store's content for one connection by newer records.
 fn last_of_each(stored: &mut Vec<TrackerRecord<()>>, records: Vec<TrackerRecord<()>>) {
     for record in records {
         stored.retain(|it| std::mem::discriminant(it) != std::mem::discriminant(&record));
@@ -143,7 +143,7 @@ fn a_host_that_starts_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes(
         tracker.connect(0, "alice", "web", 0, || ());
         last_of_each(&mut stored, tracker.take_records(1));
         let mut gone_at = None;
-        // It starts every ten seconds, and nothing is heard for a second of each.
+        // The host starts every ten seconds, and hears nothing for one second each time.
         for start in 1..12 {
             let now = start * 10_000;
             let mut tracker = started(now, stored.clone());
@@ -157,7 +157,7 @@ fn a_host_that_starts_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes(
             }
             last_of_each(&mut stored, tracker.take_records(1));
         }
-        // A time-out, and at most one more for all the starts.
+        // It takes a timeout, and at most one more for all the starts together.
         assert_eq!(gone_at.is_none(), speaks, "{gone_at:?}");
         assert!(gone_at.is_none_or(|at| at <= 60_000), "{gone_at:?}");
     }
@@ -188,7 +188,7 @@ fn a_second_start_after_a_long_time_down_leaves_time_to_be_heard_and_ghosts_end(
         last_of_each(&mut stored, tracker.take_records(1));
         tracker.expire(now + 999).is_none()
     });
-    // Halves of thirty seconds, until they are shorter than a run.
+    // The thirty seconds are halved each time, until they are shorter than a run.
     assert_eq!(lived.count(), 5);
 }
 
@@ -224,10 +224,10 @@ fn a_heartbeat_with_the_timestamp_of_the_close_counts_by_its_arrival() {
     assert_eq!(older.effect, Effect::Stale);
     let tie = tracker.heartbeat(11, "alice", "web", 10, || ());
     assert_eq!(tie.effect, Effect::Adopted);
-    // And it ends as it began.
+    // The adopted connection can be closed with the same timestamp.
     let end = tracker.disconnect(11, "alice", "web", 10, Reason::Disconnect);
     assert_eq!(end.effect, Effect::Closed);
-    // Long after, it is the same one again.
+    // Long afterwards, the same heartbeat is recognized as a repetition.
     let late = tracker.heartbeat(5_000, "alice", "web", 10, || ());
     assert_eq!(late.effect, Effect::Stale);
 }
@@ -249,7 +249,7 @@ fn a_sender_whose_clock_is_behind_is_believed_at_the_second_sign_of_life() {
             let handled = tracker.heartbeat(now, "alice", "web", HOUR + after, || ());
             handled.effect
         };
-        // Among others that arrive late, it may be one of them.
+        // The first heartbeat may be a late one among others.
         assert_eq!(beat(1_500), Effect::Stale);
         assert_eq!(beat(11_500), Effect::Adopted);
         assert_eq!(beat(21_500), Effect::Renewed);
@@ -291,7 +291,7 @@ fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
     let saved_at = tracker.graces_at().unwrap();
     assert_eq!(saved_at, 65_000);
 
-    // Of the grace some two seconds are left, an hour later, and again an hour after that.
+    // About two seconds of the grace are left, an hour later, and again an hour after that.
     let mut saved_at = saved_at;
     let mut start = |stored: &mut Vec<TrackerRecord<()>>| {
         let now = saved_at + 3_600_000;
@@ -327,15 +327,15 @@ fn answers_that_a_stopped_broker_gives_all_at_once_take_nobody_offline() {
     for at in (0..10_000).step_by(250) {
         assert_eq!(hear(&mut tracker, at, at), None);
     }
-    // The broker is stopped. It is asked all the while, and answers when it goes on,
-    // before it has read what alice has said meanwhile.
+    // The broker is stopped. It is probed all the while, and answers when it continues, before the
+    // host has read what alice sent meanwhile.
     for at in (10_000..35_000).step_by(250) {
         assert_eq!(hear(&mut tracker, 35_000, at), None, "{at}");
     }
-    // From here on she is silent indeed.
+    // From here on, she is really silent.
     let after = (35_250..).step_by(250);
     let gone = after.map(|at| hear(&mut tracker, at, at).map(|_| at));
-    // A lease, and the step that may have been heard before it was said so.
+    // A lease, and one step that may have been heard before it was reported.
     assert_eq!(gone.flatten().next(), Some(55_250));
 }
 
@@ -347,7 +347,7 @@ fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadli
         let handled = tracker.heartbeat(now, "alice", "web", now, || unreachable!());
         assert_eq!(handled.effect, Effect::Renewed);
     }
-    // The lease runs out at 30 999; its one entry still lies where it was.
+    // The lease expires at 30 999. Its only timer entry still has the old deadline.
     assert_eq!(tracker.next_deadline(), Some(30_000));
     assert_eq!(tracker.expire(30_000), None);
     assert_eq!(tracker.next_deadline(), Some(30_999));
@@ -390,8 +390,7 @@ fn time_does_not_run_backwards() {
 
 #[test]
 fn a_user_with_very_many_connections_costs_no_more_for_each() {
-    // Were any input or expiry to look at all of the user's connections, this
-    // would take hours.
+    // If any input or expiry looked at all connections of the user, this would take hours.
     const CONNECTIONS: u64 = 100_000;
     let mut tracker = Tracker::new(TrackerSettings {
         connections_per_user_max: usize::MAX,

@@ -1,8 +1,7 @@
-//! What holds of visibility whatever happens: random scripts of users who come
-//! and go and say what they are doing, a directory and rules that change, rules that
-//! fail, answers of the directory that come late or are lost, corrections at a pace, and a
-//! host that is restarted, with every message that viewers get followed, and queries that
-//! say the same at every point.
+//! What always holds about visibility. Random scripts have users who come, go and report
+//! activities; changes of the directory and the rules; rules that fail; answers of the directory
+//! that are late or lost; paced corrections; and restarts of the host. Every message to viewers is
+//! followed, and queries are compared with it at every step.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,57 +36,57 @@ use viewers::only;
 
 const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
 
-/// A viewer who gets to see no statuses to begin with.
+/// A viewer who is shown no statuses at first.
 const PLAIN: &str = "dan";
 
-/// The least time between two updates of a user.
+/// The minimum time between two updates of a user.
 const MIN_INTERVAL_MS: u64 = 500;
 
-/// What is known of a user who has gone.
+/// What is known of a user who has left.
 #[derive(Default)]
 struct Gone {
     metadata: Value,
     told: BTreeSet<String>,
     knows: BTreeSet<String>,
-    /// The decision may have been pending, or not have been made again.
+    /// Whether the decision may have been pending, or not been made again.
     unsure: bool,
 }
 
 struct World {
     names: Arc<Names>,
-    /// What the shard goes by.
+    /// The directory that the shard uses.
     directory: Arc<Directory>,
-    /// What there is to know, where the shard's directory is asked for it.
+    /// The complete directory. An on-demand directory gets its answers from it.
     known: Directory,
-    /// What is to be answered.
+    /// The questions that are to be answered.
     wanted: BTreeSet<Question>,
     shard: Shard,
     rules: Sides,
     now: u64,
-    /// Who has been told that a user is online, and not yet that they are gone.
+    /// The viewers who were told that a user is online, and not yet that they are offline.
     told: BTreeMap<String, BTreeSet<String>>,
-    /// Who is online, by the events that were broadcast, and with what metadata.
+    /// The users who are online by the broadcast events, and their metadata.
     online: BTreeMap<String, Value>,
-    /// The metadata of a user that a viewer has seen last, while they believe the user
-    /// online.
+    /// The metadata of a user that a viewer was last shown, as long as the viewer considers the
+    /// user online.
     seen: BTreeMap<(String, String), Value>,
     /// When the last update of a user was broadcast.
     updated_at: BTreeMap<String, u64>,
-    /// Whether statuses are told, and whether they are after the next restart.
+    /// Whether statuses are enabled, and whether they are after the next restart.
     statuses: bool,
     statuses_then: bool,
-    /// When the others were last seen, by the events that were broadcast.
+    /// When offline users were last seen, by the broadcast events.
     last_seen: BTreeMap<String, Value>,
-    /// Of each of them: how they were last shown, who had been told that they were
-    /// online, and who was told when they were last seen.
+    /// For each offline user: how they were last shown, who had been told that they were online,
+    /// and who was told when they were last seen.
     gone: BTreeMap<String, Gone>,
-    /// Those on whom the decision may be put off, until it is taken again.
+    /// Users on whom a decision may be pending, until it is made.
     pending: BTreeSet<Id>,
     asks: usize,
     corrections_per_s: u64,
-    /// How many messages each viewer got on their own subject.
+    /// How many messages each viewer received on their own subject.
     delivered: BTreeMap<String, u64>,
-    /// What the host has stored.
+    /// The records that the host has stored.
     store: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -185,7 +184,7 @@ impl World {
                 self.swap(|rules| rules.hidden = users);
             }
             Step::Fail(users) => {
-                // A generation is pure: that it fails is a change of the rules.
+                // A generation is pure, so a failure is a change of the rules.
                 let users = self.ids(users);
                 self.swap(|rules| rules.failing = users);
             }
@@ -244,7 +243,7 @@ impl World {
         }
     }
 
-    /// The active rules become others.
+    /// Changes the active rules.
     fn swap(&mut self, change: impl FnOnce(&mut Generation)) {
         let number = self.rules.next();
         self.assign(|sides| {
@@ -268,14 +267,14 @@ impl World {
         settings(self.corrections_per_s, self.statuses)
     }
 
-    /// Waits until everyone who is to be decided on has been.
+    /// Waits until all pending decisions are made.
     fn drain(&mut self) {
         while self.shard.backlog() > 0 {
             self.wait_until(self.now + 100);
         }
     }
 
-    /// Where statuses aren't told, the keys are nothing but a connection's own.
+    /// Without statuses, the keys are ordinary metadata of a connection.
     fn say(&self, said: &Said, metadata: &mut Value) {
         if !self.statuses {
             return;
@@ -305,7 +304,8 @@ impl World {
 
     fn restart(&mut self, down_ms: u64, user: usize, list: &BTreeSet<usize>) {
         if self.statuses && !self.statuses_then {
-            // What waits for the interval's end is lost on who turns statuses off so.
+            // Disabling statuses at a restart loses an update that waits for the end of the
+            // interval.
             self.wait_until(self.now + MIN_INTERVAL_MS);
         }
         self.save();
@@ -322,7 +322,7 @@ impl World {
         self.statuses = self.statuses_then;
         self.shard = shard(&self.names, &self.directory, self.settings());
         self.updated_at.clear();
-        // Numbers begin anew.
+        // Sequence numbers start again.
         self.delivered.clear();
         let records = self.store.iter();
         let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
@@ -345,7 +345,7 @@ impl World {
         });
     }
 
-    /// What there is to know has changed. A directory that is asked says so later.
+    /// The complete directory has changed. An on-demand directory reports that later.
     fn learn(&mut self, edit: Edit) {
         let (known, changes) = edit.finish();
         self.known = known;
@@ -356,7 +356,7 @@ impl World {
         self.wanted.extend(held);
     }
 
-    /// All that was asked is answered.
+    /// Answers all open questions.
     fn answer(&mut self) {
         let mut edit = self.directory.edit();
         for question in std::mem::take(&mut self.wanted) {
@@ -382,7 +382,7 @@ impl World {
         self.shard
             .handle(self.now, input, &mut self.rules, &mut out);
         self.see(out);
-        // What has changed is answered by at once, before anyone is corrected.
+        // Answers to queries reflect the change at once, before any viewer is corrected.
         self.ask();
         self.wait_until(self.now);
         if self.shard.backlog() == 0 {
@@ -398,7 +398,7 @@ impl World {
         self.ask();
     }
 
-    /// Does what falls due up to a time, each at its own.
+    /// Does all work that is due up to a time, each at its time.
     fn wait_until(&mut self, until: u64) {
         while let Some(at) = self.shard.next_deadline()
             && at <= until
@@ -411,9 +411,8 @@ impl World {
         self.now = self.now.max(until);
     }
 
-    /// Once the rules answer again, everyone who may see an online user has been
-    /// told, and nobody else; and what each of them has been shown last is what they
-    /// may see. That holds when statuses are turned off, too.
+    /// Once the rules answer again, exactly those who may see an online user have been told, and
+    /// each was last shown what they may see. This also holds when statuses are disabled.
     fn settle(&mut self) {
         self.rules.active.1.failing.clear();
         if let Some((_, _, rules)) = &mut self.rules.candidate {
@@ -436,7 +435,7 @@ impl World {
     }
 }
 
-/// A directory of nobody yet.
+/// An empty directory.
 fn empty(on_demand: bool) -> Directory {
     if on_demand {
         Directory::on_demand()

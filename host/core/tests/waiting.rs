@@ -1,5 +1,5 @@
-//! A directory that is asked question by question: what waits for its answers, in
-//! which order it goes on, and what becomes of it if they don't come.
+//! An on-demand directory: what waits for its answers, in which order it goes on, and what happens
+//! if no answers come.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 
 const WAIT_MS: u64 = 2_000;
 
-/// An enricher that counts the user's groups, a filter of contacts, and a redactor
-/// that asks for settings.
+/// An enricher that counts the user's groups, a filter of contacts, and a redactor that asks for
+/// settings.
 #[derive(Default)]
 struct Asking {
     enriches: bool,
@@ -178,8 +178,8 @@ impl World {
         self.answer(&[(question, Some(Answer::settings(Default::default())))]);
     }
 
-    /// What was published since this was last called: type, user, and what there is
-    /// of groups, last-seen and viewers.
+    /// The publications since the last call: the type, the user, and, if present, the groups, the
+    /// last-seen time and the viewers.
     fn published(&mut self) -> Vec<Value> {
         let published = self.out.drain(..).filter_map(|output| match output {
             Output::Publish(publication) => Some(publication),
@@ -247,7 +247,7 @@ fn a_decision_waits_for_all_that_it_lacks_and_is_made_once() {
     assert_eq!(world.published(), [online]);
     assert!(world.shard.uses(&Question::BlockedBy(ada)));
 
-    // Taken away, it changes nothing for those who were told.
+    // Dropping the answer changes nothing for those who were told.
     world.answer(&[(Question::Contacts(ada), None)]);
     assert_eq!(world.published(), [Value::Null; 0]);
     world.contacts("ada", &["cleo", "dan"]);
@@ -382,7 +382,7 @@ fn the_told_wait_for_the_redactor_and_get_the_bare_offline_in_the_end() {
     let shown = json!(["user_offline", "ada", ["cleo"], true]);
     assert_eq!(world.published(), [shown]);
     world.wait_until(world.now + WAIT_MS);
-    // And what came after it is told after it.
+    // Later events are told after it.
     let expected = [
         json!(["user_offline", "ben", ["cleo"], false]),
         json!(["user_online", "ben", null]),
@@ -462,7 +462,7 @@ fn what_waits_outlives_a_restart() {
     assert_eq!(after.published(), expected);
     after.groups("ben", &[]);
     assert_eq!(after.published(), [json!(["user_online", "ben", 0])]);
-    // Told, it is no more to be restored.
+    // Once told, it is no longer stored.
     let records = after.shard.take_records(1);
     let waits = |record: &&Record| matches!(record, Record::Waiting { .. });
     for record in records.iter().filter(waits) {

@@ -1,4 +1,4 @@
-//! A rule that costs nothing: contacts may see the user, and get the device.
+//! A rule that costs almost nothing: a user's contacts may see the user and the user's device.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Going through the viewers in an audience, many at a time where that can be done.
+//! Iteration over the viewers of an audience, many at a time where possible.
 
 use roaring::RoaringBitmap;
 
 use crate::names::Id;
 
-/// How many viewers are looked up at once.
+/// The maximum number of viewers that are taken at once.
 pub const CHUNK: usize = 32;
 
 /// The viewers in an audience, in ascending order.
@@ -20,7 +20,7 @@ pub struct Ids<'a> {
 }
 
 impl<'a> Ids<'a> {
-    /// The members of a bitmap that are not missing, and those added to it. Both few are in
+    /// The members of a bitmap except the `missing` ones, and the `added` ids. Both lists are in
     /// ascending order.
     pub(super) fn new(base: &'a RoaringBitmap, missing: &'a [u32], added: &'a [u32]) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl<'a> Ids<'a> {
         }
     }
 
-    /// The next of the bitmap, which stays the next.
+    /// The next member of the bitmap, without advancing.
     #[inline]
     fn peek(&mut self) -> Option<u32> {
         if self.place == self.end {
@@ -45,7 +45,7 @@ impl<'a> Ids<'a> {
 }
 
 impl Ids<'_> {
-    /// As many as there are of the next, at most [`CHUNK`]; none at the end.
+    /// Fills `room` with the next viewers, at most [`CHUNK`], and returns them. Empty at the end.
     pub fn fill<'a>(&mut self, room: &'a mut [Id; CHUNK]) -> &'a [Id] {
         let mut count = 0;
         if let Some(chunk) = self.plain_chunk() {
@@ -63,8 +63,8 @@ impl Ids<'_> {
         room.get(..count).unwrap_or_default()
     }
 
-    /// The next members of the bitmap, if all of them are in the audience, and nobody else
-    /// comes before the last of them.
+    /// The next members of the bitmap, if all of them are in the audience, and no added id comes
+    /// before the last of them.
     fn plain_chunk(&mut self) -> Option<&[u32]> {
         self.peek()?;
         let chunk = self.chunk.get(self.place..self.end)?;

@@ -1,4 +1,4 @@
-//! The body of an explanation. It is an operator's, and speed doesn't matter.
+//! The body of an explanation. It is for operators, so speed doesn't matter.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,57 +9,57 @@ use crate::directory::Question;
 use crate::event::{Change, Event};
 use crate::rules::{Failure, Rendition, StageReport};
 
-/// What was found out about a viewer and a user.
+/// The result of explaining a decision about a viewer and a user.
 #[derive(Debug)]
 pub struct ExplainReport {
-    /// What was decided on.
+    /// The event that was decided on.
     pub event: Arc<Event>,
-    /// Where that event comes from.
+    /// The origin of the event.
     pub basis: EventOrigin,
     /// What each stage did to the viewer.
     pub stages: Vec<StageReport>,
-    /// What the viewer gets to see, if anything.
+    /// What the viewer is shown, if they may see the user.
     pub rendition: Option<Rendition>,
     /// The questions whose answers aren't cached yet.
     pub cache_misses: BTreeSet<Question>,
-    /// The failure of a stage.
+    /// The failure of a stage, if one failed.
     pub failure: Option<Failure>,
-    /// Whether the rules can't be run now, and the decision that was taken before stands:
-    /// the rendition is from that, as in a query.
+    /// Whether the rules can't be called now, so that the last decision is kept: `rendition` is
+    /// from that decision, as in a query.
     pub is_kept: bool,
     /// Whether the viewer has been told that the user is online.
     pub told: bool,
-    /// Whether the viewer has been told what is decided.
+    /// Whether what the viewer has been told agrees with the decision.
     pub delivery: DeliveryState,
-    /// Whether viewer and user are the same.
+    /// Whether viewer and user are the same person.
     pub is_self: bool,
 }
 
-/// Where the event that an explanation is about comes from.
+/// The origin of the event that an explanation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventOrigin {
-    /// The user is online: the event with which they came.
+    /// The user is online: the event by which they came online.
     Online,
-    /// The user is offline: the event with which they went.
+    /// The user is offline: the event by which they went offline.
     Departed,
-    /// Nothing is known of the user: as if they came online now.
+    /// Nothing is known of the user: an event as if they came online now.
     Hypothetical,
 }
 
-/// Whether a viewer has been told what is decided.
+/// Whether what a viewer has been told agrees with the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// They agree.
+    /// It agrees.
     Settled,
-    /// They don't, and the viewer is about to be told.
+    /// It doesn't agree, and the viewer is about to be told.
     Correcting,
-    /// The decision failed, or lacks an answer; when it is taken again.
+    /// The decision failed, or lacks an answer. The time: when it is decided again.
     Pending(Option<u64>),
-    /// The user is offline, and nobody believes otherwise.
+    /// The user is offline, and no viewer was told otherwise.
     Offline,
 }
 
-/// The reply with an explanation. `generation` is the pipeline's that decided.
+/// The reply with an explanation. `generation`: that of the pipeline that decided.
 pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainReport) -> Vec<u8> {
     let (kind, last_seen) = match found.event.change {
         Change::Online | Change::Updated => ("user_online", None),
@@ -111,7 +111,7 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainRep
     body.to_string().into_bytes()
 }
 
-/// A stage, as an explanation has it.
+/// A stage in an explanation.
 pub fn stage(report: &StageReport) -> Value {
     let mut stage = json!({
         "plugin": &*report.plugin,
@@ -134,7 +134,7 @@ pub fn stage(report: &StageReport) -> Value {
     stage
 }
 
-/// Sets a field, where there is something to set.
+/// Sets a field if there is a value.
 fn set(object: &mut Value, key: &str, value: Option<Value>) {
     if let (Some(object), Some(value)) = (object.as_object_mut(), value) {
         object.insert(key.into(), value);

@@ -1,7 +1,6 @@
-//! The bodies of answers: what a viewer may know of each user they asked after.
+//! The bodies of answers to queries: what a viewer may know of each user they asked about.
 //!
-//! A user who is hidden from the viewer is written by the same words as one who
-//! was never seen.
+//! The answer on a user who is hidden from the viewer is the same as on a user who was never seen.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +10,10 @@ use crate::json::{push_number, push_quoted};
 use crate::query::Refusal;
 use crate::rules::Rendition;
 
-/// What the answer on one user takes, more or less, in bytes.
+/// About how many bytes the answer on one user takes.
 const ANSWER_BYTES: usize = 96;
 
-/// The least that the answer on a user takes beside their id, in bytes.
+/// The minimum length of the answer on a user, without the id, in bytes.
 pub const ANSWER_BYTES_MIN: usize = b"{\"userId\":\"\",\"status\":\"offline\"},".len();
 
 /// What a viewer may know of a user.
@@ -22,24 +21,24 @@ pub const ANSWER_BYTES_MIN: usize = b"{\"userId\":\"\",\"status\":\"offline\"},"
 pub enum Visibility<'a> {
     /// The user is online, with what a rendition shows of this event.
     Online(&'a Event, &'a Rendition),
-    /// The user is offline, and was last seen then.
+    /// The user is offline. The time: when they were last seen.
     LastSeen(u64),
     /// The user is offline, hidden, or unknown.
     Nothing,
 }
 
-/// Answers on several users, in the order in which they were asked after.
+/// Answers on several users, in the order of the query.
 #[derive(Debug, Default)]
 pub struct Answers {
     json: Vec<u8>,
     ends: Vec<usize>,
-    /// The questions whose answers aren't cached yet: the users that they concern look
-    /// hidden, and can be asked about again.
+    /// The questions whose answers aren't cached yet. The users that they concern look hidden, and
+    /// can be queried again later.
     pub cache_misses: BTreeSet<Question>,
 }
 
 impl Answers {
-    /// Answers with room for so many users.
+    /// Empty answers, with capacity for a number of users.
     pub fn with_capacity(users: usize) -> Self {
         Self {
             json: Vec::with_capacity(ANSWER_BYTES * users),
@@ -74,7 +73,7 @@ impl Answers {
         self.ends.push(json.len());
     }
 
-    /// The answer on the user who was asked after at this place: a JSON object.
+    /// The answer on the user at this place in the query: a JSON object.
     pub fn get(&self, place: usize) -> Option<&[u8]> {
         let end = *self.ends.get(place)?;
         let before = place
@@ -83,13 +82,13 @@ impl Answers {
         self.json.get(before.copied().unwrap_or_default()..end)
     }
 
-    /// How many bytes they take.
+    /// The size of all answers in bytes.
     pub fn bytes(&self) -> usize {
         self.json.len()
     }
 }
 
-/// A reply of these answers, which take so many bytes together.
+/// A reply with these answers. `bytes`: their total size.
 pub fn reply<'a>(viewer: &str, answers: impl Iterator<Item = &'a [u8]>, bytes: usize) -> Vec<u8> {
     let mut json = Vec::with_capacity(bytes + 2 * viewer.len() + USERS_BYTES_MAX);
     json.extend_from_slice(b"{\"viewerId\":");
@@ -107,10 +106,10 @@ pub fn reply<'a>(viewer: &str, answers: impl Iterator<Item = &'a [u8]>, bytes: u
     json
 }
 
-/// Room for the commas of most replies, and what stands around the answers.
+/// Room for what surrounds the answers, and for the commas of most replies.
 const USERS_BYTES_MAX: usize = 1_100;
 
-/// The reply to a question that was refused.
+/// The reply to a refused question.
 pub fn refusal(refusal: &Refusal) -> Vec<u8> {
     let mut json = b"{\"ok\":false,\"reason\":".to_vec();
     push_quoted(&mut json, refusal.reason);

@@ -1,4 +1,4 @@
-//! What a directory that is asked question by question has been answered.
+//! Answers of an on-demand directory, which is asked question by question.
 
 use std::sync::Arc;
 
@@ -7,37 +7,37 @@ use roaring::RoaringBitmap;
 use super::{Question, UserSettings, setting};
 use crate::audience::Audience;
 
-/// What the directory's source says in answer to a question, shared.
+/// The answer of the directory's source to a question, shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Users: to every question but those for groups and settings.
+    /// Users: the answer to every question except those about groups and settings.
     Users(Arc<RoaringBitmap>),
-    /// The names of groups, in their alphabetical order, each once.
+    /// The names of groups, in alphabetical order, without duplicates.
     Groups(Arc<Vec<Arc<str>>>),
     /// A user's settings.
     Settings(Arc<UserSettings>),
 }
 
 impl Answer {
-    /// These users.
+    /// An answer with these users.
     pub fn users(users: RoaringBitmap) -> Self {
         Self::Users(Arc::new(users))
     }
 
-    /// These groups, in any order.
+    /// An answer with these groups, which may be in any order.
     pub fn groups(mut groups: Vec<Arc<str>>) -> Self {
         groups.sort_unstable();
         groups.dedup();
         Self::Groups(Arc::new(groups))
     }
 
-    /// These settings.
+    /// An answer with these settings.
     pub fn settings(mut settings: UserSettings) -> Self {
         setting::canonicalise(&mut settings, None);
         Self::Settings(Arc::new(settings))
     }
 
-    /// The answer to a certain question: nobody is among those whom they know.
+    /// The answer, fit for a certain question: users are not their own contacts or co-members.
     pub(super) fn to(self, question: &Question) -> Self {
         match (self, question) {
             (
@@ -51,7 +51,7 @@ impl Answer {
         }
     }
 
-    /// How many entries it counts as: what it names, and at least one.
+    /// How many entries the answer counts as: what it names, and at least one.
     pub fn entries(&self) -> u64 {
         let named = match self {
             Self::Users(users) => users.len(),

@@ -1,4 +1,4 @@
-//! Changing a directory, and keeping account of which answers change with it.
+//! Changes of a directory, and the questions whose answers they change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,14 +8,16 @@ use roaring::RoaringBitmap;
 use super::{Answer, Directory, Question, Setting, User, UserSettings, setting};
 use crate::names::Id;
 
-/// How many may join or leave a group at once for it to be worked out whose answer
-/// doesn't change with that, since they share another group with all of those.
+/// If at most this many users join or leave a group at once, it is computed for whom nothing
+/// changes, since they share another group with these users. Otherwise, the co-members of all
+/// members count as changed.
 const JOINED_MAX: u64 = 64;
 
 /// The questions to which a directory's answer has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Whose co-members have changed: of one join, everyone's in the group.
+    /// The users whose co-members have changed. If one user joins a group, these are all its
+    /// members.
     co_members: RoaringBitmap,
     others: BTreeSet<Question>,
 }
@@ -34,12 +36,12 @@ impl Changes {
             .chain(self.others.range(after).cloned())
     }
 
-    /// Whose co-members have changed.
+    /// The users whose co-members have changed.
     pub fn co_members(&self) -> &RoaringBitmap {
         &self.co_members
     }
 
-    /// The questions about anything else, in a stable order.
+    /// The other questions, in a stable order.
     pub fn others(&self) -> impl Iterator<Item = &Question> {
         self.others.iter()
     }
@@ -49,12 +51,12 @@ impl Changes {
         self.co_members.is_empty() && self.others.is_empty()
     }
 
-    /// How many questions have a new answer.
+    /// The number of questions with a new answer.
     pub fn len(&self) -> usize {
         self.co_members.len() as usize + self.others.len()
     }
 
-    /// These, and those of a later change.
+    /// These changes, together with those of a later edit.
     #[must_use]
     pub fn and(mut self, later: Self) -> Self {
         self.co_members |= later.co_members;
@@ -70,8 +72,8 @@ impl Changes {
     }
 }
 
-/// Who has come to name somebody (true), and who doesn't any more (false). It is applied
-/// at the end, one who is named after the other, since each is in many lists.
+/// For each user, which other users have begun to name them (true), or ceased to (false). It is
+/// applied at the end, user by user, since a user is named in many lists.
 type Inverse = BTreeMap<Id, BTreeMap<Id, bool>>;
 
 /// A directory that is being changed.
@@ -79,12 +81,11 @@ type Inverse = BTreeMap<Id, BTreeMap<Id, bool>>;
 pub struct Edit {
     directory: Directory,
     changed: Changes,
-    /// Whose contact somebody has become, or is no more.
+    /// Changes of who has whom as a contact, by contact.
     contacts_of: Inverse,
-    /// Users who have blocked somebody, or no longer do.
+    /// Changes of who has blocked whom, by blocked user.
     blockers: Inverse,
-    /// Users who have got or lost an entry, even an empty one: that is what makes a user
-    /// known.
+    /// Users who have got or lost an entry, even an empty one: an entry makes a user known.
     mentioned: BTreeSet<Id>,
 }
 
@@ -99,7 +100,7 @@ impl Edit {
         }
     }
 
-    /// Says who a user's contacts are. The user is never their own contact.
+    /// Sets a user's contacts. A user is never their own contact.
     pub fn contacts(&mut self, user: Id, contacts: Option<RoaringBitmap>) {
         self.readable(Question::Contacts(user));
         let contacts = contacts.map(|mut contacts| {
@@ -121,7 +122,7 @@ impl Edit {
         note(&mut self.contacts_of, user, &before, &after);
     }
 
-    /// Says whom a user has blocked.
+    /// Sets whom a user has blocked.
     pub fn blocked(&mut self, user: Id, blocked: Option<RoaringBitmap>) {
         self.readable(Question::BlockedBy(user));
         let entry = self.directory.users.entry(user).or_default();
@@ -138,7 +139,7 @@ impl Edit {
         }
     }
 
-    /// Says who is in a group.
+    /// Sets the members of a group.
     pub fn group(&mut self, name: &str, members: Option<RoaringBitmap>) {
         let name: Arc<str> = name.into();
         self.readable(Question::Members(Arc::clone(&name)));
@@ -172,8 +173,9 @@ impl Edit {
         self.changed.insert(Question::Members(name));
     }
 
-    /// Notes whose co-members change when some of a group's members, now or before,
-    /// join or leave it: who shares another group with them sees no difference.
+    /// Notes whose co-members change when the users `moved` join or leave a group. `all`: the
+    /// members before and after. For members who share another group with a moved user, nothing
+    /// changes.
     fn co_members_changed(&mut self, group: &str, all: &RoaringBitmap, moved: &RoaringBitmap) {
         if moved.len() > JOINED_MAX {
             self.changed.co_members |= all;
@@ -192,7 +194,7 @@ impl Edit {
         }
     }
 
-    /// Says what a user's settings are.
+    /// Sets a user's settings.
     pub fn settings(&mut self, user: Id, settings: Option<UserSettings>) {
         self.readable(Question::Settings(user));
         let entry = self.directory.users.entry(user).or_default();
@@ -240,10 +242,10 @@ impl Edit {
         self.changed.insert(Question::WithSetting(setting));
     }
 
-    /// The source has an entry that can't be read: a user's contacts, whom they have
-    /// blocked, their settings, or who is in a group. What is known of it stays. Where
-    /// nothing is, the answer isn't cached, so that nobody new is told by it; questions
-    /// that gather what many entries say go by the others.
+    /// The source has an entry that can't be read: a user's contacts, blocks or settings, or a
+    /// group's members. Its last known content stays. If there is none, the answer counts as not
+    /// cached, so that nobody new is notified by it. Questions whose answers are collected from
+    /// several entries use the others.
     pub fn unreadable(&mut self, entry: Question) {
         let is_known = self.directory.has_entry(&entry);
         if !is_known
@@ -257,26 +259,25 @@ impl Edit {
         }
     }
 
-    /// The entries that can't be read and of which nothing is known, in a stable order.
+    /// The unreadable entries of which no content is known, in a stable order.
     pub fn unreadable_entries(&self) -> BTreeSet<Question> {
         self.directory.unreadable.keys().cloned().collect()
     }
 
-    /// An entry says something, or is gone.
+    /// Notes that an entry can be read, or is gone.
     fn readable(&mut self, entry: Question) {
         if self.directory.unreadable.remove(&entry).is_some() {
             self.changed.insert(entry);
         }
     }
 
-    /// Says what the answer to a question is, for a directory that is asked question
-    /// by question; or that it is no longer cached.
+    /// Sets the answer to a question in an on-demand directory. `None`: it is no longer cached.
     pub fn answer(&mut self, question: Question, answer: Option<Answer>) {
         let Some(answers) = &mut self.directory.answers else {
             return;
         };
         let answer = answer.map(|answer| answer.to(&question));
-        // What is the same stays, so that it is shared with what was made from it.
+        // An equal answer isn't replaced, so that it stays shared with what was made from it.
         if answers.get(&question) == answer.as_ref() {
             return;
         }
@@ -289,8 +290,8 @@ impl Edit {
         self.changed.insert(question);
     }
 
-    /// The users and the groups for which the directory now holds something of
-    /// their own: what a source that has no more to say of them takes away.
+    /// The users and groups for which the directory has an entry. A source compares them with what
+    /// it still has, to find those to remove.
     pub fn subjects(&self) -> (Vec<Id>, Vec<Arc<str>>) {
         let mut users: Vec<_> = self.directory.users.keys().copied().collect();
         let mut groups: Vec<_> = self.directory.groups.keys().cloned().collect();
@@ -299,7 +300,7 @@ impl Edit {
         (users, groups)
     }
 
-    /// How many entries it has by now.
+    /// The number of entries so far.
     pub fn entries(&self) -> u64 {
         self.directory.entries
     }
@@ -309,7 +310,7 @@ impl Edit {
         *entries = entries.saturating_add(after).saturating_sub(before);
     }
 
-    /// The changed directory, and what changed.
+    /// The changed directory, and the changes.
     pub fn finish(mut self) -> (Directory, Changes) {
         for (contact, owners) in std::mem::take(&mut self.contacts_of) {
             let entry = self.directory.users.entry(contact).or_default();
@@ -325,7 +326,7 @@ impl Edit {
         (self.directory, self.changed)
     }
 
-    /// Brings "everyone" up to date with the users whom the changes touched.
+    /// Updates the set of all known users by the users whom the changes touched.
     fn recount(&mut self) {
         if self.directory.is_on_demand() {
             return;
@@ -351,7 +352,7 @@ impl Edit {
     }
 }
 
-/// Notes who has come to be named by a user, and who isn't any more.
+/// Notes whom a user has begun to name, and whom they have ceased to name.
 fn note(inverse: &mut Inverse, user: Id, before: &RoaringBitmap, after: &RoaringBitmap) {
     for (named, is) in [(before - after, false), (after - before, true)] {
         for named in named {
@@ -360,7 +361,7 @@ fn note(inverse: &mut Inverse, user: Id, before: &RoaringBitmap, after: &Roaring
     }
 }
 
-/// Takes who names somebody, and who doesn't any more, into the set of those who do.
+/// Applies to the set of users who name somebody who has joined it, and who has left it.
 fn apply(set: &mut Option<Arc<RoaringBitmap>>, changes: BTreeMap<Id, bool>) {
     let users = Arc::make_mut(set.get_or_insert_default());
     for (user, is) in changes {

@@ -1,5 +1,5 @@
-//! Users' settings as the directory keeps them: a value's JSON text in its one form, so
-//! that how a source or a rule formats it makes no difference.
+//! Users' settings as the directory keeps them: each value as canonical JSON text, so that
+//! formatting by a source or a rule makes no difference.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// A user's settings: JSON text by key.
 pub type UserSettings = BTreeMap<Box<str>, Box<str>>;
 
-/// A key and a value that users can have under it.
+/// A key, and one of the values that users can have for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Setting {
     pub(super) key: Box<str>,
@@ -16,7 +16,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// A setting with a value that is JSON text.
+    /// A setting. `value`: JSON text.
     ///
     /// # Errors
     /// If the value isn't JSON.
@@ -32,14 +32,14 @@ impl Setting {
         &self.key
     }
 
-    /// The value, as JSON text in its one form.
+    /// The value, as canonical JSON text.
     pub fn value(&self) -> &str {
         &self.value
     }
 }
 
-/// Brings values into their one form, but for those that are as they were
-/// before. One that nobody can read stays as it is, and so is found by no rule.
+/// Makes values canonical, except those that equal the value before. A value that isn't JSON stays
+/// as it is, so no rule finds it.
 pub(super) fn canonicalise(settings: &mut UserSettings, before: Option<&UserSettings>) {
     for (key, value) in settings {
         if before.and_then(|before| before.get(key)) != Some(value)

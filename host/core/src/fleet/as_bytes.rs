@@ -1,4 +1,4 @@
-//! Bytes that are written and read as one piece, and not one by one.
+//! Serializes bytes as one byte string instead of a sequence of numbers.
 
 use std::fmt;
 

@@ -1,25 +1,26 @@
-//! The hashes that nodes, brokers and standbys must agree on. They are written down here, and
-//! never change within one [`VERSION`].
+//! The hashes on which nodes, brokers and standbys must agree. They never change within one
+//! [`VERSION`].
 
 use crate::digest::{FNV64_OFFSET, fnv64, mix};
 use crate::token;
 
-/// Which hashes these are. It is noted in the fleet's bucket: a node with others can't join.
+/// The version of the hashes. It is noted in the fleet's bucket: a node with another version can't
+/// join.
 pub const VERSION: u32 = 1;
 
-/// The shard that a user belongs to, of so many.
+/// The shard that a user belongs to, if there are `shards` shards.
 ///
-/// It is what nats-server's subject mapping `partition(shards, 1)` makes of the user's token:
-/// FNV-1a of 32 bits, modulo the number of shards. So what the broker partitions and what a
-/// router does come to the same shard.
+/// It equals what nats-server's subject mapping `partition(shards, 1)` computes for the user's
+/// token: 32-bit FNV-1a, modulo the number of shards. So the broker's partition and a router pick
+/// the same shard.
 pub fn shard_of(user: &str, shards: u32) -> u32 {
     fnv32(token::encoded(user).as_bytes()) % shards.max(1)
 }
 
-/// How much a node is meant to have a shard: of those who live, the one with the highest weight
-/// owns it, and the next ones stand by (rendezvous hashing). A node that comes or goes moves
-/// none but its own shards. The `placement` is a number of the fleet's own: the shards of two
-/// fleets over the same nodes lie differently. 0 is as good as none.
+/// The weight of a node for a shard (rendezvous hashing). Of the live nodes, the one with the
+/// highest weight owns the shard, and the next ones are its standbys. A node that comes or goes
+/// moves only its own shards. `placement` is a number of the fleet's own, so that two fleets on the
+/// same nodes place their shards differently. With 0, the hash is the same as without a placement.
 pub fn weight(placement: u64, shard: u32, node: &str) -> u64 {
     let mut hash = match placement {
         0 => FNV64_OFFSET,
@@ -30,14 +31,14 @@ pub fn weight(placement: u64, shard: u32, node: &str) -> u64 {
     mix(hash)
 }
 
-/// Nodes in the order in which they are meant to have a shard.
+/// The nodes, by descending weight for a shard.
 pub fn rank<'a>(
     placement: u64,
     shard: u32,
     nodes: impl IntoIterator<Item = &'a str>,
 ) -> Vec<&'a str> {
     let mut ranks: Vec<_> = nodes.into_iter().collect();
-    // The name decides between equal weights.
+    // Equal weights are ordered by name.
     ranks.sort_unstable_by_key(|node| (std::cmp::Reverse(weight(placement, shard, node)), *node));
     ranks.dedup();
     ranks
@@ -72,7 +73,7 @@ mod tests {
             assert_eq!(fnv32(text.as_bytes()), hash, "{text}");
         }
         assert_eq!(shard_of("foobar", 64), 0xbf9c_f968 % 64);
-        // Of an id that is no token, the token is hashed: that is what the subject has.
+        // For an id that is no token, the token is hashed, since that is in the subject.
         let token = token::encode("ann@example.com");
         assert_eq!(
             shard_of("ann@example.com", 64),
@@ -129,7 +130,7 @@ mod tests {
             let before = rank(placement, shard, nodes.iter().map(String::as_str));
             let left: BTreeSet<_> = nodes.iter().map(String::as_str).filter(|it| *it != gone).collect();
             let after = rank(placement, shard, left.iter().copied());
-            // The others keep their order: only who was behind the one that went moves up.
+            // The others keep their order: only those behind the removed node move up.
             let expected: Vec<_> = before.into_iter().filter(|node| *node != gone).collect();
             prop_assert_eq!(after, expected);
         }

@@ -1,63 +1,63 @@
-//! A node's lease: an entry in the fleet's bucket that the node writes again and again.
+//! A node's lease: an entry in the fleet's bucket that the node renews periodically.
 //!
-//! The holder counts the lease from *before* it sent the renewal that was acknowledged, by a clock
-//! that nobody sets and that goes on while the machine sleeps, and stops relying on it a margin
-//! before it ends. Others count from when they *saw* the renewal, and wait for a margin more. So
-//! they never take it for ended before its holder does, whatever clock the broker has.
+//! The holder counts the lease from *before* it sent the renewal that was acknowledged, and stops
+//! relying on it a margin before it expires. Its clock is monotonic, and goes on while the machine
+//! sleeps. Other nodes count from when they *saw* the renewal, and add a margin. So they never
+//! consider the lease expired before its holder does, whatever the broker's clock says.
 //!
-//! Every renewal is a compare-and-swap on the one before. A node that takes a lease for ended deletes
-//! the entry by a compare-and-swap on the revision it saw last: then no later renewal succeeds,
-//! and the lease is over for good. One whose outcome isn't known yet may still succeed; so the next
-//! one waits for the entry to be read.
+//! Every renewal is a compare-and-swap on the previous one. A node that considers a lease expired
+//! deletes the entry by a compare-and-swap on the revision that it saw last. Then no later renewal
+//! succeeds, and the lease is over for good. A renewal whose outcome is unknown may still succeed,
+//! so the holder reads the entry before it sends the next one.
 
 use std::collections::BTreeMap;
 
 use super::FleetSettings;
 
-/// What a write into the bucket came to.
+/// The outcome of a write into the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is stored under this revision.
     Stored(u64),
-    /// The key's last revision was another than expected.
+    /// The key's last revision was not the expected one.
     Refused,
-    /// No answer came in time: it may have been stored, or be stored yet.
+    /// No answer came in time. The value may have been stored, or may still be stored later.
     Unknown,
 }
 
-/// What a node's lease is doing.
+/// What the holder is to do now about its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// A renewal is to be sent, as the number that is given, on this revision.
+    /// Send a renewal.
     Send {
-        /// Its number among those of this session.
+        /// The number of the renewal within this session.
         count: u64,
-        /// The revision that is to be the key's last.
+        /// The revision that the key's last one must be.
         revision: u64,
     },
-    /// The entry is to be read.
+    /// Read the entry.
     Read,
-    /// Nothing is to be done now.
+    /// Do nothing.
     Wait,
 }
 
-/// A node's own lease.
+/// The lease of this node.
 #[derive(Debug)]
 pub struct Lease {
     settings: FleetSettings,
-    /// The revision of the entry, as far as is known.
+    /// The last known revision of the entry.
     revision: u64,
-    /// When the newest renewal was sent of which it is known that it was stored.
+    /// When the newest renewal was sent that is known to be stored.
     held_from: Option<u64>,
-    /// When the renewals were sent of which that isn't known.
+    /// When each renewal was sent whose outcome is unknown, by its number.
     sent: BTreeMap<u64, u64>,
     count: u64,
-    /// What is under way, and since when.
+    /// The operation in progress, and since when.
     under_way: Option<(Step, u64)>,
-    /// Whether it is to be read before anything else.
+    /// Whether the entry must be read before anything else.
     is_doubtful: bool,
     is_lost: bool,
-    /// Whether it is to be renewed at once, since what it says has changed.
+    /// Whether the entry must be written again at once, since its content has changed.
     is_stale: bool,
 }
 
@@ -68,7 +68,7 @@ enum Step {
 }
 
 impl Lease {
-    /// A lease that isn't held yet, on an entry of this revision: 0 if there never was one.
+    /// A lease that isn't held yet. `revision`: the entry's last revision, 0 if it never existed.
     pub fn new(settings: FleetSettings, revision: u64) -> Self {
         Self {
             settings,
@@ -83,7 +83,7 @@ impl Lease {
         }
     }
 
-    /// Until when its holder may rely on it; none if it isn't held.
+    /// Until when the holder may rely on the lease. `None` if it isn't held.
     pub fn until(&self) -> Option<u64> {
         let lasts_ms = self
             .settings
@@ -93,24 +93,25 @@ impl Lease {
         Some(from.saturating_add(lasts_ms))
     }
 
-    /// Whether the holder has reached the bucket lately: what others say reaches it, too.
+    /// Whether the holder has reached the bucket recently, so that messages of others can reach it,
+    /// too.
     pub fn is_in_touch(&self, now: u64) -> bool {
         let within_ms = self.settings.lease_ms / 3 * 2;
         self.held_from
             .is_some_and(|from| !self.is_lost && now < from.saturating_add(within_ms))
     }
 
-    /// Whether it is over for good: someone else has ended it.
+    /// Whether the lease is over for good, since another node has ended it.
     pub fn is_lost(&self) -> bool {
         self.is_lost
     }
 
-    /// What the entry says has changed: it is written again as soon as possible.
+    /// The content of the entry has changed: write it again as soon as possible.
     pub fn write_again(&mut self) {
         self.is_stale = true;
     }
 
-    /// What is to be done now.
+    /// What to do now.
     pub fn poll(&mut self, now: u64) -> Renewal {
         if self.is_lost {
             return Renewal::Wait;
@@ -119,7 +120,7 @@ impl Lease {
             if now < since.saturating_add(self.patience_ms()) {
                 return Renewal::Wait;
             }
-            // Whatever has become of it, the entry says.
+            // Only the entry can tell what has become of the write.
             self.is_doubtful |= step == Step::Write;
             self.under_way = None;
         }
@@ -158,8 +159,8 @@ impl Lease {
         Some(at)
     }
 
-    /// What a renewal came to. One that is refused may have been preceded by one of our own of
-    /// which we don't know: the entry says.
+    /// Takes the outcome of a renewal. A refused one may have been preceded by an own renewal whose
+    /// outcome is unknown, so the entry must be read.
     pub fn written(&mut self, count: u64, outcome: Outcome) {
         match outcome {
             Outcome::Stored(revision) => self.is_stored(count, revision),
@@ -170,30 +171,30 @@ impl Lease {
         }
     }
 
-    /// The entry was read, or a change of it was seen: of this revision, and a renewal of
-    /// ours, by its number; or not ours, or deleted.
+    /// The entry was read, or a change of it was seen. `ours`: the number of the renewal if the
+    /// entry was written by this session; `None` if another wrote it, or it was deleted.
     pub fn seen(&mut self, revision: u64, ours: Option<u64>) {
-        // What is older than a renewal that was acknowledged says nothing new.
+        // A revision older than that of an acknowledged renewal tells nothing new.
         if revision < self.revision {
             return;
         }
         match ours {
             Some(count) => self.is_stored(count, revision),
-            // Before the first renewal, it is what others left.
+            // Before the first renewal, an entry of others only gives the revision to start from.
             None if self.held_from.is_none() => self.revision = revision,
             None if revision > self.revision => self.is_lost = true,
             None => {}
         }
     }
 
-    /// There is no such entry any more, not even that it was deleted: someone has removed it
-    /// otherwise. So nothing is known that a renewal could be based on.
+    /// The entry has vanished without a deletion marker, so it was removed in another way. No
+    /// renewal can be based on it.
     pub fn removed(&mut self) {
         self.is_lost |= self.held_from.is_some();
         self.revision = 0;
     }
 
-    /// The answer to a read, whose outcome was handed to [`Self::seen`].
+    /// A read is done. Its result was passed to [`Self::seen`] before.
     pub fn read(&mut self) {
         self.is_doubtful = false;
         self.under_way = self.under_way.filter(|(step, _)| *step != Step::Read);
@@ -207,7 +208,7 @@ impl Lease {
         self.sent.retain(|other, _| *other > count);
     }
 
-    /// How long an answer is waited for.
+    /// How long to wait for an answer.
     fn patience_ms(&self) -> u64 {
         self.settings.lease_ms / 6
     }
@@ -235,7 +236,7 @@ mod tests {
         let mut lease = Lease::new(SETTINGS, 0);
         assert_eq!(lease.poll(1_000), send(1, 0));
         assert_eq!(lease.until(), None);
-        // The answer takes its time, and that is none of the lease's.
+        // The time until the answer doesn't extend the lease.
         assert_eq!(lease.poll(1_090), Renewal::Wait);
         lease.written(1, Outcome::Stored(7));
         assert_eq!(lease.until(), Some(1_550));
@@ -252,7 +253,7 @@ mod tests {
         lease.written(1, Outcome::Stored(7));
         assert_eq!(lease.poll(1_200), send(2, 7));
         assert_eq!(lease.poll(1_300), Renewal::Read);
-        // It was stored.
+        // The renewal was stored.
         lease.seen(9, Some(2));
         lease.read();
         assert_eq!(lease.until(), Some(1_750));

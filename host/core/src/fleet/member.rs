@@ -1,16 +1,16 @@
-//! One node of a fleet: what it knows of the fleet's bucket, what it writes there, and which part
-//! it has in each shard.
+//! One node of a fleet: its view of the fleet's bucket, what it writes there, and its part in each
+//! shard.
 //!
-//! The bucket has an entry per node, the node's lease, and an entry per shard, which names the
-//! owner. Only leases are renewed: what a fleet writes doesn't grow with its shards. An owner's entry
-//! holds for as long as the *session* does that it names: the lease of one run of one node. A node
-//! that sees a lease that isn't renewed for its whole time deletes it; then the session is over for good,
-//! and its shards may be taken, each by one compare-and-swap. The revision of that write is the
-//! owner's epoch.
+//! The bucket has an entry per node, which is the node's lease, and an entry per shard, which names
+//! the owner. Only leases are renewed, so the number of writes doesn't grow with the number of
+//! shards. An owner's entry is valid as long as the *session* that it names: the lease of one run
+//! of one node. A node that sees that a lease has not been renewed in time deletes it. Then the
+//! session is over for good, and its shards may be taken, each by one compare-and-swap. The
+//! revision of that write is the new owner's epoch.
 //!
-//! The run loop's contract: hand over every change of the bucket that is seen, what came of each
-//! write and read, and what other nodes say; call [`Member::advance`] when
-//! [`Member::next_deadline`] has come; carry out all outputs in their order.
+//! The run loop's contract: pass on every observed change of the bucket, the outcome of each write
+//! and read, and what other nodes report; call [`Member::advance`] when [`Member::next_deadline`]
+//! has come; carry out all outputs in order.
 
 mod entries;
 mod shards;
@@ -24,28 +24,28 @@ use super::FleetSettings;
 use super::lease::{Lease, Outcome, Renewal};
 use super::replica::Role;
 
-/// What a node is to do.
+/// What the node is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Write this into the bucket, if the key's last revision is still this one; 0 for a key that
-    /// there never was. Say what came of it by [`Member::written`].
+    /// Write this into the bucket, if `revision` is still the key's last revision. Report the
+    /// outcome by [`Member::written`].
     Write {
         /// The number of the write.
         id: u64,
         /// The key.
         key: Key,
-        /// The value, JSON; none to delete it.
+        /// The value, as JSON. `None`: delete the key.
         value: Option<String>,
-        /// The key's last revision.
+        /// The key's last revision; 0 for a key that never existed.
         revision: u64,
     },
-    /// Read this key, and say what it has by [`Member::read`].
+    /// Read this key, and report its value by [`Member::read`].
     Read(Key),
-    /// The node has this part in a shard from now on.
+    /// The node has this part in the shard of this number from now on.
     Role(u32, Role),
-    /// The node may rely on its lease until then.
+    /// The node may rely on its lease until this time.
     Until(u64),
-    /// The session is over: a new one has begun. Everything that the node held is another's.
+    /// The session is over, and a new one has begun. The node owns nothing any more.
     SessionLost,
     /// The node has left, and may stop.
     Left,
@@ -54,10 +54,10 @@ pub enum Output {
 /// What a node knows of a key of the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Known<T> {
-    /// None if it was deleted, or never there.
+    /// None if the key was deleted, or never existed.
     entry: Option<T>,
     revision: u64,
-    /// When that revision was seen.
+    /// When this node saw that revision.
     seen_at: u64,
 }
 
@@ -77,24 +77,25 @@ pub struct Member {
     settings: FleetSettings,
     name: Arc<str>,
     session: u64,
-    /// By what shards are placed, beside their numbers and the nodes' names.
+    /// Which placement of shards the fleet uses: it enters the hash, beside the shard's number and
+    /// the nodes' names.
     placement: u64,
     lease: Lease,
     nodes: BTreeMap<Arc<str>, Known<NodeEntry>>,
     shards: Vec<ShardView>,
-    /// The nodes that live and stay, in a stable order, and whether each is closed.
+    /// The nodes that live and don't leave, in a stable order, and whether each is closed.
     candidates: Vec<(Arc<str>, bool)>,
-    /// The writes whose outcome isn't known, and what they are.
+    /// The writes whose outcome is still unknown.
     writes: BTreeMap<u64, Write>,
     write_id: u64,
     leaving: Leaving,
     is_closed: bool,
-    /// When to delete the lease at the earliest, in order to leave.
+    /// The earliest time for deleting the own lease, while the node leaves.
     farewell_from: u64,
-    /// Whether it has tried to: it has no part in any shard any more.
+    /// Whether the node has begun to delete its lease: it has no part in any shard any more.
     is_retired: bool,
     until: Option<u64>,
-    /// Whether the bucket was reached lately, when that was last looked at.
+    /// Whether the bucket was reached recently, as of the last check.
     was_in_touch: bool,
     out: Vec<Output>,
 }
@@ -110,15 +111,15 @@ enum Write {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
     Stays,
-    /// It hands over what it owns.
+    /// The node hands over the shards that it owns.
     Leaves,
-    /// It has nothing any more, and its entry is being deleted.
+    /// The node owns nothing any more, and its lease is being deleted.
     Farewell,
     Left,
 }
 
 impl Member {
-    /// A node that joins, in a session of this number: no other of its sessions ever had it.
+    /// A node that joins in this session. No two sessions of a node have the same number.
     pub fn new(settings: FleetSettings, name: &str, session: u64, shards: u32) -> Self {
         Self {
             settings,
@@ -141,18 +142,19 @@ impl Member {
         }
     }
 
-    /// As its fleet places shards: all its nodes have the same number.
+    /// Sets the number by which the fleet places its shards. All nodes of a fleet use the same
+    /// number.
     pub fn placed_by(self, placement: u64) -> Self {
         Self { placement, ..self }
     }
 
-    /// As one that is closed, or not, before anything else: see [`Self::set_closed`].
+    /// Sets whether the node begins as closed: see [`Self::set_closed`].
     pub fn begins_closed(self, is_closed: bool) -> Self {
         Self { is_closed, ..self }
     }
 
-    /// A key has changed: its value is this, or none if it was deleted. Changes that are seen
-    /// twice, or late, are passed over.
+    /// A key has changed. `value` is None if it was deleted. Changes that are seen twice, or late,
+    /// are ignored.
     pub fn changed(&mut self, now: u64, key: &Key, value: Option<&str>, revision: u64) {
         match key {
             Key::Node(node) => self.node_changed(now, node, value, revision),
@@ -166,7 +168,7 @@ impl Member {
         self.review(now);
     }
 
-    /// What came of a write.
+    /// Takes the outcome of a write.
     pub fn written(&mut self, now: u64, id: u64, outcome: Outcome) {
         match self.writes.remove(&id) {
             Some(Write::Renewal(count)) => {
@@ -196,8 +198,8 @@ impl Member {
         self.review(now);
     }
 
-    /// What a key has that was to be read: its value, none if it was deleted, and the revision,
-    /// 0 if there never was one. `None` if it couldn't be read.
+    /// Takes the result of [`Output::Read`]: the key's value, None if it was deleted, and its
+    /// revision, 0 if it never existed. `None`: the key couldn't be read.
     pub fn read(&mut self, now: u64, key: &Key, found: Option<(Option<&str>, u64)>) {
         if let Some((value, revision)) = found {
             if matches!(key, Key::Node(node) if *node == self.name) {
@@ -212,8 +214,8 @@ impl Member {
         }
     }
 
-    /// A node says that it holds all that a shard's owner of this epoch had told up to this
-    /// number.
+    /// A node reports that it holds everything that the shard's owner of this epoch had told up to
+    /// this sequence number.
     pub fn synced(&mut self, now: u64, shard: u32, (epoch, seq): (u64, u64), node: &str) {
         if let Some(view) = self.shards.get_mut(shard as usize) {
             view.synced(now, (epoch, seq), node);
@@ -221,15 +223,16 @@ impl Member {
         self.review(now);
     }
 
-    /// The replica of a shard here is in step with the owner of this epoch, or not any more.
+    /// The replica of a shard on this node holds the complete state of the owner of this epoch.
+    /// `None`: it holds no complete state.
     pub fn holds(&mut self, shard: u32, epoch: Option<u64>) {
         if let Some(view) = self.shards.get_mut(shard as usize) {
             view.holds = epoch;
         }
     }
 
-    /// A replica has resigned: it had told up to this number in its epoch, and all that it
-    /// published has reached the broker.
+    /// A replica on this node has resigned. `seq` is the number of its last message to the standbys
+    /// in its epoch, and the broker has everything that it published.
     pub fn resigned(&mut self, now: u64, shard: u32, epoch: u64, seq: u64) {
         if let Some(view) = self.shards.get_mut(shard as usize) {
             view.resigned(epoch, seq);
@@ -237,8 +240,9 @@ impl Member {
         self.review(now);
     }
 
-    /// Whether the node can decide on nobody, as one without a directory: shards are other nodes', as long
-    /// as there is one that can. Says whether that is new.
+    /// Sets whether the node can't decide on anybody, for example because it has no directory.
+    /// Other nodes then own the shards, as long as one of them can decide. Returns whether this is
+    /// a change.
     pub fn set_closed(&mut self, now: u64, is_closed: bool) -> bool {
         let is_new = std::mem::replace(&mut self.is_closed, is_closed) != is_closed;
         if is_new {
@@ -248,7 +252,7 @@ impl Member {
         is_new
     }
 
-    /// The node is to leave: it hands over what it owns, and then says [`Output::Left`].
+    /// The node leaves: it hands over the shards that it owns, and then outputs [`Output::Left`].
     pub fn leave(&mut self, now: u64) {
         if self.leaving == Leaving::Stays {
             self.leaving = Leaving::Leaves;
@@ -257,18 +261,18 @@ impl Member {
         self.review(now);
     }
 
-    /// Does what has fallen due.
+    /// Does what is due.
     pub fn advance(&mut self, now: u64) {
         self.review(now);
     }
 
-    /// What is to be done, in its order.
+    /// What the node is to do, in order.
     pub fn outputs(&mut self) -> impl Iterator<Item = Output> {
         self.out.drain(..)
     }
 
-    /// What the node holds is not to be relied on any more: it begins a new session, and other nodes
-    /// take what it owned.
+    /// Gives up the session, because the state on this node can't be relied on any more. A new
+    /// session begins, and other nodes take the shards that this node owned.
     pub fn give_up_session(&mut self, now: u64) {
         if self.leaving == Leaving::Stays {
             self.begin_session();
@@ -276,7 +280,7 @@ impl Member {
         self.review(now);
     }
 
-    /// Who owns each shard, as far as this node knows; none where nobody does.
+    /// The owner of each shard, as far as this node knows. `None`: nobody owns it.
     pub fn owners(&self) -> impl Iterator<Item = Option<&Arc<str>>> {
         self.shards.iter().map(|shard| {
             let owner = shard.owner()?;
@@ -292,23 +296,24 @@ impl Member {
         living.map(|(name, _)| name)
     }
 
-    /// Until when the node may rely on its lease; none if it isn't held.
+    /// Until when the node may rely on its lease. `None` if it doesn't hold one.
     pub fn until(&self) -> Option<u64> {
         self.lease.until()
     }
 
-    /// The node.
+    /// The name of the node.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Whether the node has reached the bucket lately: so what others say reaches it, too. While
-    /// it hasn't, it can't tell a silent connection from one that it doesn't hear.
+    /// Whether the node has reached the bucket recently, so that messages of others can reach it,
+    /// too. While it hasn't, it can't distinguish a silent connection from one whose messages it
+    /// doesn't receive.
     pub fn is_in_touch(&self, now: u64) -> bool {
         self.lease.is_in_touch(now)
     }
 
-    /// When to call [`Self::advance`]: perhaps early, never too late.
+    /// When to call [`Self::advance`]. It may be earlier than necessary, but never later.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
         let lasts_ms = self.settings.lease_ms + self.settings.margin_ms;
         let deaths = self
@@ -339,7 +344,7 @@ impl Member {
                 seen_at: now,
             };
             if begins_anew {
-                // What it held before, it doesn't hold now.
+                // What the node held in its earlier session, it doesn't hold now.
                 for shard in &mut self.shards {
                     shard.begins_anew(node);
                 }
@@ -347,8 +352,8 @@ impl Member {
         }
     }
 
-    /// The bucket has no trace of a key: there never was one, or it was removed otherwise than by
-    /// deleting it, which the watch doesn't tell.
+    /// The bucket has no trace of a key: it never existed, or it was removed in a way other than a
+    /// deletion, of which the watch doesn't tell.
     fn removed(&mut self, now: u64, key: &Key) {
         match key {
             Key::Node(node) => {
@@ -373,7 +378,7 @@ impl Member {
         }
     }
 
-    /// Looks at everything that may have changed.
+    /// Checks everything that may have changed.
     fn review(&mut self, now: u64) {
         if self.leaving == Leaving::Left {
             return;
@@ -429,11 +434,11 @@ impl Member {
         }
     }
 
-    /// Deletes the leases that haven't been renewed in their time. The node that does so first ends
-    /// them; of a lease that was renewed in the meantime, the revision is another.
+    /// Deletes the leases that were not renewed in time. The first node that does so ends a lease.
+    /// If the lease was renewed meanwhile, its revision has changed, and the deletion is refused.
     ///
-    /// Only time counts in which this node reached the bucket itself: after an outage of the
-    /// bucket all leases would seem to have ended.
+    /// Only time in which this node itself reached the bucket counts. Otherwise all leases would
+    /// seem to have expired after an outage of the bucket.
     fn end_dead_leases(&mut self, now: u64) {
         let lasts_ms = self.settings.lease_ms + self.settings.margin_ms;
         let is_in_touch = self.lease.is_in_touch(now);
@@ -452,7 +457,7 @@ impl Member {
                 && known.entry.is_some()
                 && now >= known.seen_at.saturating_add(lasts_ms)
             {
-                // The next attempt is due when this one may have failed.
+                // If this attempt fails, the next one is due then.
                 known.seen_at = now.saturating_sub(lasts_ms) + self.settings.lease_ms / 6;
                 dead.push((Key::Node(Arc::clone(name)), known.revision));
             }
@@ -504,8 +509,8 @@ impl Member {
         }
     }
 
-    /// A node that leaves and owns nothing any more, or that nobody is there to take it from,
-    /// deletes its own lease: the others needn't wait for it to run out.
+    /// Deletes the node's own lease, if the node leaves and owns nothing any more, or no other node
+    /// is there to take over. The others then needn't wait for the lease to expire.
     fn say_farewell(&mut self, now: u64) {
         if self.leaving != Leaving::Leaves || now < self.farewell_from || !self.is_known_to_leave()
         {
@@ -530,7 +535,7 @@ impl Member {
         self.write(Write::Farewell, key, None, revision);
     }
 
-    /// Whether the entry says that the node leaves, as seen in the bucket.
+    /// Whether the node has seen in the bucket that its own entry says that it leaves.
     fn is_known_to_leave(&self) -> bool {
         let known = self
             .nodes

@@ -1,13 +1,13 @@
-//! A shard as one node has it: it leads, it follows the node that leads, or it catches up.
+//! One node's replica of a shard: it leads, follows the node that leads, or catches up.
 //!
-//! The state is one [`Shard`] in all of these, so that one that follows can lead at once. It
-//! *leads* while its node owns the shard and may rely on its lease: it decides, and tells those that
-//! follow what it is about to publish. Otherwise it takes in the same input, and decides nothing. One
-//! that follows knows the number of the last that it was told. If one is missing, or what it holds
-//! isn't what the owner holds, it *catches up*: it takes a fresh snapshot, and goes on by what it has
-//! heard since it asked. Until then it isn't *sure*, and what it would make of a takeover is
-//! cautious: it takes nobody for gone whom it may not have heard, and answers no query before it has
-//! heard for a whole time-out.
+//! All of these states use the same [`Shard`], so a replica that follows can lead at once. A
+//! replica *leads* while its node owns the shard and may rely on its lease: it decides, and tells
+//! the standbys what it is about to publish. Otherwise it handles the same input, and decides
+//! nothing. A standby knows the sequence number of the owner's last message. If a message is
+//! missing, or the standby's state differs from the owner's, the standby *catches up*: it takes a
+//! fresh snapshot, and then applies the input that it has received meanwhile. Until then it isn't
+//! *sure*. If it takes over meanwhile, it is cautious: it takes no user for gone whose messages it
+//! may have missed, and answers no query until it has received input for a whole timeout.
 
 mod answering;
 mod catching_up;
@@ -32,43 +32,43 @@ use crate::record::Record;
 use crate::rules::Rules;
 use crate::{Input, Output, Shard};
 
-/// What a node's part in a shard is.
+/// A node's part in a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// None.
+    /// The node has no part in the shard.
     None,
-    /// It stands by.
+    /// The node is a standby of the shard.
     Follow {
         /// The owner's epoch.
         epoch: u64,
         /// The owner.
         owner: Arc<str>,
     },
-    /// It owns it.
+    /// The node owns the shard.
     Lead {
-        /// Its epoch.
+        /// The node's own epoch.
         epoch: u64,
-        /// Whom it succeeds.
+        /// The previous owner.
         before: Before,
     },
-    /// It owns it, and hands it over: it decides nothing any more.
+    /// The node owns the shard and hands it over: it decides nothing any more.
     Resign {
-        /// Its epoch.
+        /// The node's own epoch.
         epoch: u64,
     },
 }
 
-/// The owner before.
+/// The previous owner of a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Before {
-    /// Its epoch; 0 if there was none.
+    /// The previous owner's epoch; 0 if there was none.
     pub epoch: u64,
-    /// Where it handed the shard over: which node that is, and the number of the last that it
-    /// told.
+    /// If the previous owner handed the shard over: its node, and the sequence number of its last
+    /// message to the standbys. `None`: the shard was taken over.
     pub told: Option<(Arc<str>, u64)>,
 }
 
-/// What a replica held that is of no use any more. It takes long to free, where it is of many users.
+/// Discarded state of a replica. Freeing the state of many users takes long.
 #[derive(Clone, Debug)]
 pub struct Discarded(Arc<(Shard, Books)>);
 
@@ -80,42 +80,43 @@ impl PartialEq for Discarded {
 
 impl Eq for Discarded {}
 
-/// What a replica wants done.
+/// What the caller of a replica is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Out {
-    /// Do what the shard wants. What it publishes is of [`Replica::epoch`].
+    /// Carry out this output of the shard. What it publishes belongs to the epoch
+    /// [`Replica::epoch`].
     Shard(Output),
-    /// Publish this to those who follow, before all that comes after it.
+    /// Publish this message to the standbys, before everything that comes after it.
     Told(Vec<u8>),
-    /// Ask a node for a snapshot, by a question of this number.
+    /// Ask a node for a snapshot.
     Ask {
         /// The node.
         node: Arc<str>,
-        /// The number.
+        /// The number of the question.
         nonce: u64,
     },
-    /// Send a chunk of a snapshot to the node that asked.
+    /// Send a chunk of a snapshot to the node that asked for it.
     Chunk(Arc<str>, Vec<u8>),
-    /// Tell the owner that all is held here that it had told by then.
+    /// Tell the owner that this replica holds everything that the owner has told up to `seq`.
     Synced {
         /// The owner.
         node: Arc<str>,
-        /// The epoch.
+        /// The owner's epoch.
         epoch: u64,
-        /// The number of the last that it told.
+        /// The sequence number of the owner's last message.
         seq: u64,
     },
-    /// All has been told: once what was published before has reached the broker, the shard may
-    /// be handed over.
+    /// The standbys have been told everything. The shard may be handed over once the broker has
+    /// everything that was published before.
     Resigned {
-        /// The epoch.
+        /// The owner's epoch.
         epoch: u64,
-        /// The number of the last that was told.
+        /// The sequence number of the last message to the standbys.
         seq: u64,
     },
-    /// Count that what is held here was not what the owner holds.
+    /// Count that this replica's state differed from the owner's.
     Differed(Difference),
-    /// Free this where no event waits for it.
+    /// Free this on a thread on which no event waits for it.
     Discard(Discarded),
 }
 
@@ -124,9 +125,9 @@ pub enum Out {
 pub enum Difference {
     /// It has just begun to follow.
     Begins,
-    /// Something that was told is missing.
+    /// A message of the owner is missing.
     Gap,
-    /// What was told doesn't fit what is held here.
+    /// A message of the owner doesn't fit the state of this replica.
     Mismatch,
     /// The ledgers differ.
     Ledger,
@@ -134,53 +135,53 @@ pub enum Difference {
     Connections,
     /// Inputs were lost on the way here.
     LostInput,
-    /// Another owner has begun, and nothing was heard of it.
+    /// Another owner has begun, and no message of it has arrived.
     Silence,
 }
 
-/// What a replica is, beside its shard.
+/// The settings of a replica, beside those of its shard.
 #[derive(Clone, Debug)]
 pub struct ReplicaSettings {
-    /// The fleet's figures.
+    /// The settings of the fleet.
     pub fleet: FleetSettings,
-    /// This node.
+    /// The name of this node.
     pub node: Arc<str>,
-    /// The tracker's timeout: for so long a shard that isn't sure answers no query.
+    /// The tracker's timeout. A shard that isn't sure answers no query for this long.
     pub timeout_ms: u64,
-    /// How long the chunks of a snapshot are.
+    /// The maximum length of a snapshot's chunk, in bytes.
     pub chunk_bytes: usize,
-    /// How long a message to those who follow may be, in bytes. A longer one goes in pieces.
+    /// The maximum length of a message to the standbys, in bytes. A longer one is sent in pieces.
     pub told_bytes: usize,
-    /// From how many heartbeats within `heard_ms` on those who follow are told of them, and needn't
-    /// take them in.
+    /// The number of heartbeats within `heard_ms` from which on the owner tells the standbys of
+    /// them, so that the standbys needn't receive them.
     pub told_from: usize,
-    /// What is left out, for tests of the tests.
+    /// A deliberate fault, with which the tests are tested.
     pub mutation: Mutation,
 }
 
-/// What can be left out of the protocol, to see that this is noticed.
+/// A part of the protocol that is left out, so that tests can check that this is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mutation {
     /// Nothing.
     #[default]
     None,
-    /// One that begins to follow takes no snapshot.
+    /// A replica that begins to follow takes no snapshot.
     NoCatchUp,
-    /// One that takes over announces and decides nothing.
+    /// A replica that takes over announces and decides nothing.
     NoDecisions,
-    /// An owner goes on when its lease has ended.
+    /// An owner goes on after its lease has ended.
     NoLease,
-    /// Those who follow are told nothing.
+    /// The standbys are told nothing.
     NoTelling,
-    /// Those who follow are told of no heartbeats, though they take in none.
+    /// The standbys are told of no heartbeats, though they receive none.
     NoHeartbeats,
-    /// Those who follow take in nothing that applications state, and nobody compares that.
+    /// The standbys ignore applications' statements, and the digests leave these out.
     NoStatements,
-    /// Those who follow compare no connections, statuses and statements.
+    /// The standbys don't compare connections, statuses and statements.
     NoComparison,
 }
 
-/// A shard as one node has it.
+/// One node's replica of a shard.
 #[derive(Debug)]
 pub struct Replica {
     settings: ReplicaSettings,
@@ -191,49 +192,52 @@ pub struct Replica {
     /// Until when the node may rely on its lease.
     until: u64,
     is_leading: bool,
-    /// Whether all is held that the owner of `epoch` had told up to `seq`, and all has been heard
-    /// since.
+    /// Whether the replica holds everything that the owner of `epoch` had told up to `seq`, and has
+    /// missed no input since.
     is_sure: bool,
     epoch: u64,
     seq: u64,
     books: Books,
-    /// Those of a message that isn't whole yet.
+    /// The pieces of a message that isn't complete yet.
     pieces: Pieces,
-    /// What is of an epoch of which the bucket hasn't told yet.
+    /// Messages of an epoch that the bucket hasn't named yet.
     early: Early,
     catching_up: Option<CatchingUp>,
     hearing: Hearing,
-    /// Snapshots that are sent.
+    /// The snapshots that are being sent.
     snapshots: Snapshots,
     nonce: u64,
-    /// When digests are told next, or else when something is to be heard of the owner.
+    /// While leading: when to send the next digest. Otherwise: by when a message of the owner is
+    /// expected.
     digest_at: u64,
-    /// How often in a row connections have differed, part by part.
+    /// For each part of the digest: how often in a row the connections have differed.
     differed: [u8; PARTS],
-    /// Whether what was missed before it led is still to be announced.
+    /// Whether transitions that the replica saw before it led are still to be announced.
     is_behind: bool,
-    /// Since when it has been to lead, and waits for what the owner before told last.
+    /// Since when it has had the role `Lead` and waited for the last messages of the previous
+    /// owner.
     waits_since: Option<u64>,
-    /// Whether what is held here goes back to the shard's first owner without a break: there was
-    /// nothing before that a client could know.
+    /// Whether the state goes back to the shard's first owner without a break: no client knows
+    /// anything from before that.
     is_first: bool,
-    /// The epoch in which it led last; 0 if it didn't, or has forgotten that.
+    /// The epoch in which this replica led last; 0 if it never led, or has forgotten its state
+    /// since.
     led: u64,
-    /// Whether all is known that viewers have been told.
+    /// Whether the replica knows everything that viewers have been told.
     has_ledger: bool,
-    /// When what is held here is forgotten, since the node has no part in the shard.
+    /// When to forget the state, since the node has no part in the shard.
     forget_at: Option<u64>,
 }
 
-/// How much may come of what has fallen due at once.
+/// The number of outputs after which [`Replica::advance`] stops, so that the list stays short.
 const OUT_MAX: usize = 256;
 
-/// How often a shard is asked at once to do what has fallen due, before inputs have their turn.
-/// Each time it decides on a few users.
+/// How often one call of [`Replica::advance`] lets the shard do due work before inputs have their
+/// turn. Each time, the shard decides on a few users.
 const ADVANCES_AT_ONCE: usize = 8;
 
 impl Replica {
-    /// A replica of a shard that knows nothing yet.
+    /// A replica of an empty shard.
     pub fn new(
         number: u32,
         settings: ReplicaSettings,
@@ -270,15 +274,15 @@ impl Replica {
         }
     }
 
-    /// Puts back what the node's disk has, before anything else: what there is to begin with if
-    /// no other node has anything newer. It was stored `down_ms` ago.
+    /// Restores the records on the node's disk, which were stored `down_ms` ago. To be called
+    /// before anything else. The replica starts with this state if no other node has a newer one.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.shard.restore(now, down_ms, records);
         self.shard.renew_leases(now);
         self.books = self.books_anew();
     }
 
-    /// The node has another part in the shard.
+    /// Gives the node another part in the shard.
     pub fn set_role(&mut self, now: u64, role: Role, out: &mut Vec<Out>) {
         let before = std::mem::replace(&mut self.role, role);
         if matches!(self.role, Role::Resign { .. }) {
@@ -293,7 +297,7 @@ impl Replica {
                 self.catching_up = None;
                 self.snapshots = Snapshots::default();
                 self.is_sure = false;
-                // Until then, it is better than nothing if nobody else has it.
+                // Until then, the state is better than nothing if no other node has it.
                 self.forget_at = Some(now + self.settings.timeout_ms);
             }
             Role::Follow { epoch, .. } => {
@@ -307,7 +311,7 @@ impl Replica {
             Role::Lead { .. } => {}
             Role::Resign { epoch } => {
                 let (epoch, seq) = (*epoch, self.seq);
-                // Who is to have it says that nothing is missing there.
+                // The new owner can compare this digest, and confirm that it has missed nothing.
                 self.say_digest(out);
                 out.push(Out::Resigned { epoch, seq });
             }
@@ -326,7 +330,7 @@ impl Replica {
         self.settle(now, out);
     }
 
-    /// The node may rely on its lease until then.
+    /// The node may rely on its lease until `until`.
     pub fn renewed(&mut self, now: u64, until: u64, out: &mut Vec<Out>) {
         self.until = until;
         self.settle(now, out);
@@ -339,13 +343,13 @@ impl Replica {
     }
 
     fn stop_leading(&mut self) {
-        // Who has led for so long has told of everyone.
+        // An owner that is no longer unsure has told viewers of every user.
         self.has_ledger |= self.is_leading && self.shard.unsure_ms() == 0;
         self.is_leading = false;
         self.stop_telling();
     }
 
-    /// Takes an input that arrived.
+    /// Handles an input that arrived.
     pub fn input(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Out>) {
         self.settle(now, out);
         if self.is_leading {
@@ -357,8 +361,8 @@ impl Replica {
         self.follow_input(now, input, out);
     }
 
-    /// Does what has fallen due, so much of it that what comes of it stays little: where that isn't
-    /// all, [`Self::next_deadline`] is no later than `now`.
+    /// Does work that is due, in steps that keep the list of outputs short. If some of it is left,
+    /// [`Self::next_deadline`] is no later than `now`.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Out>) {
         self.settle(now, out);
         self.send_snapshots(now, out);
@@ -384,12 +388,12 @@ impl Replica {
         }
     }
 
-    /// Whether the shard has something to do.
+    /// Whether the shard has work that is due.
     fn is_due(&self, now: u64) -> bool {
         self.shard.next_deadline().is_some_and(|at| at <= now)
     }
 
-    /// When [`Self::advance`] is to be called: perhaps early, never too late.
+    /// When to call [`Self::advance`]. It may be earlier than necessary, but never later.
     pub fn next_deadline(&self) -> Option<u64> {
         let sending = self.snapshots.next_at();
         let hearing = self.hearing.next_at(self.settings.fleet.heard_ms);
@@ -408,7 +412,7 @@ impl Replica {
         deadlines.into_iter().flatten().min()
     }
 
-    /// The epoch of what is published.
+    /// The epoch of what this replica publishes.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -418,7 +422,8 @@ impl Replica {
         self.is_leading && (now < self.until || self.skips(Mutation::NoLease))
     }
 
-    /// The epoch whose owner's state is held here in full; none if it isn't.
+    /// The epoch of the owner whose complete state this replica holds. `None` if it holds no
+    /// complete state.
     pub fn holds(&self) -> Option<u64> {
         (self.is_sure && self.role != Role::None).then_some(self.epoch)
     }
@@ -428,19 +433,19 @@ impl Replica {
         &self.shard
     }
 
-    /// All the numbers of ids that are held here.
+    /// All ids that this replica refers to, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let catching_up = self.catching_up.as_ref().map(CatchingUp::ids);
         let known = self.shard.ids() | self.books.ids() | self.snapshots.ids();
         known | catching_up.unwrap_or_default()
     }
 
-    /// The shard, to store what it knows.
+    /// The shard, mutable, so that its changed records can be stored.
     pub fn shard_mut(&mut self) -> &mut Shard {
         &mut self.shard
     }
 
-    /// Nothing is known here any more.
+    /// Forgets the whole state.
     fn forget(&mut self, out: &mut Vec<Out>) {
         self.forget_at = None;
         self.is_first = false;
@@ -451,14 +456,14 @@ impl Replica {
         self.exchange(nobody, Books::default(), out);
     }
 
-    /// Another shard takes the place of the one that there is, with what its viewers have been told.
+    /// Replaces the shard and its books, and discards the old ones.
     fn exchange(&mut self, shard: Shard, books: Books, out: &mut Vec<Out>) {
         let shard = std::mem::replace(&mut self.shard, shard);
         let books = std::mem::replace(&mut self.books, books);
         out.push(Out::Discard(Discarded(Arc::new((shard, books)))));
     }
 
-    /// Begins or ends leading, as the role and the lease have it.
+    /// Begins or stops leading, according to the role and the lease.
     fn settle(&mut self, now: u64, out: &mut Vec<Out>) {
         let Role::Lead { epoch, before } = &self.role else {
             return;
@@ -472,7 +477,8 @@ impl Replica {
         }
         let (epoch, before) = (*epoch, before.clone());
         if self.epoch == epoch {
-            // The lease had ended, and nobody has taken it. What was lost meanwhile, nobody knows.
+            // The lease had expired, and no other node has taken the shard. If an input was lost
+            // meanwhile, `is_sure` is false.
             let is_sure = self.is_sure;
             self.is_first &= is_sure;
             self.shard.is_first(self.is_first);
@@ -513,8 +519,8 @@ impl Replica {
         self.digest_at = now + self.settings.fleet.digest_ms;
     }
 
-    /// Whether it waits for the last that the owner before has told, which handed the shard over
-    /// to it. It doesn't for long: rather than nobody, one that isn't sure leads.
+    /// Whether to wait for the last messages of the previous owner, which handed the shard over to
+    /// this node. The wait is short: an owner that isn't sure is better than none.
     fn waits_for(&mut self, now: u64, before: &Before, out: &mut Vec<Out>) -> bool {
         let Some((_, seq)) = &before.told else {
             return false;
@@ -529,14 +535,14 @@ impl Replica {
             return false;
         }
         self.digest_at = since + patience_ms;
-        // What is on its way comes first.
+        // Messages that are still on their way get some time to arrive first.
         if now >= since + patience_ms / 4 && self.catching_up.is_none() {
             self.catch_up(now, Difference::Gap, out);
         }
         true
     }
 
-    /// The digest of the ledger. Books that aren't the ledger's any more are made anew.
+    /// The digest of the ledger. Makes the books anew if they no longer match the ledger.
     fn ledger_digest(&mut self) -> u64 {
         if self.books.len() != self.shard.online_users() {
             self.books = self.books_anew();

@@ -1,13 +1,13 @@
-//! What a replica that begins to follow is sent: the records that a restart uses, and how much is
-//! left of each connection's lease.
+//! The snapshot that a replica gets when it begins to follow: the records in the format of a
+//! restart, and the time left of each connection's lease.
 //!
-//! All is read, written, sent, and put into the other shard chunk by chunk, so that neither shard has to
-//! do much between two inputs. What viewers have been told is read as it was when the snapshot began,
-//! since what is told later is the difference to that. Connections are read each as it is then: what has
-//! changed of it meanwhile, the other shard has heard as well, and handles again, which makes no
-//! difference. Each chunk bears the
-//! digest of all up to it. One that is damaged is refused before anything is made of it, and one
-//! that is cut off is never complete.
+//! The snapshot is read, encoded, sent and applied to the receiving shard chunk by chunk, so that
+//! neither shard has much to do between two inputs. What viewers have been told is read as it was
+//! when the snapshot began, since later messages are differences to that. A connection is read as
+//! it is when its turn comes: the receiver has also received what has changed the connection
+//! meanwhile, and handles it again, which makes no difference. Each chunk has the digest of all
+//! chunks up to it. A damaged chunk is refused before it is applied, and a truncated snapshot never
+//! becomes complete.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,53 +25,56 @@ use crate::record::{FORMAT, Record};
 use crate::tracker::TrackerRecord;
 use crate::{Input, Shard, ShardCursor};
 
-/// How many chunks a snapshot may have.
+/// The maximum number of chunks in a snapshot.
 const CHUNKS_MAX: u32 = 1 << 16;
 
-/// Of how many connections or users is read at once.
+/// How many connections or users are read at a time.
 const READ_AT_ONCE: usize = 64;
 
-/// A piece of a snapshot.
+/// A chunk of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
     /// The format of the records.
     pub format: u32,
     /// The shard.
     pub shard: u32,
-    /// The number that the question had.
+    /// The number of the question that the snapshot answers.
     pub nonce: u64,
-    /// Of what epoch it is.
+    /// The epoch of the state.
     pub epoch: u64,
-    /// The number of the last that was told before it was taken.
+    /// The sequence number of the last message that was sent before the snapshot.
     pub seq: u64,
-    /// When it was taken, by the clock of the node that took it.
+    /// When the snapshot was taken, by the clock of the node that took it.
     pub at: u64,
-    /// Which one this is, from 0.
+    /// The number of the chunk, from 0.
     pub index: u32,
-    /// The digest of all up to this one: [`next_digest`].
+    /// The digest of all chunks up to this one: [`next_digest`].
     pub digest: [u8; 32],
-    /// What it has.
+    /// The bytes of the chunk.
     #[serde(with = "as_bytes")]
     pub part: Vec<u8>,
 }
 
-/// What the parts of all chunks together are a row of, each behind its length in four bytes. So one may
-/// begin in one chunk and end in another.
+/// An item of a snapshot. The parts of all chunks, put together, are a sequence of items, each
+/// preceded by its length in four bytes. So an item may begin in one chunk and end in another.
 #[derive(Serialize, Deserialize)]
 enum Item {
     Record(
         #[serde(with = "as_bytes")] Vec<u8>,
         #[serde(with = "as_bytes")] Vec<u8>,
     ),
-    /// So much is left of the lease of a connection, in milliseconds.
+    /// A connection, by the ids of its user and its own, and the time left of its lease, in
+    /// milliseconds.
     Lease(String, String, u64),
-    /// There is nothing more.
+    /// The last item.
     End(End),
-    /// The stream that connections' numbers are of. It is the first, where there is one.
+    /// The input stream to which the connections' positions refer. It is the first item, if there
+    /// is a stream.
     Stream(u64),
-    /// All connections of a user are known, though the shard is unsure.
+    /// A user all of whose connections are known, though the shard is unsure.
     Came(String),
-    /// How a user has left, as it seems, whose other connections may not be known: a record of the event.
+    /// A record of the event by which a user seems to have left. Other connections of the user may
+    /// be unknown.
     Left(
         #[serde(with = "as_bytes")] Vec<u8>,
         #[serde(with = "as_bytes")] Vec<u8>,
@@ -84,16 +87,16 @@ struct End {
     is_first: bool,
 }
 
-/// A shard as it was at some moment on another node.
+/// A shard as it was on another node when a snapshot was taken.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Of what epoch it is.
+    /// The epoch of the state.
     pub epoch: u64,
-    /// The number of the last that was told before it was taken.
+    /// The sequence number of the last message that was sent before the snapshot.
     pub seq: u64,
-    /// Whether it goes back to the shard's first owner without a break.
+    /// Whether the state goes back to the shard's first owner without a break.
     pub is_first: bool,
-    /// What it makes.
+    /// The shard, made from the snapshot.
     pub shard: Shard,
     /// What viewers have been told.
     pub books: Books,
@@ -102,15 +105,15 @@ pub struct Snapshot {
 /// Why a chunk, or a snapshot, was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It isn't a chunk.
+    /// It can't be decoded as a chunk.
     Unreadable,
-    /// It is of another shard.
+    /// It is a chunk of another shard.
     OtherShard,
     /// Its records have another format.
     OtherFormat,
     /// It doesn't belong to the chunks before it.
     Inconsistent,
-    /// The digest of all up to it is another.
+    /// The digest of the chunks up to it doesn't match.
     Damaged,
 }
 
@@ -128,57 +131,58 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a snapshot is about.
+/// What a snapshot answers, and from when it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
     /// The shard.
     pub shard: u32,
-    /// The number that the question had.
+    /// The number of the question that the snapshot answers.
     pub nonce: u64,
-    /// Of what epoch it is.
+    /// The epoch of the state.
     pub epoch: u64,
-    /// The number of the last that was told.
+    /// The sequence number of the last message that was sent before the snapshot.
     pub seq: u64,
-    /// When it is taken.
+    /// When the snapshot is taken.
     pub at: u64,
 }
 
-/// The digest of a part, and of all before it.
+/// The digest of a part and of everything before it.
 pub fn next_digest(before: &[u8; 32], part: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(before).chain_update(part);
     digest.finalize().into()
 }
 
-/// A snapshot that is sent.
+/// A snapshot that is being sent.
 #[derive(Debug)]
 pub struct Sending {
     label: Label,
-    /// What the receive clock showed at the beginning: all leases are told as of then.
+    /// The receive clock at the beginning. All remaining lease times are relative to it.
     heard_ms: u64,
-    /// What is still to be read; none once all has been.
+    /// What is still to be read. `None`: everything has been read.
     cursor: Option<ShardCursor>,
-    /// What has been read, and not written.
+    /// Records that have been read, but not encoded yet.
     read: vec::IntoIter<(Record, Option<u64>)>,
-    /// Users who are still to be told of as ones whose connections are all known.
+    /// Users still to be written as [`Item::Came`].
     came: Vec<Id>,
-    /// How users have left, as it seems, who are waited for.
+    /// Records still to be written as [`Item::Left`].
     left: Vec<Record>,
     end: Option<End>,
-    /// What has been written, and not sent.
+    /// Bytes that have been encoded, but not sent yet.
     written: Vec<u8>,
     index: u32,
     digest: [u8; 32],
 }
 
 impl Sending {
-    /// A snapshot of a shard as it is now. `is_first`: whether what it holds goes back to the
-    /// shard's first owner without a break.
+    /// Begins a snapshot of a shard. `is_first`: whether the shard's state goes back to its first
+    /// owner without a break.
     pub fn begin(shard: &mut Shard, label: Label, is_first: bool) -> Self {
         let end = End {
             unsure_ms: shard.unsure_ms(),
             is_first,
         };
-        // Of numbers that are read later, the stream may be a newer one: they are forgotten then.
+        // Connections that are read later may have positions in a newer stream. The receiver
+        // forgets those.
         let stream = shard.stream();
         let mut sending = Self {
             label,
@@ -201,8 +205,8 @@ impl Sending {
         sending
     }
 
-    /// The next chunk, of which so many bytes at most are the snapshot's; none after the last. `shard`:
-    /// the same as at the beginning.
+    /// The next chunk, with at most `chunk_bytes` bytes of the snapshot. `None` after the last.
+    /// `shard` must be the same as at the beginning.
     pub fn next(
         &mut self,
         shard: &mut Shard,
@@ -267,7 +271,7 @@ impl Sending {
     }
 
     fn write(&mut self, item: &Item) {
-        // Plain data in memory always has such a form, and none is so long.
+        // Plain data in memory can always be encoded, and no item is too long.
         let item = postcard::to_allocvec(item).unwrap_or_default();
         let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
         self.written.extend(length.to_le_bytes());
@@ -286,7 +290,7 @@ impl Sending {
         }
     }
 
-    /// All the numbers of ids that are held here, beside those that the shard holds.
+    /// All ids in this snapshot, as numbers, except those that the shard itself refers to.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = self
             .cursor
@@ -302,28 +306,28 @@ impl Sending {
     }
 }
 
-/// A snapshot that arrives.
+/// A snapshot that is being received.
 #[derive(Debug)]
 pub struct Assembly {
     number: u32,
     nonce: u64,
-    /// Of the first chunk that came: the epoch, the number of the last that was told, and the time.
+    /// From the first chunk that arrived: the epoch, the sequence number, and the time.
     label: Option<(u64, u64, u64)>,
-    /// When that was.
+    /// When the first chunk arrived.
     since: u64,
-    /// Chunks that came before one that is to be before them.
+    /// Chunks that arrived before their predecessors.
     waiting: BTreeMap<u32, Chunk>,
     next: u32,
     digest: [u8; 32],
-    /// The beginning of an item whose end is still to come.
+    /// The beginning of an item whose end has not arrived yet.
     begun: Vec<u8>,
     shard: Shard,
     books: Books,
 }
 
 impl Assembly {
-    /// Nothing yet of the answer to a question. `shard`: one of nobody, which is to become what the
-    /// other one was.
+    /// Starts to receive the answer to a question. `shard`: an empty shard, to which the snapshot
+    /// is applied.
     pub fn new(number: u32, nonce: u64, shard: Shard) -> Self {
         Self {
             number,
@@ -339,11 +343,11 @@ impl Assembly {
         }
     }
 
-    /// Takes a chunk that came at `now`. Says what the snapshot is once it is complete; an answer to
-    /// another question is passed over.
+    /// Takes a chunk that arrived at `now`. Returns the snapshot once it is complete. An answer to
+    /// another question is ignored.
     ///
     /// # Errors
-    /// Why it is refused: the question is to be asked anew.
+    /// If the chunk is refused. The question must then be asked again.
     pub fn add(
         &mut self,
         now: u64,
@@ -395,19 +399,20 @@ impl Assembly {
         Ok(None)
     }
 
-    /// What a shard goes by has changed.
+    /// Applies an input that changes settings, directory, rules or clock.
     pub fn change(&mut self, now: u64, input: Input) {
         self.shard.follow(now, input);
     }
 
-    /// All the numbers of ids that are held here.
+    /// All ids in this snapshot, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         self.shard.ids() | self.books.ids()
     }
 
-    /// Puts into the shard what is there in full.
+    /// Applies all complete items to the shard.
     fn put(&mut self, now: u64, at: u64, names: &Names) -> Result<Option<End>, Refusal> {
-        // The two nodes' clocks may differ. What came later is as old as what came first.
+        // The two nodes' clocks may differ. The arrival of the first chunk counts as the time at
+        // which the snapshot was taken, also for later chunks.
         let ahead = i128::from(self.since) - i128::from(at);
         let passed_ms = now.saturating_sub(self.since);
         let ahead_ms = i64::try_from(ahead).unwrap_or_default();
@@ -449,7 +454,7 @@ impl Assembly {
     }
 }
 
-/// The first item of these bytes, and what is behind it; none if its end is still to come.
+/// The first item of these bytes, and the bytes behind it. `None` if the item is incomplete.
 fn next_item(bytes: &[u8]) -> Result<Option<(Item, &[u8])>, Refusal> {
     let Some((length, rest)) = bytes.split_first_chunk() else {
         return Ok(None);

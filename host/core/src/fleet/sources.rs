@@ -1,28 +1,28 @@
-//! The client's rule, as a reference: what a consumer of published messages makes of their
-//! numbers.
+//! The client's rule, as a reference implementation: how a consumer of published messages
+//! interprets their sequence numbers.
 //!
-//! In a fleet, a source is a shard, whichever node owns it, and its epoch is that of the owner. So
-//! what an owner still says when another has taken its place is of an earlier epoch, and is dropped.
-//! `clients/js/src/sources.js` is the same in JavaScript.
+//! In a fleet, a source is a shard, whichever node owns it, and its epoch is the owner's. So
+//! messages that an owner still publishes after another has taken over have an earlier epoch, and
+//! are dropped. `clients/js/src/sources.js` implements the same rule in JavaScript.
 
 use std::collections::BTreeMap;
 
 use crate::publish::Subject;
 
-/// What a message is.
+/// What a message is, by its epoch and sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// What was to come next: take it.
+    /// The expected next message: take it.
     Next,
-    /// The first of a source, or of a later epoch of it: take it, and ask.
+    /// The first message of a source, or of a later epoch of it: take it, and query.
     New,
-    /// Some before it are missing: take it, and ask.
+    /// Messages before it are missing: take it, and query.
     Gap,
-    /// It was said before, or by an owner whose time is over: drop it.
+    /// A repetition, or a message of an earlier owner: drop it.
     Old,
 }
 
-/// What has been heard of each source.
+/// The last epoch and sequence numbers of each source.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     known: BTreeMap<u32, Source>,
@@ -35,7 +35,7 @@ struct Source {
 }
 
 impl Sources {
-    /// Notes a message.
+    /// Notes a message, and classifies it.
     pub fn hear(&mut self, source: u32, epoch: u64, subject: Subject, seq: u64) -> Heard {
         let known = self.known.entry(source).or_default();
         if epoch > known.epoch {
@@ -55,7 +55,7 @@ impl Sources {
         }
     }
 
-    /// Notes a beacon, which tells the last number on each subject.
+    /// Notes a beacon, which has the last sequence number on each subject.
     pub fn hear_beacon(
         &mut self,
         source: u32,
@@ -86,12 +86,12 @@ impl Sources {
         found
     }
 
-    /// Notes the epoch of the owner that gave an answer. Says whether the answer may be used.
+    /// Notes the epoch of the owner that gave an answer. Returns whether the answer may be used.
     pub fn hear_answer(&mut self, source: u32, epoch: u64) -> bool {
         self.hear_beacon(source, epoch, []) != Heard::Old
     }
 
-    /// The newest epoch that was heard of a source; 0 if none was.
+    /// The newest epoch received from a source; 0 if none was.
     pub fn epoch(&self, source: u32) -> u64 {
         self.known.get(&source).map_or(0, |known| known.epoch)
     }
@@ -110,11 +110,11 @@ mod tests {
         assert_eq!(sources.hear(3, 10, ON, 1), Heard::New);
         assert_eq!(sources.hear(3, 10, ON, 2), Heard::Next);
         assert_eq!(sources.hear(3, 17, OFF, 1), Heard::New);
-        // The old owner wakes up.
+        // The previous owner wakes up.
         assert_eq!(sources.hear(3, 10, ON, 3), Heard::Old);
         assert_eq!(sources.hear_beacon(3, 10, [(ON, 9)]), Heard::Old);
         assert!(!sources.hear_answer(3, 10) && sources.hear_answer(3, 17));
-        // An answer shows a new owner as well as a message does.
+        // An answer announces a new owner as a message does.
         assert!(sources.hear_answer(3, 21) && !sources.hear_answer(3, 17));
         // Another shard has epochs of its own.
         assert_eq!(sources.hear(4, 10, ON, 1), Heard::New);

@@ -1,4 +1,4 @@
-//! What the tests of the fleet's modules have in common: shards whose users may all see each other.
+//! Shared helpers of the fleet's unit tests: shards whose users may all see each other.
 
 use std::sync::Arc;
 

@@ -1,15 +1,16 @@
-//! What a leading replica tells those that follow it, before it publishes: what they can't derive
-//! from the shard's input.
+//! The messages by which a leading replica tells its standbys, before it publishes, what they can't
+//! derive from the shard's input.
 //!
-//! Each message has the shard, the epoch and a number, without gaps within the epoch. The first of
-//! an epoch is [`Said::Begin`]. A change is a record as a restart would use it, except that an
-//! online user's viewers are given as the difference to what was told before, with a digest of both:
-//! a correction of one viewer costs one viewer, however many there are. Those of a user who goes are
-//! kept with the departure, for as long as that is: none is named of one who goes, nor, where they are
-//! the same, of one who comes back.
+//! Each message has the shard, the epoch and a sequence number, without gaps within the epoch. The
+//! first message of an epoch is [`Said::Begin`]. A change is a record in the format of a restart,
+//! except that a user's viewers are given as the difference to the last message about them, with a
+//! digest before and after. So a correction for one viewer costs one viewer, however many there
+//! are. The viewers of a user who goes offline are kept with the departure, as long as the
+//! departure is remembered. So no viewer is named when a user goes offline, or comes back to the
+//! same viewers.
 //!
-//! Where there are many heartbeats, those who follow are told of them, too, many at a time: then they
-//! needn't take them in.
+//! Where there are many heartbeats, the owner also tells the standbys of these, in batches, so that
+//! the standbys needn't receive them.
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
@@ -24,50 +25,52 @@ use crate::names::{Id, Names};
 use crate::recipients::{Recipients, ShownDigest};
 use crate::record::Record;
 
-/// A message to those who follow.
+/// A message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
     /// The shard.
     pub shard: u32,
     /// The epoch of its owner.
     pub epoch: u64,
-    /// Its number within the epoch, from 1; of a digest, that of the message before it.
+    /// The sequence number within the epoch, from 1. A digest has the number of the message before
+    /// it.
     pub seq: u64,
-    /// The node that says so.
+    /// The node that sends the message.
     pub node: Box<str>,
-    /// What it says.
+    /// The content.
     pub said: Said,
 }
 
-/// What is said to those who follow.
+/// The content of a message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Said {
-    /// An owner begins with a ledger of this digest.
+    /// An owner begins. The number is the digest of its ledger.
     Begin(u64),
-    /// This is about to be published.
+    /// These changes are about to be published.
     Changes(Vec<Change>),
-    /// What the owner holds, to compare.
+    /// Digests of what the owner holds, for the standbys to compare.
     Digest {
-        /// The ledger's.
+        /// The digest of the ledger.
         ledger: u64,
-        /// That of the live connections, and of what applications have stated, in parts.
+        /// The digests of live connections, statuses and applications' statements, in parts.
         connections: Box<[u64; PARTS]>,
     },
-    /// A piece of a message that is too long for one.
+    /// A piece of a message that is too long to be sent at once.
     Piece {
-        /// Whether it is the last of them.
+        /// Whether it is the last piece.
         is_last: bool,
-        /// Its part of the message.
+        /// The bytes of the piece.
         #[serde(with = "as_bytes")]
         bytes: Vec<u8>,
     },
-    /// What has been heard of connections.
+    /// What the owner has received from connections.
     Heard {
-        /// From when on a lease counts that begins now, by the owner's receive clock, in milliseconds.
+        /// The owner's receive clock, in milliseconds: when a lease starts that is renewed now.
         clock: u64,
-        /// Whether it says so again soon: those who follow needn't take in heartbeats.
+        /// Whether the owner sends the next such message soon, so that standbys needn't receive
+        /// heartbeats.
         goes_on: bool,
-        /// What was heard.
+        /// The encoded [`Heard`](crate::Heard).
         #[serde(with = "as_bytes")]
         entries: Vec<u8>,
     },
@@ -77,51 +80,52 @@ pub enum Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     key: Vec<u8>,
-    /// Without viewers. None where nothing is known any more.
+    /// The record, without viewers. `None`: the record is removed.
     value: Option<Vec<u8>>,
     viewers: Option<Difference>,
 }
 
-/// What has changed of who was told of a user, and of what they were shown.
+/// How the viewers who were told of a user, and what they were shown, have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Difference {
-    /// The digests of all of them, before and after.
+    /// The digests of all viewers, before and after.
     before: u64,
     after: u64,
     lost: Vec<String>,
-    /// Those who were shown nothing or something else before.
+    /// Viewers who are new, or are shown something else than before, by the digest of what they are
+    /// shown.
     shown: Vec<([u8; 8], Vec<String>)>,
 }
 
-/// How long a message in pieces may be, in bytes.
+/// The maximum length of a message in pieces, in bytes.
 const PIECES_BYTES_MAX: usize = 1 << 28;
 
-/// The pieces of a message that arrives.
+/// The pieces of an incomplete message.
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<u8>);
 
-/// Why what was told can't be taken in. A fresh snapshot mends it.
+/// Why a message can't be applied. A fresh snapshot repairs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch {
     /// It can't be read.
     Unreadable,
-    /// It is a difference to something else than what is known here.
+    /// The difference has another base than the state here.
     Base,
-    /// It comes to something else than it says.
+    /// The result has another digest than the message says.
     Result,
 }
 
 impl Told {
-    /// As bytes.
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
-        // Plain data in memory always has such a form.
+        // Plain data in memory can always be encoded.
         postcard::to_allocvec(self).unwrap_or_default()
     }
 
-    /// Reads what [`Self::encode`] wrote.
+    /// Decodes a message of [`Self::encode`].
     ///
     /// # Errors
-    /// When it is something else.
+    /// If the bytes aren't such a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Mismatch> {
         match postcard::take_from_bytes(bytes) {
             Ok((told, [])) => Ok(told),
@@ -130,7 +134,7 @@ impl Told {
     }
 }
 
-/// Cuts a message into pieces of so many bytes.
+/// Cuts a message into pieces of at most `bytes_max` bytes.
 pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = Said> {
     let parts = message.chunks(bytes_max.max(1));
     let last = parts.len().saturating_sub(1);
@@ -141,15 +145,15 @@ pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = Said> {
 }
 
 impl Pieces {
-    /// Whether there are none of a message that isn't whole.
+    /// Whether no piece is waiting for the rest of its message.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes the next piece. Gives what was said once the message is whole.
+    /// Takes the next piece. Returns the content of the message once it is complete.
     ///
     /// # Errors
-    /// When it can't be read, or is too long.
+    /// If the message can't be decoded, or is too long.
     pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Option<Said>, Mismatch> {
         if self.0.len() + bytes.len() > PIECES_BYTES_MAX {
             return Err(Mismatch::Unreadable);
@@ -163,26 +167,26 @@ impl Pieces {
     }
 }
 
-/// What viewers have been told, as it was told last: owner and standby keep the same.
+/// What viewers were told last, for each user. Owner and standby keep the same books.
 #[derive(Debug, Default)]
 pub struct Books {
     users: HashMap<Id, Booked, foldhash::fast::FixedState>,
-    /// Of those who have gone, as far as their departures are known.
+    /// The viewers of users who have gone offline, as far as their departures are remembered.
     departed: HashMap<Id, Viewers, foldhash::fast::FixedState>,
-    /// Of those who go by the records that are being told.
+    /// The viewers of users whose removal is part of the message that is being noted or taken.
     leaving: HashMap<Id, Viewers, foldhash::fast::FixedState>,
-    /// The digest of all that is known of users.
+    /// The digest of everything that is known of online users.
     digest: u64,
 }
 
 #[derive(Debug)]
 struct Booked {
     viewers: Viewers,
-    /// What the user adds to the digest of all.
+    /// The user's share in the digest of all.
     share: u64,
 }
 
-/// The viewers of a user, and the digest of them and of what they were shown.
+/// The viewers of a user, and a digest of them and of what they were shown.
 #[derive(Clone, Debug, Default)]
 struct Viewers {
     recipients: Recipients,
@@ -190,7 +194,7 @@ struct Viewers {
 }
 
 impl Books {
-    /// Those of a ledger, and of departures.
+    /// The books of a ledger and of departures.
     pub fn of<'a>(
         entries: impl Iterator<Item = &'a LedgerEntry>,
         departures: impl Iterator<Item = &'a Departure>,
@@ -202,7 +206,7 @@ impl Books {
         books
     }
 
-    /// Notes what is in a record of a ledger, or of a departure.
+    /// Notes the entry of a ledger record, or the departure of a departure record.
     pub fn put_record(&mut self, record: &Record, names: &Names) {
         match record {
             Record::Ledger {
@@ -227,23 +231,23 @@ impl Books {
         self.departed.insert(departure.user, viewers);
     }
 
-    /// Keeps what is known of users who have gone whose departures are remembered here: of others, those
-    /// who follow may know nothing.
+    /// Forgets the viewers of offline users whose departures this shard doesn't remember: the
+    /// standbys may not know them.
     pub fn keep_departed(&mut self, remembers: impl Fn(Id) -> bool) {
         self.departed.retain(|user, _| remembers(*user));
     }
 
-    /// Of how many users they are who are online.
+    /// The number of online users in the books.
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether they are of nobody who is online.
+    /// Whether the books have no online user.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// All the numbers of ids that they hold.
+    /// All ids in the books, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
         let mut seen = VisitedSets::default();
@@ -255,12 +259,12 @@ impl Books {
         ids
     }
 
-    /// The digest of all that is known of users who are online.
+    /// The digest of everything that is known of online users.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// Notes records that belong together, and writes them as the changes that they are.
+    /// Notes the records of one message, and returns them as changes against the books.
     pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<Change> {
         let changes = records.iter().map(|record| self.note_one(record, names));
         let changes = changes.collect();
@@ -309,10 +313,10 @@ impl Books {
         }
     }
 
-    /// Takes in changes that belong together, and says which records they make.
+    /// Applies the changes of one message, and returns the resulting records.
     ///
     /// # Errors
-    /// When one doesn't fit what is known here.
+    /// If a change doesn't fit the books.
     pub fn take(&mut self, changes: &[Change], names: &Names) -> Result<Vec<Record>, Mismatch> {
         let records = changes.iter().map(|change| self.take_one(change, names));
         let records = records.collect();
@@ -348,14 +352,14 @@ impl Books {
         Ok(record)
     }
 
-    /// The viewers of a user who were told last.
+    /// The viewers who were last told of a user.
     fn known(&self, user: Id) -> Option<&Viewers> {
         let online = self.users.get(&user).map(|it| &it.viewers);
         let leaving = online.or_else(|| self.leaving.get(&user));
         leaving.or_else(|| self.departed.get(&user))
     }
 
-    /// What differs between those who were told last and these.
+    /// The difference between the viewers who were last told of a user and `to`.
     fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (Difference, Viewers) {
         let nobody = Viewers::default();
         let from = self.known(user).unwrap_or(&nobody);
@@ -384,7 +388,7 @@ impl Books {
         }
     }
 
-    /// Takes note of what isn't known any more.
+    /// Notes that a record was removed.
     fn forget(&mut self, record: &Record, names: &Names) {
         match record {
             Record::Ledger { user, entry: None } => {
@@ -421,10 +425,11 @@ impl Viewers {
 }
 
 impl Difference {
-    /// What it makes of the viewers who were told last, if any are known.
+    /// Applies the difference to the viewers who were last told of the user, if any are known.
     fn apply(&self, known: Option<&Viewers>, names: &Names) -> Result<Viewers, Mismatch> {
         let nobody = Viewers::default();
-        // Who told this needn't know as much of one who has gone.
+        // The sender may not remember the viewers of a user who has gone offline. It then starts
+        // from none.
         let from = known.filter(|_| self.before != nobody.digest);
         let from = from.unwrap_or(&nobody);
         if from.digest != self.before {
@@ -503,7 +508,7 @@ fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) ->
     }
 }
 
-/// The sum of what each viewer adds: so a difference is all that has to be added up.
+/// The sum of one digest per viewer. So a change of the sum needs only the viewers who changed.
 fn viewers_digest(viewers: &Audience, shown: ShownDigest, names: &Names) -> u64 {
     let (names, shown) = (names.read(), shown.to_bytes());
     let ids = viewers.ids().filter_map(|id| names.name(id));

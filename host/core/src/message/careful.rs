@@ -1,4 +1,4 @@
-//! Reads a message field by field, and says what is wrong with it.
+//! Parses a message field by field, and finds out what is wrong with it.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Parts, Rejection, StatedReason,
 use crate::json::{Text, present, shared};
 use crate::metadata;
 
-/// Reads the body of a message.
+/// Parses the body of a message.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -19,7 +19,7 @@ pub(super) fn read(
     text: &ByteString,
     limits: metadata::Limits,
 ) -> Result<Message, Rejection> {
-    // Fields are read from an array as well, by their places.
+    // serde would also accept an array, with the fields by position.
     let fields = match text.trim_ascii_start().starts_with('[') {
         false => serde_json::from_str::<Fields<'_>>(text),
         true => Err(serde::de::Error::custom("an array")),
@@ -100,10 +100,10 @@ fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Re
     Ok(shared(id, text))
 }
 
-/// What is wrong with a time that isn't a number of milliseconds.
+/// The error text for a time that isn't a number of milliseconds.
 const MUST_BE_MS: &str = "must be a positive integer of milliseconds since 1970";
 
-/// What is wrong with an id that isn't text; half a surrogate pair is none either.
+/// The error text for an id that isn't text. Half a surrogate pair isn't text, either.
 pub(super) const MUST_BE_TEXT: &str = "must be a string of valid Unicode";
 
 fn time(field: &str, raw: &RawValue) -> Result<u64, Rejection> {

@@ -1,4 +1,4 @@
-//! Why a message was refused. Worked out only once it has been.
+//! Why a message was refused. This is only computed for a refused message.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,24 +8,24 @@ use serde_json::value::RawValue;
 use super::kind::Kind;
 use crate::quota::Quota;
 
-/// The closed set of reasons in a dead letter.
+/// The reasons that a dead letter can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// The payload isn't JSON.
     InvalidJson,
     /// It is JSON, but not an object.
     NotAnObject,
-    /// A field that must be there isn't.
+    /// A required field is missing.
     MissingField,
-    /// A field has a value that it can't have.
+    /// A field has an invalid value.
     InvalidField,
-    /// What would be published of it passes the broker's `max_payload`.
+    /// What would be published of the message exceeds the broker's `max_payload`.
     TooLarge,
     /// A component failed on the event.
     PluginFailed,
     /// A quota would have been exceeded.
     QuotaExceeded,
-    /// It came on the subject of another shard of the fleet than its user's.
+    /// The message came on the subject of another shard of the fleet than its user's.
     WrongShard,
 }
 
@@ -57,19 +57,19 @@ impl Cause {
     }
 }
 
-/// Why something became a dead letter.
+/// Why a message was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// The reason.
     pub cause: Cause,
-    /// What exactly, in one line.
+    /// The exact error, in one line.
     pub error: String,
-    /// Which quota, where one would have been exceeded.
+    /// The exceeded quota, for [`Cause::QuotaExceeded`].
     pub quota: Option<Quota>,
 }
 
 impl Rejection {
-    /// A rejection.
+    /// A rejection without a quota.
     pub fn new(cause: Cause, error: String) -> Self {
         Self {
             cause,
@@ -78,7 +78,7 @@ impl Rejection {
         }
     }
 
-    /// A rejection since a quota would have been exceeded.
+    /// A rejection, since a quota would have been exceeded.
     pub fn over(quota: Quota, error: String) -> Self {
         Self {
             quota: Some(quota),
@@ -86,7 +86,7 @@ impl Rejection {
         }
     }
 
-    /// Why a message is refused that comes when there have been too many.
+    /// The rejection of a message that exceeds the rate of messages.
     pub fn excess(per_s: u64) -> Self {
         let error = format!(
             "more than {per_s} messages a second arrive ([limits] messages_per_s and \
@@ -104,10 +104,10 @@ impl Rejection {
     }
 }
 
-/// What is wrong with a message that didn't parse into its fields.
+/// What is wrong with a message that couldn't be parsed into its fields.
 pub(super) fn diagnose(kind: Kind, text: &str, error: &serde_json::Error) -> Rejection {
-    // Values are looked into one by one: what is wrong with one isn't to hide what is
-    // wrong with another.
+    // The fields' values are parsed one by one, so that an error in one doesn't hide an error in
+    // another.
     let whole = match serde_json::from_str::<&RawValue>(text) {
         Ok(whole) => whole.get(),
         Err(error) => {

@@ -1,4 +1,4 @@
-//! Reads a message in one pass, if nothing about it is unusual.
+//! Parses a message in one pass, if it has nothing unusual.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,8 +11,8 @@ use super::{Kind, MS_MIN, Message, Parts, StatedReason, is_id};
 use crate::json::{Text, shared};
 use crate::metadata::{self, CheckedMetadata};
 
-/// Reads the body of a message. None if it is to be read carefully, which finds out what is wrong
-/// with it, if anything is.
+/// Parses the body of a message. `None`: it must be parsed by `careful`, which finds out whether
+/// anything is wrong with it.
 pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> Option<Message> {
     let mut json = serde_json::Deserializer::from_str(text);
     let fields = json.deserialize_map(Body { text, limits }).ok()?;
@@ -109,7 +109,7 @@ mod tests {
     use super::super::careful;
     use super::*;
 
-    /// Keys and values that mean something, and others.
+    /// Fields with known keys and values, and with others.
     fn field() -> impl Strategy<Value = String> {
         let key = prop::sample::select(vec![
             "userId",

@@ -1,10 +1,10 @@
-//! The kinds of messages that come in, and their subjects.
+//! The kinds of input messages, and their subjects.
 
 use serde_json::value::RawValue;
 
 use crate::json;
 
-/// The subjects that are listened to.
+/// The subjects that the host subscribes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `presence.connect`
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// The kind that a subject (without a tenant's prefix) carries.
+    /// The kind of the messages on a subject (without a tenant's prefix).
     pub fn of_subject(subject: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.subject() == subject)
     }
@@ -54,8 +54,8 @@ impl Kind {
         }
     }
 
-    /// Which `type` a message should have instead of what it has, as JSON text; none if that is right, or
-    /// counts for nothing.
+    /// The `type` that a message of this kind must have. `None` if `given`, as JSON text, is right
+    /// or absent, or if the kind has no type.
     pub(super) fn other_type(self, given: Option<&RawValue>) -> Option<&'static str> {
         let (given, expected) = given.zip(self.event_type())?;
         (json::text(given.get()).as_deref() != Some(expected)).then_some(expected)

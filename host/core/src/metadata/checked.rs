@@ -1,4 +1,4 @@
-//! The metadata of a message, read once: all that needs it goes by the places of its entries.
+//! The metadata of a message. It is parsed once; later uses go by the positions of its entries.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,30 +13,30 @@ use super::strict::{self, Keys};
 use super::{Builder, Limits, Metadata};
 use crate::json::Text;
 
-/// The text of a JSON object that has been checked. Cloning it copies no text.
+/// The text of a JSON object that has been checked. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedMetadata {
     text: ByteString,
     entries: Entries,
 }
 
-/// Few of them take no memory of their own.
+/// Up to four entries are stored inline.
 type Entries = SmallVec<[Entry; 4]>;
 
-/// Where an entry is.
+/// The position of an entry in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
-    /// Within its quotes.
+    /// The key, without its quotes.
     key: Range<u32>,
     has_escapes: bool,
     value: Range<u32>,
 }
 
 impl Limits {
-    /// Reads the text of a metadata object, in time proportional to its length.
+    /// Parses the text of a metadata object, in time proportional to its length.
     ///
     /// # Errors
-    /// What is wrong with it, to be read behind the field's name.
+    /// What is wrong with it, as a text to follow the field's name.
     pub fn read(self, text: ByteString) -> Result<CheckedMetadata, String> {
         self.check_bytes(text.len())?;
         if !text.trim_ascii_start().starts_with('{') {
@@ -53,11 +53,11 @@ impl Limits {
         Ok(CheckedMetadata { text, entries })
     }
 
-    /// Reads the metadata object that is the next value in a map: that of a key that has no escapes, and
-    /// is in this text.
+    /// Parses the metadata object that is the next value in a map. `key`: its key, which must have
+    /// no escapes and must be a part of `text`.
     ///
     /// # Errors
-    /// If it is none, or there is anything wrong with it.
+    /// If the value is no object, or isn't valid metadata.
     pub(crate) fn read_value<'de, A: MapAccess<'de>>(
         self,
         map: &mut A,
@@ -84,7 +84,7 @@ impl Limits {
 }
 
 impl CheckedMetadata {
-    /// As it came in.
+    /// The text as it came in.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -109,7 +109,7 @@ impl CheckedMetadata {
         }
     }
 
-    /// All of it. Keys for which `public` holds may be broadcast.
+    /// The entries as [`Metadata`]. Keys for which `public` is true may be broadcast.
     pub fn metadata(&self, public: impl Fn(&str) -> bool) -> Metadata {
         let mut builder = Builder::with_capacity(self.text.len());
         for (key, value) in self.entries() {
@@ -119,7 +119,7 @@ impl CheckedMetadata {
     }
 }
 
-/// Reads an object with which this text begins.
+/// Parses the object with which this text begins.
 #[derive(Clone, Copy)]
 struct Object<'a> {
     limits: Limits,
@@ -163,7 +163,7 @@ impl<'de> Visitor<'de> for Object<'de> {
 }
 
 impl<'de> Object<'de> {
-    /// Reads the value of the key that ends here, and says where it is.
+    /// Parses the value of the key that ends at `at`. Returns the position of the value.
     fn value<A: MapAccess<'de>>(&self, map: &mut A, at: u32) -> Result<Range<u32>, A::Error> {
         let mut rest = slice_from(self.text, at as usize).bytes();
         let first = rest.find(|byte| !matches!(byte, b':' | b' ' | b'\n' | b'\r' | b'\t'));
@@ -177,8 +177,8 @@ impl<'de> Object<'de> {
         Ok(self.range(value))
     }
 
-    /// Where the next string is, with its quotes, as of a place behind which only space and punctuation
-    /// come before it. `within`: what is in its quotes, if it has no escapes.
+    /// The position of the next string, with its quotes. Only white space and punctuation may come
+    /// between `at` and the string. `within`: the content of the string if it has no escapes.
     fn string(&self, within: Option<&str>, at: u32) -> Range<u32> {
         if let Some(within) = within {
             let Range { start, end } = self.range(within);
@@ -200,15 +200,15 @@ impl<'de> Object<'de> {
         start..start + within.unwrap_or_default() as u32 + 2
     }
 
-    /// Where a part of the text is in it.
+    /// The position of a part of the text.
     fn range(&self, part: &str) -> Range<u32> {
-        // No text is longer than the highest limit.
+        // No text is longer than the highest limit, so the position fits.
         let start = offset(self.text, part) as u32;
         start..start + part.len() as u32
     }
 }
 
-/// Where a part of a text begins in it.
+/// The offset of a part of a text.
 fn offset(text: &str, part: &str) -> usize {
     part.as_ptr().addr().wrapping_sub(text.as_ptr().addr())
 }

@@ -1,8 +1,8 @@
-//! What metadata may be: strictly valid JSON, within limits.
+//! The rules for metadata: strictly valid JSON, within limits.
 //!
-//! Metadata is broadcast as the text that came in, so every reader must be able
-//! to: half a surrogate pair, a number that no `f64` holds, a key twice, or a tower
-//! of brackets would be read differently, or not at all, by one reader or another.
+//! Metadata is broadcast as the text that came in, so every reader must be able to parse it. Half a
+//! surrogate pair, a number too large for an `f64`, a duplicate key, or very deep nesting would be
+//! read differently, or not at all, by some reader.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,24 +12,24 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use crate::json::Text;
 
-/// The most bytes of a number without an exponent that an `f64` holds for sure.
+/// A number without an exponent that has at most this many bytes fits into an `f64`.
 const DIGITS_MAX: usize = 300;
 
-/// The highest that each of [`Limits`] may be set to.
+/// The highest value that each of [`Limits`] may be set to.
 pub const LIMITS_MAX: Limits = Limits {
     keys: 4_096,
     bytes: 1 << 20,
     depth: 64,
 };
 
-/// How much metadata may be.
+/// The limits of metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Keys of the object itself.
+    /// The maximum number of keys of the object itself.
     pub keys: usize,
-    /// Bytes of its JSON text.
+    /// The maximum length of its JSON text, in bytes.
     pub bytes: usize,
-    /// How deep objects and arrays may be nested; the object itself is at depth 1.
+    /// The maximum depth of nested objects and arrays. The object itself is at depth 1.
     pub depth: usize,
 }
 
@@ -47,14 +47,14 @@ impl Limits {
     /// Checks the JSON text of one value in a metadata object.
     ///
     /// # Errors
-    /// What is wrong with it, to be read behind the key's name.
+    /// What is wrong with it, as a text to follow the key's name.
     pub fn check_value(self, text: &str) -> Result<(), String> {
         self.check_bytes(text.len())?;
         self.check_json(text)
     }
 
-    /// As [`Self::check_value`], of a value that is no string, and that a lenient reader took for one
-    /// value. Most are too simple for another look.
+    /// As [`Self::check_value`], for a value that is no string, and that a lenient parser accepted
+    /// as one value. Most are too simple to be checked again.
     pub(super) fn check_taken(self, value: &str) -> Result<(), String> {
         let is_simple = match value.as_bytes() {
             [b't' | b'f' | b'n', ..] => true,
@@ -67,10 +67,10 @@ impl Limits {
         self.check_json(value)
     }
 
-    /// Checks the size of metadata that has been changed.
+    /// Checks the size of changed metadata.
     ///
     /// # Errors
-    /// Which limit it passes.
+    /// Which limit is exceeded.
     pub fn check_size(self, keys: usize, bytes: usize) -> Result<(), String> {
         self.check_bytes(bytes)?;
         self.check_keys(keys)
@@ -103,7 +103,7 @@ impl Limits {
     }
 }
 
-/// What is wrong with a text, without line and column: those would be of the value, and not of the
+/// The error in a text, without line and column: these would refer to the value, not to the
 /// message.
 pub(super) fn describe(error: &serde_json::Error) -> String {
     let said = error.to_string();
@@ -111,7 +111,7 @@ pub(super) fn describe(error: &serde_json::Error) -> String {
     let said = said.strip_suffix(&place).unwrap_or(&said);
     match said {
         said if error.is_data() => said.to_owned(),
-        // Where the other half would begin.
+        // serde_json gives this error where the second half of a surrogate pair should begin.
         "unexpected end of hex escape" => {
             "is not strictly valid JSON: half a surrogate pair in an escape".into()
         }
@@ -119,11 +119,11 @@ pub(super) fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// Reads a value of any kind, and keeps nothing of it.
+/// Parses a value of any kind, and drops it.
 #[derive(Clone, Copy)]
 struct Value {
     limits: Limits,
-    /// How many levels of objects and arrays may begin from here on.
+    /// How many more levels of objects and arrays may be nested.
     depth_left: usize,
 }
 
@@ -193,7 +193,8 @@ impl<'de> Visitor<'de> for Value {
     }
 }
 
-/// The keys of an object so far. Few are compared, and cost no memory; many are sorted.
+/// The keys of an object so far. A few are kept inline and compared one by one; the rest are in a
+/// sorted set.
 #[derive(Default)]
 pub(super) struct Keys<'a> {
     few: [Option<Cow<'a, str>>; 8],
@@ -202,10 +203,10 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Takes a key.
+    /// Adds a key.
     ///
     /// # Errors
-    /// If it is there already.
+    /// If the key is there already.
     pub(super) fn insert(&mut self, key: Cow<'a, str>) -> Result<(), String> {
         if self.few.iter().flatten().any(|one| *one == key) || self.many.contains(&key) {
             return Err(format!("has the key {key:?} twice"));

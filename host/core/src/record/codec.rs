@@ -1,9 +1,8 @@
-//! The bytes that a record is kept as: keys and values for a store that knows nothing
-//! of them.
+//! The encoding of records, as keys and values for a store that doesn't interpret them.
 //!
-//! Users are stored by their ids, since numbers don't outlive the process. What
-//! is added to the format comes last among the variants and fields of its type;
-//! whatever else changes it makes another [`FORMAT`](super::FORMAT).
+//! Users are stored by their ids, since numbers aren't valid in another process. Additions to the
+//! format come last among the variants and fields of a type. Any other change requires a new
+//! [`FORMAT`](super::FORMAT).
 
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::status::{OwnStatus, Status};
 use crate::step::Step;
 use crate::tracker::{self, Activity, Connected, StartsWithoutMessage, UserState};
 
-/// In the order in which they are restored.
+/// The variants are in the order in which records are restored.
 #[derive(Serialize, Deserialize)]
 enum Key<'a> {
     Connection(&'a str, &'a str),
@@ -33,7 +32,7 @@ enum Key<'a> {
     Departed(&'a str),
 }
 
-/// The last two have the number of the last message that came from a stream.
+/// The last two variants have the sequence number of the connection's last message from a stream.
 #[derive(Serialize, Deserialize)]
 enum Connection<'a> {
     Live(#[serde(borrow)] Live<'a>),
@@ -82,25 +81,25 @@ struct Left<'a> {
     reason: Reason,
     #[serde(borrow)]
     metadata: Entries<'a>,
-    /// What was known while the user was online: all of it, or what is under these keys.
+    /// What was known while the user was online: all of it, or only what is under `keys`.
     online: Entries<'a>,
     keys: Option<Vec<&'a str>>,
     told: Parts<'a>,
 }
 
-/// Those of the viewers who were shown the same, and a digest of that.
+/// For each part of the viewers who were shown the same: the digest of that, and the viewers.
 type Parts<'a> = Vec<([u8; 8], Vec<&'a str>)>;
 
-/// When a user said it, and what.
+/// The user's timestamp, and the status.
 type SavedStatus<'a> = (u64, StatusText<'a>);
 
-/// A JSON string, and when it expires.
+/// A JSON string, and when it expires. `None`: the user has cleared the status.
 type StatusText<'a> = Option<(&'a str, Option<u64>)>;
 
 #[derive(Serialize, Deserialize)]
 struct Waiting<'a> {
     timestamp: u64,
-    /// Of a user who went offline: when they were last seen, and why.
+    /// For a user who went offline: when they were last seen, and why they went.
     offline: Option<(u64, Reason)>,
     #[serde(borrow)]
     metadata: Entries<'a>,
@@ -188,7 +187,7 @@ impl<'a> Connection<'a> {
 }
 
 impl Record {
-    /// The record as it is stored.
+    /// Encodes the record for the store.
     pub fn encode(&self, names: &Names) -> Stored {
         match self {
             Self::Tracker(tracker::TrackerRecord::Connection { user, conn, state }) => {
@@ -247,10 +246,10 @@ impl Record {
         }
     }
 
-    /// Reads what [`Self::encode`] wrote.
+    /// Decodes what [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is something else.
     pub fn decode(key: &[u8], value: &[u8], names: &Names) -> Result<Self, postcard::Error> {
         let record = match postcard::from_bytes(key)? {
             Key::Connection(user, conn) => {
@@ -350,11 +349,11 @@ impl Record {
 }
 
 impl Record {
-    /// Reads the key of what [`Self::encode`] wrote without a value: it says that nothing is
-    /// known any more.
+    /// Decodes the key of a record that [`Self::encode`] wrote without a value: the record is
+    /// removed.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is something else.
     pub fn decode_gone(key: &[u8], names: &Names) -> Result<Self, postcard::Error> {
         let name = |user| names.intern_name(user).1;
         Ok(match postcard::from_bytes(key)? {
@@ -400,7 +399,7 @@ fn stored<V: Serialize>(key: &Key<'_>, value: Option<&V>) -> Stored {
     (bytes(key), value.map(bytes))
 }
 
-/// Plain data in memory, which always has such a form.
+/// Plain data in memory, which can always be encoded.
 fn bytes(value: &impl Serialize) -> Vec<u8> {
     postcard::to_allocvec(value).unwrap_or_default()
 }

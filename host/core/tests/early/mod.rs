@@ -1,14 +1,14 @@
-//! Messages of tests, whose time begins with 0. Those that are sent have a time after
-//! 2001, and nothing else is different about them.
+//! Messages for tests whose time begins at 0. Such times are before 2001, so messages with them
+//! wouldn't be parsed. They are parsed with later times, which are then replaced.
 
 use bytes::Bytes;
 use presence_core::message::{Kind, Message, Payload};
 use serde_json::Value;
 
-/// Before all that messages may say.
+/// This is added to times before parsing.
 const LATER_MS: u64 = 1_698_000_000_000;
 
-/// The message that a body is, with its own times.
+/// The message with this body, with the times of the body.
 pub(crate) fn message(kind: Kind, body: &Value) -> Message {
     let mut later = body.clone();
     for field in ["timestamp", "lastSeen"] {

@@ -1,4 +1,4 @@
-//! When everything has settled, each shard has an owner, and a standby that holds the same.
+//! When everything has settled, each shard has an owner, and a standby with the same state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,10 +69,10 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
     wrong
 }
 
-/// Follows the name of a user who has left, where their status is still kept.
+/// The text behind the name of a user who has left, but whose status is still kept.
 const LEFT: &str = " has left, and says something";
 
-/// What a replica holds that decides what viewers are told.
+/// The part of a replica's state that determines what viewers are told.
 fn held_by(replica: &mut Replica) -> BTreeSet<String> {
     let records = replica.shard_mut().all_records();
     let mut shown = BTreeMap::new();

@@ -1,13 +1,13 @@
-//! The virtual broker: three servers, links that are late and lose, and a bucket with
-//! compare-and-swap. Messages of one sender to one receiver come in their order, those of
-//! different senders in any.
+//! The virtual broker: three servers, links that delay and lose messages, and a bucket with
+//! compare-and-swap. Messages of one sender to one receiver arrive in order. Those of different
+//! senders arrive in any order.
 
 use std::collections::BTreeMap;
 
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::Key;
 
-/// Draws the numbers of a run: splitmix64.
+/// The random number generator of a run: splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
@@ -20,7 +20,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both included.
+    /// A number from `low` to `high`, both included.
     pub(crate) fn within(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
@@ -30,7 +30,7 @@ impl Random {
     }
 }
 
-/// Who sends and receives.
+/// The sender or receiver of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum End {
     Node(usize),
@@ -43,19 +43,19 @@ pub(crate) enum End {
 #[derive(Debug, Default)]
 pub(crate) struct Servers {
     pub(crate) isolated: [bool; 3],
-    /// Slow links: all that goes out takes so much longer.
+    /// By how much slow links delay every message.
     pub(crate) slow_ms: u64,
     /// When the last message from one end to another arrives.
     last: BTreeMap<(End, End), u64>,
 }
 
 impl Servers {
-    /// Whether messages pass from one server to another.
+    /// Whether messages pass between two servers.
     pub(crate) fn pass(&self, a: usize, b: usize) -> bool {
         a == b || !(self.isolated[a] || self.isolated[b])
     }
 
-    /// Whether a server is one of the majority, which the bucket needs.
+    /// Whether a server belongs to the majority, which the bucket needs.
     pub(crate) fn has_majority(&self, server: usize) -> bool {
         let alone = self.isolated.iter().filter(|alone| **alone).count();
         !self.isolated[server] && alone <= 1
@@ -69,7 +69,7 @@ impl Servers {
     }
 }
 
-/// The fleet's bucket. It is as one, however many servers there are.
+/// The fleet's bucket. All servers share one copy.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
     pub(crate) keys: BTreeMap<Key, (Option<String>, u64)>,

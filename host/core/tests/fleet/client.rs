@@ -1,4 +1,4 @@
-//! What a viewer's client knows: the client's rule, over what arrives.
+//! What a viewer's client knows, by applying the client's rule to what arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::world::SHARDS;
 pub(crate) struct Event {
     pub(crate) shard: u32,
     pub(crate) epoch: u64,
-    /// When its owner decided so.
+    /// When its owner decided on it.
     pub(crate) decided: u64,
     pub(crate) subject: Subject,
     pub(crate) seq: u64,
@@ -31,16 +31,16 @@ pub(crate) struct Answer {
     pub(crate) shard: u32,
     pub(crate) epoch: u64,
     pub(crate) question: u64,
-    /// When its owner answered so.
+    /// When its owner gave it.
     pub(crate) decided: u64,
-    /// Each user, and what is shown where the user is online.
+    /// Each user, and what is shown of them. `None`: the user is offline.
     pub(crate) users: Vec<(usize, Option<Shows>)>,
 }
 
-/// A user who is online, as far as a client knows.
+/// A user who is online, as far as the client knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
-    /// When an owner last said so.
+    /// When an owner last said that the user is online.
     pub(crate) said_at: u64,
     pub(crate) shows: Shows,
 }
@@ -50,25 +50,25 @@ pub(crate) struct Client {
     pub(crate) number: usize,
     pub(crate) server: usize,
     sources: Sources,
-    /// Whether it drops what is of an earlier epoch.
+    /// Whether the client drops messages of an earlier epoch.
     fencing: bool,
-    /// Who is online, as far as it knows.
+    /// The users who are online, as far as the client knows.
     pub(crate) view: BTreeMap<usize, Shown>,
-    /// Of each shard: the question that waits for an answer, and the users for whom an
-    /// event was taken since.
+    /// For each shard: the question that waits for an answer, and the users about whom an event has
+    /// been taken since.
     pub(crate) asking: BTreeMap<u32, (u64, BTreeSet<usize>)>,
-    /// The shards to ask once more.
+    /// The shards to ask again.
     again: BTreeSet<u32>,
     questions: u64,
 }
 
-/// What becomes of what a client hears.
+/// The result of handling a message.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// Users who were online and are not, as far as it knows now, and when an owner last said that they
-    /// were.
+    /// Users who were online, and no longer are as far as the client knows, and when an owner last
+    /// said that they were online.
     pub(crate) gone: Vec<(usize, u64)>,
-    /// Whether it is to ask about the shard.
+    /// Whether the client must ask about the shard.
     pub(crate) ask: bool,
 }
 
@@ -86,7 +86,7 @@ impl Client {
         }
     }
 
-    /// The newest epoch of a shard that it has heard of.
+    /// The newest epoch of a shard that the client knows.
     pub(crate) fn epoch(&self, shard: u32) -> u64 {
         self.sources.epoch(shard)
     }
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// It asks about a shard, or asks again. Says which question that is.
+    /// Asks about a shard, or asks again. Returns the number of the question.
     pub(crate) fn ask(&mut self, shard: u32) -> u64 {
         self.questions += 1;
         self.asking.insert(shard, (self.questions, BTreeSet::new()));
@@ -135,7 +135,8 @@ impl Client {
         self.questions
     }
 
-    /// It has noticed something more while a question is under way.
+    /// Notes that the client must ask again, since it has noticed something while it waits for an
+    /// answer.
     pub(crate) fn ask_again(&mut self, shard: u32) {
         self.again.insert(shard);
     }

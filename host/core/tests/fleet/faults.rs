@@ -1,40 +1,41 @@
-//! What fails, and when: drawn from the seed before the run.
+//! Which faults happen when. They are drawn from the seed before the run.
 
 use crate::broker::Random;
 
-/// Something that fails.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// A process is killed.
     Crash(usize),
-    /// It starts again, with what its disk has or without.
+    /// A process starts again, with the contents of its disk or without.
     Start {
         node: usize,
         with_disk: bool,
     },
-    /// A process is stopped (SIGSTOP) for so long.
+    /// A process is stopped (SIGSTOP) for a time.
     Stop {
         node: usize,
         for_ms: u64,
     },
-    /// It is stopped in the middle of the next filtered event that it publishes.
+    /// A process is stopped in the middle of the next filtered event that it publishes.
     StopInWrite {
         node: usize,
         for_ms: u64,
     },
-    /// It is to leave in order.
+    /// A node leaves in order.
     Leave(usize),
-    /// A node loses its connection to the broker, or has it again.
+    /// A node loses its connection to the broker, or gets it back.
     Cut(usize),
     Mend(usize),
-    /// A server loses its connections to the others, or has them again.
+    /// A server loses its connections to the others, or gets them back.
     Isolate(usize),
     Rejoin(usize),
-    /// All links are slow, or as before.
+    /// All links become slow, or normal again.
     Slow(u64),
 }
 
-/// The same, of one node at a time, which is killed or leaves when all has settled, and comes back.
+/// Faults of one node at a time: when everything has settled, it is killed or leaves, and then
+/// comes back.
 pub(crate) fn draw_alone(
     nodes: usize,
     from: u64,
@@ -106,7 +107,7 @@ pub(crate) fn draw(nodes: usize, until: u64, random: &mut Random) -> Vec<(u64, F
                 faults.push((end, Fault::Rejoin(server)));
             }
             10 => {
-                // A split in which no server has the majority.
+                // A split in which no server belongs to a majority.
                 for server in 0..3 {
                     faults.push((t, Fault::Isolate(server)));
                     faults.push((end, Fault::Rejoin(server)));
@@ -117,7 +118,7 @@ pub(crate) fn draw(nodes: usize, until: u64, random: &mut Random) -> Vec<(u64, F
                 faults.push((end, Fault::Slow(0)));
             }
         }
-        // Some faults come together, some after everything has settled.
+        // Some faults come close together, and some after everything has settled.
         t += match random.chance(60) {
             true => random.within(100, 1_500),
             false => random.within(3_000, 5_500),

@@ -1,5 +1,5 @@
 //! A virtual node: the fleet's protocol and the shards, between a broker, a clock and a disk that
-//! may each fail. What it does here is what the node's run loop is to do.
+//! may each fail. It does what the node's run loop must do.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -26,9 +26,9 @@ use crate::world::{FAULTS_UNTIL, Options, SHARDS};
 /// The wall time at which a run begins.
 pub(crate) const BEGINNING: u64 = 1_700_000_000_000;
 pub(crate) const TIMEOUT_MS: u64 = 2_000;
-/// For how long messages may come in another order than they were sent in, where there is a stream.
+/// How much messages may be out of order if there is a stream.
 pub(crate) const REORDER_MS: u64 = 50;
-/// How long users are waited for who have left, in some runs.
+/// The grace for users who have left, in some runs.
 pub(crate) const GRACE_MS: u64 = 300;
 pub(crate) const FLEET: FleetSettings = FleetSettings {
     lease_ms: 600,
@@ -39,21 +39,21 @@ pub(crate) const FLEET: FleetSettings = FleetSettings {
     answer_ms: 120,
 };
 const BEACON_MS: u64 = 250;
-/// For how long a node is closed, or isn't.
+/// For how long a node is closed, or open.
 const CLOSED_MS: u64 = 1_700;
 const FLUSH_MS: u64 = 900;
 
-/// What a disk has: of each shard, when it was written, and the records.
+/// The content of a disk: for each shard, when it was written, and the records.
 pub(crate) type Disk = BTreeMap<u32, (u64, Vec<(Vec<u8>, Vec<u8>)>)>;
 
-/// What reaches a node.
+/// A message that arrives at a node.
 #[derive(Clone, Debug)]
 pub(crate) enum Arrival {
-    /// From an application, on a subject that the routers share.
+    /// A message of an application, on a subject that the routers share.
     Routed(Message),
-    /// Of the stream, for this node to pass on.
+    /// A message of the stream, which this node must pass on.
     RoutedStored(u64, Message),
-    /// On a shard's subject.
+    /// A message on a shard's subject.
     Input(u32, Message),
     Stored(u32, u64, Message),
     Told(u32, Vec<u8>),
@@ -77,27 +77,27 @@ pub(crate) enum Arrival {
     Changed(Key, Option<String>, u64),
     Written(u64, Outcome),
     Read(Key, Option<(Option<String>, u64)>),
-    /// It was connected again after something may have been lost.
+    /// The node is connected again, after messages may have been lost.
     Reconnected,
     /// The rules have changed.
     Rules(usize),
     Tick,
 }
 
-/// What a node sends.
+/// A message that a node sends.
 #[derive(Clone, Debug)]
 pub(crate) enum Sent {
     Input(u32, Message),
     Stored(u64, Message),
-    /// A message of the stream was handled.
+    /// The node has handled a message of the stream.
     Handled(u64),
-    /// To an application: by its subject.
+    /// A reply to an application, with its subject.
     Reply(String),
     Told(u32, Vec<u8>),
     Publish {
         shard: u32,
         epoch: u64,
-        /// When it was decided.
+        /// When the owner decided on it.
         at: u64,
         publication: Publication,
     },
@@ -130,30 +130,30 @@ pub(crate) struct Node {
     pub(crate) number: usize,
     pub(crate) name: Arc<str>,
     pub(crate) server: usize,
-    /// How far its clock is off, and how much faster it goes, in millionths.
+    /// How far its clock is off, and how much faster it runs, in millionths.
     pub(crate) offset: u64,
     pub(crate) drift: i64,
     pub(crate) session: u64,
     pub(crate) process: Option<Process>,
     pub(crate) disk: Disk,
-    /// Stopped until then.
+    /// The process is stopped until then.
     pub(crate) stopped_until: Option<u64>,
-    /// Since when it has been stopped.
+    /// When the process was stopped.
     pub(crate) stopped_at: u64,
-    /// The broker has closed its connection, since it was silent.
+    /// The broker has closed its connection, since the node was silent.
     pub(crate) is_kicked: bool,
     pub(crate) is_cut: bool,
-    /// Whether changes of the bucket have passed it by.
+    /// Whether it has missed changes of the bucket.
     pub(crate) is_behind: bool,
-    /// What waits in its sockets while it is stopped.
+    /// Messages that wait in its sockets while it is stopped.
     pub(crate) waiting: VecDeque<Arrival>,
-    /// What it is still to send: in the middle of a write, or while it is cut off.
+    /// Messages to be sent later: in the middle of a write, or while it is cut off.
     pub(crate) held: Vec<Sent>,
-    /// Stop it at the next filtered event that it publishes, for so long.
+    /// Stops it for this time at the next filtered event that it publishes.
     pub(crate) stop_at_publish: Option<u64>,
 }
 
-/// What ends with the process.
+/// The state that is lost when the process ends.
 pub(crate) struct Process {
     pub(crate) member: Member,
     pub(crate) replicas: Vec<Replica>,
@@ -167,11 +167,11 @@ pub(crate) struct Process {
     until: u64,
     beacon_at: u64,
     flush_at: u64,
-    /// For each shard, up to when all had been heard when it was last not told so.
+    /// For each shard: the end of the last period of reception that it wasn't told of.
     skipped: Vec<Option<u64>>,
-    /// How often a replica caught up, by the reason.
+    /// The reason of each time that a replica caught up.
     pub(crate) differed: Vec<Difference>,
-    /// Whether it can decide on nobody at times.
+    /// Whether the node is closed at times.
     closes: bool,
 }
 
@@ -182,7 +182,7 @@ fn shard_settings(options: &Options) -> Settings {
     Settings {
         tracker: TrackerSettings {
             ties_close: true,
-            // What is delivered again comes later.
+            // Messages that are delivered again arrive out of order.
             reorder_ms: match stream {
                 StreamMode::None => tracker.reorder_ms,
                 StreamMode::OneFault | StreamMode::AnyFault => REORDER_MS,
@@ -201,7 +201,7 @@ fn shard_settings(options: &Options) -> Settings {
             typing_ms: TYPING_MS,
             users_max: 100,
         }),
-        // Some are forgotten while their users come back.
+        // Some departures are forgotten while their users come back.
         departures_max: 2,
         ..defaults
     }
@@ -217,7 +217,7 @@ impl Node {
         self.process.is_some() && self.stopped_until.is_none()
     }
 
-    /// Whether the broker takes it for connected.
+    /// Whether the broker considers it connected.
     pub(crate) fn is_connected(&self) -> bool {
         self.process.is_some() && !self.is_cut && !self.is_kicked
     }
@@ -231,9 +231,9 @@ impl Node {
             node: Arc::clone(&self.name),
             timeout_ms: TIMEOUT_MS,
             chunk_bytes: 300,
-            // Some go in pieces.
+            // Some messages are longer, and are sent in pieces.
             told_bytes: 120,
-            // Of some shards there are as many at times.
+            // Some shards have this number of heartbeats at times.
             told_from: 2,
             mutation: options.mutation,
         };
@@ -262,7 +262,7 @@ impl Node {
             beacon_at: 0,
             flush_at: 0,
             differed: Vec::new(),
-            // Shards change hands for that, which would be one more fault.
+            // Being closed moves shards, which would be an additional fault.
             closes: options.stream != StreamMode::OneFault && self.offset.is_multiple_of(3),
         });
         self.stopped_until = None;
@@ -280,7 +280,7 @@ impl Node {
         self.held.clear();
     }
 
-    /// Handles what has arrived, and says what it sends.
+    /// Handles what has arrived, and returns what the node sends.
     pub(crate) fn handle(&mut self, t: u64, arrival: Arrival) -> Vec<Sent> {
         let now = self.now(t);
         let is_connected = self.is_connected();
@@ -311,7 +311,7 @@ impl Process {
                 let shard = presence_core::fleet::hash::shard_of(&message.user, SHARDS);
                 self.sent.push(Sent::Input(shard, message));
             }
-            // One that was stopped may hold it for long.
+            // A node that was stopped may hold the message for long.
             Arrival::RoutedStored(..) if now >= self.until => {}
             Arrival::RoutedStored(sequence, message) => {
                 self.sent.push(Sent::Stored(sequence, message));
@@ -322,7 +322,7 @@ impl Process {
                     reply: None,
                 };
                 self.hand_over(now, shard, input);
-                // Behind all that has come of it.
+                // The message is acknowledged after everything that has resulted from it.
                 if self.replicas[shard as usize].is_leading(now) {
                     self.sent.push(Sent::Handled(sequence));
                 }
@@ -383,7 +383,7 @@ impl Process {
         self.settle(now);
     }
 
-    /// Hands an input to a shard, and first what it hasn't been told of the time until then.
+    /// Passes an input to a shard, preceded by the end of reception that was skipped.
     fn hand_over(&mut self, now: u64, shard: u32, input: Input) {
         let rules = &mut self.rules.clone();
         let skipped = self.skipped[shard as usize].take();
@@ -395,7 +395,7 @@ impl Process {
         });
     }
 
-    /// Whether the node says that it can decide on nobody, as some do at times while nodes fail.
+    /// Whether the node says that it is closed. Some nodes do at times, as long as faults happen.
     fn is_closed(&self, now: u64) -> bool {
         let phase = (now - BEGINNING) / CLOSED_MS;
         let chance = digest(&[self.member.name().as_bytes(), &phase.to_le_bytes()]) % 5;
@@ -524,7 +524,7 @@ impl Process {
         }
     }
 
-    /// Carries out what the member wants, until there is nothing more.
+    /// Carries out the member's outputs, until there are none.
     fn settle(&mut self, now: u64) {
         loop {
             for (shard, epoch, seq) in std::mem::take(&mut self.resigned) {
@@ -556,7 +556,7 @@ impl Process {
             member::Output::Read(key) => self.sent.push(Sent::Read(key)),
             member::Output::Role(shard, role) => {
                 if matches!(role, Role::Lead { .. }) {
-                    // It is heard of at once.
+                    // A beacon is sent at once.
                     self.beacon_at = 0;
                 }
                 self.roles[shard as usize] = role.clone();
@@ -573,7 +573,7 @@ impl Process {
         }
     }
 
-    /// Writes what it knows to the disk.
+    /// Writes the shards' records to the disk.
     fn flush(&mut self, now: u64, disk: &mut Disk) {
         for (number, replica) in (0..).zip(&mut self.replicas) {
             if replica.holds().is_some() {

@@ -1,5 +1,5 @@
-//! The oracle: what viewers were told, held against what users did. It knows nothing of shards'
-//! owners but what a consumer sees.
+//! The oracle: it compares what viewers were told with what users did. Of shards' owners, it only
+//! knows what a consumer sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,40 +10,40 @@ use crate::statuses;
 use crate::stream::StreamMode;
 use crate::users::{HEARTBEAT_MS, Last, User};
 
-/// How long a user who has left may be shown as online: a timeout, a lease, and this margin.
-/// In it are the heartbeat and the message that were on their way, the two margins of a lease, the
-/// claim, a beacon, and a question with one repetition.
+/// The margin by which a user who has left may be shown as online for longer than a timeout and a
+/// lease. It covers the heartbeat and the message that were in transit, the two margins of a lease,
+/// the claim, a beacon, and a question with one repetition.
 pub(crate) const MARGIN_MS: u64 = 900;
 pub(crate) const SHOWN_MS_MAX: u64 = TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS;
 
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     pub(crate) violations: Vec<String>,
-    /// When something last began or ceased to fail.
+    /// When a fault last began or ended.
     pub(crate) fault_at: u64,
-    /// When something last began or ceased to fail that may have cut a hand-over short.
+    /// When a fault last began or ended that may have cut a hand-over short.
     pub(crate) hurt_at: u64,
-    /// When a server last was without the majority.
+    /// When each server was last without a majority.
     pub(crate) alone_at: [u64; 3],
-    /// The generation of the rules, and when they changed.
+    /// The generation of the rules, and when it changed.
     pub(crate) generation: usize,
     pub(crate) rules_at: u64,
-    /// How long users are waited for who have left.
+    /// The grace for users who have left.
     grace_ms: u64,
     reported: BTreeSet<(usize, usize)>,
-    /// What was told in each epoch of a shard, and whether what was told before is known.
+    /// What was told in the present epoch of each shard.
     told: BTreeMap<u32, Telling>,
     pub(crate) events: usize,
-    /// Whether nothing that is said is lost.
+    /// Whether no message of an application or connection is lost.
     hears_all: bool,
-    /// The status that each viewer was told last of a user who is online, and when.
+    /// The status that each viewer was last told of an online user, and when.
     statuses: BTreeMap<(usize, usize), (u64, u64)>,
 }
 
 #[derive(Debug, Default)]
 struct Telling {
     epoch: u64,
-    /// What each viewer was told last of a user: what is shown, or that the user is offline.
+    /// What each viewer was last told of a user: what is shown, or `None` for offline.
     shown: BTreeMap<(usize, usize), Option<Shows>>,
 }
 
@@ -60,9 +60,10 @@ impl Oracle {
         self.violations.push(format!("{t}: {what}"));
     }
 
-    /// A client takes a user for gone. The first promise: nobody who stayed connected is reported offline.
-    /// An owner that was stopped in the middle of a write, and no owner after it was heard of, says when
-    /// it goes on what it decided before: that is judged by what could be known then.
+    /// A client considers a user gone. The first promise: nobody who stayed connected is reported
+    /// offline. `late`: an owner was stopped in the middle of a write, and when it continues, it
+    /// says what it decided at this time. If no later owner was heard of, this is judged by what
+    /// could be known then.
     pub(crate) fn is_gone(
         &mut self,
         t: u64,
@@ -83,7 +84,7 @@ impl Oracle {
         }
     }
 
-    /// The second: nobody who left is online for longer than timeout and lease.
+    /// The second promise: nobody who has left is online for longer than the timeout and the lease.
     pub(crate) fn look(&mut self, t: u64, clients: &[Client], users: &[User]) {
         for client in clients {
             for user in users {
@@ -108,9 +109,9 @@ impl Oracle {
         }
     }
 
-    /// The fourth promise, of what is published: nobody is told the same twice in one epoch, nor in the next if the
-    /// shard was handed over (`after`: the epoch that it was handed over from).
-    /// `left_at`: when its user had no connection last.
+    /// The fourth promise, about publications: nobody is told the same twice in one epoch, nor in
+    /// the next epoch if the shard was handed over. `after`: the epoch from which it was handed
+    /// over. `left_at`: when the user last had no connection.
     pub(crate) fn published(
         &mut self,
         t: u64,
@@ -121,7 +122,7 @@ impl Oracle {
         let sights: [_; VIEWERS] = std::array::from_fn(|viewer| self.sight(t, viewer, event.user));
         let telling = self.told.entry(event.shard).or_default();
         if event.epoch < telling.epoch {
-            // An owner whose time is over: consumers drop it.
+            // The owner's time is over, and consumers drop the event.
             return;
         }
         if event.epoch > telling.epoch {
@@ -153,8 +154,8 @@ impl Oracle {
         }
     }
 
-    /// What a user has said once of themselves is taken back by nobody while they are online. They may
-    /// have gone and come back, and viewers have been told only how they are shown now.
+    /// A status that a user has said once isn't taken back while they are online. They may have
+    /// gone and come back, and viewers were only told how they are shown now.
     fn keeps_statuses(&mut self, t: u64, event: &Event, left_at: u64) {
         let status = statuses::said_once(&event.shows);
         for viewer in (0..VIEWERS).filter(|viewer| event.visible_to[*viewer]) {
@@ -175,8 +176,8 @@ impl Oracle {
         }
     }
 
-    /// Whether a viewer may see a user by each of the generations of rules that nodes may go by
-    /// at `t`: by all of them, and by any.
+    /// Whether a viewer may see a user by the generations of rules that nodes may use at `t`: by
+    /// all of them, and by any of them.
     fn sight(&self, t: u64, viewer: usize, user: usize) -> (bool, bool) {
         let is_new = t <= self.rules_at.max(self.fault_at) + SHOWN_MS_MAX;
         let first = if is_new { 0 } else { self.generation };
@@ -184,7 +185,7 @@ impl Oracle {
         (sights.clone().all(|it| it), sights.any(|it| it))
     }
 
-    /// The third: in the end, each viewer knows exactly what is.
+    /// The third promise: in the end, each viewer knows exactly what is true.
     pub(crate) fn end(&mut self, t: u64, clients: &[Client], users: &[User], stream: StreamMode) {
         for client in clients {
             for user in users {

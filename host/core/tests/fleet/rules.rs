@@ -1,4 +1,5 @@
-//! Who may see whom: every viewer sees two users of three. Rules of another generation show others.
+//! The rules: every viewer sees two users of three. The rules of another generation show other
+//! users.
 
 use std::sync::Arc;
 
@@ -7,11 +8,11 @@ use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use serde_json::Value;
 
-/// How many viewers there are, each with a client.
+/// The number of viewers. Each has a client.
 pub(crate) const VIEWERS: usize = 3;
 
 pub(crate) fn user_id(user: usize) -> String {
-    // One that stands for itself in a subject, and one that doesn't.
+    // One of the two forms is its own token in a subject, and the other isn't.
     match user % 2 {
         0 => format!("user-{user}"),
         _ => format!("user {user}"),
@@ -26,7 +27,7 @@ pub(crate) fn user_of(id: &str) -> usize {
     id[5..].parse().unwrap()
 }
 
-/// By the rules of a generation.
+/// Whether a viewer may see a user by the rules of a generation.
 pub(crate) fn may_see(viewer: usize, user: usize, generation: usize) -> bool {
     !(viewer + user + generation).is_multiple_of(3)
 }
@@ -76,7 +77,7 @@ pub(crate) struct Shows {
     pub(crate) status: Option<String>,
 }
 
-/// What is shown of each of the users that a viewer asked after, if the user is online.
+/// What an answer shows of each user in the query. `None`: the user is offline.
 pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<Option<Shows>> {
     let places = (0..).map_while(|place| answers.get(place));
     let shown = |answer: &[u8]| {

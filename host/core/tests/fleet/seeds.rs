@@ -1,4 +1,4 @@
-//! The seeds that run always, and what they would notice.
+//! The seeds that every test run uses, and the mistakes that they find.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ use presence_core::fleet::replica::Mutation;
 use crate::stream::{StreamMistake, StreamMode};
 use crate::world::{Options, run};
 
-/// How many seeds run always. Two tests share them, for two cores.
+/// The number of seeds of every test run. Two tests share them, for two cores.
 const SEEDS: u64 = 2_000;
 
 fn holds(seeds: RangeInclusive<u64>) {
@@ -28,7 +28,7 @@ fn holds(seeds: RangeInclusive<u64>) {
         let found = report.violations.into_iter();
         violations.extend(found.map(|what| format!("seed {seed}, at {what}")));
     }
-    // Seeds in which nothing happens show nothing.
+    // Seeds in which nothing happens prove nothing.
     if count > 1 {
         assert!(events > 10 * count && takeovers > count && handovers > count);
     }
@@ -73,7 +73,7 @@ fn the_promises_hold_with_a_stream_whatever_fails() {
     holds_with_a_stream(StreamMode::AnyFault, 400);
 }
 
-/// The seeds that `SIMULATE` names, if it does: `from..to`, without `to`.
+/// The seeds in the variable `SIMULATE`, if it is set: `from..to`, without `to`.
 fn wanted() -> Option<(u64, u64)> {
     let text = std::env::var("SIMULATE").ok()?;
     let (from, to) = text.split_once("..").expect("SIMULATE is `from..to`");
@@ -118,7 +118,7 @@ fn a_seed_reproduces_to_the_byte() {
     }
 }
 
-/// Some of the first seeds show it, as a violation that says so.
+/// Checks that some of the first seeds find the mistake, by a violation with each of these texts.
 fn caught(options: Options, says: &[&str]) {
     for says in says {
         let found = (1..=400).find_map(|seed| {

@@ -1,5 +1,6 @@
-//! What an application states of a user: that the user is online, or offline. It repeats that while
-//! it is to hold, since a message may be lost; or, where none is, until an owner has answered.
+//! Applications that state of a user that the user is online, or offline. An application repeats
+//! its statement while it is to hold, since a message may be lost. If no message is lost, it only
+//! repeats it until an owner has answered.
 
 use presence_core::event::Reason;
 use presence_core::message::{Payload, StatedReason};
@@ -8,13 +9,13 @@ use crate::broker::Random;
 use crate::users::metadata;
 use crate::world::CALM_FROM;
 
-/// How often it repeats what it states.
+/// How often a statement is repeated.
 pub(crate) const REPEAT_MS: u64 = 450;
 
-/// For how long it holds that a user is online, where that isn't repeated, in some runs.
+/// How long a statement that a user is online holds if it isn't repeated, in some runs.
 pub(crate) const STATEMENT_TTL_MS: u64 = 1_500;
 
-/// For how long a router that is stopped may hold a statement that is not repeated any more.
+/// How long a stopped router may hold a statement that isn't repeated any more.
 const HELD_MS: u64 = 2_500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,41 +27,41 @@ enum Stated {
 
 #[derive(Debug)]
 pub(crate) struct App {
-    /// Whether its user has no connections, and is online only by what it states. What it states of any
-    /// other holds until the user connects.
+    /// Whether its user has no connections, and is only online by its statements. A statement about
+    /// any other user holds until the user connects.
     pub(crate) is_alone: bool,
-    /// Whether it states nothing again once an owner has answered.
+    /// Whether it stops repeating a statement once an owner has answered.
     relies_on_answers: bool,
     /// What it states now, and since when.
     says: Stated,
     since: u64,
     repeats_at: u64,
     changes_at: u64,
-    /// What holds of what it has stated.
+    /// Which of its statements holds.
     holds: Stated,
     /// When it last stated that the user is offline.
     hidden_at: Option<u64>,
     /// When it last stated that the user is online.
     shown_at: Option<u64>,
     is_calm: bool,
-    /// How often it has begun to state something. Its user is of another device each time.
+    /// How many statements it has begun. Each is about another device.
     times: u64,
-    /// For how long it holds that a user is online, where that isn't repeated.
+    /// How long a statement that a user is online holds if it isn't repeated.
     ttl_ms: Option<u64>,
 }
 
-/// From when on an application that relies on answers states nothing new.
+/// The time from which on an application that relies on answers makes no new statement.
 const SETTLED_FROM: u64 = 7_500;
 
-/// How long after its user has connected an application states nothing new that relies on answers: a
-/// connect may be delivered again.
+/// How long after a connect of its user an application that relies on answers makes no new
+/// statement, since the connect may be delivered again.
 const CONNECT_MS: u64 = 1_500;
 
-/// What an application wants of its user at the end.
+/// What an application does in one step.
 #[derive(Debug, Default)]
 pub(crate) struct Acts {
     pub(crate) states: Option<Payload>,
-    /// The user is to connect once more.
+    /// Whether the user must connect once more.
     pub(crate) connects: bool,
 }
 
@@ -90,13 +91,13 @@ impl App {
         }
     }
 
-    /// What it does at `t`.
+    /// What the application does at `t`.
     pub(crate) fn act(&mut self, t: u64, random: &mut Random) -> Acts {
         let mut acts = Acts::default();
         if t > self.calm_from() && !self.is_calm {
             self.is_calm = true;
             self.changes_at = u64::MAX;
-            // Of a user with connections, it states nothing more, or goes on.
+            // For a user with connections, it then states nothing, or goes on for a while.
             if !self.is_alone && !self.relies_on_answers {
                 acts.connects = true;
                 match random.chance(50) {
@@ -111,8 +112,8 @@ impl App {
                 (false, true) => t + random.within(600, 2_000),
                 (false, false) => t + random.within(2_000, 6_000),
             };
-            // Where nothing is repeated, nobody knows whether an owner hears it before the user's last
-            // connection has ended.
+            // Without repetition, nobody knows whether an owner receives a statement before the
+            // user's last connection ends.
             let shows = !self.is_alone && !self.relies_on_answers && random.chance(40);
             let is_silent = self.is_alone && self.ttl_ms.is_some() && random.chance(50);
             let next = match self.says {
@@ -164,12 +165,12 @@ impl App {
         self.times += 1;
     }
 
-    /// What an owner is to answer.
+    /// The number of the statement that an owner must answer.
     pub(crate) fn question(&self) -> u64 {
         self.times
     }
 
-    /// An owner has taken what it stated.
+    /// An owner has answered the statement of this number.
     pub(crate) fn is_answered(&mut self, question: u64) {
         if self.relies_on_answers && question == self.times {
             self.repeats_at = u64::MAX;
@@ -183,7 +184,7 @@ impl App {
         }
     }
 
-    /// When it acts again.
+    /// When the application acts next.
     pub(crate) fn next_at(&self) -> u64 {
         let calm_at = match self.is_calm {
             true => u64::MAX,
@@ -192,7 +193,7 @@ impl App {
         self.repeats_at.min(self.changes_at).min(calm_at)
     }
 
-    /// Its user has connected: what it has stated holds no longer.
+    /// The user has connected, so no earlier statement holds any longer.
     pub(crate) fn is_overtaken(&mut self, t: u64) {
         self.holds = Stated::Nothing;
         if self.relies_on_answers {
@@ -205,12 +206,12 @@ impl App {
         }
     }
 
-    /// Of which device it states its user to be.
+    /// The device in the present statement.
     pub(crate) fn device(&self) -> String {
         format!("s{}", self.times)
     }
 
-    /// Whether its user is online at `t`.
+    /// Whether the user is online at `t`.
     pub(crate) fn is_online(&self, t: u64, is_connected: bool) -> bool {
         match self.holds {
             Stated::Nothing => is_connected,
@@ -219,32 +220,32 @@ impl App {
         }
     }
 
-    /// When it has ended at the latest that its user is online by what it stated last, unless it repeats
-    /// that. Where nothing fails, it is half as long.
+    /// The latest end of the last statement that the user is online, unless it is repeated. Without
+    /// faults, it ends after half that time.
     fn ends_at(&self) -> u64 {
         let shown_at = self.shown_at.unwrap_or_default();
         self.ttl_ms.map_or(u64::MAX, |ttl_ms| shown_at + 2 * ttl_ms)
     }
 
-    /// How long after the last fault nobody can have missed so many of its repetitions that what it states
-    /// has ended.
+    /// How long after the last fault no owner can have missed as many repetitions as end a
+    /// statement.
     pub(crate) fn unheard_ms(&self) -> u64 {
         self.ttl_ms.map_or(0, |ttl_ms| ttl_ms + REPEAT_MS)
     }
 
-    /// Whether it is stating that its user is online.
+    /// Whether it is stating that the user is online.
     pub(crate) fn is_showing(&self) -> bool {
         self.says == Stated::Online
     }
 
-    /// Whether it has ever stated its user to be of a device.
+    /// Whether it has ever stated this device.
     pub(crate) fn has_shown(&self, device: &str) -> bool {
         let number = device.strip_prefix('s').and_then(|it| it.parse().ok());
         number.is_some_and(|number: u64| number <= self.times)
     }
 
-    /// Until when its user may be online by what it has stated, though it doesn't state that any more, and
-    /// though the user connected at `came_at`, unless they connect again; 0 if they aren't.
+    /// Until when the user may be online by a statement that is no longer repeated, although the
+    /// user connected at `came_at`; 0 if they can't be. Another connect ends it.
     pub(crate) fn may_show_until(&self, came_at: u64) -> u64 {
         let is_stated = self.shown_at.is_some_and(|at| came_at <= at + HELD_MS);
         match is_stated && self.says != Stated::Offline {
@@ -253,22 +254,23 @@ impl App {
         }
     }
 
-    /// Whether its user may be online by a connection, though it has stated otherwise: it doesn't repeat that.
+    /// Whether the user may be online by a connection against the statement, since the statement
+    /// isn't repeated.
     pub(crate) fn is_unclear(&self) -> bool {
         self.holds == Stated::Offline && self.says != Stated::Offline
     }
 
-    /// Since when it has been stating that its user is offline.
+    /// Since when it has been stating that the user is offline.
     pub(crate) fn hides_since(&self) -> Option<u64> {
         (self.says == Stated::Offline).then_some(self.since)
     }
 
-    /// Since when it has been stating that its user is online.
+    /// Since when it has been stating that the user is online.
     pub(crate) fn shows_since(&self) -> Option<u64> {
         (self.says == Stated::Online).then_some(self.since)
     }
 
-    /// Whether nobody can take its user for gone because of what it has stated.
+    /// Whether no statement can make anybody consider the user gone.
     pub(crate) fn hides_nobody(&self, t: u64) -> bool {
         self.holds != Stated::Offline && self.hidden_at.is_none_or(|at| t > at + HELD_MS)
     }

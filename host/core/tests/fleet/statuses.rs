@@ -1,5 +1,5 @@
-//! What users say that they are doing, and of themselves. Some say it once, with each connect; the
-//! others with each heartbeat, and change it now and then.
+//! Users' activities and own statuses. Some users say them once, with each connect. The others say
+//! them with each heartbeat, and change them now and then.
 
 use std::fmt::Write as _;
 
@@ -8,31 +8,32 @@ use crate::rules::Shows;
 use crate::users::Conn;
 use crate::world::CALM_FROM;
 
-/// How soon a user is updated again at the earliest, and how long "typing" holds.
+/// The minimum time between two updates of a user, and how long "typing" holds.
 pub(crate) const MIN_INTERVAL_MS: u64 = 150;
 pub(crate) const TYPING_MS: u64 = 1_200;
 
-/// How long a connection says that its user does the same.
+/// How long a connection reports the same activity.
 const ACTIVITY_MS: u64 = 700;
 
 const ACTIVITIES: [&str; 3] = ["idle", "active", "typing"];
 
-/// The number of the connection that said the status that is shown, if it says such once.
+/// The number of the connection that said the shown status, if it is said once per connect.
 pub(crate) fn said_once(shows: &Shows) -> Option<u64> {
     let status = shows.status.as_deref()?;
     status.strip_prefix("said by c")?.parse().ok()
 }
 
-/// Whether a connection says a status, where such are said once.
+/// Whether a connection has a status, for users who say it once per connect.
 fn has_status(conn: u64) -> bool {
     !conn.is_multiple_of(3)
 }
 
 #[derive(Debug)]
 pub(crate) struct Says {
-    /// Whether it is said with each heartbeat.
+    /// Whether the user says it with each heartbeat.
     pub(crate) repeats: bool,
-    /// What its user says: which text, if any, and until when by the wall clock of the run.
+    /// The number of the user's status text, if there is one, and when it expires, by the time of
+    /// the run.
     text: Option<u64>,
     expires_at: Option<u64>,
     times: u64,
@@ -50,7 +51,7 @@ impl Says {
         }
     }
 
-    /// What a message says at `t`, as keys behind others of its metadata.
+    /// The status keys of a message at `t`, as text behind the other keys of its metadata.
     pub(crate) fn keys(
         &mut self,
         (t, beginning): (u64, u64),
@@ -92,9 +93,9 @@ impl Says {
         keys
     }
 
-    /// Whether viewers are shown in the end what was said. `last`: the number of the last
-    /// connect, if it is sure that it was taken, and of the first since its user was away for long.
-    /// `is_heard`: whether all connects were.
+    /// Whether viewers are finally shown what was said. `first`: the number of the first connect
+    /// since the user was away for long. `last`: the number of the last connect, if it was
+    /// certainly handled. `is_heard`: whether all connects were handled.
     pub(crate) fn is_shown(
         &self,
         shows: &Shows,
@@ -110,19 +111,19 @@ impl Says {
             let activity = foremost.map(|activity| ACTIVITIES[activity]);
             return status == text.as_deref() && shows.activity.as_deref() == activity;
         }
-        // Who was said to be typing is active again.
+        // A user who was typing has become active.
         let activity = foremost.map(|activity| ACTIVITIES[activity.min(1)]);
         let has_activity = !is_heard || shows.activity.as_deref() == activity;
         let said = said_once(shows);
         let is_newest = last.is_none_or(|last| match has_status(last) {
             true => said == Some(last),
-            // The connection that said one before may have gone in the meantime.
+            // The connection that said an earlier status may have gone in the meantime.
             false => said.is_none_or(|said| (first..last).contains(&said)),
         });
         has_activity && is_newest
     }
 
-    /// What a connection's user does when all has settled.
+    /// The activity that a connection reports when everything has settled.
     fn calm_activity(conn: u64) -> usize {
         conn as usize % ACTIVITIES.len()
     }

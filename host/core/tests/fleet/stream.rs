@@ -1,5 +1,5 @@
-//! The virtual input stream: connects and disconnects are stored, and each is delivered to one of
-//! the nodes, again and again until somebody says that it was handled.
+//! The virtual input stream. It stores connects and disconnects, and delivers each to one of the
+//! nodes, again and again until it is acknowledged.
 
 use presence_core::fleet::hash;
 use presence_core::message::{Message, StreamPlace};
@@ -8,31 +8,31 @@ use crate::broker::End;
 use crate::node::{Arrival, Node};
 use crate::world::{CALM_FROM, Happens, SHARDS, World};
 
-/// How soon a message is delivered again.
+/// The time after which an unacknowledged message is delivered again.
 pub(crate) const ACK_WAIT_MS: u64 = 300;
 
-/// How soon is looked again whether any node can take a message.
+/// How often to check whether any node can take a message.
 const LOOK_MS: u64 = 40;
 
-/// Whether there is a stream, and what fails beside.
+/// Whether there is a stream, and which faults happen beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StreamMode {
-    /// There is none.
+    /// There is no stream.
     #[default]
     None,
-    /// One node at a time is killed, or leaves, when all has settled. Only messages of the stream are
-    /// lost, on their way to those who hear them, and what the owner says of them; each once at most.
+    /// When everything has settled, one node at a time is killed or leaves. Only messages of the
+    /// stream are lost on their way to shards, and their acknowledgements; each at most once.
     OneFault,
-    /// Whatever may.
+    /// Any fault may happen.
     AnyFault,
 }
 
-/// What is done wrong, to see that it is noticed.
+/// A deliberate mistake, to check that it is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StreamMistake {
     #[default]
     None,
-    /// Who passes a message on acknowledges it.
+    /// A router acknowledges a message when it passes it on.
     RouterAcknowledges,
     /// Messages are ordered by their senders' clocks alone.
     NoPlaces,
@@ -49,7 +49,7 @@ struct Stored {
 }
 
 impl Stream {
-    /// How often messages were delivered again.
+    /// How many times messages were delivered again.
     pub(crate) fn again(&self) -> usize {
         self.0
             .iter()
@@ -57,7 +57,7 @@ impl Stream {
             .sum()
     }
 
-    /// Messages of which nobody has said that they were handled.
+    /// The messages that haven't been acknowledged.
     pub(crate) fn unhandled(&self) -> impl Iterator<Item = &Message> {
         let unhandled = self.0.iter().filter(|it| !it.is_handled);
         unhandled.map(|it| &it.message)
@@ -65,7 +65,7 @@ impl Stream {
 }
 
 impl World {
-    /// A message is stored.
+    /// Stores a message.
     pub(crate) fn store(&mut self, mut message: Message) {
         let sequence = self.stream.0.len() as u64 + 1;
         if self.options.mistake != StreamMistake::NoPlaces {
@@ -82,7 +82,7 @@ impl World {
         self.at(self.t, Happens::Deliver(sequence));
     }
 
-    /// A message is delivered to one of the nodes, unless it has been handled.
+    /// Delivers a message to one of the nodes, unless it has been acknowledged.
     pub(crate) fn deliver_stored(&mut self, sequence: u64) {
         let place = sequence as usize - 1;
         if self.stream.0[place].is_handled {
@@ -117,7 +117,8 @@ impl World {
         let shard = hash::shard_of(&message.user, SHARDS);
         let server = self.nodes[from].server;
         let is_any_fault = self.options.stream == StreamMode::AnyFault;
-        // One that only the standby hears makes that catch up: it is no single fault beside a crash.
+        // A message that only the standby receives makes it catch up. Beside a crash, this would be
+        // a second fault.
         if !is_any_fault && self.loses(sequence, 5) {
             return;
         }
@@ -133,7 +134,7 @@ impl World {
         }
     }
 
-    /// The owner says that a message was handled.
+    /// The owner acknowledges a message.
     pub(crate) fn handled(&mut self, node: usize, sequence: u64) {
         let reaches = self.servers.has_majority(self.nodes[node].server);
         if reaches && !self.loses(sequence, 5) {
@@ -142,7 +143,8 @@ impl World {
         }
     }
 
-    /// Whether a message of the stream, or what is said of one, is lost, as so many percent are.
+    /// Whether a message of the stream, or its acknowledgement, is lost, with a probability of
+    /// `percent`.
     fn loses(&mut self, sequence: u64, percent: u64) -> bool {
         let is_first = self.stream.0[sequence as usize - 1].deliveries == 1;
         let may_lose = is_first || self.options.stream == StreamMode::AnyFault;

@@ -15,12 +15,13 @@ use crate::statuses::Says;
 use crate::stream::StreamMode;
 use crate::world::CALM_FROM;
 
-/// How many users there are with connections, and how many with such as only applications tell of.
+/// The number of users with connections, and of all users. The others are only known from
+/// applications.
 pub(crate) const CONNECTED_USERS: usize = 6;
 pub(crate) const USERS: usize = CONNECTED_USERS + 2;
 pub(crate) const HEARTBEAT_MS: u64 = 500;
-/// After so long without a connection everyone knows that a user who says goodbye has left. Of any other, an
-/// outage may hide that for long.
+/// After this time without a connection, everyone knows that a user who disconnected has left. For
+/// other users, an outage may hide it for long.
 const LONG_MS: u64 = 1_500;
 
 /// A connection of a user.
@@ -32,27 +33,27 @@ pub(crate) struct Conn {
     pub(crate) closes_at: u64,
 }
 
-/// What is known of a user besides what the user does.
+/// What is known of a user beside what the user does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Last {
-    /// When the owner of the user's shard last said to a client that the user is online.
+    /// When the owner of the user's shard last told a client that the user is online.
     pub(crate) said_at: u64,
-    /// Since when the shard has had owners: nobody can have heard what was sent before.
+    /// Since when the shard has had owners. Nobody received what was sent before.
     pub(crate) owned_from: u64,
-    /// When something last began or ceased to fail.
+    /// When a fault last began or ended.
     pub(crate) fault_at: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) number: usize,
-    /// Where its gateway is connected.
+    /// The server to which its gateway is connected.
     pub(crate) server: usize,
-    /// Whether its gateway writes the user into the subject, so that the broker partitions.
+    /// Whether its gateway writes the user into the subject, so that the broker picks the shard.
     pub(crate) is_partitioned: bool,
-    /// Whether it never falls silent.
+    /// Whether it always sends a disconnect.
     pub(crate) is_polite: bool,
-    /// Whether its connects come from a stream: they may be late.
+    /// Whether its connects come from the stream, so that they may be late.
     pub(crate) is_stored: bool,
     /// How far its clock is off.
     skew: u64,
@@ -64,16 +65,17 @@ pub(crate) struct User {
     /// Whether it is calm, and whether it has connected since.
     is_calm: bool,
     came_back: bool,
-    /// When it connected last, and by which connection since it was away for long, as far as that is known.
+    /// When it last connected, and its first connection since it was away for long, if that is
+    /// known.
     came_at: u64,
     first_conn: u64,
     /// Since when it has had no connection.
     pub(crate) left_at: u64,
-    /// When a connection of it was closed last.
+    /// When its last close of a connection was.
     pub(crate) closed_at: u64,
-    /// The application that states of it whether it is online, if one does.
+    /// The application that states whether the user is online, if there is one.
     pub(crate) app: Option<App>,
-    /// What it says that it is doing, and of itself, if it does.
+    /// The user's activities and statuses, if it has any.
     pub(crate) says: Option<Says>,
 }
 
@@ -81,7 +83,7 @@ fn conn_id(conn: u64) -> String {
     format!("c{conn}")
 }
 
-/// Each connection is of a device of its own. `keys`: what else is said.
+/// The metadata of a message. Each connection has its own device. `keys`: text of further keys.
 pub(crate) fn metadata(device: &str, keys: &str) -> CheckedMetadata {
     let text = format!(r#"{{"device":"{device}"{keys}}}"#);
     Limits::default().read(text.into()).unwrap()
@@ -111,8 +113,8 @@ impl User {
         }
     }
 
-    /// The same. An application states now and then that they are offline; or, if they have no
-    /// connections, that they are online.
+    /// The same user with an application. It states now and then that the user is offline, or, if
+    /// the user has no connections, online.
     pub(crate) fn stated(self, app: App) -> Self {
         Self {
             connects_at: match app.is_alone {
@@ -124,7 +126,8 @@ impl User {
         }
     }
 
-    /// What it sends at `t`, and when it acts again. `calm`: it neither begins nor ends anything any more.
+    /// What the user sends at `t`, and when it acts next. `calm`: it begins and ends nothing any
+    /// more.
     pub(crate) fn act(&mut self, t: u64, calm: bool, random: &mut Random) -> (Vec<Message>, u64) {
         let mut sent = Vec::new();
         let acts = self.app.as_mut().map(|app| app.act(t, random));
@@ -135,7 +138,7 @@ impl User {
             sent.push(message);
         }
         let begins_calm = calm && !std::mem::replace(&mut self.is_calm, calm);
-        // Of some it is known at the end what they said last.
+        // Some users say their status once more at the end.
         let is_early = t < CALM_FROM + 2 * HEARTBEAT_MS;
         let says_again = begins_calm && is_early && self.says.is_some() && random.chance(50);
         if acts.connects || (says_again && self.app.is_none()) {
@@ -143,7 +146,7 @@ impl User {
             self.comes_back = true;
         }
         if t >= self.connects_at {
-            // Now and then a further device.
+            // Now and then, a further device connects.
             self.connects_at = match random.chance(25) {
                 true => t + random.within(300, 2_000),
                 false => u64::MAX,
@@ -185,7 +188,7 @@ impl User {
             let conn = self.conns[index].clone();
             if t >= conn.closes_at && !calm {
                 closed.push(conn.id);
-                // Some fall silent.
+                // Some connections end without a disconnect.
                 if random.chance(75) || self.is_polite {
                     sent.push(self.message(
                         t,
@@ -237,14 +240,15 @@ impl User {
         (sent, next.max(t + 1))
     }
 
-    /// Whether it has been connected at `t` by what nobody can have missed: a connection that has
-    /// sent heartbeats, or its only one for long, of which somebody has heard.
+    /// Whether the user was certainly connected at `t`, in a way that no owner can have missed: by
+    /// a connection that has sent heartbeats, or by its only connection for long, which some owner
+    /// has received.
     pub(crate) fn is_surely_connected(&self, t: u64, timeout_ms: u64, last: Last) -> bool {
         if let Some(app) = &self.app {
             if !app.hides_nobody(t) {
                 return false;
             }
-            // A connection that has ended may be taken for live, and ends what is stated since.
+            // A connection that has ended may still be considered live, and ends a later statement.
             let stands_from = match app.is_alone {
                 true => 0,
                 false => self.closed_at + SHOWN_MS_MAX + GRACE_MS,
@@ -269,13 +273,13 @@ impl User {
         self.conns.iter().any(is_sure)
     }
 
-    /// Where an owner answers the application to.
+    /// The subject for an owner's answer to the application.
     fn reply_to(&self) -> String {
         let question = self.app.as_ref().map_or(0, App::question);
         format!("{} {question}", self.number)
     }
 
-    /// Whether it is online at `t`.
+    /// Whether the user is online at `t`.
     pub(crate) fn is_online(&self, t: u64) -> bool {
         let is_connected = !self.conns.is_empty();
         self.app
@@ -283,8 +287,8 @@ impl User {
             .map_or(is_connected, |app| app.is_online(t, is_connected))
     }
 
-    /// Since when it is offline at `t`, by what is said again and again, or was said once of its last
-    /// connection.
+    /// Since when the user has been offline at `t`, by a repeated statement, or by the end of its
+    /// last connection.
     pub(crate) fn offline_since(&self, t: u64) -> Option<u64> {
         let hides_since = self.app.as_ref().and_then(App::hides_since);
         let is_clear = self.app.as_ref().is_none_or(|app| !app.is_unclear());
@@ -297,7 +301,7 @@ impl User {
         hides_since.or_else(|| has_left.then_some(self.left_at.max(shown_until)))
     }
 
-    /// Whether viewers are shown in the end what its connections and its application have said.
+    /// Whether viewers are finally shown what its connections and its application have said.
     pub(crate) fn is_shown(&self, shows: &Shows, stream: StreamMode) -> bool {
         let is_heard = stream == StreamMode::OneFault;
         let newest = self.came_back.then_some(self.next_conn);
@@ -308,14 +312,14 @@ impl User {
                 }
                 true
             }
-            // The first connection goes on being shown, or what was stated of it.
+            // The first connection may still be shown, or an earlier statement.
             Some(app) if self.says.is_none() && app.has_shown(&shows.device) => true,
             _ => false,
         };
         let mut conns = self.conns.iter();
         let is_connected = match newest.filter(|_| self.says.is_some()) {
             Some(newest) => conn_id(newest) == shows.device,
-            // One whose connect was lost is of no device.
+            // A connection whose connect was lost has no device.
             None if !is_heard && self.is_bare() && shows.device.is_empty() => true,
             None => conns.any(|conn| conn_id(conn.id) == shows.device),
         };
@@ -329,12 +333,12 @@ impl User {
         (is_stated || is_connected) && says.is_shown(shows, &self.conns, last, is_heard)
     }
 
-    /// Whether its connections say nothing of themselves in heartbeats.
+    /// Whether its connections have no metadata in heartbeats.
     fn is_bare(&self) -> bool {
         self.says.as_ref().is_some_and(|says| !says.repeats)
     }
 
-    /// What a message of a connection says beside of its user.
+    /// The further metadata keys of a connection's message.
     fn keys(&mut self, t: u64, conn: u64, is_connect: bool, random: &mut Random) -> String {
         let times = (t, BEGINNING);
         let says = self.says.as_mut();

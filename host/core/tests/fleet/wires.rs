@@ -1,4 +1,4 @@
-//! What passes between users, nodes, the bucket and clients, and what is lost on the way.
+//! The messages between users, nodes, the bucket and clients, and which of them are lost.
 
 use presence_core::fleet::hash;
 use presence_core::fleet::lease::Outcome;
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// Publishes on a shard's subject.
+    /// Publishes a message on a shard's subject.
     pub(crate) fn input(&mut self, from: End, server: usize, shard: u32, message: Message) {
         for node in 0..self.nodes.len() {
             if !self.listens(node, shard) || !self.reaches(from, server, node) {
@@ -70,14 +70,14 @@ impl World {
                 node,
                 presence_core::digest::digest(&[message.user.as_bytes()]),
             );
-            // A message may be lost, but not all of a connection's.
+            // A message may be lost, but not two of a connection in a row.
             if self.is_lost(2) && self.unlucky.insert(key) {
                 continue;
             }
             self.unlucky.remove(&key);
             let arrival = Arrival::Input(shard, message.clone());
             if self.random.chance(1) {
-                // No later than messages may come in another order.
+                // A second copy arrives within the time for which messages may be out of order.
                 let late = self.random.within(1, REORDER_MS / 2);
                 self.at(self.t + late, Happens::At(node, arrival.clone()));
             }
@@ -85,7 +85,7 @@ impl World {
         }
     }
 
-    /// Whether a message is lost that so many percent of are: in the end, none is.
+    /// Whether a message is lost, with a probability of `percent`. At the end of the run, none is.
     pub(crate) fn is_lost(&mut self, percent: u64) -> bool {
         let is_lost = self.random.chance(percent) && self.t < CALM_FROM;
         is_lost && self.options.stream != StreamMode::OneFault
@@ -166,7 +166,7 @@ impl World {
         let from = End::Node(node);
         let is_connected = self.nodes[node].is_connected();
         if !is_connected {
-            // What was published is published again; the rest has to be asked for anew.
+            // Publications are sent again later. Everything else must be requested again.
             match sent {
                 Sent::Told(..) | Sent::Publish { .. } | Sent::Handled(_) => {
                     self.nodes[node].held.push(sent);
@@ -189,7 +189,7 @@ impl World {
             Sent::Handled(sequence) => self.handled(node, sequence),
             Sent::Reply(to) => self.answered(&to),
             Sent::Told(shard, bytes) => {
-                // One that is lost is a fault by itself.
+                // The loss of such a message would be a fault of its own.
                 let may_be_lost = self.options.stream != StreamMode::OneFault;
                 for to in 0..self.nodes.len() {
                     let is_lost = may_be_lost && self.is_lost(2);
@@ -431,7 +431,7 @@ impl World {
         }
     }
 
-    /// A client asks the owner of a shard, and again until there is an answer.
+    /// A client asks the owner of a shard, and asks again until there is an answer.
     pub(crate) fn ask(&mut self, client: usize, shard: u32) {
         let (from, server) = (End::Client(client), self.clients[client].server);
         let question = self.clients[client].ask(shard);

@@ -21,7 +21,7 @@ use crate::users::{CONNECTED_USERS, USERS, User};
 
 pub(crate) const SHARDS: u32 = 2;
 pub(crate) const TICK_MS: u64 = 40;
-/// After so long the broker closes the connection of a client that doesn't answer.
+/// The time after which the broker closes the connection of a client that doesn't answer.
 const KICK_MS: u64 = 350;
 pub(crate) const FAULTS_UNTIL: u64 = 9_500;
 pub(crate) const CALM_FROM: u64 = FAULTS_UNTIL + 3_500;
@@ -30,20 +30,20 @@ const END: u64 = CALM_FROM + TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS + GRACE_MS 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) mutation: Mutation,
-    /// Clients take what is of an earlier epoch.
+    /// Whether clients take messages of an earlier epoch.
     pub(crate) no_fencing: bool,
     pub(crate) stream: StreamMode,
     pub(crate) mistake: StreamMistake,
     pub(crate) grace_ms: u64,
-    /// Whether applications state of some users whether they are online.
+    /// Whether applications make statements about some users.
     pub(crate) statements: bool,
-    /// For how long it holds that a user is online whom an application states, where that isn't repeated.
+    /// How long an application's statement that a user is online holds if it isn't repeated.
     pub(crate) statement_ttl_ms: Option<u64>,
-    /// Owners end nothing that isn't repeated.
+    /// Whether owners never end a statement that isn't repeated.
     pub(crate) keeps_statements: bool,
     /// Whether nearly all users stay away, so that most shards have nothing to do at times.
     pub(crate) is_quiet: bool,
-    /// Whether users say what they are doing, and something of themselves.
+    /// Whether users have activities and own statuses.
     pub(crate) statuses: bool,
     pub(crate) trace: bool,
 }
@@ -52,19 +52,19 @@ pub(crate) struct Options {
 pub(crate) struct Report {
     pub(crate) violations: Vec<String>,
     pub(crate) trace: String,
-    /// A digest of all that happened.
+    /// A digest of everything that happened.
     pub(crate) digest: u64,
     pub(crate) events: usize,
     pub(crate) takeovers: usize,
     pub(crate) handovers: usize,
     pub(crate) caught_up: usize,
-    /// How often messages of the stream were delivered again.
+    /// How many times messages of the stream were delivered again.
     pub(crate) again: usize,
 }
 
 pub(crate) enum Happens {
     At(usize, Arrival),
-    /// The process of a node goes on.
+    /// The process of a node continues.
     Resume(usize),
     Kick(usize, u64),
     Fault(Fault),
@@ -73,7 +73,7 @@ pub(crate) enum Happens {
     Ask(usize, u32),
     AskAgain(usize, u32, u64),
     Look,
-    /// A write or a read reaches the bucket, and what it came to is late, or lost.
+    /// A write or a read reaches the bucket. Its result is late, or lost.
     Write(usize, u64, u64, Key, Option<String>, u64),
     Read(usize, u64, Key),
     Resync(usize),
@@ -102,9 +102,9 @@ pub(crate) struct World {
     pub(crate) users: Vec<User>,
     pub(crate) clients: Vec<Client>,
     pub(crate) oracle: Oracle,
-    /// Messages of connections of which the last to a node was lost: the next isn't.
+    /// Connections of which the last message to a node was lost: the next one isn't.
     pub(crate) unlucky: BTreeSet<(usize, u64)>,
-    /// From which epoch a shard's owner was handed it, if it was.
+    /// For a shard and an epoch whose owner was handed the shard: the epoch before.
     pub(crate) handed_over: BTreeMap<(u32, u64), u64>,
     /// Since when a shard has had owners.
     pub(crate) owned_from: BTreeMap<u32, u64>,
@@ -114,14 +114,14 @@ pub(crate) struct World {
 }
 
 pub(crate) fn run(seed: u64, mut options: Options) -> Report {
-    // In some runs, who leaves is waited for.
+    // In some runs, users who leave have a grace.
     if seed.is_multiple_of(3) {
         options.grace_ms = GRACE_MS;
     }
-    // In some, applications state of some users whether they are online.
+    // In some runs, applications make statements about some users.
     options.statements = seed.is_multiple_of(2);
     options.statuses = seed % 4 < 2;
-    // In some, what applications state has to be repeated.
+    // In some runs, statements must be repeated.
     let is_repeated = options.statements && options.stream != StreamMode::OneFault;
     options.statement_ttl_ms = (is_repeated && seed % 5 < 2).then_some(STATEMENT_TTL_MS);
     options.is_quiet = !options.statements && seed % 5 < 2;
@@ -137,9 +137,9 @@ impl World {
             name: format!("node-{}", (b'a' + number as u8) as char).into(),
             server: number % 3,
             offset: random.within(0, 500),
-            // A clock is off by up to 2 %.
+            // A clock's speed is off by up to 2 %.
             drift: match (random.within(0, 40_000) as i64 - 20_000, options.stream) {
-                // No sender's clock is ahead of it, which would be a fault of its own.
+                // No sender's clock is faster than it, since that would be a fault of its own.
                 (drift, StreamMode::OneFault) => drift.abs(),
                 (drift, _) => drift,
             },
@@ -183,7 +183,7 @@ impl World {
         }
         if options.stream == StreamMode::OneFault {
             for user in &mut users {
-                // When the first owners are sure, and everyone says goodbye.
+                // The first owners are sure by then, and every connection ends with a disconnect.
                 user.connects_at = user.connects_at.saturating_add(2 * TIMEOUT_MS);
                 user.is_polite = true;
             }
@@ -214,7 +214,7 @@ impl World {
     fn run(mut self) -> Report {
         let nodes = self.nodes.len();
         for node in 0..nodes {
-            // Some join later.
+            // Some nodes join later.
             let at = match self.random.chance(70) || self.options.stream == StreamMode::OneFault {
                 true => self.random.within(0, 100),
                 false => self.random.within(100, 4_000),
@@ -267,7 +267,7 @@ impl World {
             self.happen(happens);
         }
         self.end();
-        // What was told is a difference to what is held there, unless something is missing.
+        // Unless a message is missing, an owner's message always fits the state of a standby.
         for node in &self.nodes {
             let differed = node.process.iter().flat_map(|it| &it.differed);
             if differed.clone().any(|it| *it == Difference::Mismatch) {
@@ -432,7 +432,7 @@ impl World {
         it.stopped_until = None;
         (self.oracle.fault_at, self.oracle.hurt_at) = (self.t, self.t);
         self.note(format_args!("resumed {node}"));
-        // It goes on where it was: in the middle of a write.
+        // It continues where it was stopped: in the middle of a write.
         let held = std::mem::take(&mut self.nodes[node].held);
         if self.nodes[node].is_kicked {
             self.reconnect(node);
@@ -441,7 +441,7 @@ impl World {
             self.send(node, sent);
         }
         let stopped_ms = self.t - self.nodes[node].stopped_at;
-        // It may be stopped once more by what it does then.
+        // What it does then may stop it again.
         while self.nodes[node].is_running()
             && let Some(mut arrival) = self.nodes[node].waiting.pop_front()
         {
@@ -452,8 +452,8 @@ impl World {
         }
     }
 
-    /// A node is connected again: what it had still to send goes out, and what changed
-    /// meanwhile is read.
+    /// A node is connected again: it sends what it still has to send, and reads what has changed
+    /// meanwhile.
     fn reconnect(&mut self, node: usize) {
         self.nodes[node].is_kicked = false;
         if !self.nodes[node].is_connected() {
@@ -495,7 +495,7 @@ impl World {
         }
     }
 
-    /// When everything has settled, viewers, owners and standbys agree.
+    /// When everything has settled, viewers, owners and standbys must agree.
     fn end(&mut self) {
         self.oracle
             .end(self.t, &self.clients, &self.users, self.options.stream);

@@ -28,7 +28,7 @@ fn what_a_node_held_for_longer_than_a_timeout_undoes_nothing_that_was_said_since
         world
     };
 
-    // What an application says last is that the user is offline, or that the user is online.
+    // The application's last statement is that the user is offline, or that the user is online.
     let mut world = begin();
     say(&mut world, Kind::Online, 1_000);
     say(&mut world, Kind::Offline, 3_000);
@@ -44,7 +44,7 @@ fn what_a_node_held_for_longer_than_a_timeout_undoes_nothing_that_was_said_since
     world.now += timeout_ms + 1;
     assert_ne!(late(&mut world, Kind::Offline, 3_500), []);
 
-    // A user who was stated offline has connected since.
+    // A user who was stated to be offline has connected since.
     let mut world = begin();
     say(&mut world, Kind::Connect, 3_000);
     let seconds = 3..=(4_000 + timeout_ms) / 1_000;

@@ -1,5 +1,5 @@
-//! Random scripts: the tracker agrees with the model at every step, the
-//! transitions of a user alternate, and in the end nothing is left.
+//! Random scripts: the tracker agrees with the model at every step, each user's transitions
+//! alternate, and in the end nothing is left.
 
 use std::collections::HashSet;
 
@@ -24,14 +24,14 @@ enum Action {
     Connect(Sender, Option<Activity>),
     Heartbeat(Sender, Option<Activity>),
     Disconnect(Sender, Reason),
-    /// All has been heard up to so long ago.
+    /// Everything up to this long ago has been heard.
     Heard(u64),
-    /// Something was lost of what there was to hear up to so long ago.
+    /// Some inputs up to this long ago were lost.
     Missed(u64),
-    /// So many milliseconds pass in which all is heard, step by step.
+    /// This many milliseconds pass, in which everything is heard step by step.
     Listen(u64),
     Reconfigure(TrackerSettings),
-    /// What fell due since the last step was slept through.
+    /// The host wakes up late: work that became due since the last step is done only now.
     Wake,
 }
 
@@ -45,7 +45,7 @@ struct Sender {
 
 fn settings() -> impl Strategy<Value = TrackerSettings> {
     let grace_ms = prop_oneof![Just(0), 1..200u64];
-    // A step is a part of the time-out.
+    // A step is a part of the timeout.
     let step = prop_oneof![1 => Just(None), 2 => (1..30u64).prop_map(Some)];
     (0..60u64, grace_ms, 0..30u64, step).prop_map(|(timeout_ms, grace_ms, reorder_ms, step)| {
         TrackerSettings {
@@ -54,7 +54,7 @@ fn settings() -> impl Strategy<Value = TrackerSettings> {
             reorder_ms,
             shows_newest: true,
             receive_step_ms: step,
-            // What is bounded and damped has tests of its own.
+            // Limits and damping have their own tests.
             damping: Damping::OFF,
             ..TrackerSettings::default()
         }
@@ -122,7 +122,7 @@ struct Pair {
 impl Pair {
     fn new(settings: TrackerSettings) -> Self {
         let (tracker, model) = (Tracker::new(settings), Model::new(settings));
-        // Late enough that a sender's clock may be behind.
+        // The time is late enough that a sender's clock may be behind.
         Self {
             now: 1000,
             tracker,
@@ -171,7 +171,7 @@ impl Pair {
             }
             Action::Listen(ms) => return self.listen(now + ms),
             Action::Reconfigure(settings) => {
-                // Nothing is due before it, and so both know what time it is.
+                // All work that is due is done first, so that both know the time.
                 self.expire(now);
                 self.tracker.reconfigure(settings);
                 self.model.reconfigure(now, settings);
@@ -194,7 +194,7 @@ impl Pair {
             .for_each(|transition| self.alternates(transition));
     }
 
-    /// Hears all there is until a time, and does what falls due.
+    /// Hears everything until a time, and does all work that becomes due.
     fn listen(&mut self, until: u64) {
         let step = self.model.settings.receive_step_ms.unwrap_or(1_000);
         loop {
@@ -211,8 +211,8 @@ impl Pair {
         }
     }
 
-    /// Goes from deadline to deadline, each of the two by its own, up to but
-    /// not including `until`.
+    /// Goes from deadline to deadline, separately in the tracker and the model, up to but not
+    /// including `until`.
     fn advance(&mut self, until: u64) {
         let mut was = Vec::new();
         let mut now = self.now;
@@ -274,7 +274,7 @@ impl Pair {
     }
 
     fn finish(mut self) {
-        // The longest time-out and grace, and for as long as a close is remembered.
+        // The longest timeout and grace, and the time for which a close is remembered.
         self.listen(self.now + 400);
         self.advance(u64::MAX);
         self.compare();

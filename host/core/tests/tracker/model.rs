@@ -1,6 +1,5 @@
-//! The tracker's rules in their plainest form: lists that are searched, and
-//! deadlines that are worked out anew whenever somebody asks. What the tracker
-//! does to be fast must make no difference to it.
+//! The tracker's rules in their simplest form: lists that are searched, and deadlines that are
+//! computed at each question. The tracker's optimizations must make no difference to the results.
 
 use presence_core::tracker::{Activity, Effect, InputResult, Reason, TrackerSettings, Transition};
 
@@ -13,9 +12,9 @@ pub(crate) struct Model {
     /// How long the host has been able to hear, in milliseconds.
     heard_ms: i64,
     heard_up_to: Option<u64>,
-    /// When that was last said.
+    /// When that was last reported.
     told_at: u64,
-    /// How much of the time that has passed may yet count as heard.
+    /// How much of the elapsed time may still count as heard.
     room_ms: u64,
     ranks: i64,
     /// In the order in which they became known.
@@ -27,7 +26,7 @@ pub(crate) struct Model {
 struct User {
     name: String,
     last_seen: u64,
-    /// Since when by what the host has heard, and why.
+    /// Since when, in heard time, and why.
     pending: Option<(i64, Reason)>,
 }
 
@@ -43,20 +42,20 @@ enum State {
     Unknown,
     Live {
         heard_at: u64,
-        /// By what the host has heard.
+        /// The start of the lease, in heard time.
         lease_from: i64,
         opened: u64,
         newest: u64,
         activity: Option<Activity>,
         metadata: Metadata,
-        /// The higher, the newer; below 0 where no connect was heard of.
+        /// A newer connection has a higher rank. Below 0 if no connect was received.
         rank: i64,
     },
     Closed {
         timestamp: u64,
         newest: u64,
         handled_at: u64,
-        /// The newest of what came since and was taken for older.
+        /// The newest timestamp of later messages that were considered older than the close.
         ignored: Option<u64>,
     },
 }
@@ -210,7 +209,7 @@ impl Model {
         }
     }
 
-    /// What the user is doing: typing on any connection, or else active on any.
+    /// The user's activity: typing if it is so on any connection, else active if it is so on any.
     pub(crate) fn activity(&self, user: &str) -> Option<Activity> {
         let said: Vec<_> = self
             .connections
@@ -244,7 +243,7 @@ impl Model {
         now <= handled_at + self.settings.reorder_ms && timestamp < closed
     }
 
-    /// What the newest live connection says of itself.
+    /// The metadata of the newest live connection.
     pub(crate) fn shown(&self, user: &str) -> Option<Metadata> {
         let live = self.connections.iter().filter(|it| it.user == user);
         let ranked = live.filter_map(|it| match it.state {
@@ -254,7 +253,7 @@ impl Model {
         ranked.max().map(|(_, metadata)| metadata)
     }
 
-    /// Time passes: who hears always has heard all of it.
+    /// Lets time pass. A host that always hears has heard all of it.
     fn pass(&mut self, now: u64) {
         self.now = now;
         if self.settings.receive_step_ms.is_none() {
@@ -264,7 +263,7 @@ impl Model {
         }
     }
 
-    /// From when on what begins now counts, by what the host has heard.
+    /// The start of a lease that is renewed now, in heard time.
     fn lease_from(&mut self, now: u64) -> i64 {
         self.pass(now);
         let step = self.settings.receive_step_ms.unwrap_or(0);
@@ -272,12 +271,12 @@ impl Model {
         self.heard_ms + ahead.min(step) as i64
     }
 
-    /// All up to `at` has been heard.
+    /// Everything up to `at` has been heard.
     pub(crate) fn heard(&mut self, now: u64, at: u64) {
         self.listen(now, at, self.settings.receive_step_ms);
     }
 
-    /// Something was lost of what there was to hear up to `at`.
+    /// Some inputs up to `at` were lost.
     pub(crate) fn missed(&mut self, now: u64, at: u64) {
         self.listen(now, at, self.settings.receive_step_ms.and(Some(0)));
     }
@@ -330,7 +329,7 @@ impl Model {
         heard.chain(self.other_tasks().map(|(at, _)| at)).min()
     }
 
-    /// Does everything that is due.
+    /// Does all work that is due.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Transition<Metadata>> {
         let mut transitions = Vec::new();
         self.pass(now);
@@ -481,7 +480,7 @@ impl Model {
         self.connections.iter().filter(live).count()
     }
 
-    /// What has been due for longest; at the same moment, by the order of tasks.
+    /// The task that has been due for longest. At the same time, tasks are ordered by kind.
     fn first_due(&self) -> Option<Task> {
         let heard = self.heard_tasks();
         let heard = heard.map(|(due, task)| (due - self.heard_ms, task));
@@ -491,7 +490,7 @@ impl Model {
         due.min().map(|(_, task)| task)
     }
 
-    /// What is due by what the host has heard, and at which moment of that.
+    /// The tasks that depend on heard time, and when each is due in heard time.
     fn heard_tasks(&self) -> impl Iterator<Item = (i64, Task)> {
         let TrackerSettings {
             timeout_ms,
@@ -514,7 +513,7 @@ impl Model {
         graces.chain(leases)
     }
 
-    /// What is due by the host's clock, and when.
+    /// The tasks that depend on the host's clock, and when each is due.
     fn other_tasks(&self) -> impl Iterator<Item = (u64, Task)> {
         let timeout_ms = self.settings.timeout_ms;
         let connections = self.connections.iter().enumerate();

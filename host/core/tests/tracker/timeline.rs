@@ -1,5 +1,5 @@
-//! Runs a timeline: a script of inputs above a line `---`, and below it all
-//! that happens.
+//! Runs a timeline: a script of inputs above a line `---`, and below that line everything that must
+//! happen.
 //!
 //! ```text
 //! # What it shows.
@@ -10,13 +10,12 @@
 //! at 5 heard [upto=5]                      only where the settings have a step
 //! at 5 hear until=9                        the same every step until then
 //! at 5 reconfigure timeout=… grace=…
-//! at 5 wake                                what fell due since the last line was slept through
+//! at 5 wake                                work due since the last line is done only now
 //! at 5 show                                who is online, with how many connections
 //! ```
 //!
-//! Time is virtual: between two lines it goes from deadline to deadline, and
-//! after the last one until nothing is due. Inputs go before deadlines at the
-//! same moment.
+//! Time is virtual: between two lines, it goes from deadline to deadline, and after the last line
+//! until nothing is due. Inputs come before deadlines of the same time.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -24,7 +23,7 @@ use std::path::Path;
 
 use presence_core::tracker::{InputResult, Reason, Tracker, TrackerSettings, Transition};
 
-/// Runs the timeline in a file; the error shows where it differs.
+/// Runs the timeline in a file. The error shows where the result differs.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let (script, expected) = text
@@ -60,7 +59,7 @@ fn run(script: &str) -> String {
         runner.step(line);
     }
     runner.advance(u64::MAX);
-    // What is live now, a pause has kept; nothing else is left of anybody.
+    // Connections that are still live were kept by a pause. Nothing else is left.
     assert!(runner.tracker.is_empty() || runner.tracker.connections() > 0);
     runner.log
 }

@@ -1,4 +1,4 @@
-//! The rules that are in force, which scripts change.
+//! The current rules, which scripts change.
 
 use std::collections::BTreeSet;
 
@@ -9,26 +9,27 @@ use presence_core::names::Id;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::share::{Assignment, Share};
 
-/// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
+/// Contacts may see a user, except those who are blocked, and unless the user is hidden. The rules
+/// fail for some users.
 #[derive(Clone, Default)]
 pub(crate) struct Generation {
     pub(crate) hidden: BTreeSet<Id>,
     pub(crate) failing: BTreeSet<Id>,
-    /// A viewer whom the redactor names in no rendition.
+    /// A viewer whom the redactor leaves out of all renditions.
     pub(crate) unredacted: Option<Id>,
     pub(crate) secretive: BTreeSet<Id>,
     pub(crate) shy: BTreeSet<Id>,
-    /// A viewer who is shown just these keys.
+    /// A viewer who is shown only these keys.
     pub(crate) plain: Option<Id>,
     pub(crate) plain_keys: Vec<&'static str>,
 }
 
-/// The rules of all users, and perhaps others of a share of them, each with a number.
+/// The rules for all users, and perhaps other rules for a share of them, each with a number.
 #[derive(Default)]
 pub(crate) struct Sides {
     pub(crate) active: (u64, Generation),
     pub(crate) candidate: Option<(u64, Share, Generation)>,
-    /// The last number that was given.
+    /// The last number that was assigned.
     pub(crate) last: u64,
 }
 
@@ -120,7 +121,7 @@ impl Rules for Generation {
         let [contacts, blocked] = questions
             .each_ref()
             .map(|question| context.directory.audience(question).unwrap());
-        // Where statuses are off, what connections say of it is no status.
+        // Without statuses, this key of a connection's metadata is no status.
         let mut entries = context.event.metadata.entries();
         let idle = entries.any(|it| it.public && it.key == "activity" && it.value == "\"idle\"");
         let hidden = self.hidden.contains(&user) || (self.shy.contains(&user) && idle);

@@ -1,4 +1,4 @@
-//! What happens: the steps of a script.
+//! The steps of a script.
 
 use std::collections::BTreeSet;
 
@@ -6,13 +6,13 @@ use proptest::prelude::*;
 
 use crate::USERS;
 
-/// What a connection says of its user.
+/// The activity and status in a message.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Said {
     pub(crate) activity: Option<&'static str>,
-    /// A text, and in how many milliseconds it expires; or none, which clears it.
+    /// A text, and after how many milliseconds it expires. `Some(None)` clears the status.
     pub(crate) status: Option<Option<(u8, Option<u64>)>>,
-    /// How long ago it was sent.
+    /// How long ago the message was sent.
     pub(crate) behind_ms: u64,
 }
 
@@ -34,52 +34,52 @@ pub(crate) fn said() -> impl Strategy<Value = Said> {
     })
 }
 
-/// One thing that happens.
+/// A step.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Connect(usize, u8, Said),
     Disconnect(usize, u8),
     Heartbeat(usize, u8, Said),
-    /// An application's word, with a device of this number.
+    /// An application's statement, with a device of this number.
     Online(usize, u8),
     Offline(usize),
-    /// A user has just these contacts.
+    /// A user has exactly these contacts.
     Contacts(usize, BTreeSet<usize>),
-    /// A user blocks just these.
+    /// A user blocks exactly these users.
     Blocks(usize, BTreeSet<usize>),
     /// Another generation of the rules, which hides these users from everyone.
     Hide(BTreeSet<usize>),
     /// The rules fail for these users from now on.
     Fail(BTreeSet<usize>),
-    /// Other rules decide on a share of the users, of so many ten-thousandths: they hide these
-    /// users from everyone, and show when those were last seen to nobody.
+    /// Other rules decide on a share of the users, in ten-thousandths. They hide the first users
+    /// from everyone, and tell nobody when the second ones were last seen.
     Canary(u16, BTreeSet<usize>, BTreeSet<usize>),
-    /// The share of the users becomes another.
+    /// The share changes.
     Share(u16),
-    /// They decide on everyone, and the others on nobody any more.
+    /// The candidate's rules decide on everyone.
     Promote,
-    /// They decide on nobody any more.
+    /// The candidate's rules no longer decide on anybody.
     Abort,
-    /// The redactor shows nothing of the users to viewers of this number.
+    /// The redactor leaves out the viewer of this number.
     Unredacted(Option<usize>),
-    /// The redactor shows one viewer just these keys.
+    /// The redactor shows one viewer only these keys.
     Plain(Option<usize>, Vec<&'static str>),
-    /// These users show nobody when they were last seen.
+    /// Nobody is told when these users were last seen.
     Secretive(BTreeSet<usize>),
     /// These users are hidden from everyone while they are idle.
     Shy(BTreeSet<usize>),
-    /// Whether statuses are told: from now on, or from the next restart on.
+    /// Whether statuses are enabled: now, and from the next restart on.
     Statuses(bool, bool),
-    /// The directory is asked, and answers all that it has been asked.
+    /// The on-demand directory answers all open questions.
     Answer,
-    /// An answer about a user is lost.
+    /// The directory loses an answer about a user.
     Lose(usize),
     Wait(u64),
-    /// Corrections take this many messages a second from now on, or as many as come.
+    /// Corrections take at most this many messages per second from now on; without a limit for 0.
     Pace(u64),
-    /// The host has stored what has changed so far.
+    /// The host stores the changed records.
     Save,
-    /// The host is down for so long, in which a user's contacts become these.
+    /// The host is down for this time, in which a user's contacts change.
     Restart(u64, usize, BTreeSet<usize>),
 }
 

@@ -1,5 +1,5 @@
-//! What viewers are told and may know, worked out anew from what was published: every
-//! message that they get is followed, and every answer to a question compared with it.
+//! What viewers are told and may know, computed anew from what was published: every message is
+//! followed, and every answer to a query is compared with it.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{Gone, MIN_INTERVAL_MS, USERS, World};
 
 impl World {
-    /// A viewer asks after everyone.
+    /// A viewer queries all users.
     pub(crate) fn ask(&mut self) {
         let viewer = USERS[self.asks % USERS.len()];
         self.asks += 1;
@@ -45,7 +45,7 @@ impl World {
         }
     }
 
-    /// What a viewer may know: what they have been told, narrowed by the rules of now.
+    /// What a viewer may know: what they have been told, restricted by the current rules.
     pub(crate) fn known(&self, viewer: &str, user: &str) -> Value {
         let hidden = json!({"userId": user, "status": "offline"});
         let Some(id) = self.names.find(user) else {
@@ -76,7 +76,7 @@ impl World {
         }
     }
 
-    /// Follows what was published, as viewers do.
+    /// Follows the publications as viewers do.
     pub(crate) fn see(&mut self, out: Vec<Output>) {
         self.fetch(&out);
         self.see_inboxes(&out);
@@ -153,7 +153,7 @@ impl World {
                 Subject::Online | Subject::Offline | Subject::DeadLetters => {}
             }
         }
-        // Without statuses it isn't broadcast when another connection comes to be shown.
+        // Without statuses, it isn't broadcast that another connection becomes the shown one.
         if !self.statuses {
             for (user, metadata) in &mut self.online {
                 *metadata = shown(&self.shard, user);
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// What was told to several is what each was told alone, in the same order.
+    /// A message to several viewers corresponds to messages to each of them, in the same order.
     pub(crate) fn see_inboxes(&mut self, out: &[Output]) {
         let (mut told, mut delivered) = (Vec::new(), Vec::new());
         for output in out {
@@ -233,7 +233,7 @@ impl World {
         }
     }
 
-    /// Who may see a user, worked out anew.
+    /// The viewers who may see a user, computed anew.
     pub(crate) fn allowed(&self, user: &str) -> BTreeSet<String> {
         let Self {
             rules,
@@ -255,7 +255,7 @@ impl World {
             answer(Question::Contacts(user)),
             answer(Question::BlockedBy(user)),
         );
-        // Nobody may see what isn't known.
+        // If an answer isn't known, nobody may see the user.
         let (Ok(contacts), Ok(blocked)) = answers else {
             return BTreeSet::new();
         };
@@ -267,7 +267,7 @@ impl World {
     }
 }
 
-/// These keys of metadata alone.
+/// The metadata with only these keys.
 pub(crate) fn only(metadata: &Value, keys: &[&str]) -> Value {
     let entries = metadata.as_object().unwrap().iter();
     let entries = entries.filter(|(key, _)| keys.contains(&key.as_str()));
@@ -275,7 +275,7 @@ pub(crate) fn only(metadata: &Value, keys: &[&str]) -> Value {
     Value::Object(entries.collect())
 }
 
-/// What is known of an online user.
+/// The public metadata of an online user.
 fn shown(shard: &Shard, user: &str) -> Value {
     let mut json = Vec::new();
     let metadata = shard.shown(user).unwrap();

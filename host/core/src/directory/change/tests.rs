@@ -83,7 +83,7 @@ fn a_join_names_just_those_who_did_not_share_a_group_with_who_joins() {
     let others: Vec<_> = changes.others().cloned().collect();
     let expected = [Question::Members("all".into()), Question::Groups(Id(2_000))];
     assert_eq!(others, expected);
-    // That they share one group less is no difference, either.
+    // Leaving one of several shared groups makes no difference, either.
     let mut edit = after.edit();
     edit.group("some", set(&[10, 11]));
     let (_, changes) = edit.finish();
@@ -92,7 +92,7 @@ fn a_join_names_just_those_who_did_not_share_a_group_with_who_joins() {
 
 #[test]
 fn answers_differ_just_where_a_change_names_them() {
-    // All memberships of four users in two groups, and all others.
+    // All possible memberships of four users in two groups, before and after.
     let groups = |bits: u32| {
         [bits & 15, bits >> 4].map(|bits| {
             (0..4)
@@ -143,7 +143,7 @@ fn a_block_names_the_blocker_and_the_blocked_and_makes_nobody_known() {
     assert_eq!(ask(&after, Question::Blockers(Id(3))), [0; 0]);
     assert_eq!(ask(&after, Question::Everyone), [1, 2, 3, 4, 5, 8]);
     assert_eq!(ask(&before, Question::Blockers(Id(9))), [1]);
-    // Though nothing else is said of them any more, their blockers are still known.
+    // Even if the directory holds nothing else about them, it still knows their blockers.
     let mut edit = after.edit();
     edit.group("team", None);
     let (after, _) = edit.finish();
@@ -184,7 +184,7 @@ fn anyone_who_has_a_setting_is_found_and_a_change_names_the_old_and_the_new_valu
     assert_eq!(ask(&before, with("quiet", "false")), [0; 0]);
     assert_eq!(before.ids().iter().collect::<Vec<_>>(), [1, 2]);
 
-    // Formatted otherwise, it is the same.
+    // Another format of the same value is no change.
     let mut edit = before.edit();
     edit.settings(
         Id(2),

@@ -11,12 +11,12 @@ use crate::token;
 pub enum Key {
     /// A node's lease.
     Node(Arc<str>),
-    /// Who owns a shard.
+    /// The owner of a shard.
     Owner(u32),
 }
 
 impl Key {
-    /// As the bucket has it.
+    /// The key's name in the bucket.
     pub fn to_text(&self) -> String {
         match self {
             Self::Node(node) => format!("nodes.{}", token::encode(node)),
@@ -24,7 +24,7 @@ impl Key {
         }
     }
 
-    /// Reads what [`Self::to_text`] wrote; none if it is something else.
+    /// Parses a name of [`Self::to_text`]. `None` if it is another.
     pub fn parse(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once('.')?;
         match kind {
@@ -41,55 +41,55 @@ impl Key {
 /// A node's lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {
-    /// Which run of the node this is.
+    /// The number of the node's session.
     pub session: u64,
-    /// Which renewal of the session this is.
+    /// The number of the renewal within the session.
     pub count: u64,
-    /// Whether the node is about to leave: it takes nothing any more.
+    /// Whether the node is about to leave, and takes no more shards.
     #[serde(default)]
     pub leaving: bool,
-    /// Whether the node can decide on nobody: it takes nothing that any other node can take.
+    /// Whether the node can't decide on anybody, and takes only shards that no other node can take.
     #[serde(default)]
     pub closed: bool,
 }
 
-/// Who owns a shard. The entry's revision is the epoch.
+/// The owner of a shard. The entry's revision is the epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnerEntry {
-    /// The node.
+    /// The name of the owner's node.
     pub node: Box<str>,
-    /// Its session: when that is over, nobody owns the shard.
+    /// The session of that node. When it is over, nobody owns the shard.
     pub session: u64,
-    /// Where the owner before handed it over: which node, in which epoch, and the number of
-    /// the last that it had told. None where the shard was taken.
+    /// If the previous owner handed the shard over: its node, its epoch, and the sequence number of
+    /// its last message. `None`: the shard was taken over.
     #[serde(default)]
     pub handed_over: Option<(Box<str>, u64, u64)>,
-    /// The epoch before; 0 if there was none.
+    /// The previous epoch; 0 if there was none.
     #[serde(default)]
     pub before: u64,
 }
 
 impl NodeEntry {
-    /// The value, JSON.
+    /// The entry as JSON.
     pub fn to_json(&self) -> String {
-        // Plain data in memory always has such a form.
+        // Plain data in memory can always be written as JSON.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Reads a value; none if it is something else.
+    /// Parses an entry. `None` if it is something else.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 }
 
 impl OwnerEntry {
-    /// The value, JSON.
+    /// The entry as JSON.
     pub fn to_json(&self) -> String {
-        // Plain data in memory always has such a form.
+        // Plain data in memory can always be written as JSON.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Reads a value; none if it is something else.
+    /// Parses an entry. `None` if it is something else.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }

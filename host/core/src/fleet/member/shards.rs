@@ -1,5 +1,5 @@
-//! One shard, as a node sees it in the fleet's bucket: who owns it, who is to, and what this node
-//! is to do about it.
+//! A node's view of one shard in the fleet's bucket: who owns it, who should own it, and what this
+//! node does about it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use crate::fleet::hash;
 use crate::fleet::lease::Outcome;
 use crate::fleet::replica::{Before, Role};
 
-/// The epoch before that of an owner who can't know it. No owner ever has it: the first entry of the
-/// bucket is its configuration.
+/// The previous epoch in the entry of an owner who can't know it. No owner ever has this epoch:
+/// revision 1 of the bucket is its configuration.
 const UNKNOWN_EPOCH: u64 = 1;
 
-/// What a node knows of the fleet.
+/// What this node knows of the fleet.
 pub(super) struct Fleet<'a> {
     pub(super) settings: &'a FleetSettings,
     pub(super) me: &'a Arc<str>,
     pub(super) my_session: u64,
-    /// Whether the node may rely on its own lease.
+    /// Whether this node may rely on its lease.
     pub(super) is_held: bool,
-    /// The session of a node that lives.
+    /// The session of a node, if the node lives.
     pub(super) session: &'a dyn Fn(&str) -> Option<u64>,
 }
 
-/// What is to be done about a shard.
+/// The outcome of reviewing a shard.
 #[derive(Debug, Default)]
 pub(super) struct Done {
     pub(super) role: Option<Role>,
@@ -38,40 +38,40 @@ pub(super) struct Done {
 #[derive(Debug)]
 pub(super) struct ShardView {
     number: u32,
-    /// The nodes that live and stay, in the order in which they are meant to have it.
+    /// The nodes that live and don't leave, by descending rank for this shard.
     ranks: Vec<Arc<str>>,
     owner: Known<OwnerEntry>,
-    /// Whether there was an entry, and no trace of it is left.
+    /// Whether there was an entry, and it has vanished without a trace.
     was_removed: bool,
     role: Role,
-    /// The epoch whose state the replica here holds in full.
+    /// The epoch of the owner whose complete state the replica on this node holds.
     pub(super) holds: Option<u64>,
-    /// Who holds all that the owner has told: of which epoch, up to which number, and when they
-    /// said so.
+    /// For each node that reported that it holds everything that the owner has told: the epoch, the
+    /// sequence number, and when it reported.
     synced: BTreeMap<Arc<str>, (u64, u64, u64)>,
-    /// Since when nobody has owned it.
+    /// Since when nobody has owned the shard.
     vacant_since: Option<u64>,
-    /// When a write was sent whose outcome isn't known.
+    /// When a write was sent whose outcome is still unknown.
     writing_since: Option<u64>,
-    /// The outcome of a write isn't known: the entry is to be read.
+    /// Whether the outcome of a write is unknown, so that the entry must be read.
     is_doubtful: bool,
     handing: Option<Handing>,
-    /// Since when the node that is meant to have it could be handed it, while not all that are to
-    /// stand by then hold it.
+    /// Since when the shard could be handed to the node that should own it, while some of the
+    /// future standbys don't hold its state yet.
     waits_since: Option<u64>,
-    /// When to look at it again.
+    /// When to review the shard again.
     due: Option<u64>,
 }
 
-/// A hand-over under way.
+/// A hand-over in progress.
 #[derive(Debug)]
 struct Handing {
     to: Arc<str>,
     since: u64,
     epoch: u64,
-    /// The number of the last that was told, once the replica has resigned.
+    /// The sequence number of the last message, once the replica has resigned.
     told: Option<u64>,
-    /// Whether the other was named in a write, which may be stored yet.
+    /// Whether a write that names the new owner was sent. It may still be stored.
     is_written: bool,
 }
 
@@ -94,7 +94,7 @@ impl ShardView {
         }
     }
 
-    /// What its entry says.
+    /// The shard's entry in the bucket.
     pub(super) fn owner(&self) -> Option<&OwnerEntry> {
         self.owner.entry.as_ref()
     }
@@ -103,7 +103,7 @@ impl ShardView {
         self.number
     }
 
-    /// These nodes live and stay. Those that are closed come last.
+    /// Ranks the nodes that live and don't leave. Those that are closed come last.
     pub(super) fn rank(&mut self, placement: u64, nodes: &[(Arc<str>, bool)]) {
         let ranked = |closed| {
             let nodes = nodes.iter().filter(move |(_, is)| *is == closed);
@@ -127,7 +127,7 @@ impl ShardView {
         self.is_doubtful = false;
     }
 
-    /// No trace of its entry is left, though nobody has deleted it.
+    /// The entry has vanished, though nobody has deleted it.
     pub(super) fn removed(&mut self, now: u64) {
         if self.owner.revision == 0 {
             return;
@@ -143,7 +143,7 @@ impl ShardView {
 
     pub(super) fn written(&mut self, now: u64, outcome: Outcome) {
         match outcome {
-            // The entry is read, and says whose it is.
+            // The entry is read next, and says who owns the shard.
             Outcome::Stored(_) | Outcome::Refused => self.writing_since = Some(now),
             Outcome::Unknown => {
                 self.writing_since = None;
@@ -156,7 +156,7 @@ impl ShardView {
         self.synced.insert(node.into(), (epoch, seq, now));
     }
 
-    /// A node is gone, or has a new session: what it said to hold doesn't count.
+    /// A node is gone, or has a new session: its reports don't count any more.
     pub(super) fn begins_anew(&mut self, node: &str) {
         self.synced.remove(node);
     }
@@ -172,7 +172,7 @@ impl ShardView {
         entry.is_some_and(|entry| *entry.node == *node && entry.session == session)
     }
 
-    /// The node goes: it has no part in the shard any more.
+    /// This node leaves the fleet, and has no part in the shard any more.
     pub(super) fn retire(&mut self) -> Option<Role> {
         self.set_role(Role::None)
     }
@@ -181,7 +181,7 @@ impl ShardView {
         self.due
     }
 
-    /// Looks at what is to be done.
+    /// Decides what to do about the shard now.
     pub(super) fn review(&mut self, now: u64, fleet: &Fleet<'_>) -> Done {
         let ranks = std::mem::take(&mut self.ranks);
         let owner = self.owner.entry.as_ref();
@@ -219,8 +219,8 @@ impl ShardView {
         Some(role)
     }
 
-    /// This node owns it: it leads, or hands over to the node that is meant to have it as soon
-    /// as that one holds everything.
+    /// This node owns the shard: it leads, or hands the shard over to the node that should own it,
+    /// as soon as that node holds everything.
     fn own(
         &mut self,
         now: u64,
@@ -268,14 +268,14 @@ impl ShardView {
                     self.writing_since = Some(now);
                 }
                 (_, Some(_)) if now < late_at => self.due = Some(late_at),
-                // A write that names the other may be under way: this one can't be stored
-                // beside it.
+                // A write that names the other may still be in progress. At most one of the two
+                // writes can succeed.
                 _ if handing.is_written => {
                     done.write = Some((entry(fleet.me, fleet.my_session, None), epoch));
                     self.writing_since = Some(now);
                 }
                 _ => {
-                    // It is tried again when the other says that it is in step.
+                    // The hand-over is tried again when the other node reports that it is in step.
                     let to = self.handing.take().map(|handing| handing.to);
                     to.map(|to| self.synced.remove(&to));
                     return lead;
@@ -305,8 +305,9 @@ impl ShardView {
         lead
     }
 
-    /// Whether those that are to stand by once it is handed over hold it, this node among them. So
-    /// the next owner may die at once. They aren't waited for for long, nor by a node that leaves.
+    /// Whether the nodes that will be standbys after the hand-over hold the state, so that the next
+    /// owner may die at once. This node is one of those that hold it. The owner waits for them at
+    /// most half a lease, and not at all if it leaves.
     fn has_standbys(
         &mut self,
         now: u64,
@@ -326,8 +327,9 @@ impl ShardView {
         now >= late_at
     }
 
-    /// Another node owns it: those behind the owner follow it. A node that is to own it does
-    /// so in addition, so that the standby isn't given up before.
+    /// Another node owns the shard: the nodes that rank next follow it. If the owner isn't the node
+    /// that should own the shard, one more node follows, so that the present standby isn't given up
+    /// before the hand-over.
     fn follow(&self, owner: &OwnerEntry, ranks: &[Arc<str>], fleet: &Fleet<'_>) -> Role {
         let is_settled = ranks.first().is_none_or(|first| **first == *owner.node);
         let count = fleet.settings.standbys + usize::from(!is_settled);
@@ -341,8 +343,8 @@ impl ShardView {
         }
     }
 
-    /// Nobody owns it: a node that holds its state takes it; after a while, the first node that
-    /// is there.
+    /// Nobody owns the shard: a node that holds its state takes it. After a while, any node takes
+    /// it, in the order of ranks.
     fn claim(&mut self, now: u64, ranks: &[Arc<str>], fleet: &Fleet<'_>, done: &mut Done) -> Role {
         let since = *self.vacant_since.get_or_insert(now);
         let role = match &self.role {
@@ -379,7 +381,8 @@ impl ShardView {
         role
     }
 
-    /// Whether a write is under way. One whose outcome doesn't become known is looked up.
+    /// Whether a write is in progress. If its outcome doesn't become known in time, the entry is
+    /// read.
     fn is_writing(&mut self, now: u64, fleet: &Fleet<'_>, done: &mut Done) -> bool {
         let patience_ms = fleet.settings.lease_ms / 3;
         match self.writing_since {

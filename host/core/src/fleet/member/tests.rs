@@ -10,7 +10,7 @@ const SETTINGS: FleetSettings = FleetSettings {
 };
 const SHARDS: u32 = 8;
 
-/// Nodes around a bucket that does everything at once, unless it is away.
+/// Nodes, and a bucket that carries out everything at once, unless it is unreachable.
 #[derive(Default)]
 struct World {
     t: u64,
@@ -20,13 +20,13 @@ struct World {
     keys: BTreeMap<Key, (Option<String>, u64)>,
     revision: u64,
     is_away: bool,
-    /// Nodes whose replicas begin to follow and don't come to be in step.
+    /// Nodes whose replicas begin to follow, but never get in step.
     catching_up: Vec<Arc<str>>,
     /// Nodes that are stopped.
     stopped: Vec<Arc<str>>,
     left: Vec<Arc<str>>,
     writes: usize,
-    /// The number of the last that an owner has told, when it resigns.
+    /// The sequence number of an owner's last message when it resigns.
     told: u64,
 }
 
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// Those that are in step say so again, as they do when they are told a digest.
+    /// The replicas that are in step report so again, as they do for each digest.
     fn say_synced(&mut self) {
         for ((name, shard), role) in &self.roles {
             let Role::Follow { epoch, owner } = role else {
@@ -127,8 +127,8 @@ impl World {
                 self.members[number].read(t, &key, found);
             }
             Output::Role(shard, role) => {
-                // A replica that resigns has told everything, and one that follows is in step
-                // at once.
+                // A replica that resigns has told everything, and one that follows is in step at
+                // once.
                 match &role {
                     Role::Resign { epoch } => {
                         self.members[number].resigned(t, shard, *epoch, self.told);
@@ -181,13 +181,14 @@ fn shards_go_to_the_nodes_that_are_meant_to_have_them() {
     world.join("c");
     world.run(500);
     assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
-    // Each has one that follows, and one that doesn't.
+    // Each shard has one node that follows, and one that doesn't.
     for shard in 0..SHARDS {
         let roles = world.roles.iter().filter(|((_, of), _)| *of == shard);
         let follow = roles.filter(|(_, role)| matches!(role, Role::Follow { .. }));
         assert_eq!(follow.count(), 1, "shard {shard}");
     }
-    // What is written doesn't grow with the shards: three leases, each a third of its time.
+    // The number of writes doesn't grow with the shards: it is that of three leases, each renewed
+    // in every third of its time.
     world.writes = 0;
     world.run(2_000);
     assert!((27..=33).contains(&world.writes), "{}", world.writes);
@@ -196,7 +197,7 @@ fn shards_go_to_the_nodes_that_are_meant_to_have_them() {
 #[test]
 fn a_node_that_is_closed_gets_nothing_that_another_one_can_have() {
     let mut world = World::default();
-    // Rather than nobody, it has them.
+    // A closed node owns the shards if there is no other.
     world.join_as("a", true);
     world.run(1_000);
     assert_eq!(world.owners(), World::meant(&["a"]));
@@ -253,7 +254,7 @@ fn a_shard_stays_where_it_is_if_the_other_does_not_have_all() {
     let before: Vec<_> = (0..SHARDS)
         .map(|shard| world.keys[&Key::Owner(shard)].clone())
         .collect();
-    // What resigns has told more than the other has.
+    // The owner that resigns has told more than the other node has received.
     world.told = 6;
     world.join("b");
     world.run(90);
@@ -278,7 +279,7 @@ fn a_shard_is_handed_over_once_its_next_standby_holds_it() {
     let mut world = World::default();
     world.join("a");
     world.run(500);
-    // The shards that neither their next owner nor their next standby had before.
+    // The shards of which neither the next owner nor the next standby held anything before.
     let ranks = |shard| crate::fleet::hash::rank(0, shard, ["a", "b", "c"]);
     let shards: Vec<_> = (0..SHARDS).filter(|it| ranks(*it)[2] == "a").collect();
     let shards: Vec<_> = shards.iter().filter(|it| ranks(**it)[0] == "b").collect();
@@ -297,7 +298,7 @@ fn a_shard_is_handed_over_once_its_next_standby_holds_it() {
     world.members[0].synced(t, **first, synced, "c");
     world.run(20);
     assert_eq!(world.owners()[**first as usize], "b");
-    // One that doesn't come to be in step isn't waited for for long.
+    // The owner doesn't wait long for a standby that doesn't get in step.
     world.run(300);
     for shard in others {
         assert_eq!(world.owners()[**shard as usize], "b");
@@ -328,7 +329,7 @@ fn a_dead_nodes_shards_are_taken_when_its_lease_is_over_and_not_before() {
     world.run(SETTINGS.lease_ms + SETTINGS.margin_ms);
     world.roles.retain(|(name, _), _| **name != *"b");
     assert_eq!(world.owners(), World::meant(&["a", "c"]));
-    // It comes back as it was, and finds that all is another's.
+    // The stopped node continues, and finds that others own everything.
     world.stopped.clear();
     world.run(1_000);
     assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
@@ -395,7 +396,7 @@ fn a_node_that_has_restarted_is_handed_nothing_by_what_it_said_before() {
         .filter(|owner| *owner == "b")
         .count();
     assert!(of_b > 0);
-    // It leaves in order, and stands by until it is gone.
+    // The node leaves in order, and stands by until it is gone.
     let t = world.t;
     world.members[1].leave(t);
     world.run(100);
@@ -405,7 +406,7 @@ fn a_node_that_has_restarted_is_handed_nothing_by_what_it_said_before() {
         let epoch = world.keys[&Key::Owner(shard)].1;
         world.members[0].synced(t, shard, (epoch, 5), "b");
     }
-    // It is back soon, and in step with nothing yet.
+    // The node comes back soon, and is in step with nothing yet.
     world.members.remove(1);
     world.catching_up.push("b".into());
     world.join("b");
@@ -424,7 +425,7 @@ fn a_node_that_has_restarted_is_handed_nothing_by_what_it_said_before() {
 fn a_claim_that_another_one_won_is_given_up() {
     let mut world = World::default();
     world.join("a");
-    // Another node takes a shard at the same moment.
+    // Another node takes the shard at the same time.
     let theirs = OwnerEntry {
         node: "b".into(),
         session: 7,
@@ -462,7 +463,7 @@ fn what_is_removed_without_a_trace_is_written_again() {
     };
     let of_b = (0..SHARDS).find(|shard| &*owner(&world, *shard).unwrap().0.node == "b");
     let of_b = of_b.unwrap();
-    // Nobody is told.
+    // The watch reports nothing of this.
     world.keys.remove(&Key::Node("a".into()));
     world.keys.remove(&Key::Owner(of_b));
     world.run(2_000);
@@ -471,14 +472,14 @@ fn what_is_removed_without_a_trace_is_written_again() {
         Some(NodeEntry::parse(value.as_deref()?)?.session)
     };
     assert!(session(&world, "a").is_some());
-    // It leads until someone else is to have it.
+    // The node leads until another node should own the shard.
     world.stopped.push("b".into());
     world.run(4_000);
     for shard in 0..SHARDS {
         let (entry, _) = owner(&world, shard).unwrap();
         assert_eq!(&*entry.node, "a", "shard {shard}");
         assert_eq!(Some(entry.session), session(&world, "a"));
-        // Who takes it doesn't take itself for the first.
+        // The node that takes the shard doesn't consider itself its first owner.
         assert!(entry.before > 0);
     }
 }

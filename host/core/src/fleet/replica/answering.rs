@@ -1,4 +1,4 @@
-//! Who answers viewers, and operators.
+//! Answers to the questions of viewers and operators.
 
 use super::{Out, Replica};
 use crate::body::explain::ExplainReport;
@@ -6,7 +6,7 @@ use crate::body::query::Answers;
 use crate::rules::Rules;
 
 impl Replica {
-    /// Answers a viewer on users of this shard; none where another node is to be asked, or
+    /// Answers a viewer's query about users of this shard. `None` if another node must be asked, or
     /// this one doesn't know enough yet.
     pub fn query<'a>(
         &mut self,
@@ -25,7 +25,7 @@ impl Replica {
         Some(answers)
     }
 
-    /// Explains a decision on a user of this shard; none as of [`Self::query`].
+    /// Explains a decision about a user of this shard. `None` as in [`Self::query`].
     pub fn explain(
         &mut self,
         now: u64,
@@ -42,9 +42,9 @@ impl Replica {
         Some(report)
     }
 
-    /// Whether it knows enough to answer: what viewers have been told. Of a shard that never had another
-    /// owner, nobody knows more. One that is its own successor knows that, though it may have missed
-    /// inputs.
+    /// Whether the replica knows enough to answer, which is what viewers have been told. On a shard
+    /// that never had another owner, nobody knows more. An owner that succeeds itself knows it too,
+    /// though it may have missed inputs.
     fn may_answer(&mut self, now: u64, out: &mut Vec<Out>) -> bool {
         self.settle(now, out);
         let is_sure = self.shard.unsure_ms() == 0 || self.is_first;

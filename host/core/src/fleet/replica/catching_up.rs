@@ -1,10 +1,10 @@
-//! A replica that catches up: it takes a snapshot of what the owner holds, and goes on by what it
-//! has heard itself since before it asked.
+//! A replica that catches up: it takes a snapshot of the owner's state, and then applies the input
+//! that it has received itself since before it asked.
 //!
-//! It begins to listen some time before it asks: what reached it before then has reached the owner
-//! by the time that the snapshot is taken, though it may come there later. What both have handled
-//! is handled twice here: that makes no difference, since each message has its sender's time, and
-//! all of them come again in their order.
+//! The replica begins to listen some time before it asks. So what reached it before it began to
+//! listen has reached the owner when the snapshot is taken, even if it takes longer to get there.
+//! What both have handled is handled twice here. That makes no difference, since each message has
+//! its sender's timestamp, and all of them are handled again in their order.
 
 use std::sync::Arc;
 
@@ -17,23 +17,23 @@ use crate::digest::PARTS;
 use crate::fleet::snapshot::{Assembly, Refusal};
 use crate::fleet::told::{Pieces, Told};
 
-/// How many messages are held while a snapshot is awaited. With more, it is asked for again.
+/// How many messages are held while the replica waits for a snapshot. With more, it asks again.
 const HELD_MAX: usize = 1 << 18;
 
 /// How often the time for an answer is doubled, from the second question on.
 const DOUBLINGS_MAX: u32 = 2;
 
-/// What is held while a snapshot is awaited.
+/// The input and messages that are held while the replica waits for a snapshot.
 #[derive(Debug)]
 pub(super) struct CatchingUp {
-    /// Since when it has listened.
+    /// Since when the replica has listened.
     since: u64,
     /// When to ask, or to ask again.
     ask_at: u64,
-    /// How often it has asked in vain.
+    /// How often the replica has asked.
     tries: u32,
     assembly: Option<Assembly>,
-    /// With when each arrived.
+    /// The inputs, and when each arrived.
     inputs: Vec<(u64, Input)>,
     told: Vec<Told>,
 }
@@ -61,7 +61,7 @@ impl CatchingUp {
                 self.begin_again(now, delay_ms);
             }
         } else if let Some(assembly) = &mut self.assembly {
-            // It was made with what held until now.
+            // The assembly was made with the settings, directory and rules before this input.
             assembly.change(now, input.clone());
         }
     }
@@ -70,7 +70,7 @@ impl CatchingUp {
         self.inputs.len() + self.told.len()
     }
 
-    /// All the numbers of ids that are held here.
+    /// All ids in the snapshot that is being received, as numbers.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let assembly = self.assembly.as_ref().map(Assembly::ids);
         assembly.unwrap_or_default()
@@ -80,7 +80,7 @@ impl CatchingUp {
         self.told.push(told);
     }
 
-    /// What is held is of no use. It listens for so long before it asks again.
+    /// Drops what is held, and listens for at least `delay_ms` before the replica asks again.
     pub(super) fn begin_again(&mut self, now: u64, delay_ms: u64) {
         *self = Self {
             tries: self.tries,
@@ -90,10 +90,10 @@ impl CatchingUp {
 }
 
 impl Replica {
-    /// Takes a chunk of a snapshot. One that is complete takes the place of what is held.
+    /// Takes a chunk of a snapshot. A complete snapshot replaces the replica's state.
     ///
     /// # Errors
-    /// Why it is refused. It is asked for again.
+    /// If the chunk is refused. The replica asks for the snapshot again.
     pub fn chunk(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Refusal> {
         let catching_up = self.catching_up.as_mut();
         let Some(assembly) = catching_up.and_then(|it| it.assembly.as_mut()) else {
@@ -101,7 +101,7 @@ impl Replica {
         };
         match assembly.add(now, bytes, &self.names) {
             Ok(None) => {
-                // It is on its way, however long it is.
+                // The snapshot is arriving, however long it is.
                 let answer_ms = self.settings.fleet.answer_ms;
                 if let Some(catching_up) = &mut self.catching_up {
                     catching_up.ask_at = catching_up.ask_at.max(now + answer_ms);
@@ -112,8 +112,8 @@ impl Replica {
                 let Some(catching_up) = self.catching_up.take() else {
                     return Ok(());
                 };
-                // It is of an owner before the one that is known, or of one that the bucket
-                // doesn't know of.
+                // The snapshot is of an earlier owner than the known one, or of one that the bucket
+                // doesn't name yet.
                 let known = self.known_epoch().unwrap_or_default();
                 if snapshot.epoch < self.epoch || snapshot.epoch > known {
                     self.catching_up = Some(CatchingUp {
@@ -126,7 +126,7 @@ impl Replica {
                 shard.count_on(&self.shard);
                 shard.is_copy();
                 self.exchange(shard, snapshot.books, out);
-                // What is being sent is of the one before.
+                // The snapshots that are being sent are of the replaced shard.
                 self.snapshots = Snapshots::default();
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.pieces = Pieces::default();
@@ -149,7 +149,7 @@ impl Replica {
         }
     }
 
-    /// Begins to catch up, if it follows.
+    /// Begins to catch up, if the replica follows.
     pub(super) fn catch_up(&mut self, now: u64, difference: Difference, out: &mut Vec<Out>) {
         if self.skips(super::Mutation::NoCatchUp) {
             return;
@@ -157,7 +157,7 @@ impl Replica {
         out.push(Out::Differed(difference));
         self.is_sure = false;
         self.pieces = Pieces::default();
-        // What the owner's clock shows next is of leases that are in the snapshot.
+        // The leases in the snapshot account for the owner's receive clock up to its next message.
         self.hearing.forget_clock();
         self.catching_up = Some(CatchingUp::new(now, now + self.delay_ms()));
     }
@@ -180,7 +180,7 @@ impl Replica {
         if now < catching_up.ask_at {
             return;
         }
-        // What is handled twice is not to be older than a connection may be silent.
+        // The input that is handled twice must not be older than a connection may be silent.
         if now > catching_up.since + timeout_ms / 2 {
             catching_up.begin_again(now, delay_ms);
             return;
@@ -189,7 +189,7 @@ impl Replica {
         let mut shard = self.shard.replacement();
         shard.keep_told(true);
         catching_up.assembly = Some(Assembly::new(self.number, self.nonce, shard));
-        // An owner that is behind answers late, and to the last question alone.
+        // An owner that is behind answers late, and only the last question.
         let doublings = catching_up.tries.saturating_sub(1).min(DOUBLINGS_MAX);
         let wait_ms = (answer_ms << doublings).min(timeout_ms / 4);
         catching_up.tries += 1;
@@ -200,7 +200,7 @@ impl Replica {
         });
     }
 
-    /// Goes on from a snapshot by what has been heard since.
+    /// Applies to the snapshot what the replica has received since it began to listen.
     fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<Out>) {
         for (arrived, input) in catching_up.inputs {
             self.shard
@@ -229,13 +229,14 @@ impl Replica {
         }
     }
 
-    /// For how long it listens before it asks.
+    /// How long the replica listens before it asks.
     pub(super) fn delay_ms(&self) -> u64 {
         self.settings.fleet.answer_ms / 4
     }
 }
 
-/// What is handled so much later than it arrived, in milliseconds.
+/// The input, for being handled `by_ms` milliseconds after it arrived: if its message has a delay,
+/// this is added to it.
 fn later(mut input: Input, by_ms: u64) -> Input {
     if let Input::Message { message, .. } | Input::Excess { message, .. } = &mut input
         && message.delayed_ms > 0

@@ -1,4 +1,4 @@
-//! A replica that doesn't lead: it takes in the same input, and what it is told.
+//! A replica that doesn't lead: it handles the same input, and applies the owner's messages.
 
 use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
@@ -7,16 +7,16 @@ use crate::fleet::told::{Mismatch, Pieces, Said, Told};
 use crate::message::Payload;
 use crate::statements::Statement;
 
-/// How often in a row connections are to differ before they do: messages under way make a
-/// difference that is over by the next time.
+/// How many times in a row connections must differ before the replica catches up. Messages in
+/// transit cause differences that are gone at the next comparison.
 const DIFFER_TIMES: u8 = 3;
 
-/// How much is held of what is of an epoch of which the bucket hasn't told yet, in bytes. What goes
-/// beyond is missing then, and is caught up with.
+/// The maximum size of the held messages of an epoch that the bucket hasn't named yet, in bytes.
+/// Those beyond are dropped, and the replica catches up later.
 const EARLY_BYTES_MAX: usize = 1 << 24;
 
-/// What says that it is of an epoch of which the bucket hasn't told yet. An owner may tell sooner than
-/// the bucket does; what the bucket never tells of is of no owner.
+/// Held messages of an epoch that the bucket hasn't named yet. An owner's messages may arrive
+/// sooner than the change of the bucket. If the bucket never names the epoch, no owner sent them.
 #[derive(Debug, Default)]
 pub(super) struct Early {
     told: Vec<(Told, usize)>,
@@ -31,7 +31,8 @@ impl Early {
         }
     }
 
-    /// What is of an epoch up to this one. Of nobody who is listened to, nothing is kept.
+    /// Takes the messages of epochs up to `known`. `None`: the replica listens to no owner, and all
+    /// messages are dropped.
     pub(super) fn take(&mut self, known: Option<u64>) -> Vec<Told> {
         let held = std::mem::take(self);
         let Some(known) = known else {
@@ -49,10 +50,10 @@ impl Early {
 }
 
 impl Replica {
-    /// Takes what the owner told.
+    /// Handles a message of the owner.
     ///
     /// # Errors
-    /// If it can't be read, or is about another shard.
+    /// If it can't be decoded, or is about another shard.
     pub fn told(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Mismatch> {
         let told = Told::decode(bytes)?;
         if told.shard != self.number {
@@ -61,7 +62,7 @@ impl Replica {
         self.settle(now, out);
         match self.known_epoch() {
             Some(known) if told.epoch > known => self.early.hold(told, bytes.len()),
-            // It has told all of its own epoch itself.
+            // This node has told everything of its own epoch itself.
             Some(_) if matches!(self.role, Role::Resign { .. }) => {}
             Some(_) => self.hear_told(now, told, out),
             None => {}
@@ -69,13 +70,14 @@ impl Replica {
         Ok(())
     }
 
-    /// The epoch of the owner who is listened to, as the bucket has it; none if nobody is.
+    /// The epoch of the owner that this replica listens to, as the bucket names it. `None` if it
+    /// listens to none.
     pub(super) fn known_epoch(&self) -> Option<u64> {
         match &self.role {
             Role::Follow { epoch, .. } => Some(*epoch),
-            // What the owner before has still to tell.
+            // The previous owner may still have something to tell.
             Role::Lead { epoch, before } => (self.epoch != *epoch).then_some(before.epoch),
-            // The next owner may begin before this node knows that it owns the shard.
+            // The next owner may begin before this node sees in the bucket who owns the shard.
             Role::Resign { epoch } => Some(*epoch),
             Role::None => None,
         }
@@ -94,7 +96,7 @@ impl Replica {
         self.settle(now, out);
     }
 
-    /// Takes in what was told, if it is what comes next.
+    /// Applies a message of the owner, if it is the expected next one.
     pub(super) fn take(
         &mut self,
         now: u64,
@@ -147,14 +149,14 @@ impl Replica {
         }
     }
 
-    /// Takes in what has the next number.
+    /// Applies the message with the next sequence number.
     fn take_next(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
         match said {
             Said::Piece { is_last, bytes } => match self.pieces.take(is_last, &bytes)? {
                 Some(said) => self.take_whole(now, said),
                 None => Ok(()),
             },
-            // The rest of the message before is missing.
+            // The rest of the previous message is missing.
             _ if !self.pieces.is_empty() => Err(Mismatch::Unreadable),
             said => self.take_whole(now, said),
         }
@@ -190,12 +192,12 @@ impl Replica {
             catching_up.hear(now, &input, delay_ms);
         }
         self.shard.follow(now, input);
-        // What nobody publishes from here needn't be noted for those who follow.
+        // A replica that doesn't publish needs no changes for standbys.
         self.shard.take_told();
         if !is_lost {
             return;
         }
-        // What is under way lacks what was lost.
+        // The snapshot in progress lacks the lost input.
         if let Some(catching_up) = &mut self.catching_up {
             catching_up.begin_again(now, delay_ms);
         }
@@ -256,7 +258,7 @@ impl Replica {
         Ok(())
     }
 
-    /// The digest of the live connections, and of what applications have stated, in parts.
+    /// The digests of live connections, statuses and applications' statements, in parts.
     pub(super) fn connections(&mut self) -> [u64; PARTS] {
         let mut all = self.shard.live_digest();
         let compares = !self.skips(Mutation::NoStatements);
@@ -268,7 +270,7 @@ impl Replica {
     }
 }
 
-/// Whether it is what an application states of a user.
+/// Whether an input is an application's statement about a user.
 fn is_stated(input: &Input) -> bool {
     let Input::Message { message, .. } = input else {
         return false;

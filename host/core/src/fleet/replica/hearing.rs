@@ -1,48 +1,50 @@
-//! Heartbeats: who takes them in, and who is told of them.
+//! Heartbeats: which replicas receive them, and how the owner tells its standbys of them.
 //!
-//! Where there are many of them, an owner tells those who follow what it has heard, some of it at a time
-//! ([`Heard`](crate::Heard)), and how far its receive clock has gone. Those who follow
-//! then take in no heartbeats themselves, which would cost them as much as the owner. Their
-//! clocks go on by what they are told, and so stand still when the owner falls silent. They take in heartbeats
-//! again as soon as that is noticed, when another node owns the shard, or when there are only few.
+//! Where there are many heartbeats, an owner tells its standbys in batches what it has received
+//! ([`Heard`](crate::Heard)), and how far its receive clock has advanced. The standbys then receive
+//! no heartbeats themselves, which would cost them as much as the owner. Their receive clocks
+//! advance by the owner's messages, and so stand still when the owner falls silent. The standbys
+//! receive heartbeats again as soon as they notice that, when another node owns the shard, or when
+//! there are only few heartbeats.
 
 use super::{Mutation, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::told::{Mismatch, Said};
 
-/// How long what is told at once is, in bytes, and that of one connection more.
+/// The maximum length of a batch in bytes, up to the entry of one more connection.
 const HEARD_BYTES: usize = 32 << 10;
 
-/// After how many intervals without a word an owner is taken to be silent.
+/// After how many intervals without a message the owner is considered silent.
 const SILENT_INTERVALS: u64 = 3;
 
-/// How many heartbeats are few in an interval: this part of those from which on they are told of. There
-/// are to be few for half a timeout: some senders send all of theirs at once, and as often as that.
+/// Fewer than `told_from / FEW_PART` heartbeats in an interval are few. There must be few for
+/// half a timeout before the owner stops telling of them, since some senders send all their
+/// heartbeats at once, once in half a timeout.
 const FEW_PART: usize = 4;
 
-/// What is told of heartbeats.
+/// How a replica tells of heartbeats, or is told of them.
 #[derive(Debug, Default)]
 pub(super) struct Hearing {
-    /// Whether it tells others.
+    /// Whether this owner tells its standbys of heartbeats.
     tells: bool,
-    /// Until when heartbeats are counted, and are told of then.
+    /// When the current interval ends. What was received in it is told then.
     until: u64,
-    /// How many there have been.
+    /// The number of heartbeats in this interval that the standbys have been told of.
     count: usize,
-    /// For how many intervals in a row there have been few.
+    /// For how many intervals in a row there have been few heartbeats.
     few: u64,
-    /// Whether it goes by what it is told.
+    /// Whether this standby relies on the owner's messages instead of receiving heartbeats.
     is_told: bool,
-    /// Since when it has been told without a break, and when it was told last.
+    /// Since when the owner's messages have come without a break, and when the last one came.
     told: Option<(u64, u64)>,
-    /// The owner's receive clock, as it was told last.
+    /// The owner's receive clock, by its last message.
     clock: Option<u64>,
-    /// For how long what it takes in now has been held, in milliseconds.
+    /// How long the messages that are being applied have been held, in milliseconds.
     pub(super) held_ms: u64,
 }
 
 impl Hearing {
-    /// When to look what there is to tell, or whether the owner is silent.
+    /// When to check what there is to tell, or whether the owner is silent.
     pub(super) fn next_at(&self, heard_ms: u64) -> Option<u64> {
         if self.tells {
             return Some(self.until);
@@ -51,27 +53,28 @@ impl Hearing {
         Some(at + SILENT_INTERVALS * heard_ms)
     }
 
-    /// What passes up to when the owner's clock is told next counts for nothing.
+    /// Ignores how far the owner's receive clock advances up to the next message.
     pub(super) fn forget_clock(&mut self) {
         self.clock = None;
     }
 }
 
 impl Replica {
-    /// Whether it takes in heartbeats. Otherwise the owner tells it of them, and they needn't be
-    /// handed to it.
+    /// Whether this replica receives heartbeats. If not, the owner tells it of them, and heartbeats
+    /// needn't be handed to it.
     pub fn takes_heartbeats(&self) -> bool {
         !self.hearing.is_told
     }
 
-    /// Whether it is to be told up to when everything has been received: see [`Shard::needs_clock`].
+    /// Whether to tell this replica up to when everything has been received: see
+    /// [`Shard::needs_clock`].
     ///
     /// [`Shard::needs_clock`]: crate::Shard::needs_clock
     pub fn needs_clock(&self) -> bool {
         self.catching_up.is_some() || self.shard.needs_clock()
     }
 
-    /// It begins to lead.
+    /// The replica begins to lead.
     pub(super) fn begin_to_tell(&mut self, now: u64) {
         let figures = self.settings.fleet;
         self.hearing = Hearing {
@@ -81,13 +84,13 @@ impl Replica {
         self.shard.keep_heard(figures.standbys > 0);
     }
 
-    /// It leads no longer.
+    /// The replica stops leading.
     pub(super) fn stop_telling(&mut self) {
         self.hearing.tells = false;
         self.shard.keep_heard(false);
     }
 
-    /// Tells those who follow what has been heard, if it is time.
+    /// Tells the standbys what has been received, if it is time.
     pub(super) fn tell_heard(&mut self, now: u64, out: &mut Vec<Out>) {
         let Some(heard) = self.shard.heard() else {
             return;
@@ -123,30 +126,30 @@ impl Replica {
         }
     }
 
-    /// What viewers are to be told may come of something that was heard: those who follow are to know
-    /// that first.
+    /// Tells the standbys what has been received, if what viewers are to be told may follow from
+    /// it. The standbys must know it first.
     pub(super) fn tell_news(&mut self, out: &mut Vec<Out>) {
         if self.hearing.tells && self.shard.heard().is_some_and(|heard| heard.is_news()) {
             self.say_heard(true, out);
         }
     }
 
-    /// Those who follow are to know all that has been heard.
+    /// Tells the standbys everything that has been received.
     pub(super) fn tell_all_heard(&mut self, out: &mut Vec<Out>) {
         if self.hearing.tells && self.shard.heard().is_some_and(|heard| heard.count() > 0) {
             self.say_heard(true, out);
         }
     }
 
-    /// Those who follow are to take in heartbeats themselves.
+    /// Tells the standbys to receive heartbeats themselves.
     pub(super) fn tell_no_more(&mut self, out: &mut Vec<Out>) {
         if std::mem::take(&mut self.hearing.tells) {
             self.say_heard(false, out);
         }
     }
 
-    /// It leads again: of what it has heard meanwhile it tells nobody. Those who follow are to count none
-    /// of that time.
+    /// The owner leads again after a break, and doesn't tell what it received meanwhile. The
+    /// standbys' receive clocks don't advance for that time.
     pub(super) fn tell_of_break(&mut self, out: &mut Vec<Out>) {
         let said = Said::Heard {
             clock: 0,
@@ -170,14 +173,14 @@ impl Replica {
         self.say_next(said, out);
     }
 
-    /// Takes in what the owner has heard.
+    /// Applies what the owner has received.
     pub(super) fn take_heard(
         &mut self,
         now: u64,
         (clock, goes_on): (u64, bool),
         entries: Vec<u8>,
     ) -> Result<(), Mismatch> {
-        // It may have been ahead of what has been received in the end.
+        // The clock may have been ahead of what the owner received in the end.
         let before = self.hearing.clock;
         self.hearing.clock = before.max(Some(clock));
         let gained_ms = self.hearing.is_told.then(|| {
@@ -200,13 +203,14 @@ impl Replica {
         let follows = matches!(self.role, Role::Follow { .. });
         if follows && !self.hearing.is_told && now >= since + silent_ms {
             self.hearing.is_told = true;
-            // What it has heard itself by now may be part of what the owner will have heard.
+            // What this standby has received itself may be part of the owner's next message.
             self.hearing.clock = None;
         }
         Ok(())
     }
 
-    /// It takes in heartbeats from now on. What has passed since it was told last counts for nothing.
+    /// Makes this replica receive heartbeats from now on. Its receive clock doesn't advance for the
+    /// time since the owner's last message.
     pub(super) fn hear_by_itself(&mut self, now: u64) {
         let was_told = std::mem::take(&mut self.hearing.is_told);
         (self.hearing.told, self.hearing.clock) = (None, None);
@@ -215,12 +219,12 @@ impl Replica {
         }
     }
 
-    /// Whether it goes by what it is told, and not by what reaches it itself.
+    /// Whether to ignore an input, since the replica relies on the owner's messages instead.
     pub(super) fn goes_by_told(&self, input: &Input) -> bool {
         self.hearing.is_told && matches!(input, Input::ReceivedUpTo { .. })
     }
 
-    /// Takes in heartbeats again if the owner has fallen silent.
+    /// Makes the standby receive heartbeats again if the owner has fallen silent.
     pub(super) fn look_for_silence(&mut self, now: u64) {
         let at = self.hearing.next_at(self.settings.fleet.heard_ms);
         if self.hearing.is_told && at.is_some_and(|at| now >= at) {

@@ -1,4 +1,4 @@
-//! Snapshots that a replica sends to those who ask: chunk by chunk, with inputs in between.
+//! The snapshots that a replica sends to nodes that ask: chunk by chunk, with inputs in between.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use roaring::RoaringBitmap;
 use super::{Out, Replica, Role};
 use crate::fleet::snapshot::{Label, Sending};
 
-/// How long is waited after each chunk, in milliseconds: what viewers are told is not to wait
-/// behind all of a snapshot.
+/// The pause after each chunk, in milliseconds, so that messages to viewers needn't wait for a
+/// whole snapshot.
 const PAUSE_MS: u64 = 2;
 
-/// How many chunks are made up for at once, where there was no time for them.
+/// How many overdue chunks are sent at once.
 const CHUNKS_AT_ONCE: u64 = 4;
 
-/// The snapshots that are sent.
+/// The snapshots that are being sent.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots(Vec<Snapshot>);
 
@@ -23,19 +23,19 @@ struct Snapshot {
     node: Arc<str>,
     /// The number of the question.
     nonce: u64,
-    /// None until it begins.
+    /// None until the snapshot begins.
     sending: Option<Sending>,
-    /// When the next chunk is.
+    /// When the next chunk is due.
     at: u64,
 }
 
 impl Snapshots {
-    /// When the next chunk is.
+    /// When the next chunk is due.
     pub(super) fn next_at(&self) -> Option<u64> {
         self.0.iter().map(|it| it.at).min()
     }
 
-    /// All the numbers of ids that are still to be sent.
+    /// All ids in the snapshots, as numbers.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let sending = self.0.iter().filter_map(|it| it.sending.as_ref());
         let ids = sending.map(Sending::ids);
@@ -44,15 +44,15 @@ impl Snapshots {
 }
 
 impl Replica {
-    /// Another node asks for a snapshot, by a question of this number. It gets none from one
-    /// that doesn't hold everything itself. It is sent by [`Self::advance`].
+    /// Another node asks for a snapshot; `nonce` is the number of its question. [`Self::advance`]
+    /// sends the snapshot. None is sent if this replica doesn't hold everything itself.
     pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
         self.settle(now, out);
         if !self.may_give_snapshots() {
             return;
         }
         let snapshots = &mut self.snapshots.0;
-        // It asks again: what was under way is of no use any more.
+        // If the node asks again, the snapshot in progress is of no use to it any more.
         snapshots.retain(|it| it.node != *node);
         snapshots.push(Snapshot {
             node: Arc::clone(node),
@@ -67,15 +67,16 @@ impl Replica {
         match &self.role {
             Role::None => false,
             Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
-            // One that leads no longer has perhaps still to announce what it alone knows.
+            // A replica that has stopped leading may still have to announce something that only it
+            // knows.
             Role::Lead { epoch, .. } | Role::Resign { epoch } => {
                 self.epoch == *epoch && (self.is_leading || !self.shard.is_beginning())
             }
         }
     }
 
-    /// Begins with those that were asked for. One that begins to lead has to look after everyone
-    /// first: what it hasn't announced yet is known only to it.
+    /// Begins the snapshots that were asked for. A replica that has just begun to lead first
+    /// announces what it missed: until then, only it knows that.
     fn begin_snapshots(&mut self, now: u64) {
         if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_beginning()) {
             return;

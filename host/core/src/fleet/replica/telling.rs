@@ -1,11 +1,11 @@
-//! What an owner tells those who follow.
+//! How an owner sends messages to its standbys.
 
 use super::{Mutation, Out, Replica};
 use crate::Output;
 use crate::fleet::told::{Said, Told, pieces};
 
 impl Replica {
-    /// Tells what is about to be published to those who follow, and then has it published.
+    /// Tells the standbys what is about to be published, and then has it published.
     pub(super) fn tell(&mut self, outputs: Vec<Output>, out: &mut Vec<Out>) {
         let records = self.shard.take_told();
         if !records.is_empty() {
@@ -16,7 +16,7 @@ impl Replica {
         out.extend(outputs.into_iter().map(Out::Shard));
     }
 
-    /// Says what has the next number. If it is too long, it goes in pieces.
+    /// Sends a message with the next sequence number. A message that is too long is sent in pieces.
     pub(super) fn say_next(&mut self, said: Said, out: &mut Vec<Out>) {
         self.seq += 1;
         let Some(whole) = self.encode(self.seq, said) else {

@@ -16,7 +16,7 @@ use crate::publish::Subject;
 const NOW: u64 = 1_700_000_000_000;
 const FOREVER: u64 = u64::MAX;
 
-/// A replica, and what it wants done.
+/// A replica and its outputs.
 struct Side {
     replica: Replica,
     out: Vec<Out>,
@@ -25,7 +25,7 @@ struct Side {
 impl Side {
     fn new(node: &str) -> Self {
         let names = Arc::new(Names::new());
-        // Ids have other numbers on each node.
+        // The same ids have different numbers on each node.
         names.intern(node);
         let settings = ReplicaSettings {
             told_from: 4,
@@ -67,7 +67,7 @@ impl Side {
         self.replica.advance(now, &mut Everyone, &mut self.out);
     }
 
-    /// What viewers are told by what it wants done: users, and whether they are online.
+    /// What viewers are told by the outputs: users, and whether they are online.
     fn viewers_told(&mut self) -> Vec<(String, bool)> {
         let mut told = Vec::new();
         for out in self.out.drain(..) {
@@ -84,7 +84,7 @@ impl Side {
         told
     }
 
-    /// Hands on what it told to one that follows. Says how much that was.
+    /// Passes the owner's messages on to a standby. Returns how many there were.
     fn tell(&mut self, other: &mut Self, now: u64) -> usize {
         let mut count = 0;
         for out in &self.out {
@@ -96,7 +96,7 @@ impl Side {
         count
     }
 
-    /// Has one that follows catch up.
+    /// Makes a standby catch up.
     fn catch_up(&mut self, from: &mut Self, now: u64) {
         self.advance(now);
         let asked = self.out.iter().find_map(|out| match out {
@@ -110,11 +110,11 @@ impl Side {
         }
     }
 
-    /// All chunks of the snapshot that it sends when it is asked.
+    /// All chunks of the snapshot that the replica sends when it is asked.
     fn sends(&mut self, now: u64, nonce: u64) -> Vec<Vec<u8>> {
         let standby: Arc<str> = "standby".into();
         self.replica.asked(now, &standby, nonce, &mut self.out);
-        // It announces nothing yet.
+        // Lets the replica finish its announcements first.
         let shard = &mut self.replica.shard;
         while self.replica.is_leading && shard.is_beginning() {
             shard.advance(now, &mut Everyone, &mut Vec::new());
@@ -142,7 +142,7 @@ impl Side {
     }
 }
 
-/// An owner with a user online, and a standby that holds the same.
+/// An owner with one user online, and a standby with the same state.
 fn pair() -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
     owner.lead(NOW - 40_000, 5, Before::default());
@@ -176,7 +176,7 @@ fn what_is_published_is_told_before() {
     assert_eq!(owner.tell(&mut standby, NOW + 2_001), 1);
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
     assert_eq!(standby.replica.shard().online_users(), 2);
-    // It publishes nothing itself.
+    // The standby publishes nothing itself.
     assert_eq!(standby.viewers_told(), []);
 }
 
@@ -192,7 +192,7 @@ fn a_takeover_tells_differences_alone() {
         "c1",
     );
     owner.tell(&mut standby, NOW + 2_001);
-    // The owner dies. Bob goes, and Cyd comes.
+    // The owner dies. Bob goes offline, and Cyd comes online.
     standby.hear(NOW + 3_000, Kind::Disconnect, "bob", "c1");
     standby.hear(NOW + 3_001, Kind::Connect, "cyd", "c1");
     standby.out.clear();
@@ -247,13 +247,13 @@ fn one_that_misses_something_catches_up() {
 #[test]
 fn connections_that_go_on_differing_have_it_catch_up() {
     let (mut owner, mut standby) = pair();
-    // The second connection isn't heard there, and changes nothing that is told.
+    // The standby misses the second connection. This changes nothing that the owner tells.
     owner.hear(NOW + 2_000, Kind::Connect, "ann", "c2");
     let mut now = NOW + 10_000;
     for round in 0..3 {
         assert_eq!(standby.reasons(), [], "round {round}");
         owner.out.clear();
-        // A heartbeat keeps the first one live on both sides.
+        // A heartbeat keeps the first connection live on both sides.
         both(&mut owner, &mut standby, now, Kind::Heartbeat, "ann", "c1");
         owner.hear(now, Kind::Heartbeat, "ann", "c2");
         owner.advance(now);
@@ -287,7 +287,7 @@ fn an_owner_decides_nothing_when_its_lease_has_ended() {
     owner.hear(NOW + 5_001, Kind::Disconnect, "bob", "c1");
     assert!(!owner.replica.is_leading(NOW + 5_001));
     assert_eq!(owner.viewers_told(), []);
-    // Nobody has taken it: what it saw meanwhile is told now.
+    // Nobody has taken the shard: the transitions that it saw meanwhile are announced now.
     owner.replica.renewed(NOW + 6_000, FOREVER, &mut owner.out);
     owner.advance(NOW + 6_000);
     let mut told = owner.viewers_told();
@@ -341,7 +341,7 @@ fn who_is_handed_a_shard_waits_for_the_last_that_was_told() {
     }
     assert!(standby.replica.is_leading(NOW + 2_030));
     standby.advance(NOW + 2_031);
-    // Bob was told by the owner before, and isn't told of again.
+    // The previous owner told of Bob, so he isn't told of again.
     assert_eq!(standby.viewers_told(), [("cyd".to_owned(), true)]);
 }
 
@@ -383,7 +383,7 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
     };
     let told = Some(("owner".into(), *seq));
     owner.out.clear();
-    // The next one leads and tells before this one knows that it owns the shard.
+    // The next owner leads and tells before this node knows who owns the shard.
     next.lead(NOW + 2_010, 8, Before { epoch: 5, told });
     both(
         &mut next,
@@ -414,7 +414,7 @@ fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
         told: None,
     };
     owner.lead(NOW, 8, before);
-    // A heartbeat adopts one connection; there may be another.
+    // A heartbeat adopts one connection. There may be another one.
     owner.hear(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(owner.viewers_told(), [("ann".to_owned(), true)]);
@@ -448,7 +448,8 @@ fn a_shards_first_owner_and_who_takes_over_from_it_in_step_answer_at_once() {
         answers.is_some()
     };
     assert!(ask(&mut owner));
-    // When its lease was over for a while, and nobody knows what was lost, it still knows what it has told.
+    // After its lease was over for a while, inputs may be missing, but the owner still knows what
+    // it has told.
     owner.replica.renewed(NOW, NOW + 1, &mut owner.out);
     let lost = Input::LostUpTo { at: NOW + 2 };
     owner
@@ -495,8 +496,8 @@ fn what_is_about_another_shard_or_damaged_is_refused() {
     assert_eq!(standby.replica.holds(), Some(5));
 }
 
-/// A standby that has heard ann leave begins to lead, and has announced nothing yet when another
-/// node follows it.
+/// A standby that has seen ann leave begins to lead. Before it has announced anything, another node
+/// follows it.
 fn about_to_announce() -> Side {
     let (_, mut standby) = pair();
     standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
@@ -543,7 +544,7 @@ fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
 }
 
-/// An owner that isn't sure expects ann, and another node follows it.
+/// An owner that isn't sure and expects ann, and another node that follows it.
 fn unsure_pair() -> (Side, Side) {
     let (_, mut owner) = pair();
     owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");

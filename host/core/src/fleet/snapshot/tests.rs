@@ -19,7 +19,7 @@ fn label(nonce: u64) -> Label {
     }
 }
 
-/// A shard of two users, one online and one who has left, at `NOW + 10_000`.
+/// A shard of two users at `NOW + 10_000`: one is online, and one has left.
 fn known(names: &Arc<Names>) -> Shard {
     let mut shard = shard(names);
     let mut out = Vec::new();
@@ -35,7 +35,7 @@ fn known(names: &Arc<Names>) -> Shard {
     shard
 }
 
-/// All chunks of a snapshot, each with 20 bytes of it at most.
+/// All chunks of a snapshot, with at most 20 bytes of it each.
 fn take(shard: &mut Shard, label: Label, names: &Names) -> Vec<Vec<u8>> {
     let mut sending = Sending::begin(shard, label, false);
     std::iter::from_fn(|| sending.next(shard, names, 20)).collect()
@@ -69,7 +69,7 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
     // The clock of this node is an hour ahead.
     let now = NOW + 3_610_000;
     let mut found = None;
-    // Chunks of one sender come in their order; nothing depends on it.
+    // One sender's chunks come in order, but any order works.
     for chunk in chunks.iter().rev().chain(&chunks) {
         found = found.or(assembly.add(now, chunk, &names).unwrap());
     }
@@ -88,7 +88,7 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
         .map(|entry| entry.recipients.audience().len())
         .collect();
     assert_eq!(told, [2]);
-    // Who has left stays gone: a late heartbeat is known to be late.
+    // A user who has left stays offline: a late heartbeat is recognized as late.
     copy.follow(
         now + 500,
         message(Kind::Heartbeat, "bob", "c1", NOW + 8_000),
@@ -222,7 +222,7 @@ fn another_question_shard_or_format_is_told_apart() {
     assert_eq!(refused(&chunk, 3), Refusal::Inconsistent);
 }
 
-/// A message of the stream, of the consumer that was made then.
+/// A message from a stream, by the stream's number and the sequence number.
 fn stored(kind: Kind, user: &str, at: u64, (stream, sequence): (u64, u64)) -> Input {
     let Input::Message { message, reply } = message(kind, user, "c1", at) else {
         unreachable!("it is a message");
@@ -259,7 +259,7 @@ fn a_copy_knows_which_messages_of_which_stream_were_taken() {
         "it is an old one"
     );
     assert_eq!(take(Kind::Connect, "bob", (7, 501)), 1, "so is this");
-    // The numbers of a stream that is made anew begin with 1.
+    // The sequence numbers of a recreated stream start at 1.
     assert_eq!(take(Kind::Connect, "bob", (8, 1)), 2);
     assert_eq!(take(Kind::Disconnect, "ann", (8, 2)), 1);
 }

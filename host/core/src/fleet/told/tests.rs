@@ -36,7 +36,7 @@ fn offline(user: &str, names: &Names) -> Record {
     Record::Ledger { user, entry: None }
 }
 
-/// The departure of a user who had these viewers.
+/// The departure of a user with these viewers.
 fn departed(entry: &LedgerEntry) -> Record {
     let departure = Departure {
         user: entry.event.user,
@@ -61,10 +61,10 @@ fn forgotten(user: &str, names: &Names) -> Record {
     }
 }
 
-/// A key, a value, and viewers by what they were shown.
+/// A key, a value, and viewers by the digest of what they were shown.
 type Spoken = (Vec<u8>, Option<Vec<u8>>, Vec<(u64, Vec<String>)>);
 
-/// What a record says, by names: the numbers of two nodes differ.
+/// The content of a record, by names, since the numbers of two nodes differ.
 fn said(record: &Record, names: &Names) -> Spoken {
     let mut parts = Vec::new();
     let mut bare = record.clone();
@@ -93,7 +93,7 @@ fn said(record: &Record, names: &Names) -> Spoken {
     (key, value, parts)
 }
 
-/// Has one side tell the other of records. Says how many bytes that takes.
+/// One side tells the other of records. Returns how many bytes that takes.
 fn told_both(
     ours: &mut Books,
     theirs: &mut Books,
@@ -130,7 +130,7 @@ fn of_who_goes_and_comes_back_to_the_same_viewers_none_is_named() {
     told(&[offline("ann", &here), forgotten("ann", &here)]);
     let forgotten = told(&[online(ann(15, &all))]);
     assert!(forgotten > 2_000, "{forgotten}");
-    // No departure of hers is told, so nobody keeps whom she had.
+    // No departure of hers is told, so neither side keeps her viewers.
     told(&[offline("ann", &here)]);
     let unknown = told(&[online(ann(18, &all))]);
     assert!(unknown > 2_000, "{unknown}");
@@ -143,7 +143,7 @@ fn who_knows_less_of_a_departure_names_all_viewers_and_is_understood() {
     let (mut ours, mut theirs) = (Books::default(), Books::default());
     theirs.put_record(&departed(&ann(5)), &names);
     told_both(&mut ours, &mut theirs, &[online(ann(9))], &names, &names);
-    // One who knows more isn't.
+    // A sender that remembers more than the receiver isn't understood.
     let (mut ours, mut theirs) = (Books::default(), Books::default());
     ours.put_record(&departed(&ann(5)), &names);
     let changes = ours.note(&[online(ann(9))], &names);
@@ -187,7 +187,7 @@ fn what_does_not_fit_is_refused() {
         ours.note(&[record], &names)
     };
     let (first, mut second) = (told(&["a", "b"]), told(&["a", "c"]));
-    // Without the first, the second is a difference to something else.
+    // Without the first change, the second is a difference to another base.
     let mut theirs = Books::default();
     assert_eq!(theirs.take(&second, &names).unwrap_err(), Mismatch::Base);
     theirs.take(&first, &names).unwrap();
@@ -229,8 +229,8 @@ fn a_message_comes_back_and_a_damaged_one_does_not() {
     assert_eq!(Told::decode(&longer), Err(Mismatch::Unreadable));
 }
 
-/// A user, and how each of four viewers sees them: in one of two ways, or not at all. None if the user goes;
-/// then, whether the departure is remembered.
+/// A user, and how each of four viewers sees them: in one of two ways, or not at all. `None`: the
+/// user goes offline; the last field says whether the departure is remembered.
 type Step = (usize, Option<[u8; 4]>, bool);
 
 proptest! {
@@ -273,7 +273,7 @@ proptest! {
                 }
             };
             told_both(&mut ours, &mut theirs, &records, &here, &there);
-            // Who begins with a snapshot holds the same.
+            // A replica that begins with a snapshot holds the same.
             let departures = left.values().filter_map(|record| match record {
                 Record::Departed { departure, .. } => departure.as_ref(),
                 _ => None,

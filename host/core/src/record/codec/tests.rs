@@ -1,8 +1,8 @@
-//! The bytes of each record, which later versions must be able to read.
+//! The encoding of each record, which later versions must be able to read.
 
 use super::*;
 
-/// The bytes of a format never change: one that differs is another format.
+/// The encoding of a format never changes: another encoding is another format.
 #[test]
 fn records_have_the_bytes_of_their_format() {
     let names = Names::new();
@@ -170,7 +170,7 @@ fn records_have_the_bytes_of_their_format() {
     ];
     for (record, (key, value)) in records.iter().zip(bytes) {
         assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));
-        // Other numbers stand for the same ids elsewhere.
+        // The same ids have other numbers elsewhere.
         let elsewhere = Names::new();
         elsewhere.intern("somebody");
         let read = Record::decode(key, &value, &elsewhere).unwrap();

@@ -1,4 +1,5 @@
-//! What a standby handles again of what is in its snapshot: of connections, that has more than of the rest.
+//! Input that is handled again after a snapshot. The snapshot's connections are newer than the rest
+//! of it.
 
 use std::collections::BTreeSet;
 
@@ -27,18 +28,18 @@ fn with_statuses(now: u64, sides: [&mut Side; 2]) {
     }
 }
 
-/// An owner of many users, and a standby that catches up: it has heard what these are told, while chunks of
-/// the snapshot were on their way.
+/// An owner of many users, and a standby that has caught up. Both got the inputs `before` before
+/// the snapshot was taken, and the inputs `meanwhile` while its chunks were on their way.
 fn catches_up(before: &[(Kind, &str)], meanwhile: &[(Kind, &str)]) -> (Side, Side) {
     catches_up_from(false, &[], before, meanwhile)
 }
 
-/// As [`catches_up`], of an owner that resigns as soon as it is asked.
+/// As [`catches_up`], but the owner resigns as soon as it is asked.
 fn after_resigning(before: &[(Kind, &str)], meanwhile: &[(Kind, &str)]) -> (Side, Side) {
     catches_up_from(true, &[], before, meanwhile)
 }
 
-/// `earlier`: what the standby hasn't heard, since it didn't listen by then.
+/// `earlier`: input that only the owner has received, since the standby didn't listen yet.
 fn catches_up_from(
     resigns: bool,
     earlier: &[(Kind, &str)],
@@ -49,7 +50,7 @@ fn catches_up_from(
     owner.lead(NOW - 40_000, 5, Before::default());
     owner.advance(NOW);
     with_statuses(NOW, [&mut owner, &mut standby]);
-    // They are read before all others. Ann has been there, too.
+    // These users are read before all others. Ann has connected and left.
     for number in 0..100 {
         owner.hear(NOW, Kind::Connect, &format!("user-{number}"), "c1");
     }
@@ -90,7 +91,7 @@ fn asked(standby: &Side) -> u64 {
     asked.unwrap()
 }
 
-/// All of the snapshot comes, and what was told meanwhile.
+/// The rest of the snapshot arrives, and then the owner's messages.
 fn arrives(owner: &mut Side, standby: &mut Side) {
     while let Some(at) = owner.replica.snapshots.next_at() {
         owner.advance(at.max(AT + 1_010));
@@ -112,7 +113,7 @@ fn arrives(owner: &mut Side, standby: &mut Side) {
 }
 
 impl Side {
-    /// Hears something with another one. Who connects has a status.
+    /// Both sides receive a message. A connect sets a status.
     fn says(&mut self, other: &mut Self, now: u64, kind: Kind, user: &str) {
         let body = serde_json::json!({
             "userId": user,
@@ -283,7 +284,7 @@ fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they
     assert_eq!(standby.reasons(), []);
 }
 
-/// A connect that says by which device.
+/// A connect with the device in its metadata.
 fn connect(user: &str, conn: &str, now: u64) -> Input {
     let body = serde_json::json!({
         "userId": user,
@@ -310,7 +311,7 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
         owner.hear(begin, Kind::Connect, user, "c1");
     }
     owner.input(begin, connect("ann", "c1", begin));
-    // The slots of two closes are used again, that of the first one at last.
+    // The slots of two closed connections are reused, that of the first one last.
     owner.hear(begin + 1, Kind::Disconnect, "user-99", "c1");
     owner.hear(begin + 2, Kind::Disconnect, "user-5", "c1");
     for now in (begin..=AT).step_by(10_000) {

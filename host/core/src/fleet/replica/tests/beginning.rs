@@ -1,12 +1,12 @@
-//! A node that begins to lead has inputs in between, and what it missed of a user comes before what
-//! they send.
+//! A node that begins to lead handles inputs in between. What it missed about a user is announced
+//! before what the user sends.
 
 use super::*;
 
 const AT: u64 = NOW + 9_000;
 
-/// A standby of many users that has begun to lead, and has looked after none of them. It has heard two of
-/// them leave, and another one come.
+/// A standby of many users that has begun to lead, and has announced nothing yet. It has seen two
+/// of them leave, and another one come.
 fn beginning() -> Side {
     let (mut owner, mut standby) = pair();
     for number in 0..300 {
@@ -30,7 +30,7 @@ fn beginning() -> Side {
     standby
 }
 
-/// What it tells viewers until it has done all that is due.
+/// What the replica tells viewers until nothing is due any more.
 fn tells(side: &mut Side) -> Vec<(String, bool)> {
     while side.replica.is_due(AT) {
         side.advance(AT);

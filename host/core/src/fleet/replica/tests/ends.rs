@@ -1,4 +1,4 @@
-//! What ends, is lost or comes too early at a node that stands by.
+//! Statements, leases and messages that end, are lost, or come too early at a standby.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::tracker::TrackerSettings;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Takes over from the owner of epoch 5, which told nothing of its end.
+/// Takes over from the owner of epoch 5, which didn't hand the shard over.
 fn take_over(standby: &mut Side, now: u64) {
     standby.out.clear();
     let before = Before {
@@ -31,7 +31,7 @@ fn pair_with(settings: &Settings) -> (Side, Side) {
     (owner, standby)
 }
 
-/// As [`pair`], where a user who leaves has a grace of 5 s.
+/// As [`pair`], with a grace of 5 s for users who leave.
 fn pair_with_graces() -> (Side, Side) {
     let settings = Settings::default();
     let tracker = TrackerSettings {
@@ -68,7 +68,7 @@ fn a_statement_that_nobody_repeats_ends_at_a_standby_as_it_does_at_the_owner() {
     owner.out.clear();
     assert_eq!([&owner, &standby].map(statements), [3, 3]);
     let end = now + DAY_MS;
-    // Ann is still there, and the offline goes on.
+    // Ann is still connected, and the statement that she is offline continues.
     both(&mut owner, &mut standby, end, Kind::Heartbeat, "ann", "c1");
     both(&mut owner, &mut standby, end, Kind::Heartbeat, "ann", "c1");
     for _ in 0..4 {
@@ -107,7 +107,7 @@ fn a_statement_that_ends_while_nobody_owns_the_shard_is_announced_by_the_next_ow
     owner.tell(&mut standby, now);
     standby.hear(now, Kind::Disconnect, "ann", "c1");
     let end = now + DAY_MS;
-    // Of ann, a close is remembered, and then nothing.
+    // For a while, ann's close is remembered. Later, nothing of her is.
     for _ in 0..4 {
         standby.advance(now + 100_000);
     }
@@ -135,12 +135,12 @@ fn a_standby_that_missed_a_statement_catches_up() {
     assert_eq!(standby.reasons(), [Difference::Connections]);
     standby.catch_up(&mut owner, now);
     assert_eq!(statements(&standby), 1);
-    // It hides whom the application hid.
+    // The standby hides the user whom the application hid.
     take_over(&mut standby, now + 9_000);
     assert_eq!(standby.viewers_told(), []);
 }
 
-/// A node's process that starts again, with what the one before has stored.
+/// A new process of the node, with the records that the previous one stored.
 fn started_again(side: &mut Side, now: u64) -> Side {
     let before = Arc::clone(&side.replica.names);
     let mut again = Side::new("again");
@@ -155,7 +155,7 @@ fn started_again(side: &mut Side, now: u64) -> Side {
     again
 }
 
-/// What somebody says who owns nothing.
+/// A message of a node that owns nothing.
 fn forged(side: &mut Side, epoch: u64, seq: u64) -> Vec<u8> {
     let told = Told {
         shard: 3,
@@ -184,7 +184,7 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
     assert_eq!(standby.replica.shard().online_users(), 2);
     assert_eq!(standby.reasons(), []);
 
-    // The bucket names the next owner. A forged message says that it has told a lot already.
+    // The bucket names the next owner. A forged message has a very high sequence number.
     standby.follow(NOW + 3_000, 8, "next");
     let bytes = forged(&mut standby, 8, u64::MAX - 1);
     standby
@@ -207,7 +207,7 @@ fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told(
     assert_eq!(third.replica.holds(), Some(8));
     assert_eq!(third.replica.shard().online_users(), 2);
     assert_eq!(third.reasons(), []);
-    // One that has no part any more keeps nothing.
+    // A replica without a part in the shard keeps nothing.
     standby.tell(&mut owner, NOW + 9_020);
     owner
         .replica
@@ -219,7 +219,7 @@ fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told(
 fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() {
     let (mut owner, mut standby) = pair();
     let now = NOW + 2_000;
-    // The last that the owner tells doesn't arrive.
+    // The owner's last message doesn't arrive.
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
     let before = Before {
         epoch: 5,
@@ -235,7 +235,7 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
         _ => None,
     });
     let chunks = owner.sends(now + 1_000, asked.unwrap());
-    // Ann's second connection is among what is lost.
+    // Ann's second connection is among the lost inputs.
     let lost = Input::LostUpTo { at: now + 1_100 };
     standby
         .replica
@@ -259,7 +259,7 @@ fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
         users: Cap::new(1),
         ..Settings::default()
     });
-    // The standby hears neither that ann goes nor that bob comes.
+    // The standby misses that ann leaves and that bob comes.
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     owner.hear(NOW + 2_001, Kind::Connect, "bob", "c1");
     owner.tell(&mut standby, NOW + 2_002);
@@ -280,7 +280,7 @@ fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
 fn whom_an_application_took_offline_before_the_node_ended_is_offline_when_it_owns_the_shard_again()
 {
     let (_, mut standby) = pair();
-    // The owner's end comes before it tells what comes of it.
+    // The owner dies before it tells the result.
     standby.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
     let mut again = started_again(&mut standby, NOW + 3_000);
     take_over(&mut again, NOW + 3_000);
@@ -306,11 +306,11 @@ fn a_snapshot_that_takes_long_gives_nobody_more_time() {
     }
     assert!(now > NOW + 8_000);
     assert_eq!(standby.replica.holds(), Some(5));
-    // Ann was heard last at `NOW`.
+    // Ann was last heard from at `NOW`.
     assert_eq!(standby.replica.shard().connections(), 1);
     standby.advance(NOW + 30_000);
     assert_eq!(standby.replica.shard().connections(), 0);
-    // Nor does a statement hold for longer.
+    // A statement doesn't hold longer, either.
     standby.advance(NOW + DAY_MS - 1);
     assert_eq!(statements(&standby), 1);
     standby.advance(NOW + DAY_MS);
@@ -351,7 +351,7 @@ fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online
     next.out.clear();
     next.lead(NOW + 41_000, 9, before);
     assert_eq!(next.viewers_told(), []);
-    // Of a user who connects, the connections say when they go.
+    // Once the user connects, the user goes offline when the connections end.
     next.hear(NOW + 42_000, Kind::Connect, "ann", "c2");
     next.hear(NOW + 43_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
@@ -369,7 +369,7 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     let role = Role::Lead { epoch: 8, before };
     let out = &mut standby.out;
     standby.replica.set_role(NOW + 4_000, role, out);
-    // The process is stopped before it says anything, and goes on when its lease is over.
+    // The process is stopped before it publishes anything, and continues when its lease is over.
     standby.replica.renewed(NOW + 4_000, NOW + 5_000, out);
     standby.hear(NOW + 9_000, Kind::Connect, "ann", "c2");
     let out = &mut standby.out;
@@ -378,7 +378,7 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     assert_eq!(standby.viewers_told(), []);
 }
 
-/// What is said of a user with another device.
+/// A message about a user with another device.
 fn by_phone(kind: Kind, user: &str, at: u64) -> Input {
     let body = format!(
         r#"{{"userId":"{user}","connId":"c2","timestamp":{at},"metadata":{{"device":"phone"}}}}"#
@@ -428,7 +428,7 @@ fn one_that_catches_up_with_an_owner_that_has_resigned_shows_users_by_the_connec
 #[test]
 fn what_an_owner_tells_before_it_hears_of_another_device_leaves_that_to_the_next_owner() {
     let (mut owner, mut standby) = pair();
-    // It is slower than the standby.
+    // The owner is slower than the standby.
     standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut standby, NOW + 3_100);
     owner.hear(NOW + 3_101, Kind::Connect, "ann", "c3");
@@ -455,7 +455,7 @@ fn what_an_owner_tells_of_the_end_of_a_grace_ends_no_later_one() {
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", "c1");
     owner.advance(NOW + 7_000);
-    // What it tells is still on its way.
+    // The owner's message is still on its way.
     let (connect, leave) = (NOW + 7_001, NOW + 7_002);
     both(
         &mut owner,
@@ -488,10 +488,10 @@ fn a_grace_of_a_user_whom_viewers_know_as_offline_is_announced_by_no_owner() {
     let (mut owner, mut standby) = pair_with_graces();
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     owner.advance(NOW + 7_000);
-    // It hears of it late, and doesn't know which grace has ended.
+    // The standby receives the disconnect late, and doesn't know which grace has ended.
     standby.hear(NOW + 6_900, Kind::Disconnect, "ann", "c1");
     owner.tell(&mut standby, NOW + 7_001);
-    // Of bob, who came and left, no owner has said anything.
+    // No owner has told anything of bob, who came and left.
     standby.hear(NOW + 7_500, Kind::Connect, "bob", "c1");
     standby.hear(NOW + 7_600, Kind::Disconnect, "bob", "c1");
     take_over(&mut standby, NOW + 8_000);
@@ -529,7 +529,7 @@ fn what_an_application_states_anew_of_a_user_is_shown_by_the_next_owner() {
     take_over(&mut standby, NOW + 9_000);
     assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
     assert_eq!(device(&standby, "bob"), Some(r#""phone""#));
-    // It was told, and the statement came behind that.
+    // The owner told of bob before the statement.
     owner.input(NOW + 3_100, by_phone(Kind::Online, "bob", NOW + 3_100));
     let mut third = Side::new("third");
     third.follow(NOW + 9_000, 5, "owner");

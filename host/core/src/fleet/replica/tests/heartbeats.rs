@@ -1,4 +1,4 @@
-//! Heartbeats of which a standby is told, and which it doesn't take in.
+//! Heartbeats that a standby is told of instead of receiving them.
 
 use super::*;
 use crate::tracker::TrackerSettings;
@@ -7,7 +7,7 @@ use crate::{Heard, Settings};
 const STEP_MS: u64 = 1_000;
 const CONNS: [&str; 5] = ["c1", "c2", "c3", "c4", "c5"];
 
-/// An owner with a user of several connections, and a standby. Both have to be told up to when they
+/// An owner with a user of several connections, and a standby. Both need to be told up to when they
 /// have received everything.
 fn pair_that_hears() -> (Side, Side) {
     let (mut owner, mut standby) = pair();
@@ -16,7 +16,8 @@ fn pair_that_hears() -> (Side, Side) {
             tracker: TrackerSettings {
                 timeout_ms: 30_000,
                 receive_step_ms: Some(STEP_MS),
-                // What is older than a close is late at once, or of a sender whose clock is behind.
+                // A message that is older than a close counts at once as late, or as one of a
+                // sender whose clock is behind.
                 reorder_ms: 0,
                 ..TrackerSettings::default()
             },
@@ -37,7 +38,7 @@ impl Side {
         self.replica.input(now, input, &mut Everyone, &mut self.out);
     }
 
-    /// What it has told that hasn't been handed on, in its order.
+    /// The messages that haven't been passed on yet, in order.
     fn said(&mut self) -> Vec<Said> {
         let said = self.out.iter().filter_map(|out| match out {
             Out::Told(bytes) => Some(Told::decode(bytes).unwrap().said),
@@ -46,14 +47,15 @@ impl Side {
         said.collect()
     }
 
-    /// How much is left of the lease of a connection.
+    /// The time left of a connection's lease.
     fn left(&self, conn: &str) -> Option<u64> {
         let mut leases = self.replica.shard().leases();
         leases.find_map(|(_, id, left)| (id == conn).then_some(left))
     }
 }
 
-/// A second passes: all connections are heard from, some of them by the owner alone.
+/// A second passes. All connections are heard from: by both sides, or only by the owner while it
+/// tells the standby.
 fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
     for conn in conns {
         owner.hear(now, Kind::Heartbeat, "ann", conn);
@@ -71,7 +73,7 @@ fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
     owner.out.clear();
 }
 
-/// The standby goes by what it is told from the time on that this gives.
+/// Lets time pass until the standby relies on being told of heartbeats. Returns that time.
 fn told_of_heartbeats(owner: &mut Side, standby: &mut Side) -> u64 {
     let mut now = NOW + 2_000;
     while standby.replica.takes_heartbeats() {
@@ -109,7 +111,7 @@ fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock
     let (mut owner, mut standby) = pair_that_hears();
     let begun = told_of_heartbeats(&mut owner, &mut standby);
     let left = standby.left("c1").unwrap();
-    // The owner is dead. That the standby hears others doesn't matter.
+    // The owner is dead. It doesn't matter that the standby still receives from others.
     let silent = begun + 10_000;
     standby.take(silent, Input::ReceivedUpTo { at: silent });
     assert_eq!(standby.left("c1"), Some(left));
@@ -117,7 +119,7 @@ fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock
     standby.advance(silent);
     assert!(standby.replica.takes_heartbeats());
     assert_eq!(standby.left("c1"), Some(left));
-    // From now on it hears by itself.
+    // From now on, the standby's own receive clock counts.
     let later = silent + STEP_MS;
     standby.take(later, Input::ReceivedUpTo { at: later });
     assert_eq!(standby.left("c1"), Some(left - STEP_MS));
@@ -194,7 +196,7 @@ fn who_has_timed_out_is_not_shown_again_by_a_standby_whose_clock_is_behind() {
 fn times_out(sender_ahead_ms: u64) {
     let (mut owner, mut standby) = pair_that_hears();
     let mut now = told_of_heartbeats(&mut owner, &mut standby);
-    // It will end between two reports.
+    // The connection will time out between two messages of the owner.
     let came = now - 500;
     let connect = |at| message(Kind::Connect, "bob", "c1", at + sender_ahead_ms);
     owner.take(came, connect(came));
@@ -233,7 +235,7 @@ fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
         now += 1_000;
         second(&mut owner, &mut standby, now, &CONNS[1..]);
     }
-    // The standby hears of the connect before it is told of the end.
+    // The standby receives the connect before it is told of the timeout.
     let seq = owner.replica.seq + 1;
     let mut heard = Heard::default();
     heard.expired("ann", "c1", NOW + 1_000);
@@ -251,7 +253,7 @@ fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
     assert!(standby.left("c1").is_some());
 }
 
-/// A heartbeat is told of after the connection was closed.
+/// The owner tells of a heartbeat after the connection was closed.
 fn closes_behind_a_heartbeat(sender_ahead_ms: u64, standby_ahead_ms: i64) {
     let (mut owner, mut standby) = pair_that_hears();
     let ahead_ms = standby_ahead_ms;
@@ -303,7 +305,7 @@ fn a_further_connection_that_a_heartbeat_brings_is_told_at_once() {
     owner.hear(now, Kind::Heartbeat, "ann", "c9");
     owner.tell(&mut standby, now + 1);
     assert!(standby.left("c9").is_some());
-    // What it goes by otherwise may wait.
+    // Later heartbeats of a known connection may wait.
     owner.out.clear();
     owner.hear(now + 2, Kind::Heartbeat, "ann", "c9");
     assert_eq!(owner.said(), []);
@@ -320,7 +322,7 @@ fn what_an_owner_hears_while_its_lease_is_over_runs_out_no_earlier_at_a_standby(
     second(&mut owner, &mut standby, now + 700, &CONNS[1..]);
     let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left("c1").unwrap());
     assert!(at_owner <= at_standby, "{at_owner}, {at_standby}");
-    // And is told of what comes then.
+    // The standby is then told of what comes next.
     assert_eq!(standby.reasons(), []);
     told_of_heartbeats(&mut owner, &mut standby);
 }
@@ -380,7 +382,7 @@ fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back()
 fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
     let (mut owner, mut standby) = pair_that_hears();
     let now = told_of_heartbeats(&mut owner, &mut standby);
-    // What is told of one connection is lost.
+    // A message about one connection is lost.
     owner.hear(now - 400, Kind::Heartbeat, "ann", "c8");
     owner.out.clear();
     owner.hear(now - 390, Kind::Heartbeat, "ann", "c9");
@@ -414,7 +416,7 @@ fn metadata_of_a_connection_that_goes_on_is_no_news_where_there_are_no_statuses(
 fn what_is_compared_comes_behind_all_that_has_been_heard() {
     let (mut owner, mut standby) = pair_that_hears();
     let begun = told_of_heartbeats(&mut owner, &mut standby);
-    // Digests are said as often as this, and heartbeats are told of ten times as often.
+    // Digests are sent at this interval, and heartbeats are told ten times as often.
     let digest_at = begun + FleetSettings::default().digest_ms;
     owner.advance(digest_at);
     owner.out.clear();

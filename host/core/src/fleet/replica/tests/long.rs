@@ -1,8 +1,8 @@
-//! What is told in pieces, since it is too long for one message.
+//! Messages that are too long, and are told in pieces.
 
 use super::*;
 
-/// An owner that tells everything in pieces, and a standby that holds the same.
+/// An owner that tells everything in pieces, and a standby with the same state.
 fn pair_of_pieces() -> (Side, Side) {
     let (mut owner, standby) = pair();
     owner.replica.settings.told_bytes = 40;
@@ -30,7 +30,7 @@ fn a_long_message_goes_in_pieces_that_come_to_the_same() {
         assert!(piece.len() < 80, "{}", piece.len());
         assert_eq!(standby.replica.shard().online_users(), 1);
     }
-    // Nobody gets a snapshot of a half.
+    // While a message is incomplete, nobody gets a snapshot.
     standby
         .replica
         .asked(now, &"other".into(), 1, &mut Vec::new());
@@ -39,7 +39,7 @@ fn a_long_message_goes_in_pieces_that_come_to_the_same() {
     assert_eq!(standby.replica.shard().online_users(), 2);
     assert_eq!(standby.replica.holds(), Some(5));
 
-    // Both hold the same, so the digests agree, and what comes next fits.
+    // Both hold the same, so the digests agree, and the next message fits.
     both(
         &mut owner,
         &mut standby,
@@ -66,7 +66,7 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
     }
     assert_eq!(standby.reasons(), [Difference::Gap]);
 
-    // The owner dies in the middle: nobody was told of Bob by then.
+    // The owner dies in the middle of a message: no viewer was told of Bob by then.
     let (mut owner, mut standby) = pair_of_pieces();
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
     let pieces = told(&mut owner);

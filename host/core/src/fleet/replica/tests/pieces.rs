@@ -1,4 +1,4 @@
-//! What takes long is done in pieces, with inputs in between.
+//! Long work is done in pieces, with inputs in between.
 
 use super::*;
 
@@ -94,6 +94,6 @@ fn one_that_gets_no_snapshot_asks_less_and_less_often() {
         let asks = asks.filter(|out| matches!(out, Out::Ask { .. }));
         asked.extend(asks.map(|_| after));
     }
-    // After half a time-out it listens anew before it asks.
+    // After half a timeout, the replica listens anew before it asks.
     assert_eq!(asked, [500, 2_500, 4_500, 8_500, 16_500, 24_000]);
 }

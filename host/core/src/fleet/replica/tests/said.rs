@@ -1,11 +1,11 @@
-//! Who is said to be online or offline, by connects and by applications, in a fleet.
+//! Users whom connects and applications state to be online or offline, in a fleet.
 
 mod statuses;
 
 use super::*;
 
 impl Side {
-    /// Hears what was sent at a time by the sender's clock.
+    /// Receives a message with a given timestamp of the sender.
     fn hear_sent(&mut self, now: u64, kind: Kind, user: &str, sent: u64) {
         let input = message(kind, user, "c1", sent);
         self.replica.input(now, input, &mut Everyone, &mut self.out);
@@ -23,8 +23,8 @@ impl Side {
 
 const USERS: [&str; 3] = ["stated", "connected", "back"];
 
-/// What is said of three users within a millisecond, in the order in which it was sent: the first two
-/// are offline in the end, and the third is online.
+/// Messages about three users within a millisecond, in the order in which they were sent. In the
+/// end, the first two users are offline, and the third is online.
 const SAID: [(Kind, &str, u64); 6] = [
     (Kind::Online, "stated", 0),
     (Kind::Offline, "stated", 1),
@@ -41,7 +41,7 @@ fn what_an_application_said_last_holds_though_it_arrives_first() {
     for (kind, user, after) in SAID {
         owner.hear_sent(now + 5, kind, user, now + after);
     }
-    // The standby hears it the other way round.
+    // The standby receives them in the opposite order.
     for (kind, user, after) in SAID.into_iter().rev() {
         standby.hear_sent(now + 5, kind, user, now + after);
     }
@@ -57,13 +57,13 @@ fn what_an_application_said_last_holds_though_it_arrives_first() {
     assert_eq!(standby.viewers_told(), [], "nothing differs");
     assert_eq!(standby.shown(now + 9_001, &USERS), [false, false, true]);
 
-    // An owner that hears it the other way round comes to the same.
+    // An owner that receives them in the opposite order has the same result.
     let (mut owner, _) = pair();
     for (kind, user, after) in SAID.into_iter().rev() {
         owner.hear_sent(now + 5, kind, user, now + after);
     }
     assert_eq!(owner.shown(now + 6, &USERS), [false, false, true]);
-    // A connect that is sent later lifts the offline, as ever.
+    // As always, a connect that was sent later overrides the offline.
     owner.hear_sent(now + 20, Kind::Connect, "connected", now + 2);
     assert_eq!(owner.shown(now + 21, &USERS), [false, true, true]);
 }
@@ -85,12 +85,12 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     let ann = |online| ("ann".to_owned(), online);
     assert_eq!(owner.viewers_told(), [ann(true), ann(false)]);
-    // Of who has been there before, another connection may not have been heard yet.
+    // A user who has been there before may have another connection that hasn't been heard from yet.
     owner.hear(NOW + 3_000, Kind::Heartbeat, "bob", "c1");
     owner.hear(NOW + 4_000, Kind::Disconnect, "bob", "c1");
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
 
-    // A later owner that doesn't know what was before waits, also for users who came by a connect.
+    // A later owner that doesn't know what was before waits, even for users who came by a connect.
     let mut owner = Side::new("owner");
     let before = Before {
         epoch: 5,
@@ -101,7 +101,7 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     assert_eq!(owner.viewers_told(), [ann(true)]);
 
-    // So does one that was the first, and has missed what was since.
+    // So does a node that was the first owner, and has missed what happened since.
     let mut owner = Side::new("owner");
     owner.lead(NOW, 8, Before::default());
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");

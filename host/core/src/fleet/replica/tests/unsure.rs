@@ -1,5 +1,5 @@
-//! Owners that may not have heard of all connections: since no shard was before theirs, or since they have
-//! missed something.
+//! Owners that may not know of all connections: since there was no owner before them, or since they
+//! have missed something.
 
 use super::*;
 use crate::Settings;
@@ -35,7 +35,7 @@ fn first_pair(earlier: impl FnOnce(&mut Side)) -> (Side, Side) {
     (owner, standby)
 }
 
-/// A disconnect of the only connection that is known of a user.
+/// A disconnect of the only known connection of a user.
 fn logout(user: &str, at: u64) -> Input {
     let body = serde_json::json!({
         "userId": user,
@@ -66,7 +66,7 @@ fn settle(side: &mut Side, now: u64) {
     }
 }
 
-/// The bodies of what it publishes of departures.
+/// The bodies of the published departures.
 fn departures(side: &mut Side) -> Vec<serde_json::Value> {
     let published = side.out.drain(..).filter_map(|out| match out {
         Out::Shard(Output::Publish(it)) if it.subject == Subject::Offline => Some(it.body),
@@ -103,7 +103,7 @@ fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_han
 
 #[test]
 fn who_is_waited_for_has_left_as_they_seemed_to() {
-    // Other connections of hers may not have been heard of yet.
+    // She may have other connections that haven't been heard from yet.
     let (mut owner, mut standby) =
         first_pair(|owner| owner.hear(NOW + 5, Kind::Heartbeat, "ann", "c1"));
     let at = NOW + 2_000;
@@ -112,7 +112,7 @@ fn who_is_waited_for_has_left_as_they_seemed_to() {
     standby.out.clear();
     standby.input(at + 1_100, logout("ann", at + 1_100));
     settle(&mut standby, at + 1_100 + GRACE_MS);
-    // Viewers are told nothing at first, and nothing else.
+    // Viewers are told nothing at first, and nothing else later.
     assert_eq!(standby.viewers_told(), []);
     let mut gone = Vec::new();
     for second in 1..=60 {
@@ -142,7 +142,7 @@ fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
 #[test]
 fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     let (mut owner, _) = first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
-    // It hasn't been unsure for long.
+    // The owner stopped being unsure long ago.
     owner.replica.shard_mut().set_unsure(0);
     let ask = |side: &mut Side, at: u64| {
         let (replica, users) = (&mut side.replica, ["ann"].into_iter());
@@ -162,7 +162,7 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     };
     again(&mut owner, NOW + 4_000, 8, 5);
     assert!(ask(&mut owner, NOW + 4_000));
-    // Another one had it meanwhile, and may have told anything.
+    // Another node owned the shard meanwhile, and may have told anything.
     again(&mut owner, NOW + 8_000, 15, 11);
     assert!(!ask(&mut owner, NOW + 8_000));
 }
@@ -211,7 +211,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
         owner.hear(NOW + 1_000, Kind::Connect, user, "c1");
         owner.input(NOW + 2_000, logout(user, NOW + 2_000));
     }
-    // An hour ahead.
+    // The standby's clock is an hour ahead.
     let later = |at| at + 3_600_000;
     standby.follow(later(NOW + 2_500), 5, "owner");
     standby.advance(later(NOW + 6_000));

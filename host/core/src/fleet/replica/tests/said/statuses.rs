@@ -1,4 +1,4 @@
-//! What connections say of themselves and of their users, in a fleet.
+//! What connections say about themselves and their users, in a fleet.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use crate::record::Record;
 use crate::status::StatusSettings;
 use crate::tracker::TrackerSettings;
 
-/// An owner with a user of one connection, and a standby, where statuses are told.
+/// An owner with a user of one connection, and a standby, with statuses enabled.
 fn pair_with_statuses() -> (Side, Side) {
     let (mut owner, mut standby) = pair();
     with_statuses([&mut owner, &mut standby], 0);
@@ -51,7 +51,8 @@ fn user_says(kind: Kind, (user, conn): (&str, &str), timestamp: u64, metadata: &
     }
 }
 
-/// Whether the standby finds that connections differ, while both hear of these that they go on.
+/// Whether the standby finds that connections differ, while both sides receive heartbeats of these
+/// connections.
 fn differs(owner: &mut Side, standby: &mut Side, since: u64, conns: &[&str]) -> bool {
     owner.out.clear();
     for now in (since + 6_000..since + 24_000).step_by(6_000) {
@@ -120,7 +121,7 @@ fn a_standby_that_heard_of_two_connections_the_other_way_round_catches_up() {
     let now = NOW + 21_000;
     standby.catch_up(&mut owner, now);
     assert_eq!(standby.replica.connections(), owner.replica.connections());
-    // Whichever goes, the rest is the same.
+    // In whichever order the connections end, the others stay the same.
     for conn in ["c3", "c1", "c2"] {
         both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", conn);
         assert_eq!(standby.replica.connections(), owner.replica.connections());
@@ -139,7 +140,7 @@ fn a_user_who_goes_leaves_nothing_to_compare() {
     }
 }
 
-/// Whether something that it publishes has the status in it.
+/// Whether any publication contains the status.
 fn publishes_status(side: &mut Side) -> bool {
     side.out.drain(..).any(|out| match out {
         Out::Shard(Output::Publish(it)) => {
@@ -149,7 +150,7 @@ fn publishes_status(side: &mut Side) -> bool {
     })
 }
 
-/// Of how many users is kept what they said of themselves.
+/// How many users' own statuses are kept.
 fn said(side: &mut Side) -> usize {
     let records = side.replica.shard_mut().all_records();
     let said = |record: &&Record| matches!(record, Record::Status { .. });
@@ -187,8 +188,8 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
     assert_eq!(said(&mut standby), 0);
 }
 
-/// Two nodes that know nothing of what was before, and a user with a status whose last known connection
-/// has ended: other connections of hers may not have been heard of.
+/// Two nodes that know nothing of what was before, and a user with a status whose last known
+/// connection has ended. She may have other connections that haven't been heard from.
 fn pair_that_waits() -> (Side, Side) {
     let (mut first, mut second) = (Side::new("owner"), Side::new("standby"));
     let before = Before {
@@ -213,7 +214,7 @@ fn pair_that_waits() -> (Side, Side) {
 fn who_is_waited_for_keeps_their_status_also_after_another_takeover() {
     let (_, mut second) = pair_that_waits();
     take_over(&mut second, NOW + 6_000, 8);
-    // There is one, which has said nothing of that.
+    // She has another connection, which has said nothing about a status.
     let says_idle = r#"{"activity":"idle"}"#;
     second.input(
         NOW + 7_000,
@@ -255,7 +256,7 @@ fn who_is_waited_for_is_so_no_longer_because_of_another_takeover() {
     assert_eq!(second.viewers_told(), [("ann".to_owned(), false)]);
 }
 
-/// The same message, with a number in a stream.
+/// The same message, with a position in a stream.
 fn stored(input: Input, sequence: u64) -> Input {
     let Input::Message { mut message, reply } = input else {
         panic!("{input:?}");
@@ -280,7 +281,7 @@ fn what_a_connect_says_of_a_user_counts_though_a_stream_delivers_it_behind_its_d
     for side in [&mut owner, &mut standby] {
         side.input(now + 10, gone("ann", 12));
         side.input(now + 320, late("ann", 11));
-        // Nobody else is online by that.
+        // The late messages make no other user online.
         side.input(now + 320, gone("bob", 14));
         side.input(now + 330, late("bob", 13));
     }
@@ -289,7 +290,7 @@ fn what_a_connect_says_of_a_user_counts_though_a_stream_delivers_it_behind_its_d
     assert_eq!(owner.replica.shard().connections(), 1);
     assert_eq!(owner.replica.connections(), standby.replica.connections());
     assert_eq!([said(&mut owner), said(&mut standby)], [1, 1]);
-    // The user says something else, and what comes once more counts for nothing.
+    // The user clears the status. The same late message again makes no difference.
     for side in [&mut owner, &mut standby] {
         let nothing = r#"{"status":null}"#;
         side.input(now + 5_000, says(Kind::Heartbeat, "c1", now + 11, nothing));
