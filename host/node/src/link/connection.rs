@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use async_nats::{Client, HeaderMap, HeaderName, Message, Statistics, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderName, Message, Statistics, Subject};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use presence_config::subjects::{CUT, SEQ, STORED};
 use presence_config::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
 
 use crate::link::broker::BrokerHealth;
-use crate::link::drops::SubscriptionKind;
+use crate::link::drops::{SubscriptionKind, WatchedSubscriber};
 use crate::link::shared_input::Receipt;
 
 /// Headers up to this length are passed on with a message of a stream, in bytes.
@@ -33,7 +33,7 @@ pub(crate) struct Connection {
 }
 
 /// The messages that arrive on a subject, in the broker's order.
-pub(crate) struct Subscription(Subscriber);
+pub(crate) struct Subscription(WatchedSubscriber);
 
 /// A received message.
 pub(crate) struct Incoming(Message);
@@ -81,8 +81,7 @@ impl Connection {
         broker: &BrokerHealth,
     ) -> anyhow::Result<Subscription> {
         let messages = self.client.subscribe(subject.clone()).await?;
-        broker.drops.watch(&messages, kind, &subject);
-        Ok(Subscription(messages))
+        Ok(Subscription(broker.drops.watch(messages, kind, &subject)))
     }
 
     /// Subscribes as a member of a queue group: each message goes to one member.
@@ -98,8 +97,7 @@ impl Connection {
         let client = &self.client;
         let messages = client.queue_subscribe(subject.clone(), group.to_owned());
         let messages = messages.await?;
-        broker.drops.watch(&messages, kind, &subject);
-        Ok(Subscription(messages))
+        Ok(Subscription(broker.drops.watch(messages, kind, &subject)))
     }
 
     /// Passes a message on to another subject, unchanged.

@@ -7,6 +7,7 @@
 //! at all ([`LossDetector`]), and if so fetches its data again.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -91,7 +92,7 @@ impl SubscriptionKind {
 #[derive(Debug, Default)]
 pub(crate) struct Drops {
     /// The watched subscriptions, by the numbers that the client has given them.
-    numbers: Mutex<HashMap<u64, Watched>>,
+    numbers: Arc<Mutex<HashMap<u64, Watched>>>,
     /// How many drops the client has reported, of any subscription.
     reported: watch::Sender<u64>,
     /// Whether several tenants read inputs on this client, so that no single reader can count the
@@ -108,6 +109,40 @@ struct Watched {
     kind: SubscriptionKind,
     /// The first token of its subject, if it can be a tenant's prefix.
     prefix: Option<Arc<str>>,
+}
+
+/// A subscription whose dropped messages are counted by what it receives.
+pub(crate) struct WatchedSubscriber {
+    subscriber: Subscriber,
+    number: Option<u64>,
+    numbers: Arc<Mutex<HashMap<u64, Watched>>>,
+}
+
+impl Deref for WatchedSubscriber {
+    type Target = Subscriber;
+
+    fn deref(&self) -> &Subscriber {
+        &self.subscriber
+    }
+}
+
+impl DerefMut for WatchedSubscriber {
+    fn deref_mut(&mut self) -> &mut Subscriber {
+        &mut self.subscriber
+    }
+}
+
+impl Drop for WatchedSubscriber {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            held(&self.numbers).remove(&number);
+        }
+    }
+}
+
+/// The watched subscriptions, locked. A panic can't leave them half-changed.
+fn held(numbers: &Mutex<HashMap<u64, Watched>>) -> MutexGuard<'_, HashMap<u64, Watched>> {
+    numbers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Dropped messages of one kind of subscription below a prefix.
@@ -137,23 +172,33 @@ struct Count {
 }
 
 impl Drops {
-    /// Notes what a subscription receives, and its subject.
-    pub(crate) fn watch(&self, subscription: &Subscriber, kind: SubscriptionKind, subject: &str) {
-        if let Some(number) = number(subscription) {
+    /// Notes what a subscription receives, and its subject, until the subscription ends.
+    pub(crate) fn watch(
+        &self,
+        subscriber: Subscriber,
+        kind: SubscriptionKind,
+        subject: &str,
+    ) -> WatchedSubscriber {
+        let number = number(&subscriber);
+        if let Some(number) = number {
             self.watch_number(number, kind, subject);
+        }
+        WatchedSubscriber {
+            subscriber,
+            number,
+            numbers: Arc::clone(&self.numbers),
         }
     }
 
     fn watch_number(&self, number: u64, kind: SubscriptionKind, subject: &str) {
         let prefix = prefix_of(subject).map(Into::into);
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        numbers.insert(number, Watched { kind, prefix });
+        held(&self.numbers).insert(number, Watched { kind, prefix });
     }
 
     /// Notes that the client has reported a drop of a subscription.
     pub(crate) fn note_report(&self, number: u64) {
         let (kind, prefix) = {
-            let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+            let numbers = held(&self.numbers);
             let known = numbers.get(&number);
             known.map_or((SubscriptionKind::Other, None), |it| {
                 (it.kind, it.prefix.clone())

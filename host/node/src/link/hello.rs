@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Client, Message};
 use futures_util::StreamExt;
 use presence_config::Config;
 use presence_config::subjects::Subjects;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::clock;
 use crate::link::broker::{BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
-use crate::link::drops::SubscriptionKind;
+use crate::link::drops::{SubscriptionKind, WatchedSubscriber};
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::request::{self, RequestError};
 use crate::ops::http::StatusBoard;
@@ -281,9 +281,9 @@ impl ServingTurn {
         let subject = subjects.of(SUBJECT);
         broker.try_hello(&subject);
         let hellos = client.subscribe(subject.clone()).await?;
-        broker
+        let hellos = broker
             .drops
-            .watch(&hellos, SubscriptionKind::Hellos, &subject);
+            .watch(hellos, SubscriptionKind::Hellos, &subject);
         let shared = Arc::new(Shared {
             subject,
             me: NodeInfo {
@@ -457,7 +457,7 @@ fn body(node: &NodeInfo) -> Vec<u8> {
 /// Answers other nodes until this one leaves.
 async fn answer(
     client: Client,
-    mut hellos: Subscriber,
+    mut hellos: WatchedSubscriber,
     shared: Arc<Shared>,
     (broker, allowed): (Arc<BrokerHealth>, Arc<ReplyGuard>),
 ) {

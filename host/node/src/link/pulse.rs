@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::clock;
 use crate::link::broker::{BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
-use crate::link::drops::SubscriptionKind;
+use crate::link::drops::{SubscriptionKind, WatchedSubscriber};
 use crate::link::progress::Sources;
 use crate::tasks::Tasks;
 
@@ -65,7 +65,7 @@ pub(crate) struct Pulse {
     sources: Sources,
     /// Where markers come in on the main connection: the prefix of the subjects, to which one token
     /// is added, and their subscription.
-    back: (String, Subscriber),
+    back: (String, WatchedSubscriber),
     /// A subject without subscribers.
     nobody: String,
     markers: VecDeque<Marker>,
@@ -102,9 +102,9 @@ impl Pulse {
         let main = main.client().clone();
         let back = main.new_inbox();
         let markers = main.subscribe(format!("{back}.*")).await?;
-        health
+        let markers = health
             .drops
-            .watch(&markers, SubscriptionKind::Markers, &back);
+            .watch(markers, SubscriptionKind::Markers, &back);
         let (heard, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
