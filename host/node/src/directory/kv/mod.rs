@@ -89,8 +89,8 @@ enum Ended {
     Again,
     /// A doubtful bucket has been quiet: its content is taken as the directory.
     Accepted,
-    /// The bucket had too many entries. With the end of its stream at that time; `None` if only the
-    /// limit has changed.
+    /// The bucket had too many entries. With the end of its stream at that time; `None` if it may
+    /// have too many, and that isn't known.
     TooLarge(Option<u64>),
     /// The receiver of updates is gone.
     Closed,
