@@ -146,7 +146,7 @@ pub(crate) async fn follow(mut ahead: Receiver<i64>, shards: Shards) {
             shards.broadcast(|| Input::Clock { ahead_ms }).await;
         }
         if ahead.changed().await.is_err() {
-            // The node ends.
+            // The sender is gone: the node is ending.
             std::future::pending().await
         }
     }

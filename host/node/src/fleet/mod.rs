@@ -53,7 +53,7 @@ pub(crate) struct Fleet {
     pub(crate) node: Arc<str>,
     pub(crate) shards: u32,
     pub(crate) settings: FleetSettings,
-    /// Until when the node may rely on its lease.
+    /// The node's lease in the fleet: until when the node may rely on it.
     pub(crate) lease: Arc<NodeLease>,
     /// Whether the node has reached the bucket lately, so that it learns of changes by others.
     in_touch: AtomicBool,
@@ -155,7 +155,7 @@ impl Fleet {
     /// Then other nodes may leave.
     pub(crate) async fn is_settled(&self) {
         let mut settled = self.settled.subscribe();
-        // It can't fail: the sender is here.
+        // It can't fail: the sender is in `self`.
         let _ = settled.wait_for(|settled| *settled).await;
     }
 
@@ -175,7 +175,7 @@ impl Fleet {
     pub(crate) async fn leave(&self) {
         self.leave.notify_one();
         let mut left = self.left.subscribe();
-        // It can't fail: the sender is here.
+        // It can't fail: the sender is in `self`.
         let _ = left.wait_for(|left| *left).await;
     }
 }

@@ -85,7 +85,7 @@ impl Shared {
             listening
                 .serve(|_, request| shared.answer(request.payload, carried()))
                 .await;
-            // The node ends.
+            // Reached only when the node ends.
             std::future::pending().await
         };
         self.tasks.spawn("tenants-admin", served);

@@ -45,7 +45,7 @@ pub(crate) struct Restored {
     pub(crate) epoch: u64,
     /// How far the input stream was read.
     pub(crate) positions: Positions,
-    /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
+    /// When the state was last written, in milliseconds since the Unix epoch; 0 if never.
     pub(crate) saved_at: u64,
 }
 

@@ -12,7 +12,7 @@ use crate::pool::place;
 pub(crate) struct Position {
     /// Identifies the stream, by its time of creation: one that is created anew is another stream.
     pub(crate) stream: u64,
-    /// The number of a message.
+    /// The sequence number of a message.
     pub(crate) sequence: u64,
 }
 

@@ -90,7 +90,7 @@ impl Operator {
         Ok(TenantNodes { nodes, silent })
     }
 
-    /// The nodes of this tenant's fleet that aren't among those that answer.
+    /// The nodes of this tenant's fleet that don't answer. `nodes`: those that do.
     pub async fn silent(&self, nodes: &[FoundNode]) -> BTreeSet<String> {
         let asked = nodes.iter().map(|node| async {
             let status = self.status(node).await;

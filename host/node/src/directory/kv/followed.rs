@@ -19,7 +19,7 @@ pub(super) struct Followed {
     last: u64,
     /// The keys that the stream has messages of, as hashes, and whether each has a value.
     keys: HashMap<u64, bool, FixedState>,
-    /// How many of them have a value.
+    /// How many of the keys have a value.
     values: usize,
     /// The end of the stream and its number of keys when that number didn't match the followed keys
     /// and the stream was read again. The same mismatch doesn't cause a second reading.

@@ -394,7 +394,7 @@ fn insert(entries: &mut Entries, entry: kv::Entry) -> Option<Bytes> {
 }
 
 impl DirectoryUpdate {
-    /// The directory with this update, if it changes anything.
+    /// The directory after this update. `None` if the update has no entries.
     pub(crate) fn apply(
         self,
         refusals: &mut Refusals,

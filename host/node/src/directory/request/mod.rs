@@ -244,7 +244,8 @@ impl AnswerFetcher {
         }
     }
 
-    /// Asks the service. A question that can't be put as a request gets the empty answer.
+    /// Asks the service. A question about something that can't be an id gets the empty answer at
+    /// once.
     async fn ask(&self, client: Client, question: Question) -> Result<Bytes, String> {
         let Some((subject, body)) = protocol::request(&self.subject, &question, &self.names) else {
             return Ok(protocol::nothing(&question));
@@ -303,7 +304,7 @@ impl AnswerFetcher {
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        // A panic can't leave it half-changed.
+        // A panic can't leave the cache half-changed, so a poisoned lock can be used.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

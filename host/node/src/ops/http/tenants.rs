@@ -419,7 +419,7 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
         .filter_map(|(_, entry)| Some(readiness::stuck(entry.board.as_ref()?.status.get()?)))
         .flatten()
         .collect();
-    // Tenants share threads.
+    // Tenants share threads, so that each of them reports the same ones.
     stuck.sort_unstable();
     stuck.dedup();
     answer(stuck, "ok\n")

@@ -13,7 +13,7 @@ const KEPT: usize = 20;
 /// The last generations, and the current stages.
 #[derive(Default)]
 pub(super) struct Swaps {
-    /// The oldest first.
+    /// The generations, oldest first.
     swaps: VecDeque<Swap>,
     stages: Vec<StageInForce>,
 }
