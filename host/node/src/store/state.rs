@@ -14,7 +14,7 @@ pub(crate) struct StoreState(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     in_force: Option<Arc<Revision>>,
-    /// The number of the last refused revision, and why. `None` once a later one is in force.
+    /// The number of the last refused revision, and why. `None` once it or a later one is in force.
     refused: Option<(u64, String)>,
     /// The refused revisions that an alert has reported, each with the reason.
     told: BTreeMap<u64, String>,
@@ -65,7 +65,7 @@ impl StoreState {
         self.known().in_force.clone()
     }
 
-    /// The number of the last refused revision, and why. `None` once a later one is in force.
+    /// The number of the last refused revision, and why. `None` once it or a later one is in force.
     pub(crate) fn refused(&self) -> Option<(u64, String)> {
         self.known().refused.clone()
     }
