@@ -1,4 +1,4 @@
-//! Lists what `presence plugin new` writes, for the program to hold: the
+//! Generates lists of the files that `presence plugin new` writes, for the program to embed: the
 //! templates, and the sources of the Rust SDK.
 
 use std::env;
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut code = String::new();
     for (list, folder) in [("TEMPLATES", "templates"), ("SDK", "sdk")] {
         let folder = plugins.join(folder);
-        // New files in it are noticed, too.
+        // Also reruns for new files in the folder.
         println!("cargo::rerun-if-changed={}", folder.display());
         let mut files = WalkDir::new(&folder)
             .into_iter()

@@ -1,16 +1,16 @@
-//! From a core module to a component that carries its manifest and nothing that
-//! its function doesn't need.
+//! Makes a plugin's file from a core module: a component with the manifest, and without other
+//! custom sections.
 
 use anyhow::{Context, Result};
 use wit_component::ComponentEncoder;
 
 use crate::sections;
 
-/// Makes a plugin's file of a core module that wit-bindgen's metadata describes.
+/// Makes a plugin's file from a core module that carries wit-bindgen's metadata.
 ///
 /// # Errors
-/// When the metadata is missing, or the module imports what no component is
-/// given, or lacks the exports that the metadata promises.
+/// When the metadata is missing, or the module has an import that components can't have, or lacks
+/// an export that the metadata declares.
 pub fn assemble(module: &[u8], manifest: &[u8]) -> Result<Vec<u8>> {
     let component = ComponentEncoder::default()
         .validate(true)
@@ -20,8 +20,8 @@ pub fn assemble(module: &[u8], manifest: &[u8]) -> Result<Vec<u8>> {
     package(&component, manifest)
 }
 
-/// Makes a plugin's file of a component, or of a plugin's file that is to have
-/// another manifest: strips it, and gives it its manifest.
+/// Makes a plugin's file from a component, or from a plugin's file whose manifest is to be
+/// replaced: removes all custom sections, and adds the manifest.
 ///
 /// # Errors
 /// When it isn't a component.

@@ -1,12 +1,11 @@
-//! What a plugin in C is compiled with.
+//! Generates the bindings that a plugin in C is compiled with.
 
 use anyhow::{Context, Result};
 use wit_bindgen_core::Files;
 use wit_parser::Resolve;
 
-/// The C bindings of a world: a header, a source file, and an object file that
-/// tells what the compiled module's imports and exports mean. Each has the name
-/// of the world.
+/// The C bindings of a world: a header, a source file, and an object file that describes the
+/// compiled module's imports and exports. Each is named after the world.
 ///
 /// # Errors
 /// When the text isn't WIT, or has no such world.

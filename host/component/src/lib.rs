@@ -1,7 +1,7 @@
 //! Plugin files: a component that carries its manifest in a custom section.
 //!
-//! The tools of `presence plugin` and `cargo xtask plugins` make and read them
-//! here. The host needs none of this to run one.
+//! The tools of `presence plugin` and `cargo xtask plugins` use this to make and read such files.
+//! The host doesn't need it to run them.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 

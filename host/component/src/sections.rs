@@ -1,4 +1,4 @@
-//! A component's sections: the manifest among them, and what is left out.
+//! A component's sections: reading and adding the manifest, and removing other custom sections.
 
 use anyhow::{Context, Result, bail};
 use wasm_encoder::{ComponentSectionId, CustomSection, RawSection, Section};
@@ -9,7 +9,7 @@ use crate::stubs::Stubs;
 /// The custom section, at the component's top level, that holds the manifest.
 pub const SECTION: &str = "presence:manifest";
 
-/// The manifest that a component carries, as it stands there.
+/// The manifest that a component carries, unparsed.
 ///
 /// # Errors
 /// When it isn't a component, or has no manifest.
@@ -37,10 +37,10 @@ pub(crate) fn append_manifest(component: &mut Vec<u8>, manifest: &[u8]) {
     .append_to(component);
 }
 
-/// Leaves out every custom section (names, producers), in nested modules too. Modules that
-/// stand in for WASI get names that tell what they stand in for.
+/// Removes every custom section (names, producers), also in nested modules. Modules of stubs for
+/// WASI get a name section that tells which function each stub replaces.
 pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
-    /// A binary that is being copied, and the section of its parent that it is.
+    /// A component or module that is being copied, and the id of the section that holds it.
     struct Copy {
         bytes: Vec<u8>,
         section: u8,
@@ -83,7 +83,7 @@ pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
                 if let Some(copy) = stack.last_mut() {
                     copy.stubs.read(other)?;
                 }
-                // Function bodies are within the code section, copied whole.
+                // Function bodies are parts of the code section, which is copied whole.
                 if let (Some((id, range)), Some(copy)) = (other.as_section(), stack.last_mut()) {
                     let data = wasm
                         .get(range.start..range.end)

@@ -1,21 +1,21 @@
-//! WASI in plugins, which have none. Modules whose functions stand in for WASI's and do nothing
-//! but trap, as componentize-py makes them, get names for these functions, by which the host
-//! can say what a plugin wanted.
+//! Stubs for WASI in plugins, which have no WASI. componentize-py makes modules whose functions
+//! replace WASI's and only trap. These functions get names, so that the host can tell which one a
+//! plugin called.
 
 use anyhow::{Context as _, Result};
 use wasm_encoder::{NameMap, NameSection};
 use wasmparser::{ExternalKind, Operator, Parser, Payload, TypeRef};
 
-/// What the names begin with. The sandbox knows it, too.
+/// The prefix of the names. The sandbox knows it, too.
 const PREFIX: &str = "wasi#";
 
-/// What is known of a module that may be one of them.
+/// What has been read of a module that may consist of stubs.
 #[derive(Default)]
 pub(crate) struct Stubs {
     exports: Vec<(u32, String)>,
     imported: u32,
     bodies: usize,
-    /// Whether there is a function that does more.
+    /// Whether a function does more than trap.
     does_more: bool,
 }
 
@@ -47,7 +47,7 @@ impl Stubs {
         Ok(())
     }
 
-    /// The names of its functions, if all they do is trap.
+    /// The names of its functions, if they only trap and all of its exports are its own.
     pub(crate) fn names(&mut self) -> Option<NameSection> {
         let own = |(index, _): &(u32, String)| *index >= self.imported;
         if self.does_more || self.bodies == 0 || !self.exports.iter().all(own) {

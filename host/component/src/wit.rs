@@ -9,7 +9,7 @@ use wit_parser::{Resolve, WorldId, WorldItem};
 pub struct Import {
     /// Its name, with package and version.
     pub interface: String,
-    /// The functions that the component takes of it.
+    /// The functions of the interface that the component uses.
     pub functions: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub fn imports(component: &[u8]) -> Result<Vec<Import>> {
             functions,
         }
     };
-    // What a world merely names, its types, comes with the interfaces.
+    // Types that a world names come with their interfaces, so they aren't listed.
     let imports = world
         .imports
         .iter()

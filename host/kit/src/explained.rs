@@ -1,10 +1,10 @@
-//! A stage of an explanation in words.
+//! Puts a stage of an explanation into words.
 
 use serde_json::Value;
 
 use crate::text::plain;
 
-/// What a stage of an explanation does to the viewer.
+/// What a stage of an explanation does to the viewer, in words.
 #[must_use]
 pub fn what_it_does(stage: &Value, viewer: &str) -> String {
     let says = match &*word(stage, "/turn") {
@@ -32,8 +32,8 @@ pub fn what_it_does(stage: &Value, viewer: &str) -> String {
     )
 }
 
-/// What a stage of an explanation gives as its reasons, each with whom it is about: the user,
-/// whose event it decides for all viewers at once, or this viewer alone.
+/// The reasons that a stage of an explanation gives, each with whom it is about: the user, if the
+/// stage decides for all viewers at once, or this viewer alone.
 pub fn reasons(stage: &Value, user: &str, viewer: &str) -> Vec<String> {
     let about = |key: &str, whom: &str| -> Vec<String> {
         let reasons = stage.get(key).and_then(Value::as_array);
@@ -45,13 +45,13 @@ pub fn reasons(stage: &Value, user: &str, viewer: &str) -> Vec<String> {
     [about("reasons", user), about("viewerReasons", viewer)].concat()
 }
 
-/// What stands at a place, as people write it.
+/// The value at a JSON pointer as plain text; empty if there is none.
 #[must_use]
 pub fn word(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).map(plain).unwrap_or_default()
 }
 
-/// Whether it is true that stands at a place.
+/// Whether the value at a JSON pointer is `true`.
 #[must_use]
 pub fn flag(value: &Value, pointer: &str) -> bool {
     value.pointer(pointer) == Some(&Value::Bool(true))

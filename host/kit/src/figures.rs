@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Formats numbers for people.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub fn time(time: Duration) -> String {
     }
 }
 
-/// How many units there are, with one digit after the point where it matters.
+/// The amount in units, with one decimal place for values below 100.
 fn tenths(amount: u64, unit: u64) -> String {
     let tenths = (u128::from(amount) * 10 + u128::from(unit) / 2) / u128::from(unit);
     match (tenths / 10, tenths % 10) {

@@ -1,7 +1,7 @@
-//! What authors of plugins run offline: [`plugin`] makes, builds, tests and measures one,
-//! and [`replay`] runs recorded traffic through a pipeline. Nothing of it knows a broker.
+//! What authors of plugins run offline: [`plugin`] makes, builds, tests and measures plugins, and
+//! [`replay`] runs recorded traffic through a pipeline. None of it needs a broker.
 
-// It panics once nobody reads any more, as with `| head`.
+// Printing panics once the reader is gone, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
@@ -35,15 +35,15 @@ pub struct ConfigArg {
 }
 
 impl ConfigArg {
-    /// Reads the configuration, of the tenant that is meant.
+    /// Reads the configuration of the selected tenant.
     ///
     /// # Errors
-    /// What is wrong with it, or if it isn't said which of several tenants is meant.
+    /// What is wrong with it, or if it has several tenants and none is selected.
     pub fn load(&self) -> anyhow::Result<Config> {
         self.load_with(&[])
     }
 
-    /// As [`Self::load`], where these tenants are in the store.
+    /// Like [`Self::load`], with these tenants in the store.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -58,11 +58,11 @@ impl ConfigArg {
         config.for_tenant(self.tenant.as_deref())
     }
 
-    /// As [`Self::load`], with what sets each key, and what is wrong. Where the configuration
-    /// has several tenants and none is named, it is what they have in common.
+    /// Like [`Self::load`], with the source of each key's value, and all problems. If the
+    /// configuration has several tenants and none is selected, it is what they have in common.
     ///
     /// # Errors
-    /// A file that can't be read or isn't TOML, or a tenant that isn't there.
+    /// If the file can't be read or isn't TOML, or the tenant doesn't exist.
     pub fn read(&self) -> anyhow::Result<LoadedConfig> {
         let read = self.read_all()?;
         match &self.tenant {
@@ -71,17 +71,17 @@ impl ConfigArg {
         }
     }
 
-    /// Reads the configuration of the process, with all of its tenants, whichever is meant.
+    /// Reads the configuration of the process, with all of its tenants, whichever is selected.
     ///
     /// # Errors
-    /// A file that can't be read, or isn't TOML.
+    /// If the file can't be read, or isn't TOML.
     #[expect(clippy::disallowed_methods, reason = "all tenants are meant")]
     pub fn read_all(&self) -> Result<LoadedConfig, Problems> {
         Config::load_with_problems(self.config.as_deref(), variables())
     }
 
-    /// Reads another file than the one that is in force here, without variables, which are for
-    /// the node: that of the tenant that is meant, if the file has several.
+    /// Reads another file than the one in force here, without environment variables, which are for
+    /// this node only. If the file has several tenants, it is the selected tenant's configuration.
     ///
     /// # Errors
     /// As [`Self::load`].

@@ -1,5 +1,4 @@
-//! What people read: aligned columns, times, and ids that can't play tricks on a
-//! terminal.
+//! Formats text for people: aligned columns, times, and ids, with control characters escaped.
 
 use std::fmt::Write as _;
 
@@ -8,7 +7,7 @@ use presence_config::escape::line;
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr as _;
 
-/// A value as people write it: text without its quotes.
+/// A value as plain text: strings without their quotes, and escaped.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => line(text),
@@ -23,7 +22,8 @@ pub fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String 
     columns(&all)
 }
 
-/// How wide a cell makes its column at most: what a wider one holds is others' text, and moves only what follows it.
+/// The greatest width that a cell gives its column. A wider cell holds text from outside, and
+/// shifts only the rest of its own row.
 const WIDTH_MAX: usize = 120;
 
 /// Rows in columns as wide as they need to be.

@@ -1,9 +1,9 @@
 //! The host's two clocks.
 //!
-//! *Now* is what durations go by: it counts from the wall time at which the process
-//! started, goes on while the machine sleeps, and nobody who sets the machine's clock moves it.
-//! *Wall time* is what that clock says, for bodies and for rules that go by the time of day. A
-//! watcher has the shards know how far the two are apart.
+//! *Now* is the clock for durations. It starts at the wall time of the process's start, goes on
+//! while the machine sleeps, and isn't moved when somebody sets the machine's clock. *Wall time* is
+//! the machine's clock, for message bodies and for rules about the time of day. A task tells the
+//! shards how far the two are apart.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -17,23 +17,23 @@ use tokio::sync::watch::{Receiver, Sender, channel};
 use crate::pool::Shards;
 use crate::tasks::Tasks;
 
-/// How often the wall clock is looked at.
+/// How often the two clocks are compared.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What the two clocks may be apart before the shards are told, in milliseconds.
+/// By how much the distance of the clocks must change before the shards are told, in milliseconds.
 const DRIFT_MS: u64 = 20;
 
-/// From which change on, in milliseconds, somebody has set the clock: no clock
-/// drifts so far between two looks.
+/// From this change on, in milliseconds, the clock counts as having been set: no clock drifts so
+/// far between two comparisons.
 const JUMP_MS: u64 = 500;
 
-/// How long it may take to read both clocks, for the two to be compared.
+/// The longest time for reading both clocks. A comparison that took longer is dropped.
 const READING_MAX: Duration = Duration::from_millis(5);
 
-/// When the process first asked for the time.
+/// The values of the clocks when the process first asked for the time.
 struct Start {
     since_boot: Duration,
-    /// To the microsecond, or both clocks would be counted up at different moments.
+    /// In microseconds. With whole milliseconds, the two clocks would tick at different moments.
     wall_us: u64,
     offset_file: Option<PathBuf>,
 }
@@ -47,29 +47,29 @@ static START: LazyLock<Start> = LazyLock::new(|| {
     }
 });
 
-/// The time that nobody sets, in milliseconds: since the Unix epoch, by the wall
-/// clock at the start of the process.
+/// The monotonic time in milliseconds: the Unix time at which the process started, plus the time
+/// since then. Nobody can set it.
 #[must_use]
 pub fn now_ms() -> u64 {
-    // What is read first is at the start.
+    // The first call initializes this, before it reads the clock.
     let start = &*START;
     let elapsed = since_boot().saturating_sub(start.since_boot).as_micros();
     let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
     start.wall_us.saturating_add(elapsed) / 1_000
 }
 
-/// What the machine's clock says, in microseconds since the Unix epoch.
+/// The wall time, in microseconds since the Unix epoch.
 pub(crate) fn wall_now_us() -> u64 {
     wall_us(START.offset_file.as_ref())
 }
 
-/// How much of a processor this thread has used.
+/// The processor time that this thread has used.
 pub(crate) fn thread_cpu() -> Duration {
     let used = clock_gettime(ClockId::ThreadCPUTime);
     used.try_into().unwrap_or_default()
 }
 
-/// How long the machine has run, with the time in which it slept.
+/// The time since the machine booted, including the time in which it slept.
 fn since_boot() -> Duration {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let clock = ClockId::Boottime;
@@ -81,7 +81,7 @@ fn since_boot() -> Duration {
     Duration::new(seconds, nanos)
 }
 
-/// What the machine's clock says, in microseconds since the Unix epoch.
+/// The wall time with the offset of a file added, in microseconds since the Unix epoch.
 fn wall_us(offset_file: Option<&PathBuf>) -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -92,8 +92,8 @@ fn wall_us(offset_file: Option<&PathBuf>) -> u64 {
     wall_us.saturating_add_signed(offset_ms.unwrap_or(0).saturating_mul(1_000))
 }
 
-/// By how much wall time is ahead of [`now_ms`], in milliseconds; none where both
-/// couldn't be read at once, since something else had the processor.
+/// By how much wall time is ahead of [`now_ms`], in milliseconds. `None` if reading both took too
+/// long, because something else had the processor.
 fn ahead_ms() -> Option<i64> {
     let before = Instant::now();
     let now = now_ms();
@@ -106,8 +106,8 @@ fn signed(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
-/// Follows the machine's clock: by how much wall time is ahead of [`now_ms`], in milliseconds, as it
-/// changes. A clock that drifts is followed; one that was set is told of in the log.
+/// Follows by how much wall time is ahead of [`now_ms`], in milliseconds. Drift is followed
+/// silently; if the clock was set, that is logged.
 pub(crate) fn watch(tasks: &Tasks) -> Receiver<i64> {
     let (ahead, known) = channel(0);
     tasks.spawn("clock", look(ahead));
@@ -136,7 +136,7 @@ async fn look(known: Sender<i64>) {
     }
 }
 
-/// Has the shards of a tenant know how far wall time is from [`now_ms`].
+/// Tells the shards of a tenant how far wall time is ahead of [`now_ms`].
 pub(crate) async fn follow(mut ahead: Receiver<i64>, shards: Shards) {
     let mut told_ms = 0;
     loop {
@@ -146,7 +146,7 @@ pub(crate) async fn follow(mut ahead: Receiver<i64>, shards: Shards) {
             shards.broadcast(|| Input::Clock { ahead_ms }).await;
         }
         if ahead.changed().await.is_err() {
-            // The node ends.
+            // The sender is gone: the node is ending.
             std::future::pending().await
         }
     }

@@ -1,7 +1,7 @@
-//! A process that serves tenants: takes in what the broker has, has shards decide, and
-//! hands over what is published.
+//! A process that serves tenants. It takes input from the broker, has shards decide, and publishes
+//! the results.
 
-// It panics once nobody reads any more, as with `| head`.
+// Printing panics once the reader is gone, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,

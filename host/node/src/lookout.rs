@@ -1,4 +1,4 @@
-//! What is looked at now and then, for each tenant: all tenants together have one timer.
+//! Periodic checks of tenants. All tenants share one timer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,33 +9,33 @@ use tracing::Span;
 
 use crate::tasks::{self, Tasks};
 
-/// How often is looked.
+/// The interval of the checks.
 pub(crate) const EVERY: Duration = Duration::from_millis(500);
 
-/// Has things be looked at. Cloning it shares it.
+/// Runs periodic checks. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Lookout(Arc<Mutex<Vec<Look>>>);
 
-/// Something of one tenant's that is looked at.
+/// A periodic check of a tenant.
 struct Look {
     name: &'static str,
-    /// Says whether to go on. It doesn't wait for anything.
+    /// Returns whether to go on. It must not block.
     look: Box<dyn FnMut() -> bool + Send>,
-    /// The tenant's.
+    /// The tenant's span, in which the check logs.
     span: Span,
     tasks: Tasks,
 }
 
 impl Lookout {
-    /// Looks for as long as the node runs.
+    /// Starts a task that runs the checks for as long as the node runs.
     pub(crate) fn start(tasks: &Tasks) -> Self {
         let lookout = Self::default();
         tasks.spawn("lookout", lookout.clone().run());
         lookout
     }
 
-    /// Has something of a tenant's be looked at, until that says otherwise. If it panics, the
-    /// tenant is told so, as of its tasks.
+    /// Adds a check of a tenant, which runs until it returns `false`. If it panics, that counts as
+    /// a failure of the tenant's tasks.
     pub(crate) fn add(
         &self,
         tasks: &Tasks,

@@ -36,10 +36,10 @@ use first::TenantStart;
 use start_room::StartPlace;
 use tenant::{OfProcess, StepBack, TenantEnv};
 
-/// How often a tenant that starts looks whether its login has changed.
+/// How often a starting tenant checks whether its login has changed in the configuration.
 const LOGIN_LOOK: Duration = Duration::from_secs(1);
 
-/// How long the first line of the log waits for plugins' files to be read.
+/// How long the first line of the log waits for the plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
 
 /// Runs the node until it is told to stop.
@@ -50,19 +50,19 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     log::begin(&config.log)?;
     tasks::log_panics();
     let (tasks, faults) = Tasks::new();
-    // Before the first line of the log, which may be what hangs.
+    // Set up before the first line of the log: writing it may hang.
     let signals = Signals::take(config.node.stop_timeout, &tasks)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // The connection to the broker, and the intake from it, on one thread: one
-        // reads what the other has just written. Users have threads of their own.
+        // The connection to the broker and the intake share a thread, since one reads what the
+        // other has just written. Users have threads of their own.
         .worker_threads(1)
-        // Each takes memory of its own, also one that waits for work.
+        // A thread takes memory even while it waits for work.
         .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()?;
     let read = (config, text, seen);
     let ended = runtime.block_on(node(read, path.map(Into::into), &signals, (tasks, faults)));
-    // Nobody waits for what may hang: reading a file, and compiling.
+    // Reading files and compiling may hang, so they aren't waited for.
     runtime.shutdown_background();
     match ended {
         Err(error) if error.is::<StepBack>() => Err(restart_process()),
@@ -101,7 +101,7 @@ async fn node(
     ended
 }
 
-/// Serves the one tenant that there is.
+/// Serves the only tenant.
 async fn alone(
     start: TenantStart,
     file: Option<PathBuf>,
@@ -148,7 +148,7 @@ async fn alone(
     let ended = tokio::select! {
         served = parts.serve(&mut readers, &env) => match served {
             Ok(why) => Err(why),
-            // It has taken no input yet.
+            // The tenant has taken no input yet.
             Err(error) => return Err(error),
         },
         fault = faults.next() => Err(fault),
@@ -164,8 +164,8 @@ async fn alone(
     ended
 }
 
-/// Follows what the file says to log in with while the tenant starts: that may be what it waits
-/// for.
+/// Follows the login in the configuration file while the tenant starts: the tenant may be waiting
+/// for a new one.
 async fn follow_login(
     known: &Config,
     path: Option<PathBuf>,
@@ -179,7 +179,7 @@ async fn follow_login(
             let text = Text::read(path.as_deref())?;
             Config::parse(path.as_deref(), text.as_ref(), config::variables())
         });
-        // What else is wrong with it is said once the tenant has begun.
+        // Other problems of the file are reported once the tenant serves.
         if let Ok(Ok(new)) = read.await
             && new.nats.auth != auth
         {
@@ -197,14 +197,13 @@ fn path_of(source: &Source) -> Option<PathBuf> {
     }
 }
 
-/// Where the configuration file is, or would be.
+/// The path of the configuration file, whether or not it exists.
 fn config_file(path: Option<&Path>) -> PathBuf {
     let file = path.unwrap_or(Path::new(config::FILE_NAME));
     std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
 }
 
-/// Says in the first line of the log what is started: version, configuration, broker and
-/// pipeline.
+/// Logs the first line: what is started, with version, configuration, broker and pipeline.
 async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
     let file = config_file(path);
     let file = match is_there {
@@ -219,7 +218,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
         if known.follows_store() {
             return "of the plugin store".to_owned();
         }
-        // What is read may hang.
+        // Reading files may hang.
         match timeout(SURVEY, blocking(move || loader::survey(&known))).await {
             Ok(Ok(pipeline)) => pipeline,
             _ => format!("{} (not read yet)", config.pipeline_line()),
@@ -236,7 +235,8 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
     }
 }
 
-/// Begins anew, as the same process: nothing is left of what it knew but its state.
+/// Replaces this process by a new run of the same program, which keeps nothing but the state on
+/// disk.
 ///
 /// # Errors
 /// If the program can't be run.

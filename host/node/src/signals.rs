@@ -1,9 +1,9 @@
-//! The process's signals, on a thread of their own: whatever else hangs, the process ends
-//! within its time.
+//! Signals to the process. They are handled on a thread of their own, so that the process ends in
+//! time whatever else hangs.
 //!
-//! SIGTERM or SIGINT begins a stop, and a second one ends the process at once. SIGHUP has
-//! files read again. A stop that isn't done within its limit ends the process with what
-//! has been written so far: the state's files are whole at any moment.
+//! SIGTERM or SIGINT begins a stop, and a second one ends the process at once. SIGHUP has files
+//! read again. A stop that exceeds its limit ends the process with the state as it was last
+//! written: the state's files are consistent at any moment.
 
 use std::sync::mpsc::channel;
 use std::thread;
@@ -15,34 +15,35 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::tasks::Tasks;
 
-/// How long after the first signal another is the same one again: some tools send it to the
-/// process and to its group, and a terminal to all that run in it.
+/// A signal this soon after the first counts as the same one: some tools send it to the process and
+/// to its group, and a terminal sends it to all processes that run in it.
 const ECHO: Duration = Duration::from_millis(100);
 
-/// How long the last words may take: the log may be what hangs.
+/// How long the last log line may take: the log may be what hangs.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// The exit code of a process that didn't get to stop in order.
+/// The exit code of a process that could not stop in order.
 const NOT_STOPPED: i32 = 1;
 
-/// What the process has been told.
+/// The signals that the process has received.
 #[derive(Clone, Debug)]
 pub(crate) struct Signals {
     stop: watch::Sender<Stop>,
-    /// How often files are to be read again. Nothing has been read of it.
+    /// Counts the orders to read files again. The receiver has never been read, so that each copy
+    /// sees the first change.
     reloads: (watch::Sender<u64>, watch::Receiver<u64>),
 }
 
-/// How a stop is going.
+/// The state of a stop.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stop {
-    /// When all of it must be done; none while nothing stops.
+    /// The deadline of the stop. `None` while the process isn't stopping.
     by: Option<Instant>,
-    /// What it is at.
+    /// What is being done, for the log.
     step: &'static str,
 }
 
-/// Where the signals come in.
+/// The streams of signals.
 struct Inbox {
     terminate: Signal,
     interrupt: Signal,
@@ -50,10 +51,10 @@ struct Inbox {
 }
 
 impl Signals {
-    /// Takes signals from now on. A stop may take as long as `limit`, in all.
+    /// Handles signals from now on. `limit`: how long a stop may take in all.
     ///
     /// # Errors
-    /// If the system doesn't let it.
+    /// If the system refuses the runtime, the handlers or the thread.
     pub(crate) fn take(limit: Duration, tasks: &Tasks) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -66,8 +67,8 @@ impl Signals {
                 hangup: signal(SignalKind::hangup())?,
             }
         };
-        // A file that may not grow any further is an error of the write, as on a disk that is
-        // full: untaken, the signal would end the process.
+        // Handles SIGXFSZ, so that a file that may not grow any more is an error of the write, as
+        // with a full disk. By default the signal would end the process.
         {
             let _context = runtime.enter();
             let too_long = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
@@ -84,14 +85,15 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Waits until the node is to stop.
+    /// Waits until the node has to stop.
     pub(crate) async fn stopping(&self) {
         let mut stop = self.stop.subscribe();
-        // The sender is here.
+        // It can't fail: the sender is in `self`.
         let _ = stop.wait_for(|stop| stop.by.is_some()).await;
     }
 
-    /// Stops the node, for a reason of its own; returns by when that must be done.
+    /// Stops the node without a signal. Returns the deadline, which is that of the stop under way
+    /// if there is one.
     pub(crate) fn stop(&self, limit: Duration) -> Instant {
         let mut by = Instant::now() + limit;
         self.stop.send_if_modified(|stop| {
@@ -101,12 +103,12 @@ impl Signals {
         by
     }
 
-    /// What the stop is at, for the last words.
+    /// Notes what the stop is doing, for the last log line.
     pub(crate) fn step(&self, step: &'static str) {
         self.stop.send_modify(|stop| stop.step = step);
     }
 
-    /// Changes whenever files are to be read again.
+    /// A receiver that changes whenever files have to be read again.
     pub(crate) fn reloads(&self) -> watch::Receiver<u64> {
         self.reloads.1.clone()
     }
@@ -120,7 +122,7 @@ impl Signals {
                 Some(()) = inbox.terminate.recv() => self.told("SIGTERM", by, limit),
                 Some(()) = inbox.interrupt.recv() => self.told("SIGINT", by, limit),
                 Some(()) = inbox.hangup.recv() => self.reloads.0.send_modify(|count| *count += 1),
-                // Its limit may have begun to run.
+                // A stop may have begun without a signal, so that the deadline is new.
                 Ok(()) = stop.changed() => {}
                 () = over, if by.is_some() => {
                     let step = self.stop.borrow().step;
@@ -147,12 +149,12 @@ impl Signals {
     }
 }
 
-/// Whether a signal is the one again by which a stop has begun that must be done by a time.
+/// Whether a signal belongs to the one that has begun the stop. `stops_by`: the stop's deadline.
 fn is_echo(now: Instant, stops_by: Instant, limit: Duration) -> bool {
     stops_by > now + limit.saturating_sub(ECHO)
 }
 
-/// Ends the process, with last words if they can be said.
+/// Ends the process, after a last log line if it can be written in time.
 fn end(words: String) -> ! {
     let (said, wait) = channel();
     let say = move || {

@@ -1,5 +1,5 @@
-//! Stopping in order, within one time for all of it: each step may go on until a part of
-//! that time is over, so that what comes after it has its turn whatever hangs before.
+//! An orderly stop within a time limit. Each step may take until a certain part of the limit is
+//! over, so that the later steps have their turn even if one hangs.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::link::broker::BrokerHealth;
 use crate::signals::Signals;
 
-/// How long a stop waits for a broker that can't be reached: the client tries to connect more
-/// often.
+/// How long a stop waits for a broker that can't be reached. The client tries to connect more often
+/// than that.
 const AWAY_MAX: Duration = Duration::from_secs(3);
 
-/// How often is looked whether the broker can be reached.
+/// How often the connection to the broker is checked.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Returns once the broker can't have been reached for [`AWAY_MAX`].
+/// Returns once the broker hasn't been reachable for [`AWAY_MAX`].
 pub(crate) async fn broker_stays_away(broker: &BrokerHealth) {
     let mut reached = Instant::now();
     while reached.elapsed() < AWAY_MAX {
@@ -32,15 +32,15 @@ pub(crate) async fn broker_stays_away(broker: &BrokerHealth) {
 
 /// A stop that is under way.
 pub(crate) struct Stop<'a> {
-    /// None where one tenant stops, and not the process.
+    /// `None` if a single tenant stops, and not the process.
     signals: Option<&'a Signals>,
     limit: Duration,
-    /// When all of it must be done.
+    /// The deadline of the whole stop.
     by: Instant,
 }
 
 impl<'a> Stop<'a> {
-    /// Begins, if no signal has done so.
+    /// Begins a stop of the process, or joins the one that a signal has begun.
     pub(crate) fn begin(signals: &'a Signals, limit: Duration) -> Self {
         let by = signals.stop(limit);
         Self {
@@ -59,7 +59,7 @@ impl<'a> Stop<'a> {
         }
     }
 
-    /// Comes to a step, which may go on until so much of all the time is over.
+    /// Begins a step. Returns its deadline: when this part of the whole limit is over.
     pub(crate) fn step(&self, what: &'static str, part: f32) -> Instant {
         if let Some(signals) = self.signals {
             signals.step(what);
@@ -68,7 +68,7 @@ impl<'a> Stop<'a> {
     }
 }
 
-/// What reads from the broker, and how each is told to stop.
+/// The tasks that read from the broker, with the sender that stops each.
 #[derive(Default)]
 pub(crate) struct Readers(Vec<(oneshot::Sender<()>, JoinHandle<()>)>);
 
@@ -77,10 +77,11 @@ impl Readers {
         self.0.push((stop, reader));
     }
 
-    /// Takes no more, but what has arrived, as far as it can be read by then.
+    /// Stops the readers. They still read what has arrived, until the deadline.
     pub(crate) async fn stop(self, broker: &BrokerHealth, by: Instant) {
         let stops = self.0.into_iter().map(|(stop, mut reader)| async move {
-            // Without a broker nothing is on its way, and nobody would say so.
+            // Without a connection no message is on its way, and the end of the stream would never
+            // come.
             if broker.connected.load(Ordering::Relaxed) && stop.send(()).is_ok() {
                 if timeout_at(by, &mut reader).await.is_ok() {
                     return;

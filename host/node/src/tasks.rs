@@ -1,5 +1,5 @@
-//! Tasks and threads that are to run for as long as the node does. One that ends by
-//! itself, or panics, ends the node: without it the node would look ready but process nothing.
+//! Tasks and threads that must run as long as the node does. If one ends or panics, the node ends:
+//! without it the node would look ready, but process nothing.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,33 +14,34 @@ use tokio::task::{AbortHandle, JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{Instrument as _, Span};
 
-/// How much work that may block is done at a time.
+/// How many pieces of blocking work are done at a time.
 const AT_ONCE: usize = 8;
 
-/// After what time such work gives its place to other work.
+/// After this time a piece of blocking work gives its place to another.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Starts them. Cloning it shares it.
+/// Starts tasks and threads, and watches them. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Tasks {
     failed: mpsc::UnboundedSender<String>,
-    /// What can be ended.
+    /// The tasks that [`Self::end`] ends.
     started: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
-/// What has become of them.
+/// Receives the faults of tasks and threads.
 #[derive(Debug)]
 pub(crate) struct Faults(mpsc::UnboundedReceiver<String>);
 
 impl Tasks {
-    /// Nothing yet, and where it is told what has failed.
+    /// No tasks yet, and the receiver of their faults.
     pub(crate) fn new() -> (Self, Faults) {
         let (failed, faults) = mpsc::unbounded_channel();
         let started = Arc::default();
         (Self { failed, started }, Faults(faults))
     }
 
-    /// Starts a task that is to last. What stops the node doesn't read of its end.
+    /// Starts a task that must not end by itself. If it does, that is a fault. While the node
+    /// stops, faults are not read any more.
     pub(crate) fn spawn(
         &self,
         name: &'static str,
@@ -54,7 +55,7 @@ impl Tasks {
                     Ok(()) => format!("the task `{name}` has ended by itself"),
                     Err(panic) => format!("the task `{name}` has failed: {}", message(&*panic)),
                 };
-                // The node may have ended.
+                // The receiver may be gone, if the node has ended.
                 let _ = failed.send(fault);
             }
             .in_current_span(),
@@ -64,7 +65,7 @@ impl Tasks {
         started
     }
 
-    /// Starts a task that may end by itself, and not by a panic. [`Self::end`] doesn't end it.
+    /// Starts a task that may end by itself, but not panic. [`Self::end`] doesn't end it.
     pub(crate) fn spawn_ending(
         &self,
         name: &'static str,
@@ -85,13 +86,14 @@ impl Tasks {
         )
     }
 
-    /// Something has failed that is no task of its own.
+    /// Reports a fault that isn't one of a task.
     pub(crate) fn fail(&self, fault: String) {
-        // The node may have ended.
+        // The receiver may be gone, if the node has ended.
         let _ = self.failed.send(fault);
     }
 
-    /// Others that end apart from these. Faults of both are reported in one place.
+    /// A separate group of tasks, which [`Self::end`] ends apart from these. The faults of both are
+    /// reported in one place.
     pub(crate) fn group(&self) -> Self {
         Self {
             failed: self.failed.clone(),
@@ -99,16 +101,16 @@ impl Tasks {
         }
     }
 
-    /// Ends all tasks. Threads end by themselves, once nobody has work for them.
+    /// Ends all tasks of this group. Threads end by themselves when they have no more work.
     pub(crate) fn end(&self) {
         let mut all = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         all.drain(..).for_each(|task| task.abort());
     }
 
-    /// Starts a thread that ends when it is told to, and not by a panic.
+    /// Starts a thread that may end, but not panic.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If the system refuses a thread.
     pub(crate) fn thread(
         &self,
         name: impl Into<String>,
@@ -133,7 +135,7 @@ impl Tasks {
 }
 
 impl Faults {
-    /// Waits until one of them has ended that shouldn't have; for ever where none does.
+    /// Waits for the next fault; forever if none comes.
     pub(crate) async fn next(&mut self) -> anyhow::Error {
         match self.0.recv().await {
             Some(fault) => anyhow::Error::msg(fault),
@@ -142,10 +144,10 @@ impl Faults {
     }
 }
 
-/// Does what may block, elsewhere. What it logs is in the span of the one who waits for it.
+/// Runs work on another thread, where it may block. What it logs is in the caller's span.
 ///
-/// Little is done at a time, since many tenants may have something to do, and each thread takes
-/// memory. Work that takes long, or hangs, gives its place to other work, and goes on beside it.
+/// Only a few pieces of work run at a time, since many tenants may have some, and each thread takes
+/// memory. Work that takes long, or hangs, gives up its place to other work, and goes on beside it.
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {
@@ -168,16 +170,16 @@ pub(crate) fn blocking<T: Send + 'static>(
         match done {
             Ok(done) => done,
             Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-            // The process ends.
+            // The process is ending.
             Err(_) => std::future::pending().await,
         }
     })
 }
 
-/// As [`blocking`], for work that doesn't fail.
+/// Like [`blocking`], but returns the result of the work directly.
 ///
 /// # Panics
-/// As the work does.
+/// If the work panics.
 pub(crate) async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match blocking(work).await {
         Ok(done) => done,
@@ -186,14 +188,14 @@ pub(crate) async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("it panicked")
 }
 
-/// Has panics logged as everything else is.
+/// Logs panics like everything else.
 pub(crate) fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();

@@ -1,4 +1,4 @@
-//! `presence plugin inspect`: what a plugin is, without running it.
+//! `presence plugin inspect`: prints what a plugin is, without running it.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use super::build;
 use crate::figures;
 use crate::text;
 
-/// The interface whose functions tell what a plugin needs of the directory.
+/// The interface of the directory. The functions imported from it show what a plugin reads.
 const DIRECTORY: &str = "presence:plugin/directory";
 
 /// The arguments.
@@ -28,7 +28,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints what there is to know.
+/// Prints the facts about a plugin.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let path = super::file(&args.file)?;
     let plugin = super::read(&path)?;
@@ -83,7 +83,7 @@ fn page(manifest: &Manifest, imports: &[Import], plugin: &[u8]) -> String {
     say("directory", &list(&needs(imports)));
     for import in imports {
         let is_shown = import.interface.starts_with(DIRECTORY);
-        // Of some interfaces there are only types.
+        // Interfaces that only define types aren't listed.
         if !is_shown && !import.functions.is_empty() {
             let functions = list(&import.functions);
             say("imports", &format!("{}: {functions}", import.interface));
@@ -109,7 +109,7 @@ fn list<S: AsRef<str>>(names: &[S]) -> String {
     names.join(", ")
 }
 
-/// What it can ask the directory.
+/// The functions of the directory that the plugin imports.
 fn needs(imports: &[Import]) -> Vec<&str> {
     let directory = imports
         .iter()

@@ -1,4 +1,4 @@
-//! The languages that there are templates for, and that `build` builds.
+//! The languages that have templates, and that `build` can build.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(super) enum Language {
     C,
 }
 
-/// The files that tell a folder's language.
+/// The files by which a folder's language is recognized.
 const SIGNS: [(&str, Language); 5] = [
     ("Cargo.toml", Language::Rust),
     ("plugin.ts", Language::Typescript),
@@ -30,10 +30,10 @@ const SIGNS: [(&str, Language); 5] = [
 ];
 
 impl Language {
-    /// The language that a folder's plugin is written in, and the file that tells so.
+    /// The language of a folder's plugin, and the file by which it was recognized.
     ///
     /// # Errors
-    /// When no file tells.
+    /// When the folder has none of these files.
     pub(super) fn of(folder: &Path) -> anyhow::Result<(Self, &'static str)> {
         let sign = SIGNS.iter().find(|(file, _)| folder.join(file).is_file());
         match sign {
@@ -56,7 +56,7 @@ impl Language {
         }
     }
 
-    /// As people write it.
+    /// The language's name for people.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Rust => "Rust",
@@ -66,7 +66,7 @@ impl Language {
         }
     }
 
-    /// What is to be installed once, in the plugin's folder, and how.
+    /// The command that installs what is needed, once per plugin folder.
     pub(super) fn install(self) -> &'static str {
         match self {
             Self::Rust => "rustup target add wasm32-unknown-unknown",
@@ -77,7 +77,7 @@ impl Language {
         }
     }
 
-    /// How the rule is tested without a host.
+    /// The command that tests the rule without a host.
     pub(super) fn test(self) -> &'static str {
         match self {
             Self::Rust => "cargo test",

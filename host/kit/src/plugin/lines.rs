@@ -1,10 +1,10 @@
-//! What a plugin logs and explains in a call, as authors read it.
+//! Formats what a plugin logs and explains in a call.
 
 use presence_config::escape::line;
 use presence_sandbox::{LineKind, PluginLine};
 use serde_json::{Value, json};
 
-/// A line in words.
+/// A line as text.
 pub(super) fn words(written: &PluginLine) -> String {
     let text = line(&written.text);
     match written.kind {
@@ -14,7 +14,7 @@ pub(super) fn words(written: &PluginLine) -> String {
     }
 }
 
-/// A line below its case.
+/// A line as text, indented below its case.
 pub(super) fn indented(written: &PluginLine) -> String {
     format!("        {}\n", words(written))
 }

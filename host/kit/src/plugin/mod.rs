@@ -1,4 +1,4 @@
-//! `presence plugin`: what authors of plugins need, offline.
+//! `presence plugin`: tools for authors of plugins. They work offline.
 
 mod bench;
 mod build;
@@ -69,7 +69,7 @@ pub enum Command {
     Verify(sign::VerifyArgs),
 }
 
-/// Does what is asked.
+/// Runs a subcommand.
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::New(args) => new::run(args),
@@ -84,7 +84,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     }
 }
 
-/// The plugin's file that is meant: the one named, or the one that a folder builds to.
+/// The plugin's file: the given file, or the one that the given folder is built to.
 pub(crate) fn file(path: &Path) -> anyhow::Result<PathBuf> {
     if path.is_dir() {
         build::build(path, None).map(|built| built.file)
@@ -97,7 +97,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
 }
 
-/// Compiles a plugin, which errors name as its file.
+/// Compiles a plugin. Errors name its file.
 fn load(engine: &Engine, path: &Path, bytes: &[u8]) -> anyhow::Result<Arc<Plugin>> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let plugin = Plugin::load(engine, &name, bytes);
@@ -105,7 +105,7 @@ fn load(engine: &Engine, path: &Path, bytes: &[u8]) -> anyhow::Result<Arc<Plugin
     Ok(Arc::new(plugin))
 }
 
-/// A plugin's self-test of this name.
+/// The plugin's self-test of this name.
 fn case<'a>(plugin: &'a Plugin, name: &str) -> anyhow::Result<&'a Case> {
     let tests = &plugin.manifest.tests;
     tests
@@ -127,7 +127,7 @@ fn case<'a>(plugin: &'a Plugin, name: &str) -> anyhow::Result<&'a Case> {
         })
 }
 
-/// Writes a file so that nobody sees half of it, a host that watches it least of all.
+/// Writes a file atomically, so that nobody reads half of it, such as a host that watches it.
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let place = || format!("can't write {}", path.display());
     let folder = match path.parent() {
@@ -141,7 +141,7 @@ fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A temporary file is its owner's alone; what is built is for others, too.
+/// Makes a file readable for everyone: a temporary file is only its owner's.
 #[cfg(unix)]
 fn readable(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -153,7 +153,7 @@ fn readable(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The built-in plugin that others of its role are measured beside.
+/// The built-in plugin that a plugin of this role is compared with.
 fn counterpart(role: Role) -> &'static str {
     match role {
         Role::Enricher => "device-class",

@@ -47,7 +47,7 @@ impl Role {
         }
     }
 
-    /// What its template does, for the README.
+    /// What the template's plugin does, for the README.
     fn does(self) -> &'static str {
         match self {
             Self::Filter => {
@@ -62,7 +62,7 @@ impl Role {
         }
     }
 
-    /// Its place in a pipeline, with a configuration.
+    /// The plugin's place in a pipeline, for the README.
     fn stage(self) -> &'static str {
         match self {
             Self::Filter => "after the filters that admit viewers, `contacts` and `groups`",
@@ -84,7 +84,7 @@ fn name(text: &str) -> Result<String, String> {
     config::name(text).map(|()| text.to_owned())
 }
 
-/// Makes the folder, and says what to do in it.
+/// Makes the folder, and prints the next steps.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = Path::new(&args.name);
     if folder.exists() {
@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The files of a new plugin, by their paths in its folder.
+/// The files of a new plugin, with their paths in its folder.
 fn files(args: &Args) -> anyhow::Result<Vec<(String, String)>> {
     let language = args.lang.templates();
     let mut files = vec![(wit_file(API), wit(API).unwrap_or_default().to_owned())];
@@ -126,12 +126,12 @@ fn files(args: &Args) -> anyhow::Result<Vec<(String, String)>> {
     Ok(files)
 }
 
-/// Fills in a template's blanks.
+/// Fills in a template's placeholders.
 fn fill(template: &str, args: &Args) -> String {
     let Args { name, role, lang } = args;
     [
         ("{{name}}", name.as_str()),
-        // What Cargo and npm take for a package's name, whatever the plugin's is.
+        // A package name that Cargo and npm accept, whatever the plugin is called.
         ("{{package}}", &format!("plugin-{}", name.to_lowercase())),
         ("{{role}}", role.name()),
         ("{{does}}", role.does()),

@@ -1,4 +1,4 @@
-//! `presence plugin run`: one input, and everything that comes of it.
+//! `presence plugin run`: calls a plugin with one input, and prints everything that results.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::ConfigArg;
 use crate::figures;
 use crate::text;
 
-/// What an input may have beside its event.
+/// The keys of an input that is a whole case.
 const OF_CASE: [&str; 7] = [
     "name",
     "config",
@@ -46,12 +46,12 @@ pub struct Args {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    // Whose limits hold.
+    // Its limits apply to the call.
     #[command(flatten)]
     config: ConfigArg,
 }
 
-/// Runs the input, and prints what comes of it.
+/// Calls the plugin with the input, and prints the result.
 ///
 /// # Errors
 /// When the call fails.
@@ -93,7 +93,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A case that says nothing.
+/// A case with empty defaults.
 fn empty() -> Case {
     Case {
         name: "the input".into(),
@@ -106,7 +106,7 @@ fn empty() -> Case {
     }
 }
 
-/// The JSON in a file, or on standard input.
+/// The JSON in a file, or on standard input for `-`.
 fn input(path: &Path) -> anyhow::Result<Value> {
     let text = if path == Path::new("-") {
         let mut text = Vec::new();
@@ -120,7 +120,7 @@ fn input(path: &Path) -> anyhow::Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
-/// Puts an input into a case: a whole case, an event, or a dead letter with one.
+/// Puts an input into a case. The input is a whole case, an event, or a dead letter with an event.
 fn take(case: &mut Case, input: Value, is_event_only: bool) -> anyhow::Result<()> {
     let Value::Object(mut input) = input else {
         bail!("must be a JSON object");
@@ -144,7 +144,7 @@ fn take(case: &mut Case, input: Value, is_event_only: bool) -> anyhow::Result<()
         input.entry("expect").or_insert(Value::Null);
         *case = serde_json::from_value(Value::Object(input))?;
     } else {
-        // What follows from it, unless a case says otherwise.
+        // The time is the event's, unless the case sets it.
         if case.now == 0 {
             let at = input.get("timestamp").and_then(Value::as_u64);
             case.now = at.unwrap_or_default();

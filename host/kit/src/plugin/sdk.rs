@@ -1,16 +1,15 @@
-//! The Rust SDK, as a new plugin gets it: its sources, so that it builds without
-//! a registry that has them.
+//! The sources of the Rust SDK, for the folder of a new plugin, so that it builds without a
+//! registry that has the SDK.
 
 use anyhow::Context as _;
 use toml::{Table, Value};
 
 use super::embedded::{SDK, SDK_WORKSPACE};
 
-/// Where it lies in a plugin's folder. Its bindings look for the API two folders
-/// up, in `wit`.
+/// The SDK's folder in a plugin's folder. Its bindings expect the API two folders up, in `wit`.
 const FOLDER: &str = "vendor/presence-plugin";
 
-/// Its files, by their paths in the plugin's folder.
+/// The SDK's files, with their paths in the plugin's folder.
 pub(super) fn files() -> anyhow::Result<Vec<(String, String)>> {
     let workspace: Table = SDK_WORKSPACE
         .parse()
@@ -26,7 +25,7 @@ pub(super) fn files() -> anyhow::Result<Vec<(String, String)>> {
     SDK.iter().map(file).collect()
 }
 
-/// A package's manifest with what it takes from its workspace written out.
+/// A package's manifest in which everything that it inherits from its workspace is written out.
 fn alone(manifest: &str, workspace: Option<&Table>) -> anyhow::Result<String> {
     let mut manifest: Table = manifest.parse().context("reading the SDK's Cargo.toml")?;
     let of = |key| workspace.and_then(|workspace| table(workspace, key));
@@ -51,7 +50,7 @@ fn dependencies(of: &mut Table, workspace: Option<&Table>) {
     }
 }
 
-/// Replaces each `key.workspace = true` by what the workspace has under the key.
+/// Replaces each `key.workspace = true` by the workspace's value for the key.
 fn inherit(list: &mut Table, workspace: Option<&Table>) {
     for (key, value) in list.iter_mut() {
         let Some(own) = value

@@ -1,4 +1,4 @@
-//! `presence plugin keygen`, `sign` and `verify`: who a plugin is from.
+//! `presence plugin keygen`, `sign` and `verify`: signatures of plugins.
 
 use std::fs;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub struct VerifyArgs {
     config: ConfigArg,
 }
 
-/// Makes a key, and prints its public half.
+/// Generates a key, writes its private half to a file, and prints its public half.
 pub(super) fn keygen(args: &KeygenArgs) -> anyhow::Result<()> {
     let public = keys::generate(&args.file)?;
     print(format_args!(
@@ -66,7 +66,7 @@ pub(super) fn sign(args: &SignArgs) -> anyhow::Result<()> {
     let place = || format!("can't sign {}", args.file.display());
     let signed = signature::sign(&plugin, &key).with_context(place)?;
     let output = args.output.as_ref().unwrap_or(&args.file);
-    // What a link leads to is what is to be signed: a file takes its place, and not the link's.
+    // If the path is a link, the file behind it is replaced, and not the link.
     let place = match fs::canonicalize(output) {
         Err(error) if output.is_symlink() => {
             let what = || format!("{} leads nowhere", output.display());
@@ -84,7 +84,7 @@ pub(super) fn sign(args: &SignArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says with which trusted keys a plugin is signed.
+/// Prints by which trusted keys a plugin is signed.
 pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     let trusted = match args.keys.is_empty() {
         true => configured(args)?,
@@ -107,7 +107,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The keys of the configuration.
+/// The trusted keys of the configuration.
 fn configured(args: &VerifyArgs) -> anyhow::Result<Vec<PublicKey>> {
     let keys = args.config.load()?.plugins.trusted_keys;
     ensure!(

@@ -1,5 +1,5 @@
-//! `presence plugin test --update`: what came out becomes what is expected, in
-//! the manifests, whose other text stays as it is.
+//! `presence plugin test --update`: writes the actual results into the manifests as the expected
+//! ones, and leaves the manifests' other text as it is.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use serde_json::ser::Formatter;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// A plugin's manifest, in its folder.
+/// The name of the manifest in a plugin's folder.
 pub(super) const MANIFEST: &str = "plugin.json";
 
-/// Updates a plugin's file and, if the plugin was built from the folder that it
-/// lies in, the manifest there. Returns what was updated.
+/// Updates the manifest in a plugin's file and, if the plugin was built from the file's folder, the
+/// folder's manifest. Returns the files that were updated.
 pub(super) fn update(
     path: &Path,
     plugin: &[u8],
@@ -36,7 +36,7 @@ pub(super) fn update(
     Ok(files)
 }
 
-/// Whether a folder's manifest is the one that a plugin was given.
+/// Whether a folder's manifest is equal to the one in the plugin.
 fn is_source(source: &str, own: &str) -> bool {
     let read = |text| serde_json::from_str::<Value>(text).ok();
     read(source).is_some_and(|source| Some(source) == read(own))
@@ -54,14 +54,14 @@ struct Case<'a> {
     expect: &'a RawValue,
 }
 
-/// A manifest's text with other expectations, for the cases that fail.
+/// A manifest's text with new expectations for the cases that fail.
 fn rewrite(text: &str, outcomes: &[Outcome]) -> anyhow::Result<String> {
     let cases: Cases<'_> = serde_json::from_str(text).context("reading the manifest")?;
     let mut rewritten = String::new();
     let mut rest = text;
     for (case, outcome) in cases.tests.iter().zip(outcomes) {
         let expected = case.expect.get();
-        // It is a part of the text, and lies where its first byte does.
+        // `expected` is a slice of `text`, so its address gives its place.
         let place = expected.as_ptr().addr() - rest.as_ptr().addr();
         let (before, at) = rest
             .split_at_checked(place)
@@ -78,8 +78,8 @@ fn rewrite(text: &str, outcomes: &[Outcome]) -> anyhow::Result<String> {
     Ok(rewritten)
 }
 
-/// Whether what came out may be what is expected. A call that fails isn't, unless a failure
-/// was expected: a rule that is broken would pass its tests.
+/// Whether an actual result may become the expected one. A failed call may not, unless a failure
+/// was expected: otherwise a broken rule would pass its tests.
 pub(super) fn is_taken(outcome: &Outcome) -> bool {
     let Some(error) = outcome.found.get("error") else {
         return true;
@@ -88,8 +88,8 @@ pub(super) fn is_taken(outcome: &Outcome) -> bool {
     outcome.expected.get("error").is_some() || error.contains("refuses its configuration")
 }
 
-/// What came out, with the time at which the rule asks to be asked again, if nothing was
-/// expected yet.
+/// The actual result. If nothing was expected yet, it includes the time at which the rule asks to
+/// be asked again.
 fn found(outcome: &Outcome) -> Value {
     let mut found = outcome.found.clone();
     let is_new = outcome.expected.as_object().is_some_and(Map::is_empty);
@@ -99,7 +99,7 @@ fn found(outcome: &Outcome) -> Value {
     found
 }
 
-/// JSON in one line, with a space behind each comma and colon.
+/// JSON on one line, with a space after each comma and colon.
 fn spaced(value: &Value) -> anyhow::Result<String> {
     let mut json = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(

@@ -1,5 +1,5 @@
-//! `presence replay`: recorded input in, publications out, in virtual time; or, with
-//! another plugin, what it would change of who sees whom.
+//! `presence replay`: reads recorded input, and prints the publications, in virtual time; or, given
+//! another plugin, prints how it would change who sees whom.
 
 mod diff;
 mod printer;
@@ -49,11 +49,11 @@ pub struct Args {
     config: ConfigArg,
 }
 
-/// Runs a recording, and prints what comes of it.
+/// Replays a recording, and prints the result.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
     let mut config = without_store(config)?;
-    // Before anything is compiled.
+    // Opened first, so that a missing file is reported before anything is compiled.
     let capture = Capture::open(&args.file)?;
     if let Some(path) = &args.directory {
         ensure!(path.exists(), "{} does not exist", path.display());
@@ -120,7 +120,7 @@ fn compare(
     let plugin = Arc::clone(&new.name);
     let mut before = config.clone();
     if !loader.has(config, &plugin) {
-        // A rule that is new altogether.
+        // The plugin is new: the pipeline before had no such stage.
         before.pipeline.retain(|stage| *stage.plugin != *plugin);
     }
     let old = loader.load(&before, false);

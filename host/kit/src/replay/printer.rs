@@ -1,4 +1,4 @@
-//! Prints what a replay would publish, a line each.
+//! Prints what a replay would publish, one message per line.
 
 use std::io::Write;
 
@@ -35,7 +35,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// The first line came at this time, which is when the source started.
+    /// Sets the start of the source to the time of the first line. Later calls do nothing.
     pub(super) fn begin(&mut self, at: u64) {
         self.source
             .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects, self.message_ids));
@@ -62,7 +62,7 @@ impl<W: Write> Printer<W> {
                 }
             };
             let headers = source.headers(&subject, renewed, seq);
-            // Outside of strings, which have none, a line break is but space.
+            // JSON strings contain no line breaks; elsewhere a line break is just white space.
             let body = std::str::from_utf8(&body)?.replace(['\n', '\r'], " ");
             let data: &RawValue = serde_json::from_str(&body)?;
             let published = Published {

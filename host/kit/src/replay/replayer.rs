@@ -1,4 +1,4 @@
-//! Plays recorded input to the core, in virtual time.
+//! Plays recorded input to the core in virtual time.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use presence_core::quota::Rate;
 use presence_core::{Input, Output, Shard};
 use presence_sandbox::{Blueprint, Pipeline};
 
-/// How long after the last line time goes on at most, in milliseconds, beyond the time that an
-/// application's statement holds: half a day. A decision that fails whenever it is tried again, or
-/// a rule that always asks to be asked again, would have it go on for ever.
+/// How long time goes on after the last line, at most, in milliseconds: half a day more than an
+/// application's statement is valid. Without a limit, a decision that fails at each retry, or a
+/// rule that always asks to be asked again, would make it go on for ever.
 const SETTLE_MS_MAX: u64 = 12 * 60 * 60 * 1_000;
 
 /// The node's name in a replay, the same on every machine.
@@ -26,14 +26,14 @@ pub(super) struct Replayer {
     pub(super) shard: Shard,
     rules: Pipeline,
     limits: Limits,
-    /// How many messages are taken in.
+    /// The limit for the rate of messages.
     messages: Rate,
     subjects: Subjects,
-    /// How long after the last line time goes on at most, in milliseconds.
+    /// How long time goes on after the last line, at most, in milliseconds.
     settle_ms: u64,
 }
 
-/// What is known before anything is played, of which all runs have the same.
+/// What is known before anything is played. All runs share it.
 pub(super) struct ReplayInputs {
     names: Arc<Names>,
     directory: Arc<Directory>,
@@ -63,7 +63,7 @@ impl Replayer {
         let quotas = Quotas::new(config);
         let mut settings = shard_settings(config, BODY_BYTES_MAX, &quotas);
         settings.node = NODE.into();
-        // A recording has all that there was to hear.
+        // A recording is complete, so no time counts as time without reception.
         settings.tracker.receive_step_ms = None;
         let settle_ms = settings.statement_ttl_ms.saturating_add(SETTLE_MS_MAX);
         Ok(Self {
@@ -80,15 +80,15 @@ impl Replayer {
         })
     }
 
-    /// Takes a message, after what fell due before it. `done` is given what comes of
-    /// each step, and when that is.
+    /// Plays a message, after everything that was due before it. `done` is called with the time and
+    /// the outputs of each step.
     pub(super) fn play(
         &mut self,
         recorded: &Recorded,
         mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         self.advance_to(recorded.at, &mut done)?;
-        // What a node published is no input.
+        // Messages that a node published are no input.
         let kind = self.subjects.kind(&recorded.subject);
         let Some(kind) = kind.filter(|_| !recorded.is_nodes) else {
             return Ok(());
@@ -129,7 +129,8 @@ impl Replayer {
         Ok(())
     }
 
-    /// Does what falls due before `at`. What arrives at a deadline comes before it.
+    /// Runs what is due before `at`. A message that arrives at a deadline is handled before what is
+    /// due then.
     fn advance_to(
         &mut self,
         at: u64,

@@ -1,15 +1,14 @@
-//! The copy of the directory that outlives a restart: what was known stays in force even
-//! if the source is away when the node starts.
+//! The copy of the directory on disk, which outlives a restart: the known content stays in force
+//! even if the source is away when the node starts.
 //!
-//! It is a file of entries in the state's folder. Just what changes is written, by a
-//! task of its own, all of a change in one transaction: no copy is half of one. Between
-//! two writes it rests for as long as the last one took, so that a large directory that
-//! changes all the time never costs more than half of a disk's time, and what changes
-//! meanwhile is written together.
+//! It is a file of entries in the state's folder. Only changes are written, by a task of its own,
+//! and each change in one transaction: the copy never holds half of a change. Between two writes
+//! the task rests for as long as the last one took. So a large directory that changes all the time
+//! takes at most half of a disk's time, and changes that come meanwhile are written together.
 //!
 //! Most directories seldom change. So the file is read without being opened for writing, and is
-//! closed again some time after the last change. That it holds what was written, a sum over all
-//! entries says, which is kept with them.
+//! closed again some time after the last change. A checksum over all entries, which is kept with
+//! them, shows whether the file holds what was written.
 
 mod content;
 
@@ -31,39 +30,39 @@ use crate::state::database::{self, Fault, guarded};
 use crate::tasks::{Tasks, elsewhere};
 use content::OpenFile;
 
-/// How long it rests after a write, at least.
+/// The shortest rest after a write.
 const REST: Duration = Duration::from_millis(100);
 
-/// After what time without a change the file is closed, and after how many times as long as it takes
-/// to open it again.
+/// The file is closed after this time without a change, or after this many times the time that it
+/// takes to open it, if that is longer.
 const IDLE: Duration = Duration::from_secs(10);
 const IDLE_OPENINGS: u32 = 100;
 
-/// How long it rests before a write that failed is tried again, at first and at most: the
-/// file is opened anew, and all of it is checked.
+/// The rest before a failed write is tried again, at first and at most. The file is opened anew
+/// then, which checks all of it.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Where the directory comes from, as the copy notes it.
+/// Where the directory comes from, as noted in the copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// The source: a file's path or a bucket's name. A copy of another source is of no use.
+    /// The source: a file's path or a bucket's name. A copy of another source isn't used.
     pub(crate) source: String,
-    /// Which bucket of that name it was; empty for a file.
+    /// Tells buckets of the same name apart; empty for a file.
     pub(crate) identity: String,
 }
 
-/// What is in the copy.
+/// The content of the copy.
 pub(crate) struct DirectoryCopy {
     pub(crate) origin: Origin,
     pub(crate) directory: Directory,
     pub(crate) changes: Changes,
 }
 
-/// Keeps the copy.
+/// Writes the copy.
 pub(crate) struct CopyWriter {
     shared: Arc<Shared>,
     origin: Origin,
-    /// Whether the origin is another than what is written.
+    /// Whether the origin differs from the one in the file.
     moved: bool,
 }
 
@@ -73,24 +72,24 @@ struct Shared {
     health: Arc<DirectoryHealth>,
 }
 
-/// What is still to be written.
+/// What has yet to be written.
 #[derive(Default)]
 struct Pending {
-    /// Whether all that is there is of another source.
+    /// Whether the file's entries must be removed first: they are of another source.
     clear: bool,
     entries: BTreeMap<String, Option<String>>,
     origin: Option<Origin>,
-    /// Whom to tell that all is written.
+    /// Signalled when everything is written.
     closing: Option<oneshot::Sender<()>>,
-    /// Whether nobody has anything more to write.
+    /// Whether the [`CopyWriter`] was dropped, so that nothing more comes.
     is_left: bool,
 }
 
 impl CopyWriter {
-    /// Opens the copy in a file, and reads it if it is one of this source.
+    /// Opens the copy, and reads it if it is of this source.
     ///
     /// # Errors
-    /// If the file can't be used. What is damaged is set aside.
+    /// If the file can't be used. A damaged file is set aside, and isn't an error.
     pub(crate) fn open(
         path: &Path,
         source: &str,
@@ -131,9 +130,10 @@ impl CopyWriter {
         Ok((copy_writer, kept))
     }
 
-    /// Has what has changed written, with where it comes from.
+    /// Has a change of the directory written, with its origin if that is new.
     pub(crate) fn note(&mut self, directory: &Directory, changes: &Changes, names: &Names) {
-        // Written down here, where ids can't be given to others meanwhile.
+        // The text is made here and not by the task: the numbers of ids may be given to others
+        // later.
         let entries = changes.others().filter_map(|question| {
             let key = entry::key_of(question, names)?;
             let value = match directory.has(question) {
@@ -150,7 +150,7 @@ impl CopyWriter {
         self.shared.notify(&pending);
     }
 
-    /// Says where what is noted next comes from.
+    /// Sets the origin of the changes that are noted next.
     pub(crate) fn set_origin(&mut self, origin: Origin) {
         if self.origin != origin {
             self.origin = origin;
@@ -158,12 +158,13 @@ impl CopyWriter {
         }
     }
 
-    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    /// Ends all waits for a disk that can't be written: the node is about to stop.
     pub(crate) fn give_up_waiting(&self) {
         self.shared.health.copy.give_up();
     }
 
-    /// Returns when all has been written; nothing is after that.
+    /// Returns when everything has been written, or a last attempt has failed. Later changes are
+    /// not written.
     pub(crate) async fn finish(&self) {
         let (done, written) = oneshot::channel();
         {
@@ -171,12 +172,13 @@ impl CopyWriter {
             pending.closing = Some(done);
             self.shared.notify(&pending);
         }
-        // A thread that is gone has nothing left to write.
+        // If the task is gone, nothing more can be written.
         let _ = written.await;
     }
 }
 
-/// One that fails, or whose tenant does, leaves what isn't written.
+/// Without [`CopyWriter::finish`], as after a failure, the task ends and may leave changes
+/// unwritten.
 impl Drop for CopyWriter {
     fn drop(&mut self) {
         let mut pending = self.shared.lock();
@@ -239,7 +241,7 @@ impl Shared {
                     }
                 }
             }
-            // It makes no difference which.
+            // Whether the rest is over or the writer is closing makes no difference here.
             let _ = timeout(rest, self.until(|pending| pending.closing.is_some())).await;
             let closing = {
                 let mut pending = self.lock();
@@ -248,7 +250,7 @@ impl Shared {
             };
             if let Some(done) = closing {
                 elsewhere(move || drop(file)).await;
-                // The one who waits may have given up.
+                // The receiver may have given up waiting.
                 let _ = done.send(());
                 return;
             }
@@ -258,7 +260,7 @@ impl Shared {
         }
     }
 
-    /// Waits until what is pending is as it should be.
+    /// Waits until the pending changes satisfy a condition.
     async fn until(&self, is: impl Fn(&Pending) -> bool) {
         loop {
             let changed = self.changed.notified();
@@ -269,7 +271,7 @@ impl Shared {
         }
     }
 
-    /// Writes what has changed. After a failure the file is opened anew.
+    /// Writes the pending changes. After a failure the file is opened anew.
     fn write(&self, file: &mut Option<OpenFile>, path: &Path, job: &Pending) -> anyhow::Result<()> {
         let mut written = match file.take() {
             Some(file) => file,
@@ -281,13 +283,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits for something to write, or for the end.
+    /// Waits for changes or for the end, and takes the changes.
     async fn next(&self) -> Pending {
         self.until(|pending| !pending.is_empty() || pending.closing.is_some() || pending.is_left)
             .await;
         let mut pending = self.lock();
         Pending {
-            // Clearing alone is no reason to write: the old copy may be wanted again.
+            // Clearing alone is no reason to write: the old copy may be of use again.
             clear: !pending.is_empty() && std::mem::take(&mut pending.clear),
             entries: std::mem::take(&mut pending.entries),
             origin: pending.origin.take(),
@@ -302,7 +304,7 @@ impl Pending {
         self.entries.is_empty() && self.origin.is_none()
     }
 
-    /// Puts back what couldn't be written, behind what has changed since.
+    /// Puts back changes that couldn't be written. Newer changes of the same entries win.
     fn put_back(&mut self, job: Self) {
         self.clear |= job.clear;
         for (key, value) in job.entries {
@@ -314,7 +316,7 @@ impl Pending {
     }
 }
 
-/// What is said of a file that can't be used.
+/// The error that is reported for a file that can't be used.
 fn unusable(fault: Fault) -> anyhow::Error {
     match fault {
         Fault::InUse => anyhow!("another process uses the file"),
@@ -437,7 +439,7 @@ mod tests {
         assert!(kept.is_some());
         copy_writer.finish().await;
         assert_eq!(std::fs::read(&path).unwrap(), sound);
-        // A contact that becomes another one, in all pages that hold it.
+        // Changes one contact to another, in all pages that hold it.
         let mut changed = sound.clone();
         for at in 0..changed.len() - 8 {
             if changed[at..].starts_with(br#"["b","c"]"#) {
@@ -460,7 +462,7 @@ mod tests {
         keep(&path, TEXT).await;
         let file = OpenFile::open(&path, &Arc::default()).unwrap().file;
         content::forget_sum(&file);
-        // As if it were killed.
+        // As if the process were killed.
         std::mem::forget(file);
         let copy = path.with_extension("killed");
         std::fs::copy(&path, &copy).unwrap();

@@ -1,5 +1,5 @@
-//! Whether the directory's source can be read. One that can't is unavailable, which is
-//! not to be empty: what was known of it stays in force until it can be read again.
+//! Whether the directory's source can be read. An unavailable source doesn't count as an empty one:
+//! the last known content stays in force until the source can be read again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,26 +10,25 @@ use tokio::sync::Notify;
 use crate::clock;
 use crate::state::database::Disk;
 
-/// What is said of the source, shared by what reads it and what reports on it.
+/// The state of the source, shared by its readers and by what reports on it.
 #[derive(Debug)]
 pub(crate) struct DirectoryHealth {
     unavailable: Mutex<Option<Unavailable>>,
-    /// Whether the directory in force holds something that could be lost.
+    /// Whether the directory in force has any entry.
     holds: AtomicBool,
-    /// How many entries may be taken of the source.
+    /// The tenant's limit for the number of entries from the source.
     entries_max: AtomicU64,
-    /// Told when a bucket is to be read whole again.
+    /// Wakes the reader of a bucket when it has to read the whole bucket again.
     again: Notify,
-    /// When something was last taken from the source, by the host's clock; 0 for never.
+    /// When content was last taken from the source, by the host's clock. 0: never.
     taken_at: AtomicU64,
-    /// How many entries of a bucket have a key that is none.
+    /// How many entries of a bucket have an invalid key.
     pub(crate) refused_keys: AtomicUsize,
     /// How many entries of a bucket have a value that can't be read.
     pub(crate) refused_values: AtomicUsize,
-    /// How many changed entries are still to be written to the copy that outlives a
-    /// restart.
+    /// How many changed entries have yet to be written to the copy on disk.
     pub(crate) unsaved: AtomicUsize,
-    /// Whether that copy can be written.
+    /// Whether the copy on disk can be written.
     pub(crate) copy: Arc<Disk>,
 }
 
@@ -56,7 +55,8 @@ impl Default for DirectoryHealth {
 }
 
 impl DirectoryHealth {
-    /// The source can't be read, and why. `known` says whether anything is known of it.
+    /// The source can't be read for the reason `why`. `known`: whether content from before is in
+    /// force.
     pub(crate) fn unavailable(&self, why: &str, known: bool) {
         let mut unavailable = self.lock();
         if unavailable.as_ref().is_some_and(|it| it.why == why) {
@@ -67,7 +67,7 @@ impl DirectoryHealth {
         } else {
             "nothing is known from before, and no viewer is told about any user"
         };
-        // Several lines of an error are one of the log.
+        // An error of several lines becomes one line of the log.
         tracing::error!(
             "the directory is unavailable, {what}; it is tried again within seconds: {}",
             why.replace('\n', ", ")
@@ -79,7 +79,7 @@ impl DirectoryHealth {
         *unavailable = Some(Unavailable { since, why });
     }
 
-    /// The source has been read, and says what is in force already, or something else.
+    /// The source has been read. `is_same`: its content was in force already.
     pub(crate) fn available(&self, is_same: bool) {
         if let Some(before) = self.lock().take() {
             let seconds = before.since.elapsed().as_secs();
@@ -88,44 +88,44 @@ impl DirectoryHealth {
         }
     }
 
-    /// For how long the source can't be read, and why; none where it can.
+    /// For how long the source has been unavailable, and why. `None` if it is available.
     pub(crate) fn outage(&self) -> Option<(Duration, String)> {
         let unavailable = self.lock();
         let outage = unavailable.as_ref();
         outage.map(|it| (it.since.elapsed(), it.why.clone()))
     }
 
-    /// Whether the directory in force holds something.
+    /// Whether the directory in force has any entry.
     pub(crate) fn holds_something(&self) -> bool {
         self.holds.load(Ordering::Relaxed)
     }
 
-    /// How many entries may be taken of the source.
+    /// The tenant's limit for the number of entries from the source.
     pub(crate) fn entries_max(&self) -> u64 {
         self.entries_max.load(Ordering::Relaxed)
     }
 
-    /// So many entries may be taken of the source.
+    /// Sets the limit for the number of entries from the source.
     pub(crate) fn set_entries_max(&self, entries_max: u64) {
         self.entries_max.store(entries_max, Ordering::Relaxed);
     }
 
-    /// Has a bucket be read whole again.
+    /// Has the whole bucket read again.
     pub(crate) fn read_again(&self) {
         self.again.notify_one();
     }
 
-    /// Waits until a bucket is to be read whole again.
+    /// Waits until the whole bucket has to be read again.
     pub(super) async fn again(&self) {
         self.again.notified().await;
     }
 
-    /// Something has been taken from the source.
+    /// Notes that content has just been taken from the source.
     pub(crate) fn taken(&self) {
         self.taken_at.store(clock::now_ms(), Ordering::Relaxed);
     }
 
-    /// For how many seconds nothing has been taken from the source; none if nothing ever was.
+    /// The seconds since content was last taken from the source. `None` if that never happened.
     pub(crate) fn age_s(&self) -> Option<u64> {
         match self.taken_at.load(Ordering::Relaxed) {
             0 => None,
@@ -133,7 +133,7 @@ impl DirectoryHealth {
         }
     }
 
-    /// The directory in force has changed.
+    /// Notes whether the directory in force has any entry.
     pub(crate) fn set_holds(&self, holds: bool) {
         self.holds.store(holds, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! Where the directory comes from: a JSON file, a NATS KV bucket, or a service that
-//! is asked. What they say is read by [`presence_config::directory`].
+//! Where the directory comes from: a JSON file, a NATS KV bucket, or a service that is asked. Their
+//! content is parsed by [`presence_config::directory`].
 
 pub(crate) mod disk_copy;
 pub(crate) mod health;

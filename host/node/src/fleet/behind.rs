@@ -1,5 +1,5 @@
-//! What a shard is told behind all that had arrived for it by then: that it is asked for a snapshot.
-//! What had arrived may still wait to be read, and the snapshot is to have it.
+//! Tasks that a shard gets only after all messages that had arrived before them: requests for a
+//! snapshot. Those messages may still wait to be read, and the snapshot must include them.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -10,16 +10,16 @@ use crate::pool::FleetTask;
 
 /// Tasks of shards, in the order in which they arrived.
 pub(crate) struct Behind {
-    /// None outside of a fleet.
+    /// `None` outside of a fleet.
     tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
-    /// Those that aren't due yet, and after how many messages each is.
+    /// The tasks that aren't due yet, each with the number of read messages at which it is due.
     waiting: VecDeque<(u64, (u32, FleetTask))>,
-    /// How many messages may wait to be read.
+    /// The greatest number of messages that may wait to be read.
     queue: u64,
 }
 
 impl Behind {
-    /// `queue`: how many messages may wait to be read.
+    /// `queue`: the greatest number of messages that may wait to be read.
     pub(crate) fn new(
         tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
         queue: usize,
@@ -31,7 +31,7 @@ impl Behind {
         }
     }
 
-    /// The next one that is due after so many messages have been read in all. Other messages wait.
+    /// The next task that is due when `read` messages have been read in all.
     pub(crate) fn after(&mut self, read: u64) -> Option<(u32, FleetTask)> {
         if let Some(tasks) = &mut self.tasks {
             let end = read.saturating_add(self.queue);
@@ -45,8 +45,8 @@ impl Behind {
         self.waiting.pop_front().map(|(_, task)| task)
     }
 
-    /// Waits for the next one, when so many messages have been read in all: it is due once no message waits
-    /// to be read.
+    /// Waits until a task is there. `read`: how many messages have been read in all. Used while no
+    /// message waits to be read, so that the task is due at once.
     pub(crate) async fn arrives(&mut self, read: u64) {
         if !self.waiting.is_empty() {
             return;
@@ -59,12 +59,12 @@ impl Behind {
             Some(task) => self
                 .waiting
                 .push_back((read.saturating_add(self.queue), task)),
-            // There will be no other.
+            // The sender is gone: no task will come.
             None => pending().await,
         }
     }
 
-    /// The next one that has arrived: no message waits to be read.
+    /// Takes the next task, due or not. Used while no message waits to be read.
     pub(crate) fn take(&mut self) -> Option<(u32, FleetTask)> {
         self.waiting.pop_front().map(|(_, task)| task)
     }
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(behind.after(111).map(shard), Some(1));
         assert!(behind.after(111).is_none());
         sender.send((3, FleetTask::Lease)).unwrap();
-        // Nothing waits any more.
+        // No message waits any more.
         for expected in [2, 3] {
             behind.arrives(111).await;
             assert_eq!(behind.take().map(shard), Some(expected));

@@ -1,5 +1,5 @@
-//! The task that drives this node's [`Member`]: it carries between the member, the bucket, the shards
-//! and the other nodes, and waits for none of them.
+//! The task that drives this node's [`Member`]. It carries messages between the member, the bucket,
+//! the shards and the other nodes, and blocks on none of them.
 
 mod bucket;
 mod heartbeats;
@@ -34,90 +34,90 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::{Tasks, blocking};
 
-/// How often the member is looked at, at least: a twelfth of the lease, within these limits. Each tenant has such a look.
+/// Limits for the longest time between two looks at the member, which is a twelfth of the lease.
 const LOOK_MS: (u64, u64) = (100, 1_000);
 
-/// How long is waited before the bucket is watched again after that has failed.
+/// The wait before the bucket is watched again after a watch has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 
-/// How long shards that the node gets are gathered, in milliseconds, before the log tells of them.
+/// How long, in milliseconds, gained shards are counted before the log names their number.
 const GAINS_MS: u64 = 500;
 
-/// How many reports are taken before it is looked at anything else.
+/// How many reports are handled in a row before other events have a turn.
 const REPORTS_MAX: usize = 256;
 
-/// What has been done that was waited for elsewhere.
+/// The result of an operation that ran beside the driver's loop.
 enum Done {
     Written(u64, Key, Outcome),
     Read(Key, Option<Change>),
-    /// As the try of this number.
+    /// The attempt number, and the watch. `None`: the attempt failed.
     Watched(u64, Option<Box<BucketWatch>>),
     Listens(u32, anyhow::Result<Subscription>),
-    /// To the heartbeats of a shard, or to all else of it.
+    /// The shard, and whether the subscriptions are to its heartbeats or to everything else.
     Subscribed(u32, bool, anyhow::Result<Vec<Subscription>>),
-    /// Whether the bucket is the one that the node joined by; none if that isn't known.
+    /// Whether the bucket is still the one that the node joined. `None`: that isn't known.
     IsSame(Option<bool>),
-    /// A message is on its way.
+    /// A message was sent, or the attempt failed. Nothing depends on it.
     Sent,
 }
 
-/// Whether the node listens to a shard.
+/// Whether the node is subscribed to a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listening {
     No,
-    /// It is about to.
+    /// The subscription is being made.
     Begins,
     Yes,
 }
 
-/// The shards that the node has got, of which the log hasn't been told.
+/// Counts of the shards that this node has gained and that the log hasn't reported yet.
 #[derive(Default)]
 struct Gains {
     handed_over: u64,
     taken: u64,
-    /// Since when.
+    /// When the counting began.
     since: u64,
 }
 
-/// Whether the node can decide on nobody.
+/// Tells whether the node can't decide about any user.
 pub(crate) type IsClosed = Box<dyn Fn() -> bool + Send>;
 
-/// What drives the member.
+/// The state of the driver's task.
 struct Driver {
     fleet: Arc<Fleet>,
     member: Member,
     bucket: FleetBucket,
-    /// What the bucket said when the node joined.
+    /// The fleet's shared settings, as the bucket had them when the node joined.
     layout: Layout,
     tasks: Tasks,
     connection: Connection,
     broker: Arc<BrokerHealth>,
-    /// Up to when everything has been heard.
+    /// The time up to which the node has received every message.
     heard: watch::Receiver<u64>,
     is_closed: IsClosed,
     subjects: Subjects,
     shards: Shards,
     parts: PartSender,
-    /// This node's part in each shard, and whether the node listens to the shard.
+    /// This node's role in each shard, and whether the node is subscribed to the shard.
     roles: Vec<(Role, Listening)>,
     heartbeats: Vec<Heartbeats>,
-    /// Whether each shard has been in step, since this node has had a part in it.
+    /// Whether each shard has caught up at least once since this node took a role in it.
     caught_up: Vec<bool>,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     watch: Option<BucketWatch>,
-    /// How often it was tried to watch it.
+    /// How many times a watch was started.
     watches: u64,
     silence: Silence,
     refusals: LogLimiter,
     is_announced: bool,
     gains: Gains,
-    /// When to look whether the bucket is still there, if it isn't reached; and whether that is
-    /// looked at.
+    /// When to check whether the bucket still exists, if the node can't reach it; and whether a
+    /// check is running.
     check_at: u64,
     is_checking: bool,
 }
 
-/// Has the node take part in the fleet from now on. What it listens to is told by `parts`.
+/// Starts this node's task in the fleet. `parts` tells the intake what to subscribe to.
 ///
 /// # Errors
 /// If the connection is closed.
@@ -139,7 +139,7 @@ pub(crate) async fn start(
     let subject = node_subject(&subjects, &fleet.node);
     let messages = connection.subscribe(subject, SubscriptionKind::Other, &broker);
     let messages = messages.await?;
-    // No other run of the node ever had this number.
+    // The time of the start: no other run of the node has the same number.
     let session = clock::wall_now_us();
     let member = Member::new(fleet.settings, &fleet.node, session, fleet.shards)
         .placed_by(layout.placement)
@@ -215,7 +215,7 @@ impl Driver {
         }
     }
 
-    /// Looks at what has fallen due, and carries out all that the member wants.
+    /// Advances the member to the current time, and carries out all of its outputs.
     fn look(&mut self) {
         let now = clock::now_ms();
         let is_closed = (self.is_closed)();
@@ -250,7 +250,7 @@ impl Driver {
         self.publish_view();
     }
 
-    /// Has the rest of the node know who owns what.
+    /// Publishes to the rest of the node who owns which shard, and which nodes live.
     fn publish_view(&mut self) {
         let owners: Vec<_> = self.member.owners().map(|it| it.cloned()).collect();
         self.fleet.owners.send_if_modified(|known| {
@@ -304,7 +304,7 @@ impl Driver {
                     let shards = self.fleet.shards;
                     tracing::info!(shards, "this node is one of the fleet");
                 }
-                // Shards that go on look by themselves.
+                // Shards that are at work check the lease by themselves.
                 if was_over {
                     self.tell_all(|| FleetTask::Lease);
                 }
@@ -338,7 +338,7 @@ impl Driver {
         self.under_way.push(read.boxed());
     }
 
-    /// The node has another part in a shard. It listens to the shard before it takes part.
+    /// The node's role in a shard changes. It subscribes to the shard before it takes the role.
     fn role(&mut self, shard: u32, role: Role) {
         if let Role::Lead { epoch, before } = &role {
             self.note_owner(shard, *epoch, before);
@@ -397,7 +397,7 @@ impl Driver {
         }
     }
 
-    /// Has the log know of the shards that the node has got lately.
+    /// Logs how many shards the node has gained lately.
     fn log_gains(&mut self, now: u64) {
         let Gains {
             handed_over,
@@ -424,7 +424,7 @@ impl Driver {
         };
     }
 
-    /// What has changed in the bucket; nothing if it has to be watched anew.
+    /// Handles a change in the bucket. `None`: the watch has ended, and a new one is started.
     fn changed(&mut self, seen: Option<Seen>) {
         let Change {
             key,
@@ -470,21 +470,21 @@ impl Driver {
                     Outcome::Stored(revision) if revision > 0 => {
                         self.silence.wrote(revision, now);
                     }
-                    // Something has happened to it that this node doesn't know of.
+                    // Another node has changed the key, or it is gone: read the current value.
                     Outcome::Refused => self.read(key),
                     Outcome::Stored(_) | Outcome::Unknown => {}
                 }
                 self.member.written(now, id, outcome);
             }
             Done::Read(key, found) => {
-                // So may be what all nodes have in common.
+                // The key is gone. So the bucket's shared settings may be gone, too.
                 if found.as_ref().is_some_and(|it| it.revision == 0) {
                     self.keep_layout();
                 }
                 let found = found.as_ref().map(|it| (it.value.as_deref(), it.revision));
                 self.member.read(now, &key, found);
             }
-            // A later one is under way.
+            // A newer attempt is running.
             Done::Watched(number, _) if number != self.watches => {}
             Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
             Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
@@ -501,7 +501,7 @@ impl Driver {
         let Some((role, listening)) = self.roles.get_mut(shard as usize) else {
             return;
         };
-        // It has no part in it any more.
+        // The node has left the shard meanwhile.
         if *listening != Listening::Begins {
             return;
         }
@@ -545,8 +545,8 @@ impl Driver {
         }
     }
 
-    /// A shard has failed, and knows nothing any more. What it owned is taken by the node that stands
-    /// by.
+    /// A shard has failed and lost its state. If this node led it, the node gives up its session,
+    /// so that the standby takes over.
     fn failed(&mut self, shard: u32, led: bool) {
         if led {
             self.member.give_up_session(clock::now_ms());
@@ -557,7 +557,7 @@ impl Driver {
         }
     }
 
-    /// What was sent while there was no connection is lost.
+    /// Tells the shards that what was sent while there was no connection is lost.
     fn reconnected(&mut self) {
         self.watch_anew(Duration::ZERO);
         let (shards, at) = (self.shards.clone(), clock::now_ms());
@@ -581,7 +581,7 @@ impl Driver {
     }
 }
 
-/// What changes next in a bucket that is watched.
+/// The next change in the bucket. Waits forever if there is no watch.
 async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Seen> {
     match watch {
         Some(watch) => watch.next().await,

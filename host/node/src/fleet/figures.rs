@@ -1,30 +1,30 @@
-//! What is counted of a fleet, for metrics and status.
+//! Counters of a fleet, for metrics and the status.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use presence_core::fleet::replica::Difference;
 
-/// What has been counted.
+/// The counters.
 #[derive(Debug, Default)]
 pub(crate) struct FleetFigures {
     /// How many inputs were passed on to their shards.
     pub(crate) routed: AtomicU64,
-    /// How many messages came on the subject of another shard than their user's.
+    /// How many messages came on the subject of a shard that isn't their user's.
     pub(crate) wrong_shard: AtomicU64,
-    /// How many messages of owners found no room.
+    /// How many messages of owners to standbys were dropped for want of room.
     pub(crate) told_dropped: AtomicU64,
     /// How many messages of other nodes couldn't be used.
     pub(crate) refused: AtomicU64,
-    /// How many shards were taken that had lost their owners.
+    /// How many shards this node took over after they had lost their owners.
     pub(crate) takeovers: AtomicU64,
     /// How many shards other nodes have handed over to this one.
     pub(crate) handovers: AtomicU64,
-    /// How often the session was lost, and with it all that was owned.
+    /// How often the node lost its session, and with it all shards that it owned.
     pub(crate) sessions_lost: AtomicU64,
     caught_up: [AtomicU64; REASONS.len()],
 }
 
-/// Why a shard catches up, as metrics have it.
+/// The reasons for catching up, and their names in metrics.
 const REASONS: [(Difference, &str); 7] = [
     (Difference::Begins, "begins"),
     (Difference::Gap, "gap"),
@@ -36,7 +36,7 @@ const REASONS: [(Difference, &str); 7] = [
 ];
 
 impl FleetFigures {
-    /// A shard catches up. Says why, in a word.
+    /// Counts that a shard catches up. Returns the name of the reason.
     pub(super) fn catches_up(&self, why: Difference) -> &'static str {
         let mut counts = REASONS.iter().zip(&self.caught_up);
         let Some(((_, word), count)) = counts.find(|((reason, _), _)| *reason == why) else {
@@ -46,7 +46,7 @@ impl FleetFigures {
         word
     }
 
-    /// How often shards have caught up, by the reason.
+    /// How often shards have caught up, for each reason.
     pub(crate) fn caught_up(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = REASONS.iter().zip(&self.caught_up);
         counts.map(|((_, word), count)| (*word, count.load(Ordering::Relaxed)))

@@ -1,9 +1,9 @@
 //! This node as one of a fleet: it holds a lease, owns some shards, and stands by for others.
 //!
-//! What is decided by the fleet's bucket is in [`Member`](presence_core::fleet::member::Member), and
-//! what a shard does in [`Replica`](presence_core::fleet::replica::Replica). Here is what carries between them,
-//! the broker, and other nodes: a task ([`driver`]) that owns the member, and what the rest of the
-//! node knows of the fleet ([`Fleet`]).
+//! What the fleet's bucket decides is in [`Member`](presence_core::fleet::member::Member), and what
+//! a shard does is in [`Replica`](presence_core::fleet::replica::Replica). This module connects
+//! them with the broker and the other nodes: a task ([`driver`]) owns the member, and [`Fleet`] is
+//! what the rest of the node knows of the fleet.
 
 pub(crate) mod behind;
 pub(crate) mod driver;
@@ -31,20 +31,21 @@ use crate::pool::{FleetLinks, Report};
 
 pub(crate) use figures::FleetFigures;
 
-/// How often is tried whether the bucket can be used.
+/// The wait between two attempts to open the bucket.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long messages between nodes are at most, and the pieces of longer ones, in bytes.
+/// The greatest length of a message between nodes, in bytes. Longer ones are split.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
-/// How long pieces of a snapshot are at most, in bytes. It takes milliseconds to put one into a shard.
+/// The greatest length of a piece of a snapshot, in bytes. A shard takes one in within
+/// milliseconds.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// From how many heartbeats on, in a twelfth of the lease, standbys of a shard are told of them by its
-/// owner, and don't take them in.
+/// With at least this many heartbeats of a shard in a twelfth of the lease, the owner forwards them
+/// to the standbys, which then don't take them in themselves.
 const TOLD_FROM: usize = 8;
 
-/// Who owns each shard; none where nobody is known to.
+/// The owner of each shard. `None`: no owner is known.
 pub(crate) type Owners = Arc<[Option<Arc<str>>]>;
 
 /// What the rest of the node knows of the fleet.
@@ -52,21 +53,21 @@ pub(crate) struct Fleet {
     pub(crate) node: Arc<str>,
     pub(crate) shards: u32,
     pub(crate) settings: FleetSettings,
-    /// Until when the node may rely on its lease.
+    /// The node's lease in the fleet: until when the node may rely on it.
     pub(crate) lease: Arc<NodeLease>,
-    /// Whether what others say reaches the node.
+    /// Whether the node has reached the bucket lately, so that it learns of changes by others.
     in_touch: AtomicBool,
     owners: watch::Sender<Owners>,
-    /// The nodes that live, as far as this one knows.
+    /// The nodes that are alive, as far as this one knows.
     living: watch::Sender<Arc<[Arc<str>]>>,
-    /// In which shards this node has a part.
+    /// For each shard, whether this node owns it or stands by.
     parts: Box<[AtomicBool]>,
-    /// Which shards are given the heartbeats that this node passes on.
+    /// For each shard, whether this node gives it the heartbeats that it reads.
     heartbeats: Box<[AtomicBool]>,
     pub(crate) figures: FleetFigures,
-    /// In how many shards the node has a part that it has yet to catch up for.
+    /// In how many of its shards the node has yet to catch up.
     pub(crate) behind: AtomicUsize,
-    /// Whether every shard has an owner, and the node has caught up once with all that it is to.
+    /// Whether every shard has an owner, and the node has caught up once in all of its shards.
     settled: watch::Sender<bool>,
     leave: Notify,
     left: watch::Sender<bool>,
@@ -78,7 +79,7 @@ pub(crate) struct FleetStart {
     pub(crate) links: FleetLinks,
     pub(crate) replicas: ReplicaSettings,
     pub(crate) bucket: FleetBucket,
-    /// What the bucket says that all nodes have in common.
+    /// The fleet's shared settings, as the bucket has them.
     pub(crate) layout: Layout,
     pub(crate) reports: mpsc::UnboundedReceiver<(u32, Report)>,
 }
@@ -104,18 +105,18 @@ impl Fleet {
         }
     }
 
-    /// Who owns each shard, as far as this node knows. It is a copy: what is borrowed from a channel must
-    /// not be borrowed again before it is given back, or both wait for a sender that waits for them.
+    /// The owner of each shard, as far as this node knows. This returns a copy: two borrows of a
+    /// watch channel by one thread can deadlock with a sender that waits between them.
     pub(crate) fn owners(&self) -> Owners {
         Arc::clone(&self.owners.borrow())
     }
 
-    /// The nodes that live, as far as this one knows.
+    /// The nodes that are alive, as far as this one knows.
     pub(crate) fn nodes(&self) -> Arc<[Arc<str>]> {
         Arc::clone(&self.living.borrow())
     }
 
-    /// Whether what others say reaches the node: it has reached the bucket lately.
+    /// Whether the node has reached the bucket lately, so that it learns of changes by others.
     pub(crate) fn is_in_touch(&self) -> bool {
         self.in_touch.load(Ordering::Relaxed)
     }
@@ -132,13 +133,13 @@ impl Fleet {
         }
     }
 
-    /// Whether a shard in which this node has a part takes in heartbeats.
+    /// Whether a shard in which this node has a part takes in heartbeats itself.
     pub(crate) fn takes_heartbeats(&self, shard: u32) -> bool {
         let shard = self.heartbeats.get(shard as usize);
         shard.is_some_and(|takes| takes.load(Ordering::Relaxed))
     }
 
-    /// In how many shards owners tell this node of heartbeats.
+    /// In how many shards owners forward heartbeats to this node.
     pub(crate) fn told(&self) -> usize {
         let takes = self.heartbeats.iter();
         takes.filter(|takes| !takes.load(Ordering::Relaxed)).count()
@@ -150,40 +151,40 @@ impl Fleet {
         }
     }
 
-    /// Returns once every shard has an owner, and the node has caught up with all that it is to:
-    /// then others may leave.
+    /// Returns once every shard has an owner, and the node has caught up once in all of its shards.
+    /// Then other nodes may leave.
     pub(crate) async fn is_settled(&self) {
         let mut settled = self.settled.subscribe();
-        // It can't fail: the sender is here.
+        // It can't fail: the sender is in `self`.
         let _ = settled.wait_for(|settled| *settled).await;
     }
 
-    /// How many shards nobody is known to own.
+    /// How many shards have no known owner.
     pub(crate) fn ownerless(&self) -> usize {
         let owners = self.owners();
         owners.iter().filter(|owner| owner.is_none()).count()
     }
 
-    /// There is no fleet any more that the node could leave.
+    /// The fleet's bucket is gone: ends the lease, and counts the node as having left.
     fn is_lost(&self) {
         self.lease.end();
         self.left.send_replace(true);
     }
 
-    /// Hands over all that the node owns, and returns when the node has left.
+    /// Hands over all shards that the node owns, and returns when the node has left the fleet.
     pub(crate) async fn leave(&self) {
         self.leave.notify_one();
         let mut left = self.left.subscribe();
-        // It can't fail: the sender is here.
+        // It can't fail: the sender is in `self`.
         let _ = left.wait_for(|left| *left).await;
     }
 }
 
-/// Joins the fleet that a configuration says: opens its bucket, and makes it where this is the first
-/// node. Nothing is owned yet.
+/// Joins the configured fleet: opens its bucket, or creates it if this is the first node. The node
+/// owns no shard yet. `None` if no fleet is configured.
 ///
 /// # Errors
-/// If this node can't be one of the fleet.
+/// If this node can't be part of the fleet.
 pub(crate) async fn join(
     config: &Config,
     connection: &Connection,
@@ -242,13 +243,13 @@ pub(crate) async fn join(
     }))
 }
 
-/// What a node of a fleet is asked and told by the others.
+/// The kinds of messages that other nodes send to this one.
 pub(crate) enum NodeSubject {
     /// A standby asks for a snapshot.
     Snapshot,
     /// A piece of a snapshot.
     Chunk,
-    /// A standby holds all that was told.
+    /// A standby has everything that the owner told it.
     Synced,
 }
 
@@ -263,13 +264,13 @@ impl NodeSubject {
         }
     }
 
-    /// Of a node, and of a shard.
+    /// The subject of this kind of message for a node and a shard.
     pub(crate) fn of(&self, subjects: &Subjects, node: &str, shard: u32) -> String {
         let subject = subjects.of_node(node, self.as_str());
         format!("{subject}.{shard}")
     }
 
-    /// What a subject below a node's own is, and of which shard.
+    /// Reads the kind of message and the shard from a subject below the node's own.
     pub(crate) fn read(subjects: &Subjects, node: &str, subject: &str) -> Option<(Self, u32)> {
         Self::ALL.into_iter().find_map(|it| {
             let begin = subjects.of_node(node, it.as_str());
@@ -279,7 +280,7 @@ impl NodeSubject {
     }
 }
 
-/// What is subscribed to of what a node of a fleet is told.
+/// The subject by which a node subscribes to the messages of other nodes.
 pub(crate) fn node_subject(subjects: &Subjects, node: &str) -> String {
     subjects.of_node(node, "fleet.>")
 }

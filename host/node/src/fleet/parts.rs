@@ -1,5 +1,5 @@
-//! The subscriptions of a node of a fleet: what applications send in, of which the nodes share the
-//! reading, and what is sent to the shards in which the node has a part.
+//! The subscriptions of a node of a fleet: the messages of applications, which the nodes share
+//! among them, and the messages to the shards in which the node has a part.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,20 +12,20 @@ use tokio::sync::mpsc;
 use crate::link::connection::{Incoming, Subscription};
 use crate::pool::FleetTask;
 
-/// How many messages are taken from one subscription before another one has its turn.
+/// How many messages are taken from one subscription before another has its turn.
 const TURN_MAX: usize = 32;
 
-/// All that comes in for a tenant on this node.
+/// All incoming messages of a tenant on this node.
 pub(crate) enum Inputs {
-    /// Of a node that serves alone: one subscription, so that one order holds over all subjects.
+    /// A node without a fleet: one subscription, so that the order holds across all subjects.
     Alone(Subscription),
-    /// Of a node of a fleet.
+    /// A node of a fleet.
     Parts(PartInputs),
 }
 
 impl Inputs {
-    /// Ends them, once what is on its way has been read. Says whether the connection is still
-    /// there for that.
+    /// Ends the subscriptions once the messages on their way have been read. Returns whether the
+    /// connection was open for that.
     pub(crate) async fn drain(&mut self) -> bool {
         match self {
             Self::Alone(messages) => messages.drain().await,
@@ -45,19 +45,19 @@ impl Stream for Inputs {
     }
 }
 
-/// Tells what reads the inputs of a node of a fleet of the node's parts.
+/// Tells the reader of a fleet node's inputs which parts the node has.
 pub(crate) struct PartSender {
     changes: mpsc::UnboundedSender<PartChange>,
     behind: mpsc::UnboundedSender<(u32, FleetTask)>,
 }
 
-/// Where that is told.
+/// The receiving end of a [`PartSender`].
 pub(crate) struct PartReceiver {
     pub(crate) changes: mpsc::UnboundedReceiver<PartChange>,
     pub(crate) behind: mpsc::UnboundedReceiver<(u32, FleetTask)>,
 }
 
-/// Both.
+/// Makes both ends of the channel.
 pub(crate) fn part_channel() -> (PartSender, PartReceiver) {
     let (change, changes) = mpsc::unbounded_channel();
     let (tell, behind) = mpsc::unbounded_channel();
@@ -69,40 +69,40 @@ pub(crate) fn part_channel() -> (PartSender, PartReceiver) {
 }
 
 impl PartSender {
-    /// A part changes.
+    /// Sends a change of the node's parts.
     pub(crate) fn change(&self, change: PartChange) {
         // The reader is gone when the node ends.
         let _ = self.changes.send(change);
     }
 
-    /// Tells a shard something behind all that has arrived for it.
+    /// Sends a task to a shard, to be done after all messages that have arrived for it so far.
     pub(crate) fn tell_behind(&self, shard: u32, task: FleetTask) {
-        // As above.
+        // The reader is gone when the node ends.
         let _ = self.behind.send((shard, task));
     }
 }
 
-/// A change of the parts that a node has.
+/// A change of a node's subscriptions.
 pub(crate) enum PartChange {
-    /// It listens to a shard.
+    /// The node listens to a shard.
     Listens(u32, Subscription),
-    /// It listens by these once all has been read of what it has listened by.
+    /// The subscriptions replace the shard's current ones, once those have been read to their end.
     Replaces(u32, Vec<Subscription>),
-    /// It listens to heartbeats, too.
+    /// The node listens to the shard's heartbeats by subscriptions of their own.
     Heartbeats(u32, Vec<Subscription>),
-    /// It doesn't listen to heartbeats any more.
+    /// The subscriptions to the shard's heartbeats end.
     NoHeartbeats(u32),
-    /// It doesn't any more.
+    /// The node doesn't listen to the shard any more.
     Leaves(u32),
 }
 
-/// All that comes in for a node of a fleet.
+/// All incoming messages of a node of a fleet.
 pub(crate) struct PartInputs {
     streams: SelectAll<Part>,
-    /// What has been taken from one of them and not read yet.
+    /// Messages that were taken from one of the streams and not returned yet.
     taken: vec::IntoIter<Incoming>,
     changes: mpsc::UnboundedReceiver<PartChange>,
-    /// Parts whose subscriptions are about to end, and of which shards they are.
+    /// Parts that are being replaced: their subscriptions are being drained.
     ending: FuturesUnordered<BoxFuture<'static, Part>>,
     replaced: Vec<u32>,
     /// Whether no part is added any more.
@@ -110,16 +110,17 @@ pub(crate) struct PartInputs {
 }
 
 struct Part {
-    /// The shard; none for what applications send in.
+    /// The shard. `None` for the messages of applications.
     shard: Option<u32>,
-    /// Whether it is of heartbeats alone.
+    /// Whether the part has only heartbeats.
     is_heartbeats: bool,
     messages: Subscriptions,
-    /// What is read once that has ended.
+    /// What is read after `messages` has ended.
     next: Option<Subscriptions>,
 }
 
-/// Subscriptions that take turns. To give the turn to another costs more than to read a message.
+/// Subscriptions that take turns, several messages at a time: a change of turn costs more than the
+/// reading of a message.
 type Subscriptions = SelectAll<ReadyChunks<Subscription>>;
 
 fn in_turn(messages: impl IntoIterator<Item = Subscription>) -> Subscriptions {
@@ -168,7 +169,7 @@ impl Stream for Part {
 }
 
 impl PartInputs {
-    /// What applications send in, and no shard yet.
+    /// Begins with the messages of applications alone, without any shard.
     pub(crate) fn new(
         routed: Vec<Subscription>,
         changes: mpsc::UnboundedReceiver<PartChange>,
@@ -186,8 +187,8 @@ impl PartInputs {
         }
     }
 
-    /// Ends them, once what is on its way has been read. Says whether the connection is still
-    /// there for that.
+    /// Ends the subscriptions once the messages on their way have been read. Returns whether the
+    /// connection was open for that.
     pub(crate) async fn drain(&mut self) -> bool {
         self.is_draining = true;
         for part in self.streams.iter_mut() {
@@ -214,7 +215,7 @@ impl PartInputs {
                 for mut part in before {
                     let next = next.take();
                     let ended = async move {
-                        // Where the connection is closed, it has ended.
+                        // If the connection is closed, the subscription has ended already.
                         part.drain().await;
                         part.next = next;
                         part
@@ -243,10 +244,10 @@ impl PartInputs {
         self.streams = all.filter(is_kept).collect();
     }
 
-    /// What ends is read to its end, unless the shard has been left since.
+    /// Reads a part that is being replaced to its end, unless the node has left its shard.
     fn ends(&mut self, mut part: Part) {
         if self.is_draining {
-            // What was to be read next wasn't drained with the others.
+            // `next` wasn't drained with the others.
             part.next = None;
         }
         let place = self.replaced.iter().position(|it| part.shard == Some(*it));
@@ -271,7 +272,7 @@ impl Stream for PartInputs {
             self.ends(part);
         }
         match self.streams.poll_next_unpin(context) {
-            // There may be others later.
+            // Parts may be added later.
             Poll::Ready(None) if !self.is_draining => Poll::Pending,
             polled => polled.map(|taken| {
                 self.taken = taken?.into_iter();

@@ -1,4 +1,4 @@
-//! The node's own log on standard error: what is in it, and what a line looks like.
+//! The node's own log on standard error: its filter, and the format of its lines.
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::link::connection::CONNECTOR_LOG;
 /// Whether lines may name users.
 static NAMES_USERS: AtomicBool = AtomicBool::new(true);
 
-/// An id of a user or a connection, as lines may have it.
+/// An id of a user or a connection for a line of the log, or a placeholder if ids are hidden.
 pub(crate) fn user(id: &str) -> &str {
     match NAMES_USERS.load(Ordering::Relaxed) {
         true => id,
@@ -31,7 +31,7 @@ pub(crate) fn user(id: &str) -> &str {
 /// Begins the log.
 ///
 /// # Errors
-/// If `PRESENCE_LOG` is no filter.
+/// If the log filter, from `PRESENCE_LOG` or the configuration, is invalid.
 pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
     NAMES_USERS.store(log.user_ids, Ordering::Relaxed);
     let level = level(log)?;
@@ -46,7 +46,7 @@ pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
             .boxed(),
         LogFormat::Json => layer().json().with_writer(JsonLog).boxed(),
     };
-    // Why it can't connect, the broker's client says at each attempt; the node says it once.
+    // The broker's client logs each failed attempt to connect; the node logs the failure once.
     let is_quiet = filter
         .max_level_hint()
         .is_some_and(|max| max < LevelFilter::DEBUG);
@@ -58,8 +58,8 @@ pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How the fields of a line are written: the message, and `name=value` of each other.
-/// Nothing in them ends the line or commands a terminal.
+/// Writes the fields of a line: the message, and `name=value` for each other field. Escapes
+/// everything that would end the line or control a terminal.
 fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
     debug_fn(|writer, field, value| {
         let name = field.name();

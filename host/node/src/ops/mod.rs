@@ -1,5 +1,4 @@
-//! What operators see of a node: its log, and HTTP for health, metrics, status and the
-//! page.
+//! What operators see of a node: its log, and over HTTP its health, metrics, status and page.
 
 pub(crate) mod http;
 pub mod log;

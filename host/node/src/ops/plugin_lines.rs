@@ -1,7 +1,7 @@
-//! What plugins log, and what the log says of them, for operators who follow it over NATS. The
-//! last lines are kept; while somebody follows a plugin, its lines are handed on as well.
+//! Lines that plugins log, and lines of the node's log about plugins, for operators who follow them
+//! over NATS. The last lines are kept. While a plugin is followed, its lines are published as well.
 //!
-//! There is one of this in a process, as there is one log.
+//! There is one collection per process, since there is one log.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
@@ -22,61 +22,61 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock;
 
-/// The target of lines that plugins write.
+/// The log target of the lines of plugins.
 const TARGET: &str = "plugin";
 
-/// The span of a pipeline.
+/// The name of a pipeline's span.
 const PIPELINE: &str = "pipeline";
 
-/// How many lines are kept, of all plugins together.
+/// How many lines are kept in all.
 const KEPT_MAX: usize = 500;
 
-/// The longest line, in bytes. What is longer is cut.
+/// The longest line, in bytes. Longer ones are cut.
 const LINE_BYTES_MAX: usize = 4_096;
 
 /// How many lines may wait to be published.
 const WAITING_MAX: usize = 1_024;
 
-/// For how long a plugin's lines are handed on, unless somebody asks again.
+/// For how long a plugin's lines are published, unless the request is renewed.
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
-/// How many leases there may be.
+/// How many plugins may be followed at a time.
 const LEASES_MAX: usize = 64;
 
 static LINES: PluginLines = PluginLines::new();
 
-/// The lines of a process.
+/// The lines of the process.
 pub(crate) struct PluginLines {
     known: Mutex<LinesState>,
-    /// Whether somebody follows what is only for debugging.
+    /// Whether a follower wants debug lines.
     is_debug_wanted: AtomicBool,
     publisher: OnceLock<mpsc::Sender<PluginLine>>,
 }
 
 struct LinesState {
     kept: VecDeque<PluginLine>,
-    /// When the first line came; 0 before.
+    /// The time of the first line, in milliseconds; 0 before it.
     epoch: u64,
     /// The number of the last line.
     last: u64,
     leases: Vec<Lease>,
 }
 
-/// Whose lines are handed on, and until when.
+/// A plugin that is followed, and until when.
 struct Lease {
     wanted: FollowRequest,
     until: Instant,
-    /// Lines that could not be handed on since the last that was.
+    /// How many lines could not be published since the last one that was.
     left_out: u64,
 }
 
-/// Whose lines somebody wants.
+/// A request to follow a plugin's lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FollowRequest {
-    /// What the tenant's lines are known by; empty for the default one.
+    /// The tenant that the lines carry; empty for the default one.
     pub(crate) tenant: String,
     pub(crate) plugin: String,
-    /// Whether lines for debugging are among them.
+    /// Whether debug lines are wanted, too.
     pub(crate) is_debug: bool,
 }
 
@@ -84,20 +84,20 @@ pub(crate) struct FollowRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PluginLine {
-    /// When the process began to keep lines, and the line's number since then, from 1 on.
+    /// The time of the process's first line, and this line's number since then, from 1 on.
     pub(crate) epoch: u64,
     pub(crate) seq: u64,
     pub(crate) timestamp: u64,
     pub(crate) plugin: String,
-    /// What the tenant's lines are known by, or, as it is published, its prefix.
+    /// The tenant of the pipeline; in a published line, the tenant's prefix.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) tenant: String,
-    /// Of the pipeline; none where the line is about the plugin in all of them.
+    /// The generation of the pipeline. `None` if the line is about the plugin in all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) generation: Option<u64>,
     pub(crate) level: &'static str,
     pub(crate) text: String,
-    /// How many lines before it could not be published.
+    /// How many lines just before this one could not be published.
     #[serde(skip_serializing_if = "is_none")]
     pub(crate) left_out: u64,
 }
@@ -107,7 +107,7 @@ fn is_none(count: &u64) -> bool {
     *count == 0
 }
 
-/// The span of a pipeline: what is logged in it bears its tenant and generation.
+/// The span of a pipeline. Lines that are logged in it carry its tenant and generation.
 pub(crate) fn span(tenant: &str, generation: u64) -> Span {
     let tenant = (!tenant.is_empty()).then_some(tenant);
     tracing::error_span!(target: TARGET, parent: None, PIPELINE, generation, tenant)
@@ -121,36 +121,36 @@ where
     Collector.with_filter(Collector)
 }
 
-/// Where lines that are followed come out. It is asked for once.
+/// The receiver of the lines that are followed. To be called once.
 pub(crate) fn followed() -> mpsc::Receiver<PluginLine> {
     let (publisher, lines) = mpsc::channel(WAITING_MAX);
-    // A second one gets nothing.
+    // A second receiver gets nothing.
     let _ = LINES.publisher.set(publisher);
     lines
 }
 
-/// Hands on a plugin's lines for [`LEASE`] from now on.
+/// Publishes a plugin's lines for [`LEASE`] from now on.
 ///
 /// # Errors
-/// If too much is followed.
+/// If too many plugins are followed.
 pub(crate) fn follow(wanted: FollowRequest) -> Result<(), String> {
     LINES.known().follow(wanted, Instant::now())?;
     expire();
     Ok(())
 }
 
-/// The last lines of a plugin, as many as fit into so many bytes.
+/// The last lines of a plugin, as many as fit into `bytes_max`.
 pub(crate) fn last(wanted: &FollowRequest, bytes_max: usize) -> Vec<PluginLine> {
     LINES.known().last(wanted, bytes_max)
 }
 
-/// Forgets the lines of a tenant, and who follows them.
+/// Removes the lines of a tenant, and the requests to follow them.
 pub(crate) fn forget(tenant: &str) {
     LINES.known().forget(tenant);
     expire();
 }
 
-/// Ends leases that nobody has renewed. To be called now and then.
+/// Ends the leases that were not renewed. To be called regularly.
 pub(crate) fn expire() {
     let is_debug_wanted = {
         let mut known = LINES.known();
@@ -162,13 +162,13 @@ pub(crate) fn expire() {
         .is_debug_wanted
         .swap(is_debug_wanted, Ordering::Relaxed);
     if was_wanted != is_debug_wanted {
-        // What is logged nowhere isn't even made.
+        // Makes callsites check again: lines that no layer wants aren't even created.
         tracing::callsite::rebuild_interest_cache();
     }
 }
 
 impl PluginLines {
-    /// None yet.
+    /// No lines yet.
     const fn new() -> Self {
         Self {
             known: Mutex::new(LinesState {
@@ -186,16 +186,16 @@ impl PluginLines {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line was logged.
+    /// Takes in a line that was logged.
     fn take(&self, mut line: PluginLine) {
         let mut known = self.known();
-        // Here, so that the times of lines are in the order of their numbers.
+        // Set under the lock, so that the times of lines are in the order of their numbers.
         line.timestamp = clock::now_ms();
         let handed = known.keep(line, Instant::now());
         let (Some(publisher), Some((line, lease))) = (self.publisher.get(), handed) else {
             return;
         };
-        // A thread that logs waits for nobody.
+        // A thread that logs must not wait.
         lease.left_out = match publisher.try_send(line) {
             Ok(()) => 0,
             Err(_) => lease.left_out + 1,
@@ -231,7 +231,7 @@ impl LinesState {
         let of_it = self.kept.iter().rev().filter(|it| wanted.has(it));
         let mut bytes = 0;
         let fits = |line: &&PluginLine| {
-            // What is escaped may be six times as long.
+            // An escaped character may take six bytes.
             bytes += 256 + line.text.len() * 2;
             bytes <= bytes_max
         };
@@ -240,7 +240,8 @@ impl LinesState {
         last
     }
 
-    /// Keeps a line. Returns it with whom it is to be handed to, if anybody follows it.
+    /// Keeps a line. If the plugin is followed, returns the line and the lease by which it is
+    /// published.
     fn keep(&mut self, mut line: PluginLine, now: Instant) -> Option<(PluginLine, &mut Lease)> {
         if self.last == 0 {
             self.epoch = line.timestamp;
@@ -268,7 +269,7 @@ impl FollowRequest {
 struct Collector;
 
 impl Collector {
-    /// Whether a line is one of a plugin, or of the node about one.
+    /// Whether a line is a plugin's, or the node's about a plugin.
     fn wants(metadata: &Metadata<'_>) -> bool {
         let is_plugins = metadata.target() == TARGET;
         if metadata.is_span() {
@@ -351,7 +352,7 @@ where
     }
 }
 
-/// Of which pipeline a line is.
+/// The pipeline that a line belongs to.
 #[derive(Clone, Debug, Default)]
 struct Pipeline {
     tenant: String,
@@ -374,14 +375,14 @@ impl Visit for Pipeline {
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
-/// What a line says.
+/// The fields of a line.
 #[derive(Default)]
 struct LineFields {
     plugin: String,
     text: Text,
 }
 
-/// Text that ends where it is long enough.
+/// Text that is cut at [`LINE_BYTES_MAX`].
 #[derive(Default)]
 struct Text(String);
 
@@ -397,7 +398,7 @@ impl fmt::Write for Text {
 impl LineFields {
     fn add(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         let name = field.name();
-        // What it says comes first, whatever the order of the fields.
+        // The message comes first, whatever the order of the fields.
         let _ = match (name, self.text.0.is_empty()) {
             ("message" | "explanation", true) => write!(self.text, "{value}"),
             ("message" | "explanation", false) => {

@@ -1,5 +1,5 @@
-//! The last few dead letters, for the page: bounded in number and size, and noted at a
-//! limited rate, however many there are. What they were about in full, a stream keeps.
+//! The last few dead letters, for the page. Their number, size and rate are limited, however many
+//! are published. A stream keeps them in full.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -9,16 +9,16 @@ use serde::Deserialize;
 
 use crate::clock;
 
-/// How many are kept, and how many are noted in a second at most.
+/// How many are kept, and how many are noted per second, at most.
 const KEPT: usize = 50;
 
-/// How long a text of one may be, in bytes.
+/// The greatest length of each text, in bytes.
 const TEXT_BYTES_MAX: usize = 320;
 
-/// How long a payload may be that is searched for its user, in bytes.
+/// The greatest length of a payload that is searched for its user, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 32 << 10;
 
-/// One dead letter, in short.
+/// A summary of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeadLetterSummary {
     /// Its timestamp, in milliseconds.
@@ -27,11 +27,11 @@ pub(crate) struct DeadLetterSummary {
     pub(crate) reason: String,
     /// What was wrong. It may quote the message.
     pub(crate) error: String,
-    /// Whom it was about, if the message says so.
+    /// The user whom the message names, if any.
     pub(crate) user: Option<String>,
 }
 
-/// The last few of a tenant.
+/// The last dead letters of a tenant.
 #[derive(Debug, Default)]
 pub(crate) struct RecentDeadLetters(Mutex<Recent>);
 
@@ -40,7 +40,7 @@ struct Recent {
     letters: VecDeque<DeadLetterSummary>,
     /// How many were noted since the start.
     noted: u64,
-    /// The second that is under way, and how many were noted in it.
+    /// The current second, and how many were noted in it.
     second: (u64, usize),
 }
 
@@ -58,7 +58,7 @@ struct Body<'a> {
     timestamp: u64,
 }
 
-/// A payload that says whom it is about.
+/// A payload that names a user.
 #[derive(Deserialize)]
 struct AboutUser<'a> {
     #[serde(rename = "userId", borrow)]
@@ -66,7 +66,7 @@ struct AboutUser<'a> {
 }
 
 impl RecentDeadLetters {
-    /// Notes one that is published.
+    /// Notes a dead letter that is published.
     pub(crate) fn note(&self, body: &[u8]) {
         self.note_at(clock::now_ms(), body);
     }
@@ -83,7 +83,8 @@ impl RecentDeadLetters {
             }
             kept.second.1 += 1;
         }
-        // Not while others wait for the lock. It is this program's own, and can be read.
+        // Parsed without the lock, so that nobody waits for it. The body is this program's own: it
+        // can be read.
         let Ok(body) = serde_json::from_slice::<Body<'_>>(body) else {
             return;
         };
@@ -104,12 +105,12 @@ impl RecentDeadLetters {
         kept.noted += 1;
     }
 
-    /// How many were noted since the start: another number, other letters.
+    /// How many were noted since the start. It changes whenever the kept ones do.
     pub(crate) fn noted(&self) -> u64 {
         self.lock().noted
     }
 
-    /// Those that are kept, the newest first, and how many were noted by then.
+    /// The kept dead letters, newest first, and how many were noted by then.
     pub(crate) fn newest(&self) -> (u64, Vec<DeadLetterSummary>) {
         let kept = self.lock();
         (kept.noted, kept.letters.iter().cloned().collect())
@@ -120,7 +121,7 @@ impl RecentDeadLetters {
     }
 }
 
-/// As much of a text as is kept.
+/// The beginning of a text, as much as is kept.
 fn beginning(text: &str) -> String {
     let end = text.floor_char_boundary(TEXT_BYTES_MAX);
     let (kept, rest) = text.split_at(end);

@@ -1,5 +1,5 @@
-//! An account of NATS, as this process uses it: its connections, and the threads whose messages
-//! go out on them. The tenants of one account share all of it, but isolated ones share another one.
+//! A NATS account as this process uses it: its connections, and the threads that publish on them.
+//! The tenants of an account share all of it. Isolated tenants share a second one.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -22,20 +22,20 @@ use crate::ops::http::AccountFigures;
 use crate::pool::{OutboxSettings, Pool, Priority};
 use crate::tasks::Tasks;
 
-/// How long a client may take to note that it is to close.
+/// How long a client may take to accept the order to close.
 const CLOSE: Duration = Duration::from_millis(500);
 
-/// Of several tenants, one shard may have a part of the outbox in so many, and no fewer bytes: what
-/// others have to say waits behind it.
+/// With several tenants, a shard may have one part in `SHARD_PART` of the outbox, but at least
+/// `SHARD_BYTES_MIN`: the messages of other shards wait behind its own.
 const SHARD_PART: usize = 16;
 const SHARD_BYTES_MIN: usize = 262_144;
 
-/// An account. Each part of it is made when it is first needed.
+/// An account. Each part of it is created when it is first needed.
 pub(super) struct Account {
     pub(super) access: BrokerAccess,
     pub(super) broker: Arc<BrokerHealth>,
     pub(super) doubts: Doubts,
-    /// How many threads its shards live on.
+    /// How many threads its shards run on.
     threads: usize,
     outbox: OutboxSettings,
     timeout_ms: u64,
@@ -47,15 +47,15 @@ pub(super) struct Account {
     claims: Claims,
 }
 
-/// Which tenant has which subjects, by their prefix. What runs goes before what a file says: one
-/// may stand there that can't be had yet.
+/// Which tenant holds which subjects, by prefix. The tenant that runs holds them, whatever the file
+/// says: another may be configured with them that has to wait.
 #[derive(Clone, Default)]
 struct Claims {
     by_prefix: Arc<Mutex<BTreeMap<Option<String>, String>>>,
     freed: Arc<Notify>,
 }
 
-/// A tenant's right to its subjects, for as long as this is there.
+/// A tenant's right to its subjects. Dropping it frees them.
 pub(super) struct Claim {
     claims: Claims,
     prefix: Option<String>,
@@ -75,10 +75,10 @@ impl Claims {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a tenant have its subjects.
+    /// Gives a tenant its subjects, if they are free.
     ///
     /// # Errors
-    /// With the tenant that has them.
+    /// With the name of the tenant that holds them.
     fn try_claim(&self, prefix: &Option<String>, name: &str) -> Result<Claim, String> {
         let mut claims = self.by_prefix();
         if let Some(holder) = claims.get(prefix) {
@@ -92,20 +92,21 @@ impl Claims {
     }
 }
 
-/// The connections by which its tenants are heard.
+/// The connections for the traffic of the account's tenants.
 pub(super) struct Link {
     pub(super) connection: Connection,
-    /// How often it has been connected. Nothing has been read of it.
+    /// Counts the connects. This receiver has never been read, so that each copy sees the first
+    /// change.
     pub(super) connects: watch::Receiver<u64>,
-    /// Up to when everything has been heard.
+    /// The time up to which every message has been received.
     pub(super) heard: watch::Receiver<u64>,
     pub(super) sources: Sources,
-    /// What each thread hands to the broker's client.
+    /// For each thread, the progress of what it has handed to the broker's client.
     handed: Vec<Arc<DeliveryProgress>>,
 }
 
 impl Account {
-    /// The account that a configuration says, with so many threads. Nothing is connected yet.
+    /// The configured account, for this many threads. Nothing is connected yet.
     pub(super) fn new(config: &Config, threads: usize, tasks: &Tasks) -> Self {
         let broker = BrokerHealth::default();
         if config.tenants.is_some() {
@@ -138,8 +139,8 @@ impl Account {
         }
     }
 
-    /// The same account for isolated tenants: with connections of its own, since what one reads
-    /// and writes on them keeps others waiting, and threads of its own, which are of lower priority.
+    /// The same account for isolated tenants. It has connections of its own, since the traffic on a
+    /// connection delays everyone on it, and threads of its own with a lower priority.
     pub(super) fn isolated(&self, config: &Config, tasks: &Tasks) -> Self {
         Self {
             priority: Priority::Lower,
@@ -148,7 +149,7 @@ impl Account {
         }
     }
 
-    /// As metrics tell of it, for tenants that share it.
+    /// The account's metrics, for tenants that share it.
     pub(super) fn figures(&self) -> AccountFigures {
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         AccountFigures {
@@ -158,19 +159,19 @@ impl Account {
         }
     }
 
-    /// Whether it is one that a tenant of this configuration can have for its own.
+    /// Whether a tenant with this configuration can have this account as its own.
     pub(super) fn is_for(&self, config: &Config) -> bool {
         let is_isolated = self.priority == Priority::Lower;
         self.access.is_of(config) && is_isolated == config.tenant.isolated
     }
 
-    /// Has a tenant have the subjects of its prefix, once no other has them. `wait`: is told of
-    /// each that does.
+    /// Gives a tenant the subjects of its prefix, once no other tenant holds them. `wait` is called
+    /// with the reason for each wait.
     pub(super) async fn claim(&self, config: &Config, name: &str, wait: impl Fn(String)) -> Claim {
         let prefix = &config.tenant.prefix;
         loop {
             let mut freed = pin!(self.claims.freed.notified());
-            // Before it is looked who has them.
+            // Registered before the check, so that no notification is missed.
             freed.as_mut().enable();
             match self.claims.try_claim(prefix, name) {
                 Ok(claim) => return claim,
@@ -184,23 +185,24 @@ impl Account {
         }
     }
 
-    /// Closes the connections, and has none be made any more.
+    /// Closes the connections, and prevents new ones.
     pub(super) async fn close(&self) {
         self.access.close();
         self.tasks.end();
         let admin = self.admin.get().map(|admin| admin.client.clone());
         let main = self.link.get().map(|link| link.connection.client().clone());
         for client in admin.into_iter().chain(main) {
-            // One that isn't connected may have no room for it, and is not connected again.
+            // A client that isn't connected may have no room for the order. It doesn't connect
+            // again.
             let _ = timeout(CLOSE, client.drain()).await;
         }
     }
 
-    /// The connections by which its tenants are heard. A broker that isn't there is waited for
-    /// elsewhere.
+    /// The connections for the traffic of the account's tenants. It doesn't wait for a broker that
+    /// is away.
     ///
     /// # Errors
-    /// If what it takes to connect can't be read.
+    /// If the credentials can't be read.
     pub(super) async fn link(&self) -> anyhow::Result<&Link> {
         self.link.get_or_try_init(|| self.connect()).await
     }
@@ -208,7 +210,7 @@ impl Account {
     async fn connect(&self) -> anyhow::Result<Link> {
         let (changes, connects) = watch::channel(0);
         let connection = self.access.main(&self.broker, changes).await?;
-        // Also while nothing is served yet: nodes need some of them to find each other.
+        // Begun before anything is served: nodes need some permissions to find each other.
         let permissions = broker::follow_permissions(connection.clone(), Arc::clone(&self.broker));
         self.tasks.spawn("rights", permissions);
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
@@ -237,10 +239,10 @@ impl Account {
         self.admin.get_or_try_init(connect).await
     }
 
-    /// The threads.
+    /// The threads of the account, which are started by the first call.
     ///
     /// # Errors
-    /// As [`Self::link`], and if the system has no thread to give.
+    /// As [`Self::link`], and if the system refuses a thread.
     pub(super) async fn pool(&self) -> anyhow::Result<Pool> {
         let link = self.link().await?;
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);

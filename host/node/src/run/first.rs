@@ -24,14 +24,14 @@ use crate::tenant::FirstCandidate;
 /// The pipeline that a node starts with.
 pub(super) struct LoadedPipeline {
     pub(super) loader: Arc<Loader>,
-    /// Of what it was loaded from.
+    /// The stamp of the files that it was loaded from.
     pub(super) stamp: u64,
     pub(super) blueprint: Blueprint,
-    /// The canary beside it.
+    /// The canary that runs beside it, if any.
     pub(super) candidate: Option<FirstCandidate>,
 }
 
-/// Loads the pipeline that a configuration says.
+/// Loads the configured pipeline.
 pub(super) async fn load(
     config: &Config,
     compiler: &SharedCompiler,
@@ -42,14 +42,14 @@ pub(super) async fn load(
     .await
 }
 
-/// As [`load`]. `refused`: what is said of a pipeline that is refused.
+/// Like [`load`]. `refused` adds context to the error if the pipeline is refused.
 async fn load_or(
     config: &Config,
     compiler: &SharedCompiler,
     refused: impl FnOnce(anyhow::Error) -> anyhow::Error + Send + 'static,
 ) -> anyhow::Result<LoadedPipeline> {
     let (known, compiler) = (config.clone(), compiler.clone());
-    // What is read may hang, and what is compiled takes long.
+    // Reading files may hang, and compiling takes long.
     let loaded = blocking(move || {
         let in_force = InForce::read(&known)?;
         let loader = Arc::new(Loader::with_compiler(&compiler, &known)?.with_in_force(in_force));
@@ -71,18 +71,19 @@ async fn load_or(
     loaded?
 }
 
-/// What a tenant begins by, and where more of it comes from.
+/// The configuration that a tenant starts with, and the source of its changes.
 pub(super) struct TenantStart {
     pub(super) config: Config,
     pub(super) source: Source,
-    /// What the configuration file was like when it was read.
+    /// The state of the configuration file when it was read.
     pub(super) seen: Stamp,
 }
 
 impl TenantStart {
-    /// What has changed while the node waited for its turn: it serves by the rules of now. What
-    /// can't be taken leaves what was loaded, as in a node that serves; that it can't, the log
-    /// says when the files are followed.
+    /// The changes since the start, after the node has waited for its turn: it must serve by the
+    /// current rules. `None` if nothing has changed, or if the change can't be taken. What was
+    /// loaded then stays, as in a running node, and the log reports the problem once the files are
+    /// followed.
     pub(super) async fn changed(&mut self, loaded: Option<&LoadedPipeline>) -> Option<Self> {
         let (before, source) = (self.config.clone(), self.source.clone());
         let (stamp, seen) = (loaded.map(|loaded| loaded.stamp), self.seen);
@@ -94,7 +95,7 @@ impl TenantStart {
                     let now = Text::read(path.as_deref()).ok()?;
                     if now != *text {
                         if let Some(known) = text {
-                            // One that is gone isn't taken, as in a node that serves.
+                            // A file that has vanished changes nothing, as in a running node.
                             now.as_ref()?.may_follow(known).ok()?;
                         }
                         let variables = config::variables();
@@ -122,8 +123,8 @@ impl TenantStart {
     }
 }
 
-/// Loads the canary of a revision as well, if it has one. Says what is wrong with it, if
-/// anything is.
+/// Also loads the canary of a revision, if it has one. Returns what is wrong with the canary, if
+/// anything.
 async fn with_candidate(
     config: &Config,
     revision: &Revision,
@@ -162,10 +163,10 @@ async fn with_candidate(
     Ok(both.await?)
 }
 
-/// What a node knows of the plugin store when it begins, and the revision that it runs.
+/// The state of the plugin store at the start, and the revision that is in force.
 pub(super) type StoreStart = (Arc<store::state::StoreState>, Option<Arc<Revision>>);
 
-/// What brings plugins of the store to this node.
+/// Fetches plugins from the store to this node.
 pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> PluginFetcher {
     PluginFetcher {
         store: Store::new(&admin.client, config.tenant.prefix.as_deref()),
@@ -173,8 +174,8 @@ pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> Plugin
     }
 }
 
-/// Loads the pipeline that the plugin store says, or else the one that was last in force. Where
-/// there is neither, the pipeline has no stages: nobody sees anybody until there is one.
+/// Loads the newest pipeline of the plugin store, or else the one that was last in force. If there
+/// is neither, the pipeline has no stages, and nobody is visible until there is one.
 pub(super) async fn load_stored(
     config: &mut Config,
     compiler: &SharedCompiler,
@@ -196,12 +197,12 @@ pub(super) async fn load_stored(
     if let Some((revision, why)) = state.refused() {
         alert(revision, &why);
     }
-    // What is kept may be the newest one.
+    // The kept revision may be the newest one.
     let kept = begin.kept.filter(|it| begin.newest.as_ref() != Some(it));
     for revision in [begin.newest, kept].into_iter().flatten() {
         let mut with = config.clone();
         with.pipeline = revision.stages();
-        // With the same words as where the store is followed, so that there is one alert.
+        // The error has the same text as in a running node, so that there is one alert and not two.
         match load_or(&with, compiler, |problems| problems).await {
             Ok(loaded) => {
                 let (loaded, refused) = with_candidate(&with, &revision, loaded).await?;

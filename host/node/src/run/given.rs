@@ -1,4 +1,4 @@
-//! What a tenant is given while it is served, and what the system gives the process.
+//! Configuration changes for a tenant that is served, and the process's limit of open files.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::account::Account;
 use super::tenants::DesiredState;
 use crate::ops::http::Tenants;
 
-/// Waits until something is wanted that a tenant can't take while it is served. What it can
-/// take, it is given.
+/// Returns when a change is wanted that needs a restart of the tenant. Other changes are passed on
+/// to the running tenant by `given`.
 pub(super) async fn other(
     wanted: &mut watch::Receiver<DesiredState>,
     (config, account): (&Arc<Config>, &Account),
@@ -21,20 +21,20 @@ pub(super) async fn other(
     while wanted.changed().await.is_ok() {
         let order = wanted.borrow_and_update().clone();
         let DesiredState::Serve(new, own_account) = order else {
-            // It is read again by the one who asks what to do next.
+            // The caller reads it again when it decides what to do next.
             wanted.mark_changed();
             return;
         };
         let changes = config.changes(&new);
         let is_restart = |it: &config::Change| it.effect == config::Effect::Restart;
-        // Another user may be one of another account, where nobody knows of these users.
+        // Another login may belong to another account, on which these users don't exist.
         let is_of_account = !own_account || account.access.is_of(&new);
         if changes.iter().any(is_restart) || !is_of_account {
             wanted.mark_changed();
             return;
         }
         if own_account {
-            // It may be the login that it waits for.
+            // The tenant may be waiting for this login.
             account.access.log_in_by(&new);
         }
         given.send_replace(new);
@@ -42,7 +42,7 @@ pub(super) async fn other(
     }
 }
 
-/// Has the system give as many open files as it gives at all: each tenant has two.
+/// Raises the limit of open files to the most that the system allows: each tenant needs two.
 pub(super) fn raise_files_max() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -1,6 +1,5 @@
-//! Where isolated tenants run: a runtime of their own, with one thread of lower priority. What it
-//! costs to read and to write their connections, and to answer what their users ask, keeps no other
-//! tenant waiting.
+//! The runtime of isolated tenants, with one thread of lower priority. Reading and writing their
+//! connections, and answering their users' questions, delays no other tenant.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -10,19 +9,19 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::pool::Priority;
 
-/// A runtime that is there once a tenant needs it.
+/// A runtime that is created when a tenant needs it first.
 #[derive(Default)]
 pub(super) struct IsolatedRuntime(Mutex<Option<Runtime>>);
 
 impl IsolatedRuntime {
-    /// Does what is of a tenant. All that it starts runs where tenants of this priority do.
+    /// Runs a tenant's work. Everything that it spawns runs on the runtime for this priority.
     pub(super) async fn run<T>(&self, priority: Priority, work: impl Future<Output = T>) -> T {
         if priority == Priority::Usual {
             return work.await;
         }
         let (handle, mut work) = (self.handle(), pin!(work));
         poll_fn(|context| {
-            // Tasks, timers and sockets are of the runtime in which they are made.
+            // Tasks, timers and sockets belong to the runtime in which they are created.
             let _entered = handle.enter();
             work.as_mut().poll(context)
         })
@@ -57,7 +56,7 @@ impl Drop for IsolatedRuntime {
     fn drop(&mut self) {
         let runtime = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = runtime.take() {
-            // Nobody waits for what may hang.
+            // Doesn't wait for work that may hang.
             runtime.shutdown_background();
         }
     }

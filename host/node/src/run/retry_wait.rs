@@ -1,11 +1,11 @@
-//! How long a tenant that can't be served waits until it is tried again.
+//! The wait before a tenant that could not be served is tried again.
 
 use std::time::Duration;
 
 /// The wait at first and at most.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// The next wait: longer each time, unless the tenant could be served meanwhile.
+/// The next wait. Each is longer than the one before, unless the tenant was served in between.
 pub(super) struct RetryWait(Duration);
 
 impl Default for RetryWait {
@@ -15,10 +15,10 @@ impl Default for RetryWait {
 }
 
 impl RetryWait {
-    /// How long to wait after an attempt that has failed after this time.
+    /// The wait after an attempt that failed after the time `took`.
     pub(super) fn after(&mut self, took: Duration) -> Duration {
         if took > WAIT.1 {
-            // It could be served, so what has failed is something new.
+            // The tenant was served for a while, so the failure is a new one.
             *self = Self::default();
         }
         let wait = self.0;

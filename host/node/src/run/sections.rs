@@ -1,4 +1,4 @@
-//! What the `[[tenant]]` sections say is to become of each tenant.
+//! Carries out what the `[[tenant]]` sections say about each tenant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tracing::{Instrument as _, info_span};
 use super::tenants::{ConfigFollower, DesiredState, RunningTenant, what_stays};
 
 impl ConfigFollower {
-    /// Has the tenants be as these sections say, and those that have none end.
+    /// Puts these sections in force, and ends the tenants that have none any more.
     pub(super) fn want(&mut self, sections: &[TenantSection]) {
         let unnamed = sections.iter().find(|it| !it.is_named);
         let mut places: BTreeMap<&str, Vec<&Place>> = BTreeMap::new();
@@ -25,7 +25,7 @@ impl ConfigFollower {
         for name in gone {
             let is_named = self.begun.get(&name).is_some_and(|it| it.is_named);
             if let Some(section) = unnamed.filter(|_| is_named) {
-                // A name that was mistyped ends nobody.
+                // A mistyped name must not end a tenant.
                 let why = format!(
                     "no section has this name, and the one at {} has none that can be used: it \
                      goes on as it was until each section has a name",
@@ -52,7 +52,7 @@ impl ConfigFollower {
         for section in sections {
             let wanted = self.wanted(section);
             if !seen.insert(&section.name) {
-                // The one before it has the name.
+                // An earlier section has the name.
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
                     let why = brief(&problems.to_string());
@@ -128,7 +128,7 @@ impl ConfigFollower {
         self.shared.told.retain(is_wanted);
     }
 
-    /// By what the tenants are served that are to be.
+    /// The configurations of the tenants that should be served.
     pub(super) fn serving(&self) -> Arc<[Arc<Config>]> {
         let begun = self.begun.values();
         let serving = begun.filter_map(|tenant| match &*tenant.wanted.borrow() {
@@ -138,7 +138,8 @@ impl ConfigFollower {
         serving.collect()
     }
 
-    /// A tenant goes on as it was, since nobody can say which of several sections is meant.
+    /// Lets a tenant go on as it was: several sections have its name, and it is unclear which one
+    /// counts.
     fn goes_on(&self, tenant: &str, places: &[&Place]) {
         let places: Vec<_> = places.iter().map(ToString::to_string).collect();
         let why = format!(
@@ -153,7 +154,7 @@ impl ConfigFollower {
 
     fn wanted(&self, section: &TenantSection) -> DesiredState {
         match &section.config {
-            // Whatever else is wrong with it.
+            // A paused section counts even if something else in it is wrong.
             _ if section.paused => DesiredState::Pause,
             Err(problems) => DesiredState::Refuse(brief(&problems.to_string())),
             Ok(config) => {
@@ -166,12 +167,12 @@ impl ConfigFollower {
 }
 
 impl RunningTenant {
-    /// Whether what was last wanted of it could be taken.
+    /// Whether the last wanted state was valid.
     fn is_taken(&self) -> bool {
         !matches!(&*self.wanted.borrow(), DesiredState::Refuse(_))
     }
 
-    /// Whether the tenant goes on as it was, since what is wanted now can't be taken.
+    /// Whether the tenant goes on as it was, because the newly wanted state is invalid.
     fn keeps(&self, wanted: &DesiredState) -> bool {
         let is_served = matches!(&*self.wanted.borrow(), DesiredState::Serve(..));
         is_served && matches!(wanted, DesiredState::Refuse(_))

@@ -1,5 +1,5 @@
-//! Room for tenants that start: a few at a time, so that those that are served already needn't
-//! wait for all others.
+//! Limits how many tenants start at a time, so that the first ones can be served before all others
+//! have started.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,14 +13,14 @@ use crate::tasks::Tasks;
 /// How many tenants start at a time.
 const STARTING_MAX: usize = 64;
 
-/// After what time a tenant that starts gives its place to another: it may wait for the broker, or
-/// for another node.
+/// After this time a starting tenant gives up its place: it may be waiting for the broker or for
+/// another node.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Room for tenants that start.
+/// The places for tenants that start.
 pub(super) struct StartRoom(Arc<Semaphore>);
 
-/// A tenant's place among those that start, until it is served.
+/// A tenant's place among the starting ones. It is free again once the tenant is served.
 pub(super) struct StartPlace(Mutex<Option<oneshot::Sender<Infallible>>>);
 
 impl StartRoom {
@@ -33,7 +33,7 @@ impl StartRoom {
         let permit = Arc::clone(&self.0).acquire_owned().await;
         let (given_back, over) = oneshot::channel();
         tasks.spawn_ending("start", async move {
-            // It makes no difference which.
+            // Whether the time is over or the place was given back makes no difference.
             let _ = timeout(START_PATIENCE, over).await;
             drop(permit);
         });
@@ -42,12 +42,12 @@ impl StartRoom {
 }
 
 impl StartPlace {
-    /// Of a tenant that is alone.
+    /// The place of a single tenant, which needs none.
     pub(super) fn of_one() -> Self {
         Self(Mutex::default())
     }
 
-    /// It is served.
+    /// Gives back the place: the tenant is served.
     pub(super) fn give_back(&self) {
         let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         drop(place.take());
@@ -71,13 +71,13 @@ mod tests {
             room.place(&tasks).now_or_never().is_none(),
             "there is no room"
         );
-        // One is served.
+        // One tenant is served.
         places[0].give_back();
         room.place(&tasks).await.give_back();
-        // One has ended.
+        // One tenant has ended.
         drop(places.pop());
         let _kept = room.place(&tasks).await;
-        // All of them wait for something else.
+        // All of them wait for something else, until their time is over.
         for _ in 0..STARTING_MAX {
             places.push(room.place(&tasks).await);
         }

@@ -1,5 +1,5 @@
-//! Tenants of the plugin store, for a process that serves several: they are followed, and commands
-//! about them answered.
+//! The tenants of the plugin store, for a process that serves several: follows them, and answers
+//! commands about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,18 +22,18 @@ use crate::link::micro::Answer;
 use crate::store::tenants::{Known, TenantsFollower};
 use crate::tasks::blocking;
 
-/// What the tenants of now were made from.
+/// What the current tenants were made from.
 #[derive(Clone, Default)]
 pub(super) struct Taken {
     pub(super) path: Option<PathBuf>,
     pub(super) text: Option<Text>,
     pub(super) stored: Known,
-    /// By what the tenants are served.
+    /// The configurations by which the tenants are served.
     pub(super) serving: Arc<[Arc<Config>]>,
 }
 
 impl Taken {
-    /// The configuration that this is, with other tenants of the store.
+    /// The configuration with other tenants from the store.
     pub(super) fn with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
         let (path, text) = (self.path.as_deref(), self.text.as_ref());
         let node = OfNode {
@@ -44,15 +44,15 @@ impl Taken {
     }
 }
 
-/// What a command asks about the tenants of the store.
+/// The request of a command about the tenants of the store.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Request {
-    /// What would be wrong with changes: tenants by name, and none of those that are to be removed.
+    /// Check changes: tenants by name; `None` for those that will be removed.
     Validate(BTreeMap<String, Option<StoredTenant>>),
-    /// What the tenants with these names are at.
+    /// Report the state of the tenants with these names.
     States(Vec<String>),
-    /// Which nodes are of a fleet with this one, for any of its tenants.
+    /// List the nodes that share a fleet with this one, for any of its tenants.
     Fleet,
 }
 
@@ -61,16 +61,16 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the tenants of the store, where there are some, and answers commands about them.
+    /// Follows the tenants of the store, if the store is used, and answers commands about them.
     ///
     /// # Errors
-    /// If the broker can't be connected to at all.
+    /// If no connection to the broker can be set up.
     pub(super) async fn follow_store(
         self: &Arc<Self>,
         in_force: watch::Receiver<BTreeSet<String>>,
     ) -> anyhow::Result<watch::Receiver<Known>> {
         if !self.config.follows_store() {
-            // Nothing comes.
+            // A channel without a sender: nothing ever comes.
             return Ok(watch::channel(Known::default()).1);
         }
         let admin = self.account.admin().await?;
@@ -85,7 +85,7 @@ impl Shared {
             listening
                 .serve(|_, request| shared.answer(request.payload, carried()))
                 .await;
-            // The node ends.
+            // Reached only when the node ends.
             std::future::pending().await
         };
         self.tasks.spawn("tenants-admin", served);
@@ -93,8 +93,8 @@ impl Shared {
         Ok(known)
     }
 
-    /// Answers a command about the tenants of the store. `carried`: how many bytes the broker
-    /// carries in a message.
+    /// Answers a command about the tenants of the store. `carried`: the greatest length of a
+    /// message that the broker accepts, in bytes.
     async fn answer(&self, request: Bytes, carried: usize) -> Answer {
         let request = serde_json::from_slice(&request)
             .map_err(|error| format!("the request can't be read: {}", cut(&error.to_string())))?;
@@ -110,10 +110,10 @@ impl Shared {
         }
     }
 
-    /// What tenants are at, up to how far the store has been read, and how many of them are left
-    /// out at the end since there is no room for them.
+    /// The states of tenants, how far the store has been read, and how many tenants at the end are
+    /// left out for want of room.
     fn states(&self, names: &[String], room: usize) -> Value {
-        // Before it is looked what they are at.
+        // Read before the states, which may only be newer.
         let place = self.taken().stored.place;
         let (mut tenants, mut bytes, mut left_out) = (Vec::new(), 0, 0);
         for (at, name) in names.iter().enumerate() {
@@ -136,14 +136,14 @@ impl Shared {
         })
     }
 
-    /// Finds what would be wrong with changes of tenants in the store: nothing where they are
-    /// removed.
+    /// Checks changes of tenants in the store. Removals can't be wrong, except by what they do to
+    /// other tenants.
     async fn validate(
         &self,
         changes: BTreeMap<String, Option<StoredTenant>>,
     ) -> anyhow::Result<()> {
         let taken = self.taken().clone();
-        // Their order says which of them have subjects before others.
+        // The order is kept: of tenants with the same subjects, the first has them.
         let mut after = taken.stored.tenants.to_vec();
         after.retain(|it| !matches!(changes.get(&it.name), Some(None)));
         for (name, change) in &changes {
@@ -177,7 +177,7 @@ impl Shared {
                 Err(problems) if is_changed || before.iter().any(was_good) => {
                     return Err(problems.clone().into());
                 }
-                // It is as bad as it was.
+                // This section was invalid before the changes, too.
                 Err(_) => {}
             }
         }
@@ -185,11 +185,12 @@ impl Shared {
     }
 }
 
-/// Whether no other of these tenants has a tenant's subjects by another login of the same account of NATS,
-/// of which the sections say nothing: that login itself is tried, and the nodes are asked that are heard by it.
+/// Checks that no other tenant has this one's subjects by another login to the same NATS account.
+/// The sections don't show that. So the login itself is tried, and the nodes that it reaches are
+/// asked.
 ///
 /// # Errors
-/// If one does.
+/// If another tenant has them.
 async fn no_other_has_subjects(config: &Config, all: &[TenantSection]) -> anyhow::Result<()> {
     let name = config.tenant.name.as_deref().unwrap_or_default();
     let has_prefix = |it: &&TenantSection| {
@@ -201,7 +202,7 @@ async fn no_other_has_subjects(config: &Config, all: &[TenantSection]) -> anyhow
     if others.is_empty() {
         return Ok(());
     }
-    // A login that can't be used is told of when the tenant begins.
+    // A login that doesn't work is reported when the tenant starts.
     let found = hello::other_tenant(config, &others).await.ok().flatten();
     if let Some(other) = found {
         anyhow::bail!(

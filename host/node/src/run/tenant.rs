@@ -1,4 +1,4 @@
-//! The life of one tenant on this node: put together, served, and taken apart in order.
+//! One tenant on this node: assembled, served, and stopped in order.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -43,25 +43,25 @@ use crate::tasks::{Tasks, blocking, elsewhere};
 use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
 
-/// How often is looked whether another node has let go of the state.
+/// The interval at which a state in use by another node is tried again.
 const STATE_RETRY: Duration = Duration::from_millis(100);
 
-/// How long is waited, at first and at most, before the state is opened again where its disk
-/// is full: all of it is checked.
+/// The wait before the state is opened again after its disk was full, at first and at most. Opening
+/// checks all of the state, so it shouldn't be done often.
 const FULL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Another node serves, and goes before this one.
+/// Another node serves, and has precedence over this one.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: this one stops in order, and waits until the other has stopped")]
 pub(super) struct StepBack(String);
 
-/// What a tenant lives in.
+/// The surroundings of a tenant.
 pub(super) struct TenantEnv<'a> {
     pub(super) account: &'a Account,
     pub(super) all: &'a OfProcess,
     pub(super) board: &'a Arc<StatusBoard>,
     pub(super) signals: &'a Signals,
-    /// The tenant's own: they end with it.
+    /// The tenant's own tasks, which end with it.
     pub(super) tasks: &'a Tasks,
     pub(super) telemetry: &'a Telemetry,
     pub(super) place: StartPlace,
@@ -74,12 +74,12 @@ pub(super) struct OfProcess {
     pub(super) plugin_logs: PluginLogs,
     pub(super) lookout: Lookout,
     pub(super) starts: StartRoom,
-    /// By how much wall time is ahead.
+    /// How far wall time is ahead of the monotonic clock, in milliseconds.
     clock: watch::Receiver<i64>,
 }
 
 impl OfProcess {
-    /// Nothing of any tenant yet.
+    /// Starts without any tenant.
     pub(super) fn start(node: &str, tasks: &Tasks) -> Self {
         Self {
             compiler: SharedCompiler::default(),
@@ -92,29 +92,29 @@ impl OfProcess {
     }
 }
 
-/// What a tenant is made of, before it takes input.
+/// The parts of a tenant that has been assembled and takes no input yet.
 pub(super) struct TenantParts {
     connection: Connection,
     reload: Reload,
     pub(super) status: Arc<Status>,
-    /// Up to when everything has been heard.
+    /// The time up to which every message has been received.
     heard: watch::Receiver<u64>,
-    /// What was known when the node last ran.
+    /// The restored state of the last run, if any.
     restored: Option<Restored>,
-    /// Whether that was by other enrichers.
+    /// Whether the state was written under other enrichers.
     has_other_enrichers: bool,
-    /// Its turn to serve.
+    /// The tenant's turn to serve.
     turn: ServingTurn,
     admin: Admin,
-    /// What follows the plugin store; none where the pipeline is the folder's.
+    /// Follows the plugin store. `None` if the pipeline comes from the folder.
     follower: Option<RevisionFollower>,
-    /// What it takes part in a fleet with; none if the node serves alone.
+    /// What the tenant joins its fleet with. `None` if it serves alone.
     fleet: Option<FleetStart>,
-    /// How often it has been connected.
+    /// Counts the connects.
     connects: watch::Receiver<u64>,
 }
 
-/// Puts a tenant together: nothing is heard or said yet.
+/// Assembles a tenant. It receives and publishes nothing yet.
 pub(super) async fn start(
     mut start: TenantStart,
     env: &TenantEnv<'_>,
@@ -129,7 +129,7 @@ pub(super) async fn start(
     let broker = Arc::clone(&account.broker);
     let names = Arc::new(Names::new());
     let loaded = match start.config.follows_store() {
-        // It is known only once the store has been asked.
+        // The pipeline is known only once the store has been asked.
         true => None,
         false => Some(load(&start.config, compiler).await?),
     };
@@ -189,7 +189,7 @@ pub(super) async fn start(
     if !config.pipeline.is_empty() {
         tracing::info!("in force: {}", blueprint.line());
     }
-    // Of a pipeline that has no stages, something else is said.
+    // If the pipeline has no stages, another warning says so.
     if let Some(doubt) = loader::pipeline_warning(&blueprint)
         && !config.pipeline.is_empty()
     {
@@ -199,7 +199,7 @@ pub(super) async fn start(
     let fleet = fleet::join(config, &connection, board).await?;
     let (state, restored) = match &fleet {
         None => open_state(config, &servers, &names, board, tasks).await?,
-        // The standbys keep it.
+        // In a fleet the standbys keep the state.
         Some(_) => (None, None),
     };
     let now = clock::now_ms();
@@ -227,7 +227,8 @@ pub(super) async fn start(
         exceeded.log(Quota::PluginMemory, &error);
     });
     if let Some(candidate) = candidate {
-        // Before anyone is known again: those in its share are not to be told twice.
+        // Before the state is restored: the users in the canary's share must not be announced
+        // twice.
         tenant.begin_canary(candidate).await;
     }
     let running = tenant.running.subscribe();
@@ -300,7 +301,7 @@ pub(super) async fn start(
     })
 }
 
-/// Opens the state, once the node that has it has stopped.
+/// Opens the state. Waits while another node uses it, or its disk is full.
 async fn open_state(
     config: &Config,
     servers: &str,
@@ -332,8 +333,8 @@ async fn open_state(
 }
 
 impl TenantParts {
-    /// Has the tenant's subjects be served, and follows its files, until it can't go on: says
-    /// why.
+    /// Subscribes to the tenant's subjects, serves them, and follows its files, until it can't go
+    /// on. Returns the reason.
     ///
     /// # Errors
     /// If it can't begin to serve.
@@ -386,7 +387,7 @@ impl TenantParts {
             .query_service(connection, Arc::clone(&broker), asked, queues)
             .listen()
             .await?;
-        // It serves once.
+        // It is set only once.
         let _ = status.questions.set(asks.service());
         if let Some(fetcher) = &tenant.fetcher {
             let invalidations = fetcher.listen(connection, &broker).await?;
@@ -399,8 +400,8 @@ impl TenantParts {
         }
         env.board.subscribed();
         tenant.begin().await;
-        // Before the first input, and after the directory: the first decisions are
-        // on who was online when the node last ran.
+        // Before the first input, and after the directory is known: the first decisions are about
+        // the users who were online when the node last ran.
         if let Some(restored) = restored.take() {
             tenant.restore(restored).await;
             if *has_other_enrichers {
@@ -442,7 +443,7 @@ impl TenantParts {
         });
         if let Some(state) = &status.store {
             let prefix = reload.config.tenant.prefix.as_deref();
-            // It serves once.
+            // It is set only once.
             let _ = status.page_store.set(Arc::new(PageStore {
                 store: Store::new(&admin.client, prefix),
                 validator: Arc::clone(&validator),
@@ -462,10 +463,10 @@ impl TenantParts {
         env.place.give_back();
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
-            // One that is gone is noticed elsewhere.
+            // If the sender is gone, that is noticed elsewhere.
             let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
             if let Some(fleet) = &fleet {
-                // What comes in before a shard has an owner would be lost.
+                // Input that comes before a shard has an owner would be lost.
                 fleet.is_settled().await;
                 ready.ready.store(true, Ordering::Relaxed);
             }
@@ -479,12 +480,13 @@ impl TenantParts {
         })
     }
 
-    /// It can't begin to serve: what it may have published in a fleet keeps nobody waiting.
+    /// Gives up a tenant that couldn't begin to serve. What it may have published in a fleet must
+    /// not keep others waiting.
     pub(super) fn give_up(&self) {
         self.reload.tenant.end_in_fleet();
     }
 
-    /// Stops it in order: what was taken in is done, published and stored.
+    /// Stops the tenant in order: input that was taken in is handled, published and stored.
     pub(super) async fn stop(self, readers: Readers, stop: &Stop<'_>) {
         let Self {
             connection,

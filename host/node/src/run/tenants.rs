@@ -1,5 +1,5 @@
-//! Several tenants in one process. Each lives a life of its own: it starts, fails, stops and
-//! begins anew without the others. This follows the configuration file for all of them.
+//! Several tenants in one process. Each one starts, fails, stops and restarts independently of the
+//! others. One task follows the configuration file for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -29,16 +29,16 @@ use crate::store::tenants::Known;
 use crate::tasks::{Faults, Tasks, blocking};
 use crate::telemetry::Telemetry;
 
-/// What is wanted of a tenant.
+/// The state that a tenant should be in.
 #[derive(Clone, Debug)]
 pub(super) enum DesiredState {
-    /// To serve by this configuration. It may have an account of its own.
+    /// Serving by this configuration. The flag says whether the tenant has an account of its own.
     Serve(Arc<Config>, bool),
-    /// To rest: its state is kept.
+    /// Not served; its state is kept.
     Pause,
-    /// Its section can't be taken, for this reason.
+    /// Not served: its section is invalid, for this reason.
     Refuse(String),
-    /// To end.
+    /// Ended.
     End,
 }
 
@@ -49,21 +49,21 @@ pub(super) struct Shared {
     /// The configuration file, if there is one.
     file: Option<PathBuf>,
     pub(super) account: Arc<Account>,
-    /// The same for isolated tenants.
+    /// The same account, as isolated tenants use it.
     isolated: Arc<Account>,
     isolated_runtime: IsolatedRuntime,
-    /// The accounts of the tenants that have one of their own, by the tenant's name.
+    /// The accounts of the tenants that have their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
     pub(super) all: OfProcess,
     signals: Signals,
     pub(super) tasks: Tasks,
     telemetry: Arc<Telemetry>,
     pub(super) told: Arc<Tenants>,
-    /// What was last taken of the file, and of the store.
+    /// What was last taken from the file and the store.
     pub(super) taken: Mutex<Taken>,
 }
 
-/// A tenant that was begun, and has not been told to end.
+/// A tenant that was started, and has not been told to end.
 pub(super) struct RunningTenant {
     /// Whether its section had a usable name.
     pub(super) is_named: bool,
@@ -71,7 +71,7 @@ pub(super) struct RunningTenant {
     pub(super) life: JoinHandle<()>,
 }
 
-/// The life of an earlier tenant of the same name, which may be ending.
+/// The task of an earlier tenant of the same name, which may still be ending.
 pub(super) type Predecessor = Option<JoinHandle<()>>;
 
 impl Shared {
@@ -105,7 +105,7 @@ impl Shared {
         }
     }
 
-    /// Serves all tenants until the process is to stop, and stops them in order.
+    /// Serves all tenants until the process has to stop, and stops them in order.
     ///
     /// # Errors
     /// If something that all tenants need has failed.
@@ -169,7 +169,8 @@ impl Shared {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The account of a tenant: the process's, as isolated tenants use it or as others do, or its own. One that it had before is closed.
+    /// The account for a tenant: its own, or the process's for isolated or for other tenants. The
+    /// account that the tenant had before is closed, unless it can be kept.
     async fn account_of(&self, config: &Config, name: &str, own_account: bool) -> Arc<Account> {
         let before = self.accounts().get(name).cloned();
         let (account, is_kept) = match before {
@@ -177,7 +178,7 @@ impl Shared {
             _ if !own_account => (Arc::clone(&self.account), false),
             Some(before) if before.is_for(config) => (before, true),
             _ => {
-                // No more than its shards can use: these threads are no other tenant's.
+                // Not more threads than the tenant has shards: no other tenant uses them.
                 let threads = config.shard_count().min(config.engine.thread_count());
                 let account = Account::new(config, threads, &self.tasks);
                 (Arc::new(account), false)
@@ -195,7 +196,7 @@ impl Shared {
         account
     }
 
-    /// Closes the account of a tenant that has one of its own.
+    /// Closes a tenant's own account, if it has one.
     async fn close_account(&self, name: &str) {
         let account = self.accounts().remove(name);
         if let Some(account) = account {
@@ -203,7 +204,7 @@ impl Shared {
         }
     }
 
-    /// The life of a tenant, from one order to the next.
+    /// The task of a tenant: carries out one order after the other.
     pub(super) async fn live(
         self: Arc<Self>,
         name: String,
@@ -211,11 +212,11 @@ impl Shared {
         before: Predecessor,
     ) {
         if let Some(before) = before {
-            // It has the state, and says goodbye on the same subjects.
+            // The predecessor has the state open, and takes its leave on the same subjects.
             let _ = before.await;
         }
         let mut wait = RetryWait::default();
-        // A node of a fleet keeps no state.
+        // False for a node of a fleet, which keeps no state.
         let mut keeps_state = true;
         loop {
             let order = wanted.borrow_and_update().clone();
@@ -244,7 +245,7 @@ impl Shared {
             keeps_state = !config.fleet.enabled;
             let account = self.account_of(&config, &name, own_account).await;
             let began = Instant::now();
-            // One that rests, or is refused, needs no room for that.
+            // On the heap, so that a tenant that is paused or refused takes little memory.
             let served = Box::pin(self.serve_one(&name, &account, &config, &mut wanted));
             let ended = self.isolated_runtime.run(account.priority, served).await;
             match ended {
@@ -259,7 +260,7 @@ impl Shared {
                         continue;
                     }
                     self.told.is(&name, TenantPhase::Refused(why), None);
-                    // Another configuration may help at once, and else time may.
+                    // Another configuration may help at once; otherwise a retry may.
                     tokio::select! {
                         _ = wanted.changed() => wait = RetryWait::default(),
                         () = sleep(wait.after(took)) => {}
@@ -269,10 +270,10 @@ impl Shared {
         }
     }
 
-    /// Serves a tenant until something else is wanted of it.
+    /// Serves a tenant until something else is wanted.
     ///
     /// # Errors
-    /// If it can't be served, or not any more.
+    /// If it can't be served, or can't go on.
     async fn serve_one(
         &self,
         name: &str,
@@ -347,7 +348,7 @@ impl Shared {
         let ended = tokio::select! {
             served = parts.serve(&mut readers, env) => match served {
                 Ok(why) => Err(why),
-                // It has taken no input yet.
+                // The tenant has taken no input yet.
                 Err(error) => {
                     parts.give_up();
                     return Err(error);
@@ -363,7 +364,7 @@ impl Shared {
     }
 }
 
-/// What becomes of what is known of a tenant that isn't served any more.
+/// Says for the log what happens to the state of a tenant that isn't served any more.
 pub(super) fn what_stays(keeps_state: bool) -> &'static str {
     match keeps_state {
         true => "nothing of it is served, and its state is kept",
@@ -374,28 +375,28 @@ pub(super) fn what_stays(keeps_state: bool) -> &'static str {
     }
 }
 
-/// What follows the configuration file for all tenants.
+/// Follows the configuration file and the store for all tenants.
 pub(super) struct ConfigFollower {
     pub(super) shared: Arc<Shared>,
-    /// What the store has of tenants.
+    /// The tenants of the store.
     stored: watch::Receiver<Known>,
-    /// Those of them whose sections are in force.
+    /// The names of the store's tenants whose sections are in force.
     in_force: watch::Sender<BTreeSet<String>>,
     path: Option<PathBuf>,
-    /// What was last taken of it.
+    /// The content that was last taken from the file.
     text: Option<Text>,
     running: Config,
     seen: Stamp,
     watch: FileWatch,
     pub(super) begun: BTreeMap<String, RunningTenant>,
-    /// Those that were told to end.
+    /// The tenants that were told to end.
     pub(super) ending: BTreeMap<String, JoinHandle<()>>,
-    /// Why the file was last not taken; empty if it was.
+    /// Why the file's last content was not taken; empty if it was.
     refused: String,
 }
 
 impl ConfigFollower {
-    /// Follows the file for as long as it is polled.
+    /// Follows the file and the store. It never returns.
     async fn follow(&mut self) -> std::convert::Infallible {
         let mut reloads = self.shared.signals.reloads();
         let file = self.path.clone();
@@ -422,7 +423,7 @@ impl ConfigFollower {
         }
     }
 
-    /// Reads the file, and has its tenants be as it says.
+    /// Reads the file, and puts its tenants in force.
     async fn read(&mut self) {
         let (path, running) = (self.path.clone(), self.text.clone());
         let stored = Arc::clone(&self.stored.borrow().tenants);
@@ -457,7 +458,7 @@ impl ConfigFollower {
                 self.take(new);
             }
             Err(error) => {
-                // Nothing need change for another attempt to succeed.
+                // A retry may succeed without a change of the file.
                 self.seen = Stamp::default();
                 let why = Causes(&error).to_string();
                 if why != self.refused {
@@ -471,7 +472,7 @@ impl ConfigFollower {
         self.shared.told.refused(&self.refused);
     }
 
-    /// Has the tenants of the store be as it says.
+    /// Puts the tenants of the store in force.
     async fn take_stored(&mut self) {
         let known = self.stored.borrow_and_update().clone();
         let (taken, tenants) = (self.shared.taken().clone(), Arc::clone(&known.tenants));
@@ -485,12 +486,12 @@ impl ConfigFollower {
                 self.say_in_force(&known);
                 self.shared.taken().stored = known;
             }
-            // The file was taken as it is.
+            // The file's content is in force, whatever is wrong with the store's tenants.
             Err(error) => tracing::error!("tenants of the store not taken: {error:#}"),
         }
     }
 
-    /// Says which of these tenants have sections that are in force.
+    /// Publishes which of the store's tenants have sections that are in force.
     fn say_in_force(&self, known: &Known) {
         let names: BTreeSet<_> = known.tenants.iter().map(|it| &*it.name).collect();
         let sections = self.running.tenants.iter().flat_map(|it| it.iter());
@@ -511,7 +512,7 @@ impl ConfigFollower {
                 tracing::warn!("[{section}] has changed: it takes effect at the next start");
             }
         }
-        // Tenants may wait for it.
+        // Tenants may be waiting for a new login.
         self.shared.account.access.log_in_by(&self.running);
         self.shared.isolated.access.log_in_by(&self.running);
         let sections = self.running.tenants.clone().unwrap_or_default();
@@ -525,7 +526,7 @@ impl ConfigFollower {
 mod tests {
     use super::*;
 
-    /// How many bytes are kept of a future while it waits.
+    /// The size of a future, which is kept while it waits, in bytes.
     fn bytes<F: Future>(
         _: impl Fn(Arc<Shared>, String, watch::Receiver<DesiredState>, Predecessor) -> F,
     ) -> usize {
@@ -534,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_tenant_that_is_not_served_takes_little_memory() {
-        // There may be thousands that rest, or that others have written into the store.
+        // There may be thousands of tenants that are paused, or that are only in the store.
         let bytes = bytes(Shared::live);
         assert!(bytes < 4 << 10, "{bytes} bytes");
     }

@@ -1,6 +1,5 @@
-//! The store's log: batches of changed records, as they were written, in chunks that are
-//! each one value of a table. Where both have a key, the log is right, and not the tenant's
-//! table.
+//! The store's log: changed records in the order of writing, in chunks, each of which is one value
+//! of a table. A record in the log is newer than the one in the tenant's table.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +7,28 @@ use redb::{ReadableTable, Table, TableDefinition};
 
 use super::store::Batch;
 
-/// A changed record: its tenant, its key, and its value unless it is removed.
+/// A changed record: its tenant, its key, and its value. `None`: the record was removed.
 pub(super) type Row<'a> = (&'a str, &'a [u8], Option<&'a [u8]>);
 
-/// Chunks, in the order in which they were written.
+/// The chunks by number, in the order of writing.
 pub(super) const LOG: TableDefinition<'_, u64, Vec<Row<'static>>> = TableDefinition::new("log");
 
-/// How many bytes a chunk has, more or less: with what redb adds it fits into a page of
-/// 64 KiB.
+/// The approximate size of a chunk, in bytes. With redb's overhead it fits into a page of 64 KiB.
 const CHUNK_BYTES: usize = 56 << 10;
 
-/// How far the log goes.
+/// The end and the size of the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Extent {
     /// The number of the next chunk.
     next: u64,
-    /// How many bytes its chunks have, more or less.
+    /// The approximate size of all chunks, in bytes.
     pub(super) bytes: u64,
 }
 
-/// The last change of each key, by tenant and key.
+/// The last change of each record, by tenant and key.
 pub(super) type Latest = BTreeMap<(String, Vec<u8>), Option<Vec<u8>>>;
 
-/// How far a log goes.
+/// Finds the end and the size of a log.
 pub(super) fn extent(log: &impl ReadableTable<u64, Vec<Row<'static>>>) -> anyhow::Result<Extent> {
     let mut extent = Extent::default();
     for chunk in log.iter()? {
@@ -41,7 +39,7 @@ pub(super) fn extent(log: &impl ReadableTable<u64, Vec<Row<'static>>>) -> anyhow
     Ok(extent)
 }
 
-/// Appends records.
+/// Appends records to the log.
 pub(super) fn append(
     log: &mut Table<'_, u64, Vec<Row<'static>>>,
     extent: &mut Extent,
@@ -73,8 +71,8 @@ pub(super) fn append(
     Ok(())
 }
 
-/// The last change of each key, of one tenant or of all. No more of the log is in memory at
-/// a time than that and one chunk.
+/// The last change of each record, of one tenant or of all. Beside the result, only one chunk is in
+/// memory at a time.
 pub(super) fn latest(
     log: &impl ReadableTable<u64, Vec<Row<'static>>>,
     tenant: Option<&str>,
@@ -93,7 +91,7 @@ pub(super) fn latest(
     Ok(latest)
 }
 
-/// Reads the records of a tenant, in the order of their keys, from the log and its table.
+/// Reads a tenant's records in the order of their keys, from the log and the tenant's table.
 pub(super) fn read(
     log: &impl ReadableTable<u64, Vec<Row<'static>>>,
     tenant: &str,
@@ -126,7 +124,7 @@ pub(super) fn read(
     Ok(())
 }
 
-/// How many bytes a row takes, more or less.
+/// The approximate size of a row, in bytes.
 fn bytes((tenant, key, value): &Row<'_>) -> usize {
     const AROUND: usize = 8;
     tenant.len() + key.len() + value.map_or(0, <[u8]>::len) + AROUND

@@ -1,10 +1,9 @@
-//! What outlives the process: connections, who is online, and who has been told.
+//! The state that outlives the process: connections, who is online, and which viewers were told.
 //!
-//! It is kept in one file (`store`), in a folder of the node's own. Shards hand over what
-//! has changed (`saver`), and a task writes it (`writer`), all in one transaction, so
-//! that nobody waits for a disk. A shard that has failed reads what was stored of it
-//! (`restorer`). After `kill -9` the file lacks what happened since the last write, and
-//! nothing else.
+//! It is kept in one file (`store`), in a folder of the node's own. Shards hand over changes
+//! (`saver`), and a task writes them (`writer`) in one transaction, so that no shard waits for a
+//! disk. A shard that has failed reads its stored records (`restorer`). After `kill -9`, the file
+//! lacks only what happened since the last write.
 
 pub(crate) mod database;
 mod log;
@@ -38,20 +37,20 @@ pub(crate) use writer::{Writer, WriterFigures};
 use store::Store;
 use writer::Owner;
 
-/// What was known when the node last ran.
+/// The restored state of the last run.
 #[derive(Default)]
 pub(crate) struct Restored {
     pub(crate) records: Vec<Record>,
-    /// The epoch of what the node publishes in this run: later than in any before.
+    /// The epoch of this run's messages: later than in any run before.
     pub(crate) epoch: u64,
-    /// Up to where the input stream was taken.
+    /// How far the input stream was read.
     pub(crate) positions: Positions,
-    /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
+    /// When the state was last written, in milliseconds since the Unix epoch; 0 if never.
     pub(crate) saved_at: u64,
 }
 
 impl Restored {
-    /// How many users are online, and how many connections live.
+    /// How many users are online, and how many connections are live.
     fn counts(&self) -> (usize, usize) {
         let count = |is: fn(&Record) -> bool| self.records.iter().filter(|it| is(it)).count();
         let users = count(|record| matches!(record, Record::Ledger { .. }));
@@ -72,7 +71,7 @@ impl Restored {
         self.counts().0 > 0
     }
 
-    /// Where nothing was stored.
+    /// A restored state without content.
     pub(crate) fn nothing() -> Self {
         Self {
             saved_at: clock::now_ms(),
@@ -80,28 +79,28 @@ impl Restored {
         }
     }
 
-    /// For how long nobody has been there to hear, in milliseconds.
+    /// For how long no node was there to receive input, in milliseconds.
     pub(crate) fn down_ms(&self) -> u64 {
         clock::now_ms().saturating_sub(self.saved_at)
     }
 }
 
-/// What comes of opening the state.
+/// The result of opening the state.
 pub(crate) enum OpenResult {
-    /// It is this node's now.
+    /// The state is open.
     Kept(Writer, Restored),
-    /// Nothing is kept.
+    /// No state is kept.
     Nothing,
-    /// Another node has it still, on the same broker: why this one has to wait.
+    /// Another node on the same broker still has it open; with the reason to log.
     InUse(String),
-    /// There is no room on its disk: why this one has to wait.
+    /// There is no room on its disk; with the reason to log.
     Full(String),
 }
 
-/// Opens the state, and reads what is there. `servers`: the broker's.
+/// Opens the state, and reads it. `servers`: the broker's addresses.
 ///
 /// # Errors
-/// If a process with another broker uses it, or the folder that was named can't be used.
+/// If a process with another broker uses it, or the configured folder can't be used.
 pub(crate) fn open(
     config: &Config,
     servers: &str,
@@ -111,15 +110,15 @@ pub(crate) fn open(
     let Some(dir) = &config.state.dir else {
         return Ok(OpenResult::Nothing);
     };
-    // No tenant's prefix is `presence`. The file has the name of the one tenant that a node
-    // has: nodes with other prefixes may share the folder.
+    // The file is named after the node's only tenant: nodes with other prefixes may share the
+    // folder. No tenant's prefix is `presence`, which is the name if there is none.
     let tenant = config.tenant.file_name();
     let owner = Arc::new(Owner {
         name: tenant.into(),
         names: Arc::clone(names),
     });
     let path = dir.join(format!("{tenant}.redb"));
-    // Says whose the file is while it is open; of no use when it isn't.
+    // Names the process that has the file open. It means nothing while the file is closed.
     let holder = dir.join(format!("{tenant}.holder"));
     let at = format!(", on {servers}");
     let disk = Arc::new(Disk::of("the state"));
@@ -166,7 +165,7 @@ pub(crate) fn open(
         config.node.name,
         std::process::id()
     );
-    // A process that finds the file open and nothing here is told less.
+    // If this fails, a process that finds the file in use only knows less about its holder.
     let _ = private::note(&holder, me.as_bytes());
     let (users, connections) = restored.counts();
     tracing::info!(
@@ -177,8 +176,8 @@ pub(crate) fn open(
     Ok(OpenResult::Kept(writer, restored))
 }
 
-/// Up to where the input stream was taken. What says nothing any more is removed: if the node took
-/// its input otherwise meanwhile, all of it.
+/// How far the input stream was read. Positions that no longer count are removed; all of them, if
+/// the node doesn't read from a stream now.
 fn positions(store: &Store, config: &Config, owner: &Owner) -> Result<Positions, Fault> {
     let positions = Positions::new(store.positions(&owner.name)?);
     if config.input.stream.is_none() {
@@ -195,15 +194,14 @@ fn positions(store: &Store, config: &Config, owner: &Owner) -> Result<Positions,
     Ok(positions)
 }
 
-/// What is wrong with a folder that was named, as far as that can be said without
-/// touching it.
+/// What is wrong with a configured folder, as far as that can be seen without touching it.
 pub fn problem(state: &config::State) -> Option<anyhow::Error> {
     let dir = state.dir.as_ref().filter(|_| !state.dir_is_default)?;
     (dir.exists() && !dir.is_dir())
         .then(|| anyhow::anyhow!("[state] dir: {} is no folder", dir.display()))
 }
 
-/// On which subjects, and in which account, users are known as a state knows them.
+/// The subjects and the account that a state belongs to.
 fn belongs_to(config: &Config) -> String {
     let subjects = Subjects::new(config.tenant.prefix.as_deref()).of("presence.>");
     match config.tenant.own_account {
@@ -212,8 +210,8 @@ fn belongs_to(config: &Config) -> String {
     }
 }
 
-/// Opens the state in a folder. One of other subjects, or of another account, is set aside:
-/// whom it knows to be told, nobody there was told of.
+/// Opens the state in a folder. A state of other subjects, or of another account, is set aside: its
+/// viewers were not told on these.
 fn open_in(
     dir: &Path,
     path: &Path,
@@ -221,7 +219,7 @@ fn open_in(
     disk: &Arc<Disk>,
     belongs: &str,
 ) -> Result<(Store, Restored), Fault> {
-    // It holds what users' connections say of themselves.
+    // The state holds data about users' connections.
     private::folder(dir).map_err(Fault::Unusable)?;
     match open_file(path, owner, disk, belongs) {
         Err(Fault::Damaged(why)) => {
@@ -244,10 +242,10 @@ fn open_file(
     disk: &Arc<Disk>,
     belongs: &str,
 ) -> Result<(Store, Restored), Fault> {
-    // The process may have ended between the two.
+    // A process may have ended between setting one state aside and taking another back.
     of_subjects::take_back(path, belongs).map_err(Fault::Unusable)?;
     let mut store = Store::open(path, &owner.name, disk)?;
-    // A state of a version that didn't note it is taken for this one's.
+    // A state of a version that noted no subjects is taken as this one's.
     let other = |store: &Store| Ok(store.subjects()?.filter(|it| it != belongs));
     if let Some(before) = other(&store)? {
         drop(store);
@@ -275,7 +273,7 @@ fn open_file(
     Ok((store, restored))
 }
 
-/// Reads what is stored of some of a tenant's users, and begins an epoch.
+/// Reads the stored records of some of a tenant's users, and begins an epoch.
 fn read(
     store: &Store,
     path: &Path,
@@ -300,9 +298,8 @@ fn read(
     })
 }
 
-/// Begins an epoch. The last one is kept in a file of its own as well, since it is to
-/// outlive a damaged one: clients take what bears an earlier epoch for late. The disk isn't waited
-/// for a second time.
+/// Begins an epoch. It is also noted in a file of its own, to survive damage of the state: clients
+/// take messages of an earlier epoch for late. This second file isn't synced to the disk.
 fn begin_epoch(store: &Store, path: &Path, belongs: Option<&str>) -> Result<u64, Fault> {
     let file = path.with_extension("epoch");
     let last = last_epoch(&file);
@@ -314,8 +311,7 @@ fn begin_epoch(store: &Store, path: &Path, belongs: Option<&str>) -> Result<u64,
     Ok(epoch)
 }
 
-/// The last epoch, as it was kept in a file of its own; none if there is none. A damaged file is set
-/// aside.
+/// The last epoch, from the file of its own. `None` if it isn't known. A damaged file is set aside.
 fn last_epoch(file: &Path) -> Option<u64> {
     let why = match std::fs::read(file) {
         Ok(bytes) => {
@@ -399,13 +395,13 @@ mod tests {
         let names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
         let aside = names.filter(|name| name.contains(".redb.of-other-subjects-"));
         assert_eq!(aside.count(), 1);
-        // What was set aside is known again where it belongs, however often that changes.
+        // A state that was set aside is used again with its subjects, however often they change.
         assert_eq!(known("presence.>"), before);
         for other in ["a", "b", "c", "d", "e"] {
             assert_eq!(known(&format!("{other}.presence.>")), 0);
         }
         assert_eq!(known("presence.>"), before);
-        // A file by the name of others' subjects is not taken for theirs.
+        // A file whose name says these subjects, but whose content says others, isn't used.
         let beta = std::fs::read_dir(folder.path()).unwrap();
         let beta = beta
             .map(|it| it.unwrap().path())
@@ -429,14 +425,14 @@ mod tests {
         assert_eq!(restored.records.len(), 1);
     }
 
-    /// Writes one record of the tenant, or removes it.
+    /// Writes a record of the tenant. `None`: removes it.
     fn write(store: &mut Store, saved_at: u64, key: &[u8], value: Option<&[u8]>) {
         let record = (key.to_vec(), value.map(<[u8]>::to_vec));
         let batch = (owner().name, vec![record]);
         store.write(saved_at, &[batch], &[]).unwrap();
     }
 
-    /// A store with a record or two in it.
+    /// Makes a store with one record.
     fn written(folder: &Path) {
         let (mut store, _) = open(folder).unwrap();
         write(&mut store, 7, b"\x01\x03ann\x02c1", Some(&[5]));
@@ -474,7 +470,7 @@ mod tests {
         for _ in 0..5 {
             let (store, restored) = open(folder.path()).unwrap();
             assert!(restored.epoch > last);
-            // Nor does it run ahead of the clock by more than that takes.
+            // It isn't ahead of the clock by more than these steps.
             assert!(restored.epoch < clock::now_ms() + 10_000);
             last = restored.epoch;
             drop(store);
@@ -497,7 +493,7 @@ mod tests {
             assert_eq!(aside.count(), number + 1);
             drop(store);
         }
-        // The state notes it as well.
+        // The same for the epoch in the state itself.
         let (store, _) = open(folder.path()).unwrap();
         store.begin_epoch(u64::MAX, None).unwrap();
         drop(store);
@@ -537,7 +533,7 @@ mod tests {
 
     #[test]
     fn whatever_is_wrong_with_the_file_it_is_set_aside() {
-        // Each block of the file in turn, and what is no such file at all.
+        // Each block of the file in turn, and a file that is no database at all.
         let sound = tempfile::tempdir().unwrap();
         written(sound.path());
         let sound = std::fs::read(sound.path().join("presence.redb")).unwrap();
@@ -556,7 +552,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("presence.redb"), bytes).unwrap();
             let (_, restored) = open(folder.path()).unwrap();
-            // A block that holds nothing may be lost.
+            // The record is lost only if a file was set aside: a damaged block may hold nothing.
             assert_eq!(restored.records.len(), 1 - damaged(folder.path()));
             set_aside += damaged(folder.path());
         }

@@ -1,5 +1,6 @@
-//! States of other subjects: each is set aside under a name of its own, and taken back when the tenant
-//! has these subjects again. So users who were told of somebody are told at last that they left.
+//! States of other subjects. When a tenant gets other subjects, its state is set aside under a name
+//! of its own, and taken back when the tenant has the old subjects again. So viewers who were told
+//! about users on these subjects are told in the end that the users left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,10 @@ use ring::digest::{SHA256, digest};
 /// How many are kept of a tenant: those that were written last.
 const KEPT: usize = 16;
 
-/// What stands between the name of the state and what its subjects are told by.
+/// Stands between the name of the state and a digest of its subjects.
 const ASIDE: &str = ".of-other-subjects-";
 
-/// Sets the state at a path aside, which is of these subjects. Returns where it is now.
+/// Sets aside the state at `path`, which belongs to these subjects. Returns its new path.
 ///
 /// # Errors
 /// If it can't be moved.
@@ -42,8 +43,8 @@ pub(super) fn set_aside(path: &Path, subjects: &str) -> anyhow::Result<PathBuf> 
     Ok(aside)
 }
 
-/// Takes the state of these subjects back, if one was set aside and nothing is at its path. Says
-/// whether it has.
+/// Takes back the state of these subjects, if one was set aside and there is none at `path`.
+/// Returns whether it has done so.
 ///
 /// # Errors
 /// If it can't be moved.
@@ -57,9 +58,9 @@ pub(super) fn take_back(path: &Path, subjects: &str) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Where the state of these subjects is while others are in force.
+/// The path of the state of these subjects while the tenant has others.
 fn place(path: &Path, subjects: &str) -> PathBuf {
-    // They may hold a path, and be longer than a name can be.
+    // A digest, since the subjects may contain a path, and may be longer than a file name.
     let digest = digest(&SHA256, subjects.as_bytes());
     let digits = digest.as_ref().iter().take(8);
     let digits: String = digits.map(|byte| format!("{byte:02x}")).collect();
@@ -68,14 +69,14 @@ fn place(path: &Path, subjects: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// All that are set aside of a state, and when each was written.
+/// All states that were set aside, and when each was written.
 fn all(path: &Path) -> Vec<(SystemTime, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Vec::new();
     };
     let mut begin = name.to_owned();
     begin.push(ASIDE);
-    // A folder that can't be read is one where nothing can be removed, either.
+    // In a folder that can't be read, nothing can be removed, either.
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     let asides = files.filter(|file| {
         let name = file.file_name();

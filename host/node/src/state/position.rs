@@ -1,46 +1,47 @@
-//! Up to where each shard has taken the input stream. It is written in one transaction with what
-//! came of these messages, so that none is lost and none is taken twice.
+//! How far each shard has read the input stream. A position is written in one transaction with the
+//! results of the messages up to it, so that no message is lost and none is handled twice.
 //!
-//! The number of shards may change at each start. So what is noted of an earlier number counts
-//! until all shards are beyond it: of a user, the greatest of what is noted holds.
+//! The number of shards may change at each start. So the positions under an earlier number of
+//! shards count until all current shards have passed them. For a user, the greatest position
+//! counts.
 
 use crate::pool::place;
 
 /// A place in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Which stream: when it was made. One that is made anew is another.
+    /// Identifies the stream, by its time of creation: one that is created anew is another stream.
     pub(crate) stream: u64,
-    /// The number of a message.
+    /// The sequence number of a message.
     pub(crate) sequence: u64,
 }
 
-/// A shard, as one of so many.
+/// A shard, and the number of shards at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ShardOf {
     pub(crate) shards: u32,
     pub(crate) shard: u32,
 }
 
-/// Up to where a shard has taken a stream.
+/// How far a shard has read a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShardPosition {
     pub(crate) of: ShardOf,
     pub(crate) position: Position,
-    /// Up to where all shards had when the node began to read: a shard of which nothing is noted
-    /// has taken no less.
+    /// How far all shards had read when the node began to read. A shard without a position of its
+    /// own has read at least this far.
     pub(crate) begin: u64,
 }
 
-/// Where the inputs of a batch stand in the stream.
+/// The places of a batch's inputs in the stream.
 #[derive(Debug)]
 pub(crate) struct StreamPlaces {
     pub(crate) of: ShardOf,
     pub(crate) stream: u64,
     pub(crate) begin: u64,
-    /// The number of each input.
+    /// The sequence number of each input.
     pub(crate) each: Vec<u64>,
-    /// Up to where the shard has taken the stream, with the last of them.
+    /// How far the shard has read the stream after the whole batch.
     pub(crate) upto: u64,
 }
 
@@ -56,22 +57,22 @@ impl StreamPlaces {
         }
     }
 
-    /// Where the shard is once it has taken this one of the inputs.
+    /// The shard's position after this input of the batch.
     pub(crate) fn after(&self, input: usize) -> Option<ShardPosition> {
         self.each.get(input).map(|sequence| self.at(*sequence))
     }
 
-    /// Where it is once it has taken them all.
+    /// The shard's position after the whole batch.
     pub(crate) fn end(&self) -> ShardPosition {
         self.at(self.upto)
     }
 }
 
-/// A position as it is stored.
+/// A position in the form in which it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoredPosition {
     pub(crate) at: ShardPosition,
-    /// What tells by which hash users were divided: see [`hash_mark`].
+    /// A mark of the hash by which users were assigned to shards: see [`hash_mark`].
     pub(crate) hash: u64,
 }
 
@@ -84,13 +85,13 @@ impl StoredPosition {
     }
 }
 
-/// What differs if another version of the program divides users in another way.
+/// A number that changes if another version of the program assigns users to shards differently.
 fn hash_mark() -> u64 {
-    // Which of so many shards has this one.
+    // The shard of a fixed key, out of the greatest number of shards.
     place("presence", usize::MAX) as u64
 }
 
-/// All that is stored.
+/// All positions that are stored.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Positions(Vec<StoredPosition>);
 
@@ -99,12 +100,12 @@ impl Positions {
         Self(stored)
     }
 
-    /// Whether a stream was taken from at all.
+    /// Whether there are none, so that no stream was read.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What was taken of a stream; none if nothing was.
+    /// How far a stream was read. `None` if nothing of it was.
     pub(crate) fn of(&self, stream: u64) -> Option<Taken> {
         let of_stream = || self.0.iter().filter(|it| it.at.position.stream == stream);
         let mut counts: Vec<_> = of_stream().map(|it| it.at.of.shards).collect();
@@ -120,7 +121,7 @@ impl Positions {
                 }
             }
             if stored().any(|it| it.hash != hash_mark()) {
-                // Which users each of them had isn't known any more.
+                // It isn't known which users each shard had, so only what all have read counts.
                 let least = each.iter().min().copied().unwrap_or(0);
                 each.fill(least);
             }
@@ -130,8 +131,8 @@ impl Positions {
         (!divisions.is_empty()).then_some(Taken(divisions))
     }
 
-    /// The numbers of shards that don't count any more: all of these shards are beyond them, of
-    /// which there are so many.
+    /// The numbers of shards whose positions no longer count, because all of the current `shards`
+    /// shards have passed them.
     pub(crate) fn outdated(&self, shards: u32) -> Vec<u32> {
         let own = self.0.iter().filter(|it| it.at.of.shards == shards);
         let own = Self(own.copied().collect());
@@ -150,12 +151,12 @@ impl Positions {
     }
 }
 
-/// What was taken of one stream, by each division of the users into shards.
+/// How far one stream was read, for each number of shards that users were divided into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken(Vec<Vec<u64>>);
 
 impl Taken {
-    /// Whether a message was taken. `about`: what says which shard it is for.
+    /// Whether a message was handled. `about`: the value whose hash determines the shard.
     pub(crate) fn has(&self, about: &(impl std::hash::Hash + ?Sized), sequence: u64) -> bool {
         let taken = self.0.iter().filter_map(|each| {
             let taken = each.get(place(about, each.len()));
@@ -164,7 +165,7 @@ impl Taken {
         taken.max().is_some_and(|taken| taken >= sequence)
     }
 
-    /// Up to where all was taken, of all users.
+    /// Up to where the messages of all users were handled.
     pub(crate) fn all_up_to(&self) -> u64 {
         self.of_shard(ShardOf {
             shards: 1,
@@ -172,9 +173,10 @@ impl Taken {
         })
     }
 
-    /// Up to where all was taken of the users of a shard.
+    /// Up to where the messages of all users of a shard were handled.
     pub(crate) fn of_shard(&self, of: ShardOf) -> u64 {
-        // Each number of shards is a power of two: the most of them are parts of all others.
+        // Each number of shards is a power of two, so the greatest number divides all other shards
+        // into parts.
         let most = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let (shards, shard) = (of.shards.max(1) as usize, of.shard as usize);
         let parts = (shard..most.max(shards)).step_by(shards).map(|part| {
@@ -184,7 +186,7 @@ impl Taken {
         parts.min().unwrap_or(0)
     }
 
-    /// Beyond which nothing was taken.
+    /// The last message that was handled for any user.
     pub(crate) fn last(&self) -> u64 {
         self.0.iter().flatten().max().copied().unwrap_or(0)
     }
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn another_number_of_shards_takes_nothing_twice_and_forgets_the_old_one_when_it_can() {
-        // Shards 0 and 2 of four make shard 0 of two, which had come to 50.
+        // Shards 0 and 2 of four are the parts of shard 0 of two, which had read up to 50.
         let before = [(2, 0, 50, 0), (2, 1, 80, 0)];
         let with = |more: &[(u32, u32, u64, u64)]| positions(&[&before, more].concat());
         let taken = with(&[(4, 0, 60, 50)]).of(STREAM).unwrap();
@@ -250,8 +252,8 @@ mod tests {
         assert_eq!(with(&all).outdated(2), [] as [u32; 0], "80 < 81");
     }
 
-    /// Starts with numbers of shards that change, ends without notice, and what is written by
-    /// each shard apart: every message is taken once by what is written.
+    /// Starts with changing numbers of shards, ends without notice, and writes that each shard
+    /// makes on its own: by what is written, every message is handled exactly once.
     #[test]
     fn whatever_is_written_of_each_shard_no_message_is_lost_or_taken_twice() {
         for seed in 0..300 {
@@ -259,7 +261,7 @@ mod tests {
             let messages: Vec<_> = (1..=120_u64)
                 .map(|sequence| (sequence, format!("user-{}", random.u32(..12))))
                 .collect();
-            // What is written: how often each message was taken, and the positions.
+            // The written data: how often each message was handled, and the positions.
             let mut written = vec![0; messages.len() + 1];
             let mut disk: Vec<StoredPosition> = Vec::new();
             for run in 0..40 {
@@ -275,7 +277,7 @@ mod tests {
                     true => messages.len() as u64,
                     false => begin + random.u64(..30),
                 };
-                // What each shard takes, in order, and up to where it is written.
+                // What each shard handles, in order, and up to where that is written.
                 for shard in 0..shards {
                     if !is_last && random.u32(..4) == 0 {
                         continue;

@@ -1,5 +1,5 @@
-//! Reads what was stored of one shard while the node runs, behind all that had been handed
-//! over to be written.
+//! Reads the stored records of one shard while the node runs, after everything that was handed over
+//! before has been written.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::Restored;
 use super::writer::{Job, Owner};
 
-/// Asks for what was stored.
+/// Requests stored records.
 #[derive(Clone, Debug)]
 pub(crate) struct Restorer {
     jobs: mpsc::Sender<Job>,
     owner: Arc<Owner>,
 }
 
-/// Whether what was stored has been asked for.
+/// Whether a request for stored records could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestoreRequested {
-    /// It has, and comes.
+    /// It was made, and will be answered.
     Yes,
-    /// There was no room for that.
+    /// The queue is full: try again later.
     Later,
 }
 
-/// A request for what was stored of some users. It is answered in any case: where that
-/// can't be read, as if there were nothing.
+/// A request for the stored records of some users. It is always answered: if they can't be read, as
+/// if there were none.
 pub(crate) struct Request {
     wanted: Box<dyn Fn(&str) -> bool + Send>,
     done: Option<Done>,
@@ -40,7 +40,7 @@ impl Restorer {
         Self { jobs, owner }
     }
 
-    /// Has what is stored of these users be handed to `done`.
+    /// Requests the stored records of these users, to be passed to `done`.
     pub(crate) fn ask(
         &self,
         wanted: impl Fn(&str) -> bool + Send + 'static,
@@ -65,12 +65,12 @@ impl Restorer {
 }
 
 impl Request {
-    /// Whether a user is among those asked for.
+    /// Whether this user's records are requested.
     pub(super) fn wants(&self, user: &str) -> bool {
         (self.wanted)(user)
     }
 
-    /// This is what is stored of them.
+    /// Answers with the records.
     pub(super) fn answer(mut self, restored: Restored) {
         if let Some(done) = self.done.take() {
             done(restored);

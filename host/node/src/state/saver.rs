@@ -1,5 +1,4 @@
-//! A shard's side of the state: what has changed is handed over now and then,
-//! and never waited for.
+//! A shard's side of the state: hands over changed records from time to time, without waiting.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -14,45 +13,45 @@ use super::position::ShardPosition;
 use super::writer::{Job, Owner, WriterFigures};
 use crate::clock;
 
-/// How old what is stored of a connection's last heartbeat may be, in
-/// milliseconds.
+/// How old a stored time of a connection's last heartbeat may become, in milliseconds.
 const HEARD_MS: u64 = 5_000;
 
-/// How often the store is told that graces run on, in milliseconds.
+/// How often the store is told up to when running grace periods have been observed, in
+/// milliseconds.
 const GRACES_MS: u64 = 500;
 
-/// Hands a shard's changes over to the writer, once the broker has what the shard
-/// published before: what the state says that viewers have been told, they have.
+/// Hands a shard's changes over to the writer, once the broker has what the shard published before.
+/// So the state never says that viewers were told of something that they were not told.
 #[derive(Debug)]
 pub(crate) struct Saver {
-    /// Bounded: when it is full, changes stay where they are and gather.
+    /// The writer's queue. While it is full, changes stay in the shard.
     jobs: mpsc::Sender<Job>,
     owner: Arc<Owner>,
     figures: Arc<WriterFigures>,
     flush_ms: u64,
-    /// When changes are next taken, by the host's clock.
+    /// When changes are taken next, by the host's clock.
     at: u64,
-    /// When they were last.
+    /// When changes were taken last.
     last: u64,
-    /// Up to when the store knows that graces have run.
+    /// Up to when the store knows that running grace periods have been observed; 0 if none runs.
     graces_at: u64,
-    /// Up to where the store knows the input stream to be taken.
+    /// How far the shard has read the input stream, as last taken for the store.
     position: Option<ShardPosition>,
-    /// What was taken, and waits for the broker.
+    /// Changes that were taken, and wait for the broker or for room in the queue.
     taken: Option<PendingSave>,
-    /// Whether it waits for room at the writer's instead.
+    /// Whether they wait for room in the writer's queue, and not for the broker.
     is_refused: bool,
-    /// What is handed over at the end; none before.
+    /// What is still to be handed over at the end. `None` before the end.
     last_of_all: Option<VecDeque<PendingSave>>,
-    /// What the writer may not have read yet.
+    /// Batches that the writer may not have encoded yet.
     handed_over: Vec<Weak<Vec<Record>>>,
 }
 
 #[derive(Debug)]
 struct PendingSave {
-    /// When, by the host's clock.
+    /// When the changes were taken, by the host's clock.
     at: u64,
-    /// The place behind what had been published by then.
+    /// The end of what the shard had published by then.
     end: u64,
     records: Arc<Vec<Record>>,
     position: Option<ShardPosition>,
@@ -87,8 +86,8 @@ impl Saver {
         }
     }
 
-    /// When [`Self::save`] is to be called, if it is. `position`: up to where the shard has taken
-    /// the input stream.
+    /// When [`Self::save`] should be called next. `None`: there is nothing to do. `position`: how
+    /// far the shard has read the input stream.
     pub(crate) fn due(&self, shard: &Shard, position: Option<ShardPosition>) -> Option<u64> {
         let is_due = match &self.taken {
             None => shard.has_records() || shard.graces_at().is_some() || position != self.position,
@@ -97,22 +96,22 @@ impl Saver {
         is_due.then_some(self.at)
     }
 
-    /// Behind which place the broker is to have all for what was taken to be handed over;
-    /// none if nothing waits for that.
+    /// Up to which place the broker must have acknowledged the output, so that the taken changes
+    /// can be handed over. `None` if nothing waits for the broker.
     pub(crate) fn waits_for(&self) -> Option<u64> {
         let taken = self.taken.as_ref().filter(|_| !self.is_refused);
         taken.map(|taken| taken.end)
     }
 
-    /// Whether something has been taken that hasn't been handed over.
+    /// Whether changes were taken and haven't been handed over.
     pub(crate) fn is_waiting(&self) -> bool {
         self.taken.is_some()
     }
 
-    /// Takes what has changed, if it is time, and hands it over if the broker has all
-    /// that was published before, and the writer has room. `end` is the place behind what
-    /// the shard has published, and `acknowledged` up to which place the broker has all.
-    /// `position`: up to where it has taken the input stream. Says whether there is a writer.
+    /// Takes the changes, if it is time, and hands them over, if the broker has acknowledged all
+    /// earlier output and the writer has room. `end`: the end of what the shard has published;
+    /// `acknowledged`: up to where the broker has acknowledged it; `position`: how far the shard
+    /// has read the input stream. Returns whether the writer still exists.
     pub(crate) fn save(
         &mut self,
         shard: &mut Shard,
@@ -125,7 +124,7 @@ impl Saver {
                 return true;
             }
             self.at = now + self.flush_ms;
-            // Until then they gather where they are, each connection and user once.
+            // While the writer rests, changes gather in the shard, each connection and user once.
             if self.figures.rests(now) {
                 return true;
             }
@@ -152,9 +151,9 @@ impl Saver {
         true
     }
 
-    /// Hands over all that the shard knows and the store doesn't, as far as there is room.
-    /// The broker has all that was published, and the shard does nothing more. Says whether
-    /// all has been handed over.
+    /// Hands over everything that the store doesn't know yet, as far as there is room. It is called
+    /// at the end, when the shard does nothing more and the broker has all of its output. Returns
+    /// whether everything has been handed over.
     pub(crate) fn save_all(
         &mut self,
         shard: &mut Shard,
@@ -176,7 +175,7 @@ impl Saver {
                     }
                 }
                 Err(TrySendError::Full(())) => return false,
-                // A writer that is gone has said so.
+                // The writer has failed, and has logged that.
                 Err(TrySendError::Closed(())) => return true,
             }
         }
@@ -203,7 +202,7 @@ impl Saver {
         });
     }
 
-    /// All the numbers of ids that are on the way to the writer.
+    /// The numbers of all ids in batches that are on their way to the writer.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
         for batch in self.handed_over.iter().filter_map(Weak::upgrade) {
@@ -217,7 +216,8 @@ impl Saver {
 
 #[cfg(test)]
 impl Saver {
-    /// Makes savers without a writer, and counts what they would have it write.
+    /// Makes savers without a writer. The returned function counts the jobs that the writer would
+    /// get.
     pub(crate) fn channel() -> (Jobs, impl FnMut() -> usize) {
         let (jobs, mut inbox) = mpsc::channel(16);
         (Jobs(jobs), move || {

@@ -1,9 +1,9 @@
-//! The file that a node's state is kept in: a redb database of keys and values, whose
-//! meaning is the core's affair. Each tenant has a table of its own.
+//! The file of a node's state: a redb database of keys and values, whose meaning only the core
+//! knows. Each tenant has a table of its own.
 //!
-//! What changes is appended to a log, one batch behind another, which takes a tenth of the
-//! time that it takes to find each record's place. When the log has grown long, it is merged
-//! into the tenants' tables. A record that has changed several times is merged once.
+//! Changes are appended to a log, batch after batch. That takes a tenth of the time of finding each
+//! record's place in its table. When the log has grown long, it is merged into the tenants' tables.
+//! A record that has changed several times is merged once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::log;
 use super::position::{Position, ShardOf, ShardPosition, StoredPosition};
 use crate::state::database::{Disk, Fault, File, guarded};
 
-/// The format in which a file was one tenant's, and had no log.
+/// The format of a file that held a single tenant, and had no log.
 const ONE_TENANT: u64 = 3;
 const RECORDS_OF_ONE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 
@@ -26,17 +26,17 @@ const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
 
-/// Up to where each shard of a tenant has taken the input stream: the stream, the number of the
-/// message, [`StoredPosition::hash`], and [`ShardPosition::begin`].
+/// How far each shard of a tenant has read the input stream: the stream, the number of the message,
+/// [`StoredPosition::hash`], and [`ShardPosition::begin`].
 const POSITIONS: TableDefinition<'_, &str, (u64, u64, u64, u64)> =
     TableDefinition::new("positions");
 
-/// What is known of the file itself.
+/// Facts about the file itself.
 const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
 const SUBJECTS: &str = "subjects";
 
-/// The log is merged when it is longer than the tables, in bytes; but not below the first,
-/// and always above the second.
+/// The log is merged when it is longer than the tables, but at the earliest at the first and at the
+/// latest at the second of these sizes, in bytes.
 const LOG_BYTES: (u64, u64) = (4 << 20, 32 << 20);
 
 /// An open file.
@@ -46,15 +46,15 @@ pub(crate) struct Store {
     log: log::Extent,
 }
 
-/// Records of one tenant, which is named.
+/// Records of the tenant of this name.
 pub(crate) type Batch = (Arc<str>, Vec<Stored>);
 
-/// Up to where a shard of a tenant has taken the input stream.
+/// How far a shard of the tenant of this name has read the input stream.
 pub(crate) type TenantPosition = (Arc<str>, ShardPosition);
 
 impl Store {
-    /// Opens a file, which is made where there is none, and checks all of it. One of a
-    /// version that knew one tenant alone is taken for this tenant's.
+    /// Opens a file, or creates it if it doesn't exist, and checks all of it. A file of a version
+    /// that knew a single tenant is taken as this tenant's.
     ///
     /// # Errors
     /// If it can't be used.
@@ -82,11 +82,11 @@ impl Store {
         self.file.len()
     }
 
-    /// Reads all records of a tenant, in the order of their keys, and says when the file was
-    /// last written.
+    /// Reads all records of a tenant, in the order of their keys. Returns when the file was last
+    /// written.
     ///
     /// # Errors
-    /// If it can't be read, or `take` can't take a record.
+    /// If the file can't be read, or `take` refuses a record.
     pub(crate) fn read(
         &self,
         tenant: &str,
@@ -95,7 +95,7 @@ impl Store {
         let mut read = || -> anyhow::Result<u64> {
             let transaction = self.file.database.begin_read()?;
             let Some(log) = there(transaction.open_table(log::LOG))? else {
-                // Nothing has been written to it.
+                // Nothing has been written to the file yet.
                 return Ok(0);
             };
             let name = table_of(tenant);
@@ -107,11 +107,11 @@ impl Store {
         guarded(|| read().map_err(Fault::Damaged))
     }
 
-    /// Writes records and positions, all of them or none, and returns when the disk has them. Of
-    /// one key, the last holds.
+    /// Writes records and positions, all or nothing, and returns when they are on the disk. Of
+    /// several records with one key, the last counts.
     ///
     /// # Errors
-    /// If that can't be done. The file must then be opened anew.
+    /// If they can't be written. The file must then be opened anew.
     pub(crate) fn write(
         &mut self,
         saved_at: u64,
@@ -142,7 +142,7 @@ impl Store {
         })
     }
 
-    /// Up to where the shards of a tenant have taken the input stream.
+    /// How far the shards of a tenant have read the input stream.
     ///
     /// # Errors
     /// If it can't be read.
@@ -172,10 +172,10 @@ impl Store {
         guarded(|| read().map_err(Fault::Damaged))
     }
 
-    /// Forgets the positions of these numbers of shards of a tenant.
+    /// Removes a tenant's positions that were noted under certain numbers of shards.
     ///
     /// # Errors
-    /// If that can't be written.
+    /// If the removal can't be written.
     pub(crate) fn forget_positions(
         &self,
         tenant: &str,
@@ -191,11 +191,11 @@ impl Store {
         guarded(|| forget().map_err(Fault::Unusable))
     }
 
-    /// Merges the log into the tenants' tables, if it has grown long. What was written is on
-    /// the disk without that, too.
+    /// Merges the log into the tenants' tables, if it has grown long. Its content is safely on the
+    /// disk even before that.
     ///
     /// # Errors
-    /// If that can't be done. The file must then be opened anew.
+    /// If it can't be merged. The file must then be opened anew.
     pub(crate) fn merge_if_long(&mut self) -> Result<(), Fault> {
         if self.log.bytes <= self.log_bytes_max() {
             return Ok(());
@@ -219,8 +219,8 @@ impl Store {
         self.file.written(grown, log_bytes_max)
     }
 
-    /// Does what writes. After a panic, too, the file is to be opened anew, which checks all
-    /// of it.
+    /// Runs code that writes. Damage is reported as [`Fault::Unusable`]: the file must then be
+    /// opened anew, which checks all of it.
     fn guarded(&mut self, act: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> Result<(), Fault> {
         guarded(|| act(self).map_err(Fault::Unusable)).map_err(|fault| match fault {
             Fault::Damaged(why) => Fault::Unusable(why),
@@ -228,7 +228,7 @@ impl Store {
         })
     }
 
-    /// On which subjects the users in it are known; none if that was never noted.
+    /// The subjects that the state belongs to. `None` if that was never noted.
     ///
     /// # Errors
     /// If it can't be read.
@@ -244,9 +244,9 @@ impl Store {
         guarded(|| read().map_err(Fault::Damaged))
     }
 
-    /// Begins an epoch that is later than any before, though the clock may have been
-    /// set back since, and returns it when the disk has it: with the subjects on which users are
-    /// known, if they are to be noted.
+    /// Begins an epoch that is later than any before, even if the clock has been set back, and
+    /// returns it when it is on the disk. `subjects`, if given, is noted as what the state belongs
+    /// to.
     ///
     /// # Errors
     /// If it can't be written.
@@ -279,12 +279,12 @@ impl Store {
         guarded(|| begin().map_err(Fault::Unusable))
     }
 
-    /// That the file is new, or has a format that is known here.
+    /// Checks that the file is new, or has a known format.
     fn check_format(&self, tenant: &str) -> Result<(), Fault> {
         let check = || -> anyhow::Result<()> {
             let transaction = self.file.database.begin_read()?;
             if transaction.list_tables()?.next().is_none() {
-                // The first transaction notes it.
+                // The first transaction notes the format.
                 return Ok(());
             }
             let figures = transaction.open_table(FIGURES)?;
@@ -308,7 +308,7 @@ impl Store {
         Ok(transaction.commit()?)
     }
 
-    /// Makes a file that was one tenant's into one that names it.
+    /// Converts a file of a single tenant into one in which the tenant has a name.
     fn name_tenant(&self, tenant: &str) -> anyhow::Result<()> {
         let transaction = self.file.database.begin_write()?;
         let name = table_of(tenant);
@@ -319,7 +319,7 @@ impl Store {
     }
 }
 
-/// A table, if it is there.
+/// A table; `None` if it doesn't exist.
 fn there<T>(opened: Result<T, TableError>) -> Result<Option<T>, TableError> {
     match opened {
         Ok(table) => Ok(Some(table)),
@@ -328,7 +328,7 @@ fn there<T>(opened: Result<T, TableError>) -> Result<Option<T>, TableError> {
     }
 }
 
-/// Notes the format, and makes the table that has to be there.
+/// Notes the format, and creates the table that must exist.
 fn note_format(transaction: &WriteTransaction, format: u32) -> anyhow::Result<()> {
     transaction.open_table(log::LOG)?;
     let mut figures = transaction.open_table(FIGURES)?;
@@ -355,7 +355,7 @@ fn table_of(tenant: &str) -> String {
     format!("records/{tenant}")
 }
 
-/// Merges the log into the tenants' tables, and says by how many bytes they have grown.
+/// Merges the log into the tenants' tables. Returns by how many bytes the tables have grown.
 fn merge(transaction: &WriteTransaction) -> anyhow::Result<i64> {
     let latest = log::latest(&transaction.open_table(log::LOG)?, None)?;
     let mut rows = latest.into_iter().peekable();
@@ -402,7 +402,7 @@ mod tests {
         records
     }
 
-    /// Numbers that look random, the same ones in each run.
+    /// Pseudo-random numbers, the same in each run.
     fn numbers() -> impl FnMut(usize) -> usize {
         let mut state = 7_u64;
         move |below| {

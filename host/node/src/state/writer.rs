@@ -1,5 +1,5 @@
-//! The task that writes the state. What shards hand over while it writes is written together,
-//! next. It has no thread while it has nothing to write.
+//! The task that writes the state. Changes that shards hand over during a write are written
+//! together next. While it has nothing to write, it uses no thread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,34 +19,34 @@ use crate::clock;
 use crate::state::database::{Disk, Fault};
 use crate::tasks::{Tasks, elsewhere};
 
-/// How many batches may wait to be written, of all shards together.
+/// How many batches of all shards may wait to be written.
 const QUEUE: usize = 16;
 
-/// How many times as long as a write takes of a processor it is waited before the next one,
-/// and for how long at most: a crowd that comes or goes is served, and not written down.
+/// The wait after a write: this many times the processor time of the write, up to `REST_MAX`. So
+/// when many users come or go, most of the time goes into serving them, and little into writing.
 const REST: u32 = 12;
 const REST_MAX: Duration = Duration::from_secs(3);
 
-/// How long is waited before a write that failed is tried again, at first and at most: the
-/// file is opened anew, and all of it is checked.
+/// The wait before a failed write is tried again, at first and at most. The file is opened anew
+/// then, and all of it is checked.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What the writer is sent.
+/// A job for the writer.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Write these records of a tenant, which were taken then, and up to where their shard had
-    /// taken the input stream.
+    /// Write a tenant's records, with the time at which they were taken, and how far their shard
+    /// had read the input stream.
     Write(u64, Arc<Owner>, Arc<Vec<Record>>, Option<ShardPosition>),
-    /// Read what is stored of some of a tenant's users, once all before this is written.
+    /// Read the stored records of some of a tenant's users, after all earlier jobs.
     Read(Arc<Owner>, Request),
-    /// Close the file, and say when that is done.
+    /// Close the file, and signal when that is done.
     Finish(oneshot::Sender<()>),
 }
 
 /// The tenant that records belong to.
 #[derive(Debug)]
 pub(super) struct Owner {
-    /// What the store knows it by.
+    /// The tenant's name in the store.
     pub(super) name: Arc<str>,
     pub(super) names: Arc<Names>,
 }
@@ -58,24 +58,24 @@ pub(crate) struct WriterFigures {
     pub(crate) restored_users: AtomicU64,
     /// How many records have been written.
     pub(crate) records: AtomicU64,
-    /// How large the file is.
+    /// The size of the file, in bytes.
     pub(crate) bytes: AtomicU64,
-    /// Whether it can be written.
+    /// The state of the disk.
     pub(crate) disk: Arc<Disk>,
-    /// When what is being written was taken, in milliseconds since the Unix epoch;
-    /// 0 if nothing is.
+    /// When the changes that are being written were taken, in milliseconds since the Unix epoch; 0
+    /// if none are.
     taken_at: AtomicU64,
-    /// Until when nothing more is to be handed over, by the host's clock.
+    /// Until when nothing may be handed over, by the host's clock.
     rests_until: AtomicU64,
 }
 
 impl WriterFigures {
-    /// Whether nothing is to be handed over yet.
+    /// Whether nothing may be handed over yet.
     pub(super) fn rests(&self, now: u64) -> bool {
         now < self.rests_until.load(Ordering::Relaxed)
     }
 
-    /// For how long what is being written has waited for it, in milliseconds.
+    /// How long ago the changes that are being written were taken, in milliseconds.
     pub(crate) fn lag_ms(&self) -> u64 {
         match self.taken_at.load(Ordering::Relaxed) {
             0 => 0,
@@ -84,7 +84,7 @@ impl WriterFigures {
     }
 }
 
-/// The writer, as a tenant sees it.
+/// A tenant's handle to the writer.
 #[derive(Debug)]
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
@@ -125,44 +125,44 @@ impl Writer {
         }
     }
 
-    /// What reads what was stored of one shard.
+    /// A restorer, which reads the stored records of a shard.
     pub(crate) fn restorer(&self) -> Restorer {
         Restorer::new(self.jobs.clone(), Arc::clone(&self.owner))
     }
 
-    /// What a shard hands its changes over with.
+    /// A saver, with which a shard hands over its changes.
     pub(crate) fn saver(&self) -> Saver {
         let (owner, figures) = (Arc::clone(&self.owner), Arc::clone(&self.figures));
         Saver::new(self.jobs.clone(), owner, figures, self.flush_ms)
     }
 
-    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    /// Ends all waits for a disk that can't be written: the node is about to stop.
     pub(crate) fn give_up_waiting(&self) {
         self.figures.disk.give_up();
     }
 
-    /// Closes the file, once all that was handed over is written.
+    /// Closes the file, after everything that was handed over has been written.
     pub(crate) async fn finish(&self) {
         let (done, finished) = oneshot::channel();
-        // A writer that is gone has said so.
+        // If the task is gone, it has failed and logged that.
         if self.jobs.send(Job::Finish(done)).await.is_ok() {
             let _ = finished.await;
         }
     }
 }
 
-/// What became of work: the one who did it, and whom to tell that the file is closed, if it is to
-/// be.
+/// The result of work: the task itself, and the sender to signal once the file is closed, if it is
+/// to be closed.
 type Worked = (Task, Option<oneshot::Sender<()>>);
 
 /// Jobs that are done together.
 #[derive(Default)]
 struct Work {
-    /// What is to be written, until it is encoded.
+    /// The records to be written, until they are encoded.
     records: Vec<(Arc<Owner>, Arc<Vec<Record>>)>,
     batches: Vec<Batch>,
     positions: Vec<TenantPosition>,
-    /// When the first and the last of it were taken.
+    /// When the first and the last of the records were taken.
     taken: Option<(u64, u64)>,
     requests: Vec<(Arc<Owner>, Request)>,
     finish: Option<oneshot::Sender<()>>,
@@ -187,7 +187,7 @@ impl Work {
         work
     }
 
-    /// Encodes what is to be written, if that hasn't been done. Says how many records it is.
+    /// Encodes the records, if that hasn't been done yet. Returns their number.
     fn encode(&mut self) -> u64 {
         for (owner, records) in self.records.drain(..) {
             let encode = |record: &Record| record.encode(&owner.names);
@@ -199,12 +199,12 @@ impl Work {
     }
 }
 
-/// What writes one file.
+/// The task that writes one file.
 struct Task {
-    /// None after a failure: the file is then opened anew.
+    /// `None` after a failure: the file is opened anew then.
     store: Option<Store>,
     path: PathBuf,
-    /// The owner of a file in the old format, which names no tenant.
+    /// The tenant to which a file of the old format belongs, which names none.
     tenant: Arc<str>,
     figures: Arc<WriterFigures>,
 }
@@ -229,25 +229,25 @@ impl Task {
                 Err((figures, error)) => {
                     let why = format!("it isn't written any more: {error:#}");
                     tracing::error!("{why}");
-                    // Nothing is tried again, and the log doesn't say so.
+                    // Nothing is tried again, so the log must not say so.
                     figures.disk.give_up();
                     figures.disk.fails(why);
-                    // Who hands over is to notice.
+                    // Lets the savers go on, which then notice that the writer is gone.
                     figures.rests_until.store(0, Ordering::Relaxed);
                     return;
                 }
             };
             if let Some(done) = finish {
                 elsewhere(move || drop(self.store)).await;
-                // The one who asked may have given up.
+                // The receiver may have given up waiting.
                 let _ = done.send(());
                 return;
             }
         }
     }
 
-    /// Does work, however often it must be tried: until it is done, no other is taken, and
-    /// changes gather where they are.
+    /// Does work, with as many attempts as it takes. Meanwhile no other work is begun, and changes
+    /// gather in the shards.
     async fn work(self, mut work: Work) -> Result<Worked, (Arc<WriterFigures>, anyhow::Error)> {
         let figures = Arc::clone(&self.figures);
         let disk = Arc::clone(&figures.disk);
@@ -273,7 +273,7 @@ impl Task {
         }
     }
 
-    /// Does what is to be done, and says until when nothing more is to be handed over.
+    /// Makes one attempt. If it succeeds, it sets until when nothing may be handed over.
     fn try_to(&mut self, work: &mut Work) -> Result<(), Fault> {
         let begun = clock::thread_cpu();
         if let Some((_, last)) = work.taken {
@@ -298,8 +298,7 @@ impl Task {
         Ok(())
     }
 
-    /// Has the store merge what has been written, if it is much. Nothing is lost where it
-    /// can't.
+    /// Has the store merge its log, if that is long. If this fails, nothing is lost.
     fn merge_if_long(&mut self) {
         let Some(mut store) = self.store.take() else {
             return;
@@ -309,12 +308,12 @@ impl Task {
                 self.figures.bytes.store(store.len(), Ordering::Relaxed);
                 self.store = Some(store);
             }
-            // It is opened anew at the next write.
+            // The file is opened anew at the next write.
             Err(fault) => tracing::error!("changes of the state can't be merged: {fault:?}"),
         }
     }
 
-    /// Hands out what is stored of some users.
+    /// Answers a request for the stored records of some users.
     fn answer(&mut self, owner: &Owner, request: Request) {
         let restored = self.store().and_then(|store| {
             let wanted = |user: &str| request.wants(user);
@@ -324,19 +323,20 @@ impl Task {
         });
         match restored {
             Ok(restored) => request.answer(restored),
-            // It is opened anew at the next write.
+            // The file is opened anew at the next write.
             Err(fault) => {
                 tracing::error!("what is stored of a shard can't be read: {fault:?}");
             }
         }
     }
 
-    /// Waits until it is time to write again, and has no more handed over until that is done.
+    /// Waits until it is time to write again, and prevents that more is handed over until the write
+    /// is done.
     async fn rest(&self) {
         let until = self.figures.rests_until.swap(u64::MAX, Ordering::Relaxed);
         let rest = until.saturating_sub(clock::now_ms());
         if rest > 0 {
-            // Not where the node is to stop.
+            // The wait ends early if the node stops.
             self.figures.disk.resting(Duration::from_millis(rest)).await;
         }
     }
@@ -354,7 +354,7 @@ impl Task {
         Ok(())
     }
 
-    /// The open file, to be put back where all went well.
+    /// Takes the open file, or opens it. The caller puts it back if all went well.
     fn store(&mut self) -> Result<Store, Fault> {
         match self.store.take() {
             Some(store) => Ok(store),
@@ -363,7 +363,7 @@ impl Task {
     }
 }
 
-/// How long to wait after a write that took so much of a processor.
+/// The wait after a write that used this much processor time.
 fn rest_after(used: Duration) -> Duration {
     (used * REST).min(REST_MAX)
 }

@@ -1,4 +1,4 @@
-//! Alerts of nodes, as a stream keeps them for the history: nodes only publish them.
+//! The alerts of nodes, which a stream keeps for the history. Nodes only publish them.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::Store;
 use super::bucket::read_all;
 
-/// For how long alerts are kept, and how many bytes of them.
+/// For how long alerts are kept, and up to what size in bytes.
 const AGE_MAX: Duration = Duration::from_secs(90 * 24 * 3_600);
 const BYTES_MAX: i64 = 16 << 20;
 
 impl Store {
-    /// Makes the stream of alerts, where it is missing. One of the operators' own that has them
-    /// is left alone.
+    /// Creates the stream of alerts, if it is missing. If operators have a stream of their own for
+    /// these subjects, no second one is created.
     pub(super) async fn make_alerts(&self, replicas: usize) -> anyhow::Result<()> {
         if self.stream(&self.alerts).await?.is_some() {
             return Ok(());
@@ -42,7 +42,7 @@ impl Store {
         }
     }
 
-    /// The alerts that are kept, in their order; none where no stream of ours keeps them.
+    /// The kept alerts in order. Empty if this program's stream doesn't exist.
     ///
     /// # Errors
     /// If they can't be read.

@@ -1,4 +1,4 @@
-//! Reading the messages of a bucket's stream.
+//! Reads the messages of a bucket's stream.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio::time::timeout;
 
-/// How long the server has to send the next message that it has.
+/// How long the server may take to send a message that it has.
 const READ: Duration = Duration::from_secs(10);
 
 /// A message of a stream.
 pub(super) struct Message {
-    /// Its number in the stream.
+    /// Its sequence number in the stream.
     pub(super) place: u64,
     pub(super) subject: String,
     pub(super) payload: Bytes,
 }
 
-/// The messages that a stream has now on some of its subjects, in their order, from a number in
-/// the stream on.
+/// The messages that a stream now has on subjects that match `filter`, in order, from the sequence
+/// number `from` on.
 ///
 /// # Errors
-/// If they can't be read, or are longer than so many bytes in all.
+/// If they can't be read, or have more than `bytes_max` bytes in all.
 pub(super) async fn read_all(
     stream: &Stream,
     filter: String,
@@ -71,12 +71,12 @@ pub(super) async fn read_all(
         }
     };
     let read = read.await;
-    // The server removes it otherwise, after a while.
+    // Otherwise the server would remove the consumer only after a while.
     let _ = stream.delete_consumer(&name).await;
     read
 }
 
-/// Whether there is no message of the kind that was asked for.
+/// Whether an error means that there is no such message.
 pub(super) fn is_not_found(kind: &LastRawMessageErrorKind) -> bool {
     match kind {
         LastRawMessageErrorKind::NoMessageFound => true,

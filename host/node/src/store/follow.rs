@@ -1,6 +1,6 @@
-//! Following the store: the newest revision, with its plugins fetched, is handed on to be
-//! loaded. Numbers only grow: what a node has run, it never goes back from, whatever becomes of
-//! the bucket.
+//! Follows the store: fetches the plugins of the newest revision, and passes it on to be loaded.
+//! Revision numbers only grow: a node never goes back to a lower number than it has run, whatever
+//! happens to the bucket.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,29 +25,29 @@ use super::{FoundRevision, Store};
 use crate::link::alerts::Alerts;
 use crate::tasks::blocking;
 
-/// How often is looked for a newer revision, where nothing told of one.
+/// How often a newer revision is looked for, if no message announced one.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// How long is waited at most before what can't be had is tried again.
+/// The longest wait before a revision that can't be fetched is tried again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// How long a start waits for a store that doesn't answer, and how often it asks.
+/// How long a start waits for a store that doesn't answer, and the wait between two attempts.
 const START: Duration = Duration::from_secs(5);
 const START_AGAIN: Duration = Duration::from_millis(250);
 
-/// What is said of a store that can't be read.
+/// The error text for a store that can't be read.
 const UNREADABLE: &str = "the plugin store can't be read";
 
-/// What the store says.
+/// News from the store.
 #[derive(Debug)]
 pub(crate) enum RevisionUpdate {
     /// A newer revision, whose plugins are on this node.
     Revision(Arc<Revision>),
-    /// A newer revision that can't be read, or whose plugins can't be.
+    /// A newer revision that can't be read, or whose plugins can't be fetched.
     Refused(u64, String),
 }
 
-/// What brings plugins of the store to this node.
+/// Fetches plugins from the store to this node.
 #[derive(Clone)]
 pub(crate) struct PluginFetcher {
     pub(crate) store: Store,
@@ -55,10 +55,10 @@ pub(crate) struct PluginFetcher {
 }
 
 impl PluginFetcher {
-    /// Has a revision's plugins be on this node, for as long as they are held.
+    /// Fetches a revision's plugins to this node, where they stay while the result is held.
     ///
     /// # Errors
-    /// If one of them can't be had, or the revision is one that this version can't run.
+    /// If one of them can't be fetched.
     pub(crate) async fn fetch(
         &self,
         revision: &Revision,
@@ -71,10 +71,10 @@ impl PluginFetcher {
         Ok(held)
     }
 
-    /// Has a plugin be on this node, for as long as it is held.
+    /// Fetches a plugin to this node, where it stays while the result is held.
     ///
     /// # Errors
-    /// If it can't be had.
+    /// If it can't be fetched.
     pub(crate) async fn fetch_plugin(
         &self,
         digest: &Digest,
@@ -102,7 +102,7 @@ impl PluginFetcher {
     }
 }
 
-/// How long a plugin of the store may be.
+/// The limit for the length of a plugin from the store.
 pub(crate) fn limit(config: &Config) -> Limit {
     Limit {
         bytes_max: config.plugins.file_bytes_max,
@@ -110,7 +110,7 @@ pub(crate) fn limit(config: &Config) -> Limit {
     }
 }
 
-/// What a start may go by.
+/// The revisions that a node can start with.
 #[derive(Default)]
 pub(crate) struct StartRevisions {
     /// The newest revision of the store.
@@ -119,8 +119,8 @@ pub(crate) struct StartRevisions {
     pub(crate) kept: Option<Arc<Revision>>,
 }
 
-/// What a start may go by. That the store can't be read, or has lost what was in force, is
-/// said.
+/// Finds the revisions that the node can start with. Logs if the store can't be read, or has lost
+/// the revision that was in force.
 pub(crate) async fn begin(
     fetcher: &PluginFetcher,
     limit: Limit,
@@ -184,8 +184,8 @@ pub(crate) async fn begin(
     begin
 }
 
-/// The revision that holds, with its plugins on this node, or its number and why it can't be had;
-/// none if there is none.
+/// The store's current revision, with its plugins on this node; or its number and why it can't be
+/// used. `None` if the store has none.
 async fn highest(
     fetcher: &PluginFetcher,
     limit: Limit,
@@ -197,7 +197,7 @@ async fn highest(
         return Ok(None);
     };
     let ready = match revision {
-        // A start puts nothing else in force meanwhile.
+        // Nothing else is put in force during a start, so the plugins needn't be held.
         Ok(revision) => fetcher.fetch(&revision, limit).await.map(|_| revision),
         Err(error) => Err(error),
     };
@@ -205,12 +205,12 @@ async fn highest(
     Ok(Some(ready))
 }
 
-/// That the store can't be read, and why.
+/// The error text for a store that can't be read, with the reason.
 fn unreadable(error: &anyhow::Error) -> String {
     format!("{UNREADABLE}: {}", Causes(error))
 }
 
-/// That a revision is another one than the node has run under its number.
+/// The error text for a revision that differs from the one that the node has run under its number.
 fn altered(store: &Store, number: u64) -> String {
     format!(
         "revision {number} in the bucket `{}` was altered, and revisions are written once: this \
@@ -219,7 +219,7 @@ fn altered(store: &Store, number: u64) -> String {
     )
 }
 
-/// What follows the store.
+/// Follows the store.
 pub(crate) struct RevisionFollower {
     pub(crate) client: Client,
     pub(crate) fetcher: PluginFetcher,
@@ -230,7 +230,7 @@ pub(crate) struct RevisionFollower {
 }
 
 impl RevisionFollower {
-    /// Follows the store for as long as someone listens.
+    /// Follows the store until the node ends.
     pub(crate) async fn follow(self) {
         let mut last = LastUpdate {
             number: self.state.in_force().map_or(0, |it| it.revision),
@@ -238,20 +238,20 @@ impl RevisionFollower {
             _held: None,
         };
         let subject = self.fetcher.store.subject("*");
-        // Where it isn't permitted, what is new is noticed a little later.
+        // Without the permission for this subscription, new revisions are noticed a little later.
         let Ok(mut written) = self.client.subscribe(subject).await else {
             return;
         };
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What was last said of the bucket.
+        // The last reported problem of the bucket; empty if there is none.
         let mut doubt = self.state.away().unwrap_or_default();
         loop {
             tokio::select! {
                 _ = look.tick() => {}
                 Some(_) = written.next() => {}
             }
-            // That the broker is away is said elsewhere.
+            // A missing broker is reported elsewhere.
             if self.client.connection_state() != Link::Connected {
                 continue;
             }
@@ -272,8 +272,8 @@ impl RevisionFollower {
         }
     }
 
-    /// Looks for a newer revision, and hands it on. Says what is wrong with the bucket, which
-    /// is nothing if it is empty; none where there is nothing to say.
+    /// Looks for a newer revision, and passes it on. Returns what is wrong with the bucket; empty
+    /// if nothing is. `None` if there is nothing to report.
     async fn check_store(&self, last: &mut LastUpdate) -> anyhow::Result<Option<String>> {
         let newest = self.fetcher.store.newest().await?;
         let Some(FoundRevision {
@@ -337,34 +337,34 @@ impl RevisionFollower {
                 RevisionUpdate::Refused(number, why)
             }
         };
-        // Nobody listens any more when the node ends.
+        // If the receiver is gone, the node is ending.
         let _ = self.updates.send(update).await;
         Ok(Some(String::new()))
     }
 }
 
-/// What has been handed on.
+/// What was passed on last.
 struct LastUpdate {
-    /// The number of the newest revision.
+    /// The number of the newest revision that was passed on.
     number: u64,
-    /// One that could not be handed on.
+    /// A revision that could not be fetched.
     refused: Option<FailedRevision>,
-    /// The plugins of the newest one: what was handed on before it may come into force meanwhile.
+    /// Holds the plugins of the newest one, also while an earlier one is put in force.
     _held: Option<HeldPlugins>,
 }
 
-/// A revision that can't be had, as where a plugin of it is missing. It is tried again after a
-/// while, which becomes longer: plugins are large.
+/// A revision that can't be used, for example because a plugin is missing. It is tried again after
+/// waits that become longer, since plugins are large.
 struct FailedRevision {
     number: u64,
-    /// What was said of it.
+    /// The reported reason.
     why: String,
     pause: Duration,
     again: Instant,
 }
 
 impl FailedRevision {
-    /// After one that may have been the same.
+    /// Notes another failure. `before`: the last failure, which may be of the same revision.
     fn again(before: Option<Self>, number: u64, why: &str, now: Instant) -> Self {
         let same = before.filter(|it| it.number == number);
         let pause = same.map_or(LOOK, |it| (it.pause * 2).min(PAUSE_MAX));
@@ -372,7 +372,7 @@ impl FailedRevision {
             number,
             why: why.into(),
             pause,
-            // What is looked at every so often is looked at a little early, too.
+            // Half an interval early, so that the wait ends before a tick and not just after it.
             again: now + pause - LOOK / 2,
         }
     }

@@ -1,4 +1,4 @@
-//! What operators' commands hear of what plugins log.
+//! The lines that plugins log, for operators' commands.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 
 use super::operator::{FoundNode, Operator, STATUS};
 
-/// How often one who follows asks the nodes again: several times within a lease of theirs.
+/// How often a follower renews its requests: several times within a node's lease.
 pub const RENEW: Duration = Duration::from_secs(10);
 
-/// Lines of a plugin, as they are published.
+/// The published lines of a plugin.
 pub struct LogLines(Subscriber);
 
 impl LogLines {
-    /// Waits for the next line; none once the connection is closed.
+    /// Waits for the next line. `None` once the connection is closed.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
             let message = self.0.next().await?;
-            // What is no line was published by others.
+            // Messages in another form were published by others.
             if let Ok(line @ Value::Object(_)) = serde_json::from_slice(&message.payload) {
                 return Some(line);
             }
@@ -30,7 +30,7 @@ impl LogLines {
 }
 
 impl Operator {
-    /// Hears the lines of a plugin that nodes publish, which they do once they are asked.
+    /// Subscribes to a plugin's lines. Nodes publish them only on request.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -40,16 +40,16 @@ impl Operator {
         Ok(LogLines(lines))
     }
 
-    /// Waits until NATS says that lines may not be heard.
+    /// Waits until NATS denies the subscription, and returns its message.
     pub async fn wait_forbidden(&self) -> String {
         self.complaint.wait_for(&self.subjects.of(LOGS)).await
     }
 
-    /// The last lines of a plugin that a node has. With `follow`, it publishes those to come
-    /// for a while.
+    /// The last lines of a plugin on a node. With `follow`, the node publishes new ones for a
+    /// while.
     ///
     /// # Errors
-    /// If it doesn't answer.
+    /// If the node doesn't answer.
     pub async fn log_lines(
         &self,
         node: &FoundNode,

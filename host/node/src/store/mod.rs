@@ -1,6 +1,6 @@
 //! The plugin store: plugins in an Object Store bucket, by the digest of their bytes, and the
-//! revisions of the pipeline in a KV bucket, each written once. Nodes follow the newest
-//! revision (`follow`); operators' commands (`operator`) and the node's page (`page`) read and write both.
+//! revisions of the pipeline in a KV bucket, each written once. Nodes follow the newest revision
+//! (`follow`). Operators' commands (`operator`) and the node's page (`page`) read and write both.
 
 mod alerts;
 mod bucket;
@@ -33,11 +33,11 @@ use bucket::{is_not_found, read_all};
 /// How long the server has to confirm that it has stored a message.
 const ACK: Duration = Duration::from_secs(10);
 
-/// What the keys of revisions begin with.
+/// The prefix of the keys of revisions.
 const KEY: &str = "revision.";
 
-/// The longest revision, in bytes: what every server carries in one message, with room for
-/// what stands around it.
+/// The longest revision, in bytes: what every server accepts in one message, less some room for the
+/// message's headers.
 const REVISION_BYTES_MAX: usize = 960 * 1024;
 
 /// A tenant's plugin store, over a connection.
@@ -50,30 +50,30 @@ pub struct Store {
     alerts_subject: String,
 }
 
-/// How many of the newest revisions commands read at most.
+/// How many of the newest revisions commands read, at most.
 pub const READ_MAX: u64 = 1_000;
 
-/// How many of them are read to find the one that holds, where others have written into the
-/// bucket.
+/// How many of the newest revisions are read to find the current one, if others have written into
+/// the bucket.
 pub(crate) const LOOK_MAX: u64 = 100;
 
-/// How many bytes of them are read.
+/// How many bytes of revisions are read, at most.
 const READ_BYTES_MAX: u64 = 256 << 20;
 
-/// A revision as it was found.
+/// A revision as found in the bucket.
 #[derive(Debug)]
 pub struct FoundRevision {
-    /// Its number, by its key.
+    /// Its number, from its key.
     pub number: u64,
-    /// Its place in the order in which all were written.
+    /// Its sequence number in the stream: the order of writing.
     pub place: u64,
-    /// What it says; an error if that can't be read.
+    /// Its content, or why that can't be read.
     pub revision: anyhow::Result<Revision>,
 }
 
-/// The revision that holds: the highest that can be read, or one above it that can't be and was
-/// written later, as by a newer version. So what somebody else writes under a high number ends
-/// with the next revision.
+/// The current revision: the highest that can be read; or an unreadable one above it, if that was
+/// written later, as by a newer version. So a high number that somebody else has written counts
+/// only until the next revision.
 pub fn newest(revisions: Vec<FoundRevision>) -> Option<FoundRevision> {
     let good = revisions.iter().rposition(|it| it.revision.is_ok());
     let place = good
@@ -88,8 +88,8 @@ pub fn newest(revisions: Vec<FoundRevision>) -> Option<FoundRevision> {
     later.max_by_key(|it| it.place).or(good)
 }
 
-/// The number of the next revision, in order after `after` and under no number that is taken;
-/// none if there is no higher one.
+/// The number of the next revision: above `after` and all readable revisions, and not taken. `None`
+/// if there is no higher number.
 pub fn next_number(revisions: &[FoundRevision], after: u64) -> Option<u64> {
     let good = revisions.iter().filter(|it| it.revision.is_ok());
     let highest = good.map(|it| it.number).max().unwrap_or_default();
@@ -100,24 +100,24 @@ pub fn next_number(revisions: &[FoundRevision], after: u64) -> Option<u64> {
     (next <= NUMBER_MAX).then_some(next)
 }
 
-/// What came of writing a revision.
+/// The result of writing a revision.
 #[derive(Debug)]
 pub enum WriteResult {
-    /// It is written.
+    /// The revision was written.
     Done,
-    /// Another one of the same number was written before.
+    /// Another revision of this number was written before.
     Taken(Box<FoundRevision>),
 }
 
-/// The number that a key says. Each has one key: otherwise there could be several revisions of
-/// one number.
+/// The number in a key. Each number has exactly one key; otherwise there could be several revisions
+/// of one number.
 fn number_of(key: &str) -> Option<u64> {
     let number: u64 = key.parse().ok().filter(|number| *number > 0)?;
     (number.to_string() == key).then_some(number)
 }
 
-/// What is wrong with the shape of a stream for revisions: each is to be written once, and to
-/// stay.
+/// What is wrong with the configuration of a stream for revisions, if anything: each revision must
+/// be written once, and stay.
 fn misshape(config: &stream::Config) -> Option<&'static str> {
     let keeps_first = config.discard == DiscardPolicy::New
         && config.discard_new_per_subject
@@ -144,7 +144,7 @@ fn misshape(config: &stream::Config) -> Option<&'static str> {
 }
 
 impl Store {
-    /// Of the tenant with this prefix, over a connection. The buckets may be missing.
+    /// The store of the tenant with this prefix. The buckets may be missing.
     pub(crate) fn new(client: &Client, prefix: Option<&str>) -> Self {
         let named = |bucket: &str| match prefix {
             Some(prefix) => format!("{prefix}-{bucket}"),
@@ -164,11 +164,11 @@ impl Store {
         &self.pipeline
     }
 
-    /// Makes the buckets and the stream of alerts, where they are missing, on so many servers of
-    /// a cluster.
+    /// Creates the buckets and the stream of alerts, if they are missing, with this number of
+    /// replicas.
     ///
     /// # Errors
-    /// If the server refuses, or a bucket is there that is not what it should be.
+    /// If the server refuses, or a bucket exists with an unsuitable configuration.
     pub async fn make(&self, replicas: usize) -> anyhow::Result<()> {
         self.make_plugins(replicas).await?;
         self.make_alerts(replicas).await?;
@@ -179,7 +179,7 @@ impl Store {
             name: format!("KV_{}", self.pipeline),
             description: Some("presence: revisions of the pipeline, each written once".into()),
             subjects: vec![format!("$KV.{}.>", self.pipeline)],
-            // The server itself refuses what would change a revision, or remove one.
+            // The server itself refuses to change or remove a revision.
             max_messages_per_subject: 1,
             discard: DiscardPolicy::New,
             discard_new_per_subject: true,
@@ -195,10 +195,10 @@ impl Store {
         Ok(())
     }
 
-    /// The revisions among so many that were written last, in the order of their numbers.
+    /// The revisions among the `last` messages of the bucket, in the order of their numbers.
     ///
     /// # Errors
-    /// If the bucket can't be read, or is not what it should be.
+    /// If the bucket can't be read, or has an unsuitable configuration.
     pub async fn revisions(&self, last: u64) -> anyhow::Result<Vec<FoundRevision>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(Vec::new());
@@ -215,15 +215,15 @@ impl Store {
         let found = messages
             .iter()
             .filter_map(|it| self.found(&it.subject, it.place, &it.payload));
-        // Of a bucket that keeps more than one of a key, the newest is the last.
+        // In a bucket that keeps several messages of a key, the last one is the newest.
         let by_number: BTreeMap<_, _> = found.map(|found| (found.number, found)).collect();
         Ok(by_number.into_values().collect())
     }
 
-    /// A revision by its number, however old it is; none if there is none.
+    /// A revision by its number, however old it is. `None` if it doesn't exist.
     ///
     /// # Errors
-    /// If the bucket can't be read, or is not what it should be.
+    /// If the bucket can't be read, or has an unsuitable configuration.
     pub async fn revision(&self, number: u64) -> anyhow::Result<Option<FoundRevision>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(None);
@@ -236,7 +236,7 @@ impl Store {
         }
     }
 
-    /// The revision that holds, as [`newest`]; none if there is none.
+    /// The current revision, as by [`newest`]. `None` if there is none.
     ///
     /// # Errors
     /// As [`Self::revisions`].
@@ -257,7 +257,7 @@ impl Store {
         }
     }
 
-    /// Writes a revision, unless there is one of its number.
+    /// Writes a revision, unless its number is taken.
     ///
     /// # Errors
     /// If it can't be written.
@@ -282,7 +282,7 @@ impl Store {
             Err(error) => error,
         };
         let is_taken = error.kind() == CreateErrorKind::AlreadyExists;
-        // The answer may have been lost, and not what it answers.
+        // The write may have succeeded, and only its answer been lost.
         let subject = self.subject(&number.to_string());
         match store.entry(&key).await {
             Ok(Some(entry)) => match self.found(&subject, entry.revision, &entry.value) {
@@ -297,7 +297,7 @@ impl Store {
         }
     }
 
-    /// The subject of revisions.
+    /// The subject of the revision with this number; `*` for all.
     pub(crate) fn subject(&self, number: &str) -> String {
         format!("$KV.{}.{KEY}{number}", self.pipeline)
     }
@@ -327,7 +327,7 @@ impl Store {
         })
     }
 
-    /// The stream of the revisions; none if there is no bucket.
+    /// The stream of the revisions. `None` if the bucket doesn't exist.
     async fn revisions_stream(&self) -> anyhow::Result<Option<stream::Stream>> {
         let name = format!("KV_{}", self.pipeline);
         let Some(stream) = self.stream(&name).await? else {
@@ -345,7 +345,7 @@ impl Store {
         bail!(self.misshapen(&name, wrong))
     }
 
-    /// A stream; none if there is none of this name.
+    /// A stream by its name. `None` if it doesn't exist.
     async fn stream(&self, name: &str) -> anyhow::Result<Option<stream::Stream>> {
         match self.context.get_stream(name).await {
             Ok(stream) => Ok(Some(stream)),
@@ -381,7 +381,7 @@ impl Store {
 mod tests {
     use super::*;
 
-    /// Revisions by number and place; one that can't be read where that is negative.
+    /// Revisions by number and place. A negative number makes an unreadable revision.
     fn found(all: &[(i64, u64)]) -> Vec<FoundRevision> {
         let found = all.iter().map(|&(number, place)| {
             let text = format!(r#"{{"revision": {number}, "chain": [], "who": "", "when": 1}}"#);
@@ -399,10 +399,10 @@ mod tests {
         for (all, holds, next) in [
             (vec![], None, 1),
             (vec![(1, 1), (2, 2)], Some(2), 3),
-            // Somebody has written something under a high number.
+            // Somebody else has written something under a high number.
             (vec![(1, 1), (2, 2), (-9, 3)], Some(9), 3),
             (vec![(1, 1), (2, 2), (3, 4), (-9, 3)], Some(3), 4),
-            // Or under the next one.
+            // Somebody else has written something under the next number.
             (vec![(1, 1), (2, 2), (-3, 3)], Some(3), 4),
             (vec![(1, 1), (2, 2), (-3, 3), (4, 4)], Some(4), 5),
             (vec![(-7, 1)], Some(7), 1),

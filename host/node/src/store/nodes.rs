@@ -1,5 +1,5 @@
-//! Which nodes there are, as operators' commands find them: by what answers as the NATS service, and
-//! by what those that answer know of their fleets.
+//! Finds the nodes for operators' commands: those that answer as the NATS service, and the other
+//! nodes of their fleets.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::operator::{Operator, STATUS};
 use crate::link::micro;
 
-/// How long after the last node has answered another one may.
+/// The search ends when no node has answered for this time.
 const QUIET: Duration = Duration::from_millis(750);
 
 /// A node that was found.
@@ -26,21 +26,21 @@ pub struct FoundNode {
     pub name: String,
     /// Whether its pipeline comes from the store.
     pub follows_store: bool,
-    /// Whether it waits for its turn, and only says so.
+    /// Whether it waits for its turn, so that it only reports its state.
     pub waits: bool,
     pub(super) id: String,
 }
 
-/// The nodes that have their tenants from the store.
+/// The nodes that read their tenants from the store.
 pub struct TenantNodes {
-    /// By name.
+    /// The nodes, sorted by name.
     pub nodes: Vec<FoundNode>,
-    /// Those of their fleets that don't answer, also not as nodes that have none from there.
+    /// Other nodes of their fleets that don't answer at all.
     pub silent: BTreeSet<String>,
 }
 
 impl Operator {
-    /// The nodes of this tenant that run, by name, also those that wait for their turn.
+    /// The running nodes of this tenant, sorted by name, including those that wait for their turn.
     ///
     /// # Errors
     /// If there is none.
@@ -57,7 +57,7 @@ impl Operator {
         Ok(nodes)
     }
 
-    /// The nodes that run and have their tenants from the store.
+    /// The running nodes that read their tenants from the store.
     ///
     /// # Errors
     /// If there is none.
@@ -90,7 +90,7 @@ impl Operator {
         Ok(TenantNodes { nodes, silent })
     }
 
-    /// The nodes of this tenant's fleet that aren't among those that answer.
+    /// The nodes of this tenant's fleet that don't answer. `nodes`: those that do.
     pub async fn silent(&self, nodes: &[FoundNode]) -> BTreeSet<String> {
         let asked = nodes.iter().map(|node| async {
             let status = self.status(node).await;
@@ -100,7 +100,7 @@ impl Operator {
         but(answering, join_all(asked).await)
     }
 
-    /// What is said of themselves by all nodes that answer.
+    /// The service information of all nodes that answer.
     async fn found(&self) -> anyhow::Result<Vec<Info>> {
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await?;
@@ -141,7 +141,7 @@ fn sorted(nodes: impl Iterator<Item = FoundNode>) -> Vec<FoundNode> {
     nodes
 }
 
-/// The names of a fleet's nodes, as the keys of an object or as a list.
+/// The names of a fleet's nodes, from the keys of an object or from a list.
 fn fleet_nodes(told: Option<&Value>) -> Vec<String> {
     let keys = told
         .and_then(Value::as_object)
@@ -152,7 +152,8 @@ fn fleet_nodes(told: Option<&Value>) -> Vec<String> {
     keys.cloned().chain(list).collect()
 }
 
-/// The nodes of fleets, but those that answer. What couldn't be asked has told of none.
+/// The nodes of the fleets, without those that answer. Nodes that couldn't be asked have named
+/// none.
 fn but<'a>(
     answering: impl Iterator<Item = &'a str>,
     told: Vec<anyhow::Result<Vec<String>>>,

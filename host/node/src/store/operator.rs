@@ -1,4 +1,4 @@
-//! What operators' commands do: the store, and the nodes that follow it.
+//! The work of operators' commands: on the store, and on the nodes that follow it.
 
 use std::time::Duration;
 
@@ -23,14 +23,14 @@ use crate::link::micro;
 use crate::link::request;
 use crate::link::request_client::{self, LastBrokerError};
 
-/// How long a node has to say what it runs, and how often it is asked.
+/// How long a node may take to report its status, and the wait between two such requests.
 pub(super) const STATUS: Duration = Duration::from_secs(5);
 const STATUS_AGAIN: Duration = Duration::from_millis(100);
 
-/// Of how many tenants a node is asked in one request.
+/// For how many tenants a node is asked in one request.
 const NAMES_AT_ONCE: usize = 100;
 
-/// How long a tenant that is served may lack something before that is told.
+/// How long a served tenant may have problems before a command reports them.
 const IMPAIRED: Duration = Duration::from_secs(10);
 
 /// An operator's connection.
@@ -41,20 +41,20 @@ pub struct Operator {
     pub(super) prefix: String,
     store: Store,
     pub(super) servers: String,
-    /// How long a node has to load a pipeline.
+    /// How long a node may take to load a pipeline.
     load_timeout: Duration,
 }
 
-/// How a node stands to a revision.
+/// The state of a revision on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RevisionStatus {
-    /// It is in force, as this generation, or a later one is.
+    /// This revision or a later one is in force, as this generation of the pipeline.
     InForce(u64),
-    /// The node refuses it: why.
+    /// The node refuses it, for this reason.
     Refused(String),
-    /// The node's pipeline is its folder's.
+    /// The node's pipeline comes from its folder.
     Folder,
-    /// Nothing can be said: why.
+    /// The state is not known, for this reason.
     Unknown(String),
 }
 
@@ -94,7 +94,7 @@ impl Operator {
         TenantStore::new(&self.client)
     }
 
-    /// An error, or what the broker has said instead.
+    /// Adds the broker's last error message, if there is one, to an error.
     pub fn complained(&self, error: anyhow::Error) -> anyhow::Error {
         match self.complaint.take() {
             Some(said) => error.context(format!("NATS says: {said}")),
@@ -102,8 +102,8 @@ impl Operator {
         }
     }
 
-    /// Does something with the store, unless NATS forbids a subject that it needs: nothing
-    /// would answer then.
+    /// Does work with the store. It ends early if NATS denies the subject `needs`, because then no
+    /// answer would come.
     ///
     /// # Errors
     /// If it fails, or is forbidden.
@@ -118,7 +118,7 @@ impl Operator {
         }
     }
 
-    /// Has all nodes validate changes of tenants, at once: of each, what is wrong, if anything.
+    /// Has all nodes check changes of tenants, concurrently. Returns each node's result.
     pub async fn validate_tenants(
         &self,
         nodes: &[FoundNode],
@@ -132,11 +132,11 @@ impl Operator {
         join_all(asked).await
     }
 
-    /// What a node's tenants are at, once it has read the store up to a place and none of these
-    /// is starting.
+    /// The states of tenants on a node, once it has read the store up to `place` and none of these
+    /// tenants is starting.
     ///
     /// # Errors
-    /// If that takes too long, or it doesn't answer.
+    /// If that takes too long, or the node doesn't answer.
     pub async fn tenants_settled(
         &self,
         node: &FoundNode,
@@ -147,7 +147,8 @@ impl Operator {
         let mut begun = None;
         loop {
             let (seen, tenants) = self.tenant_states(node, names).await?;
-            // A place of a bucket that is gone says nothing of the one that was written.
+            // A place in a deleted bucket can't be compared with one in the bucket that was
+            // written.
             let seen = seen.filter(|it| it.made == place.made);
             let all = tenants.iter().map(TenantStand::of);
             let stand = all.max().unwrap_or(TenantStand::Settled);
@@ -172,7 +173,7 @@ impl Operator {
         }
     }
 
-    /// Up to which place a node has read the store, and what the tenants with these names are at.
+    /// How far a node has read the store, and the states of the tenants with these names.
     async fn tenant_states(
         &self,
         node: &FoundNode,
@@ -187,7 +188,7 @@ impl Operator {
             let (made, last) = (answer.get("made"), answer.get("place"));
             let made = made.and_then(Value::as_i64);
             let last = last.and_then(Value::as_u64);
-            // What the first ones are at was so before the next was asked for.
+            // The place of the first answer counts for all: the later states are newer.
             place = place.or(made
                 .zip(last)
                 .map(|(made, last)| BucketPlace { made, last }));
@@ -203,7 +204,7 @@ impl Operator {
         }
     }
 
-    /// Has all nodes validate a revision, at once: of each, what is wrong with it, if anything.
+    /// Has all nodes validate a revision, concurrently. Returns each node's result.
     pub async fn validate(
         &self,
         nodes: &[FoundNode],
@@ -217,10 +218,10 @@ impl Operator {
         join_all(asked).await
     }
 
-    /// Has a node run a plugin in a shadow for so many milliseconds.
+    /// Has a node run a plugin as a shadow for this number of milliseconds.
     ///
     /// # Errors
-    /// Why it doesn't.
+    /// Why the node doesn't do so.
     pub async fn shadow(
         &self,
         node: &FoundNode,
@@ -233,7 +234,7 @@ impl Operator {
         self.ask_long(node, ADMIN_SHADOW, body).await.map(drop)
     }
 
-    /// Has the shadow of a node end.
+    /// Ends the shadow of a node.
     ///
     /// # Errors
     /// If it runs none, or doesn't answer.
@@ -252,7 +253,7 @@ impl Operator {
         Ok(kind.and_then(Value::as_str) == Some("shadow"))
     }
 
-    /// The reports of what a node runs beside its pipeline, and of its last shadow.
+    /// A node's reports on its canary or shadow, and on its last shadow.
     ///
     /// # Errors
     /// If it doesn't answer.
@@ -261,7 +262,7 @@ impl Operator {
         Ok(answer.get("reports").cloned().unwrap_or_default())
     }
 
-    /// How a node stands to the store, as it tells itself.
+    /// A node's state with regard to the store, as the node reports it.
     ///
     /// # Errors
     /// If it doesn't answer.
@@ -273,7 +274,7 @@ impl Operator {
     /// The revision that is in force on a node, if one is.
     ///
     /// # Errors
-    /// If it doesn't answer, or with what can't be read.
+    /// If it doesn't answer, or its answer can't be read.
     pub async fn in_force(&self, node: &FoundNode) -> anyhow::Result<Option<Revision>> {
         let body = Bytes::from_static(micro::REVISION);
         let answer = self.ask(node, ADMIN_STATUS, body, STATUS).await?;
@@ -307,9 +308,10 @@ impl Operator {
         }
     }
 
-    /// As [`Self::ask`], of what takes long: a node that has ended meanwhile isn't waited for.
+    /// Like [`Self::ask`], for requests that take long. It doesn't wait for a node that has ended
+    /// meanwhile.
     async fn ask_long(&self, node: &FoundNode, what: &str, body: Bytes) -> anyhow::Result<Value> {
-        // It fetches plugins, and waits for another validation.
+        // The node fetches plugins, and may have to finish another validation first.
         let limit = self.load_timeout * 3;
         tokio::select! {
             answer = self.ask(node, what, body, limit) => answer,
@@ -319,13 +321,14 @@ impl Operator {
         }
     }
 
-    /// Returns when a node that was asked this has twice not said how it is.
+    /// Returns when a node has failed to report its status twice in a row. `asked`: the request
+    /// that it works on.
     async fn is_gone(&self, node: &FoundNode, asked: &str) -> anyhow::Error {
         let mut has_failed = false;
         loop {
             sleep(STATUS).await;
             let said = match asked {
-                // What answers for all tenants of a node has no status.
+                // The service for all tenants of a node has no status request.
                 ADMIN_TENANTS => self.tenant_states(node, &[]).await.map(drop),
                 _ => self.status(node).await.map(drop),
             };
@@ -363,19 +366,19 @@ impl Operator {
     }
 }
 
-/// Whether a tenant is to be waited for; of several, the greatest counts.
+/// Whether a tenant must be waited for. Of several tenants, the greatest value counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum TenantStand {
-    /// What it is at stays so until somebody changes something.
+    /// The tenant stays in its state until somebody changes something.
     Settled,
-    /// It is served and lacks something, as may be for a moment where it has just begun.
+    /// The tenant is served with problems, which may last only a moment if it has just started.
     Lacks,
-    /// It isn't what it is to be yet.
+    /// The tenant hasn't reached its wanted state yet.
     Starts,
 }
 
 impl TenantStand {
-    /// Of a tenant of which a node says this.
+    /// Judges a tenant by a node's report about it.
     fn of(tenant: &Value) -> Self {
         let is = |what: &str| tenant.get(what) == Some(&Value::Bool(true));
         let state = tenant.get("state").and_then(Value::as_str);
@@ -389,14 +392,14 @@ impl TenantStand {
     }
 }
 
-/// How a node that says this of itself stands to a revision; none while that isn't decided.
+/// The state of a revision by a node's status. `None` while the node hasn't decided.
 fn revision_status(status: &Value, revision: u64) -> Option<RevisionStatus> {
     let serving = status.get("serving")?;
     let store = serving.get("store")?;
     let number = |value: Option<&Value>| value.and_then(Value::as_u64);
     let refused = store.get("refused").filter(|it| it.is_object());
-    // Its chain may be in force, and its canary not. Another one may have been refused before,
-    // whatever its number.
+    // Checked first: the chain may be in force without the canary. Refusals of other revisions
+    // don't matter, whatever their number.
     if let Some(refused) = refused
         && number(refused.get("revision")) == Some(revision)
     {
@@ -431,7 +434,7 @@ mod tests {
         for state in ["serving", "waiting", "paused", "refused"] {
             assert_eq!(of(state, false, false), TenantStand::Settled);
         }
-        // As a node of an earlier version says it.
+        // Like a node of an earlier version.
         let impaired = json!({"state": "impaired", "changing": false});
         assert_eq!(TenantStand::of(&impaired), TenantStand::Lacks);
     }

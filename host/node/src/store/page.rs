@@ -1,5 +1,5 @@
-//! What the node's page does with the store: it reads the history, and makes the next revision,
-//! as `presence pipeline rollback`, `presence plugins promote` and `abort` do.
+//! The page's access to the store: reads the history, and makes the next revision, like `presence
+//! pipeline rollback`, `presence plugins promote` and `abort`.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use super::trial::RevisionValidator;
 use super::{FoundRevision, LOOK_MAX, Store, WriteResult, next_number};
 use crate::clock;
 
-/// The store, for a page of this node.
+/// The store, for the page of this node.
 pub(crate) struct PageStore {
     pub(crate) store: Store,
     pub(crate) validator: Arc<RevisionValidator>,
-    /// How this node stands to the store.
+    /// The node's state with regard to the store.
     pub(crate) state: Arc<StoreState>,
     /// The node's name.
     pub(crate) node: String,
 }
 
-/// What an operator does with the page.
+/// A change that an operator makes on the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageAction {
     /// Makes the pipeline of this revision the next one.
     RollBack(u64),
-    /// Has the canary decide on everyone.
+    /// Puts the canary in force for everyone.
     Promote,
-    /// Has it decide on nobody.
+    /// Ends the canary.
     Abort,
 }
 
@@ -41,11 +41,12 @@ impl PageStore {
         self.store.revisions(LOOK_MAX).await
     }
 
-    /// Makes another pipeline the next revision, once this node has validated it. `seen` is
-    /// the revision that held when the operator looked. Returns the new one's number.
+    /// Makes another pipeline the next revision, after this node has validated it. `seen`: the
+    /// number of the revision that was current when the operator looked. Returns the new number.
     ///
     /// # Errors
-    /// If there is a newer one than was seen, the node refuses it, or it can't be written.
+    /// If a newer revision exists than was seen, the node refuses the new one, or it can't be
+    /// written.
     pub(crate) async fn change(&self, step: PageAction, seen: u64) -> anyhow::Result<u64> {
         let revisions = self.store.revisions(LOOK_MAX).await?;
         let mut good = revisions.iter().rev();
@@ -80,7 +81,8 @@ impl PageStore {
                 }
             }
         };
-        // Where the bucket was lost, nodes run a higher one, and take none below it.
+        // If the bucket was lost, nodes run a higher number than it has, and accept only higher
+        // ones.
         let in_force = self.state.in_force().map_or(0, |it| it.revision);
         let number = next_number(&revisions, seen.max(in_force));
         let next = Revision {
@@ -100,7 +102,7 @@ impl PageStore {
     }
 }
 
-/// By whom a revision was written.
+/// Who has written a revision, for an error text.
 fn written(found: &FoundRevision) -> String {
     match &found.revision {
         Ok(revision) => format!("{} has written revision {}", revision.who, found.number),

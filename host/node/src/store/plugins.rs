@@ -1,5 +1,5 @@
-//! Plugins in the store: objects that are named by the digest of their bytes, which is
-//! checked whenever they are read.
+//! Plugins in the store: objects whose names are the digests of their bytes. The digest is checked
+//! whenever a plugin is read.
 
 use std::collections::HashMap;
 
@@ -17,10 +17,10 @@ use presence_sandbox::{Manifest, sha256};
 use super::Store;
 use super::bucket::read_all;
 
-/// How many bytes of descriptions are read to list plugins.
+/// How many bytes of object descriptions are read to list the plugins, at most.
 const LISTED_BYTES_MAX: u64 = 64 << 20;
 
-/// What is known of a plugin in the store, by its manifest and by who uploaded it.
+/// Facts about a plugin in the store: from its manifest, and who uploaded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginInfo {
     /// Its name.
@@ -29,28 +29,28 @@ pub struct PluginInfo {
     pub version: String,
     /// Its role.
     pub role: String,
-    /// Who uploaded it, by their own account.
+    /// Who uploaded it, as they say themselves.
     pub who: String,
 }
 
 /// A plugin in the store.
 #[derive(Clone, Debug)]
 pub struct StoredPlugin {
-    /// Of its bytes.
+    /// The digest of its bytes.
     pub digest: Digest,
-    /// How many they are.
+    /// Its length in bytes.
     pub bytes: u64,
     /// When it was uploaded, in milliseconds since the Unix epoch.
     pub when: u64,
-    /// What is said of it.
+    /// The facts about it.
     pub about: PluginInfo,
 }
 
 impl PluginInfo {
-    /// What a plugin's manifest says, and the digest of its bytes.
+    /// The facts from a plugin's manifest, and the digest of its bytes.
     ///
     /// # Errors
-    /// If it is no plugin.
+    /// If the bytes are not a plugin.
     pub fn of(bytes: &[u8], file: &str, who: &str) -> anyhow::Result<(Digest, Self)> {
         let manifest = Manifest::read(file, bytes)?;
         name(&manifest.name).map_err(|fix| {
@@ -70,7 +70,7 @@ impl PluginInfo {
 }
 
 impl Store {
-    /// Makes the bucket of plugins, where it is missing.
+    /// Creates the bucket of plugins, if it is missing.
     pub(super) async fn make_plugins(&self, replicas: usize) -> anyhow::Result<ObjectStore> {
         if let Some(store) = self.objects().await? {
             return Ok(store);
@@ -86,10 +86,10 @@ impl Store {
             .with_context(|| format!("can't make the bucket `{}`", self.plugins))
     }
 
-    /// Uploads a plugin, unless it is there. Says whether it was uploaded.
+    /// Uploads a plugin, unless it is there. Returns whether it was uploaded.
     ///
     /// # Errors
-    /// If it can't be, or the bucket is missing or not what it should be.
+    /// If it can't be uploaded, or the bucket is missing or has an unsuitable configuration.
     pub async fn push(
         &self,
         digest: &Digest,
@@ -102,13 +102,14 @@ impl Store {
             bytes_max: bytes.len() as u64,
             key: "",
         };
-        // One that has been altered, or what is said of it, is uploaded again.
+        // A plugin is uploaded again if its bytes or its description were altered.
         let info = store.info(digest.to_string()).await.ok();
         let name = info.as_ref().and_then(|info| info.metadata.get("name"));
         if name == Some(&about.name) && self.plugin(digest, limit).await.is_ok() {
             return Ok(false);
         }
-        // What was there is removed by this id, which may be a pattern if somebody altered it.
+        // The upload purges the old chunks by this id, which is a wildcard if somebody altered it
+        // so.
         if let Some(info) = info {
             let is_id = info.nuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
             ensure!(
@@ -215,7 +216,7 @@ impl Store {
         Ok(stored)
     }
 
-    /// The bucket of plugins; none if there is none.
+    /// The bucket of plugins. `None` if it doesn't exist.
     async fn objects(&self) -> anyhow::Result<Option<ObjectStore>> {
         let name = self.objects_stream();
         let Some(stream) = self.stream(&name).await? else {
@@ -238,8 +239,8 @@ impl Store {
 }
 
 impl StoredPlugin {
-    /// Reads what is kept of an object; nothing of one that is no plugin, or that is kept under
-    /// another name than its own.
+    /// Reads the description of an object. `None` if it is no plugin, or is stored under a name
+    /// that isn't its own.
     fn read(subject: &str, payload: &[u8]) -> Option<Self> {
         let info: ObjectInfo = serde_json::from_slice(payload).ok()?;
         let kept_as = subject.rsplit('.').next()?;

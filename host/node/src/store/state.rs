@@ -1,5 +1,5 @@
-//! How a node stands to the plugin store: which revision is in force, which one it refuses,
-//! and whether the store can be read.
+//! The node's state with regard to the plugin store: which revision is in force, which one was
+//! refused, and whether the store can be read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,16 +14,16 @@ pub(crate) struct StoreState(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     in_force: Option<Arc<Revision>>,
-    /// The number of the one that was refused last, and why, until another is in force.
+    /// The number of the last refused revision, and why. `None` once it or a later one is in force.
     refused: Option<(u64, String)>,
-    /// Of which revisions an alert says that they are refused, and why.
+    /// The refused revisions that an alert has reported, each with the reason.
     told: BTreeMap<u64, String>,
-    /// Why the store can't be read, if it can't.
+    /// Why the store can't be read. `None` if it can.
     away: Option<String>,
 }
 
 impl StoreState {
-    /// A revision is in force from now on.
+    /// Notes that a revision is in force.
     pub(crate) fn set_in_force(&self, revision: Arc<Revision>) {
         let mut known = self.known();
         known
@@ -33,28 +33,29 @@ impl StoreState {
         known.in_force = Some(revision);
     }
 
-    /// Whether no alert says yet that a revision is refused for this reason: one does from now on.
+    /// Whether the refusal of a revision for this reason has not been reported by an alert. Notes
+    /// that it is now.
     pub(crate) fn tells(&self, number: u64, why: &str) -> bool {
         let before = self.known().told.insert(number, why.to_owned());
         before.is_none_or(|before| before != why)
     }
 
-    /// What is refused is told again.
+    /// Has refusals reported by alerts again.
     pub(crate) fn tell_again(&self) {
         self.known().told.clear();
     }
 
-    /// A revision can't be put in force.
+    /// Notes that a revision can't be put in force.
     pub(crate) fn refuse(&self, number: u64, why: String) {
         self.known().refused = Some((number, why));
     }
 
-    /// What was refused is of no matter any more: a newer revision is there.
+    /// Forgets the last refusal: a newer revision is there.
     pub(crate) fn pass_over_refused(&self) {
         self.known().refused = None;
     }
 
-    /// The store can't be read, and why; or it can.
+    /// Notes why the store can't be read. `None`: it can.
     pub(crate) fn set_away(&self, why: Option<String>) {
         self.known().away = why;
     }
@@ -64,12 +65,13 @@ impl StoreState {
         self.known().in_force.clone()
     }
 
-    /// The number of the revision that was refused last, and why, until another is in force.
+    /// The number of the last refused revision, and why. `None` once it or a later one is in force.
     pub(crate) fn refused(&self) -> Option<(u64, String)> {
         self.known().refused.clone()
     }
 
-    /// The revision in force, if something of it is refused, and why: its canary doesn't run.
+    /// The number of the revision in force and why its canary was refused. `None` if nothing was
+    /// refused.
     pub(crate) fn without_canary(&self) -> Option<(u64, String)> {
         let known = self.known();
         let number = known.in_force.as_ref()?.revision;
@@ -79,12 +81,12 @@ impl StoreState {
             .filter(|(refused, _)| *refused == number)
     }
 
-    /// Why the store can't be read; none if it can.
+    /// Why the store can't be read. `None` if it can.
     pub(crate) fn away(&self) -> Option<String> {
         self.known().away.clone()
     }
 
-    /// Why nothing is in force, where nothing is: nobody sees anybody then.
+    /// Why no revision is in force, so that nobody is visible. `None` if one is in force.
     pub(crate) fn nothing(&self) -> Option<String> {
         let known = self.known();
         if known.in_force.is_some() {
@@ -100,13 +102,13 @@ impl StoreState {
         ))
     }
 
-    /// Whether the store can be read, and has nothing that could be in force.
+    /// Whether the store can be read, but has no revision that could be put in force.
     pub(crate) fn lacks_pipeline(&self) -> bool {
         let known = self.known();
         known.in_force.is_none() && known.away.is_none()
     }
 
-    /// As `/status` and the admin service tell it.
+    /// The JSON for `/status` and the admin service.
     pub(crate) fn to_json(&self) -> Value {
         let known = self.known();
         let refused = known.refused.as_ref();
@@ -153,14 +155,14 @@ mod tests {
         assert_eq!(state.to_json()["refused"]["revision"], 3);
         state.set_in_force(revision(3));
         assert_eq!(state.to_json()["refused"], Value::Null);
-        // One that was in force meanwhile is refused anew.
+        // A revision that was in force can be refused later, and is then reported anew.
         assert!(state.tells(4, "broken") && !state.tells(4, "broken"));
         assert!(state.tells(5, "broken") && state.tells(4, "worse"));
         state.set_in_force(revision(4));
         assert!(state.tells(4, "worse") && !state.tells(5, "broken"));
         state.tell_again();
         assert!(state.tells(5, "broken"));
-        // What somebody else has written under a high number.
+        // Somebody else has written something under a high number.
         state.refuse(9, "no revision".into());
         state.pass_over_refused();
         state.set_in_force(revision(4));

@@ -1,9 +1,9 @@
-//! Tenants in a KV bucket: each under its name. A node follows them; commands change them, by
-//! compare-and-swap over the whole bucket: whether two tenants would have the same subjects is
-//! seen of all of them together.
+//! Tenants in a KV bucket, each under its name. Nodes follow them. Commands change them by
+//! compare-and-swap over the whole bucket: whether two tenants would have the same subjects can
+//! only be seen from all of them together.
 //!
-//! A tenant ends when the bucket says that it was removed. A key that is just not there, as in a
-//! bucket that was lost, says nothing, and what was known holds.
+//! A tenant ends when the bucket has a deletion marker for it. If a key is just missing, as in a
+//! bucket that was lost, the tenant stays as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,39 +28,39 @@ use super::bucket::read_all;
 use crate::link::bucket_keys::{self, Expected};
 use crate::tasks::elsewhere;
 
-/// How often is looked whether they have changed.
+/// How often the bucket is checked for changes.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long a node that starts waits for the store before it goes by what it last knew.
+/// How long a starting node waits for the store before it uses what it knew last.
 const AT_START: Duration = Duration::from_secs(5);
 
-/// How long a key is shown: as long as a name can be.
+/// The greatest length of a key in log lines: as long as a name can be.
 const SHOWN_BYTES_MAX: usize = 64;
 
-/// How many bytes of them are read.
+/// How many bytes of tenants are read, at most.
 const READ_BYTES_MAX: u64 = 256 << 20;
 
-/// The bucket, over a connection.
+/// The bucket of tenants.
 #[derive(Clone)]
 pub struct TenantStore {
     context: jetstream::Context,
 }
 
-/// What the bucket has under a tenant's name.
+/// The bucket's entry for a tenant.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its place in the order in which all were written.
+    /// Its sequence number in the stream: the order of writing.
     pub place: u64,
-    /// What it says; none where the tenant was removed.
+    /// Its content, or why that can't be read. `None` if the tenant was removed.
     pub tenant: Option<Result<StoredTenant, String>>,
 }
 
-/// A place in the bucket. One that is made anew counts from 1 again.
+/// A place in the bucket's stream. A bucket that is created anew counts from 1 again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketPlace {
-    /// When the bucket was made, in nanoseconds since 1970.
+    /// When the bucket was created, in nanoseconds since 1970.
     pub made: i64,
-    /// The place.
+    /// The sequence number of the last message.
     pub last: u64,
 }
 
@@ -74,22 +74,22 @@ impl BucketPlace {
     }
 }
 
-/// What the bucket has, by name.
+/// The bucket's entries by name.
 pub type Entries = BTreeMap<String, Entry>;
 
-/// What the bucket has, and how far it has been written; no place where there is none.
+/// The bucket's entries, and its place. The place is `None` if the bucket doesn't exist.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Up to which place it was read.
+    /// The place up to which it was read.
     pub place: Option<BucketPlace>,
-    /// What it has.
+    /// The entries.
     pub entries: Entries,
 }
 
-/// What came of writing a tenant.
+/// The result of writing a tenant.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is written, at this place.
+    /// It was written, with this sequence number.
     Done(u64),
     /// Somebody else has written to the bucket since it was read.
     Changed,
@@ -98,28 +98,29 @@ pub enum Put {
 /// What a node knows of the tenants in the bucket.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
-    /// Up to which place it has been read; none if it hasn't been.
+    /// The place up to which the bucket has been read. `None` if it hasn't been read.
     pub(crate) place: Option<BucketPlace>,
     pub(crate) tenants: Arc<[InStore]>,
 }
 
 impl TenantStore {
-    /// Over a connection. The bucket may be missing.
+    /// The bucket over this connection. It may be missing.
     pub(crate) fn new(client: &Client) -> Self {
         Self {
             context: ContextBuilder::new().ack_timeout(ACK).build(client.clone()),
         }
     }
 
-    /// Makes the bucket where it is missing, on so many servers of a cluster.
+    /// Creates the bucket if it is missing, with this number of replicas.
     ///
     /// # Errors
-    /// If the server refuses, or it is there and not what it should be.
+    /// If the server refuses, or the bucket exists with an unsuitable configuration.
     pub async fn make(&self, replicas: usize) -> anyhow::Result<()> {
         if self.stream().await?.is_some() {
             return Ok(());
         }
-        // As the client would make it, which first asks what nobody else needs to be permitted.
+        // Configured as by the client's own function. That one isn't used, since it first makes a
+        // request that would need a permission of its own.
         let made = self.context.create_stream(stream::Config {
             name: format!("KV_{TENANTS_BUCKET}"),
             description: Some("presence: tenants, each under its name".into()),
@@ -138,25 +139,25 @@ impl TenantStore {
         Ok(())
     }
 
-    /// How far the bucket has been written; none where there is none.
+    /// The bucket's current place. `None` if the bucket doesn't exist.
     ///
     /// # Errors
-    /// If it can't be read, or is not what it should be.
+    /// If it can't be read, or has an unsuitable configuration.
     pub async fn place(&self) -> anyhow::Result<Option<BucketPlace>> {
         Ok(self.stream().await?.as_ref().map(BucketPlace::of))
     }
 
-    /// All that is in the bucket; nothing where there is none.
+    /// All entries of the bucket; empty if it doesn't exist.
     ///
     /// # Errors
-    /// If it can't be read, or is not what it should be.
+    /// If it can't be read, or has an unsuitable configuration.
     pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
         let Some(stream) = self.stream().await? else {
             return Ok(Snapshot::default());
         };
         let mut place = BucketPlace::of(&stream);
         let entries = Self::read(&stream).await?;
-        // It may have been written since.
+        // Entries may have been written since the place was read.
         let places = entries.values().map(|it| it.place);
         place.last = places.fold(place.last, u64::max);
         let place = Some(place);
@@ -173,9 +174,9 @@ impl TenantStore {
             let Some(name) = message.subject.strip_prefix(&begin) else {
                 continue;
             };
-            // Of a bucket that keeps more than one of a key, the newest is the last.
+            // In a bucket that keeps several messages of a key, the last one is the newest.
             let tenant = match presence_config::name(name) {
-                // A marker that the key was deleted has no value.
+                // A deletion marker has no value.
                 _ if message.payload.is_empty() => None,
                 Ok(()) => {
                     let parsed = StoredTenant::parse(&message.payload);
@@ -189,7 +190,8 @@ impl TenantStore {
         Ok(entries)
     }
 
-    /// Writes a tenant, or removes it, unless anything in the bucket has changed since it was read.
+    /// Writes a tenant, or removes it (`None`), unless anything in the bucket has changed since
+    /// `before`.
     ///
     /// # Errors
     /// If it can't be written.
@@ -216,7 +218,7 @@ impl TenantStore {
         }
     }
 
-    /// The stream of the bucket; none if there is none.
+    /// The stream of the bucket. `None` if it doesn't exist.
     async fn stream(&self) -> anyhow::Result<Option<Stream>> {
         let name = format!("KV_{TENANTS_BUCKET}");
         let stream = match self.context.get_stream(&name).await {
@@ -265,8 +267,7 @@ fn subject(name: &str) -> String {
     format!("$KV.{TENANTS_BUCKET}.{name}")
 }
 
-/// A key as the name of a tenant. One that is none may be of any length, and is in each line of the
-/// log about it.
+/// A key, shortened for log lines. A key that isn't a valid name may be of any length.
 fn shown(key: &str, place: u64) -> String {
     if key.len() <= SHOWN_BYTES_MAX {
         return key.to_owned();
@@ -275,26 +276,27 @@ fn shown(key: &str, place: u64) -> String {
     format!("{}… (message {place})", begin.unwrap_or_default())
 }
 
-/// What a node does with the bucket.
+/// Follows the bucket for a node.
 pub(crate) struct TenantsFollower {
     store: TenantStore,
-    /// Where what is known is kept over a restart; none if it isn't.
+    /// The file that keeps the known tenants over a restart. `None`: they aren't kept.
     kept: Option<PathBuf>,
     entries: Entries,
-    /// Those whose sections are in force: after a restart, they have their subjects before others.
+    /// The tenants whose sections are in force. After a restart, they have their subjects before
+    /// others.
     in_force: BTreeSet<String>,
-    /// As the node says it.
+    /// The same set, as the node publishes it.
     now_in_force: watch::Receiver<BTreeSet<String>>,
-    /// Up to which place the bucket has been read, if it has been, and how many messages it had.
+    /// The place up to which the bucket has been read, and its number of messages then.
     place: Option<(BucketPlace, u64)>,
-    /// Tenants that are known and that the bucket doesn't have, as the log was last told.
+    /// Known tenants that the bucket lacks, as last logged.
     missing: BTreeSet<String>,
     tell: watch::Sender<Known>,
     /// Why the bucket can't be read; empty if it can.
     unavailable: String,
 }
 
-/// What is kept over a restart.
+/// The content of the file that is kept over a restart.
 #[derive(Deserialize, Serialize)]
 struct Kept {
     #[serde(default)]
@@ -303,8 +305,8 @@ struct Kept {
 }
 
 impl TenantsFollower {
-    /// Knows nothing yet. `dir`: where the process keeps its state. `in_force`: the tenants whose
-    /// sections are in force.
+    /// Begins without any knowledge. `dir`: the folder of the process's state. `in_force`: the
+    /// tenants whose sections are in force.
     pub(crate) fn new(
         client: &Client,
         dir: Option<&Path>,
@@ -327,7 +329,7 @@ impl TenantsFollower {
 
     /// Follows the bucket for as long as the node runs.
     pub(crate) async fn follow(mut self) {
-        // Whether the bucket can be read or not: it may be gone, or be made anew without them.
+        // Needed even if the bucket can be read: it may be empty after it was created anew.
         self.remember().await;
         let first = timeout(AT_START, self.look()).await;
         if first != Ok(true) {
@@ -351,11 +353,11 @@ impl TenantsFollower {
         }
     }
 
-    /// Reads the bucket, if it has changed. Says whether it can be read.
+    /// Reads the bucket, if it has changed. Returns whether it can be read.
     async fn look(&mut self) -> bool {
         let read = async {
             let Some(stream) = self.store.stream().await? else {
-                // What is made in its stead is read from its begin.
+                // A bucket that is created in its place is read from its beginning.
                 self.place = None;
                 return match self.entries.is_empty() {
                     true => Ok(None),
@@ -365,7 +367,7 @@ impl TenantsFollower {
                     ),
                 };
             };
-            // What is taken out of it doesn't change how far it was written.
+            // Checked as well, since removing messages doesn't change the last sequence number.
             let messages = stream.cached_info().state.messages;
             let place = (BucketPlace::of(&stream), messages);
             match self.place == Some(place) {
@@ -401,8 +403,8 @@ impl TenantsFollower {
         }
     }
 
-    /// Says so if tenants are known that the bucket doesn't have: it was purged, brought back from a
-    /// backup, or made anew.
+    /// Logs if the bucket lacks tenants that are known: it was purged, restored from a backup, or
+    /// created anew.
     fn say_missing(&mut self, entries: &Entries) {
         let known = self.entries.iter().filter(|(_, it)| it.tenant.is_some());
         let missing = known.filter(|(name, _)| !entries.contains_key(*name));
@@ -422,7 +424,7 @@ impl TenantsFollower {
     }
 
     fn tell(&self) {
-        // Of those that would have the same subjects, the first one has them.
+        // Of tenants with the same subjects, the first one in the list has them.
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));
         let tenants = entries.into_iter().filter_map(|(name, entry)| {
@@ -434,7 +436,7 @@ impl TenantsFollower {
         self.tell.send_replace(Known { place, tenants });
     }
 
-    /// Reads what was last known.
+    /// Reads the file that was kept.
     async fn remember(&mut self) {
         let Some(path) = self.kept.clone() else {
             return;

@@ -1,5 +1,5 @@
-//! Trying out what isn't in force: a revision that is not written yet, with which all is done
-//! that a swap would do, in its order, but for the swap itself; and a plugin in a shadow.
+//! Trying out what isn't in force: a revision before it is written, with all steps of a swap but
+//! the swap itself; and a plugin as a shadow.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::reload::{PipelineChange, Shadow, ShadowOrder, has_ended};
 use crate::tasks::blocking;
 use crate::tenant::RunningPipelines;
 
-/// What validates revisions, one at a time.
+/// Validates revisions, one at a time.
 pub(crate) struct RevisionValidator {
     pub(crate) fetcher: PluginFetcher,
     pub(crate) loader: Arc<Loader>,
     pub(crate) config: watch::Receiver<Config>,
     pub(crate) running: watch::Receiver<RunningPipelines>,
     pub(crate) turn: Mutex<()>,
-    /// Where shadows begin and end.
+    /// The channel to the task that begins and ends shadows.
     pub(crate) shadows: mpsc::Sender<ShadowOrder>,
 }
 
-/// A plugin that an operator wants to run in a shadow.
+/// A request to run a plugin as a shadow.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantedShadow {
@@ -43,40 +43,40 @@ struct WantedShadow {
     for_ms: u64,
 }
 
-/// How long a shadow lasts, in milliseconds: at least and at most.
+/// The shortest and the longest duration of a shadow, in milliseconds.
 const SHADOW_MS: RangeInclusive<u64> = 100..=86_400_000;
 
 impl RevisionValidator {
-    /// The tenant.
+    /// The tenant's configuration.
     pub(crate) fn tenant(&self) -> Tenant {
         self.config.borrow().tenant.clone()
     }
 
-    /// Validates a revision as it is kept.
+    /// Validates a revision, given as the bytes that would be stored.
     ///
     /// # Errors
-    /// All that is wrong with it, a line each.
+    /// Everything that is wrong with it, one problem per line.
     pub(crate) async fn validate(&self, body: &[u8]) -> Result<(), String> {
         let validated = self.try_out(body).await;
         validated.map_err(|error| Causes(&error).to_string())
     }
 
-    /// Has a plugin run in a shadow, in the place of the one of its name.
+    /// Runs a plugin as a shadow, in place of the pipeline's plugin of the same name.
     ///
     /// # Errors
-    /// All that is wrong with it, a line each.
+    /// Everything that is wrong with it, one problem per line.
     pub(crate) async fn shadow(&self, body: &[u8]) -> Result<(), String> {
         let begun = self.begin_shadow(body).await;
         begun.map_err(|error| Causes(&error).to_string())
     }
 
-    /// Has the shadow end that runs.
+    /// Ends the running shadow.
     ///
     /// # Errors
     /// If none runs.
     pub(crate) async fn end_shadow(&self) -> Result<(), String> {
         let (answer, ended) = oneshot::channel();
-        // It is gone only when the node ends.
+        // If the receiver is gone, the node is ending.
         let _ = self.shadows.send(ShadowOrder::End(answer)).await;
         ended.await.unwrap_or_else(|_| Err("the node ends".into()))
     }
@@ -171,7 +171,7 @@ impl RevisionValidator {
     }
 }
 
-/// Has a plugin be of this digest in a configured pipeline.
+/// Replaces a plugin in a configured pipeline by the one with this digest.
 fn replace_plugin(config: &mut Config, plugin: &str, digest: &Digest) -> anyhow::Result<()> {
     let mut found = false;
     for stage in &mut config.pipeline {

@@ -1,4 +1,4 @@
-//! Metrics and traces as OTLP's messages.
+//! Encodes metrics and traces as OTLP messages.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,23 +12,24 @@ use presence_otlp::{
 use super::{Handled, Trace};
 use crate::ops::http::{Exposition, Metric, MetricKind as Kind, MetricValue as Value, Sample};
 
-/// What a span's flags say: it is sampled, and whether its parent is another process's is known.
+/// The flags of a span: it is sampled, and the flag for a remote parent is valid.
 const SAMPLED: u32 = 0x01 | 0x100;
-/// And it is.
+/// The flag for a remote parent: the parent span is in another process.
 const PARENT_IS_REMOTE: u32 = 0x200;
 
-/// What the metrics counted from.
+/// Encodes metrics, and remembers since when each series has been counting.
 pub(super) struct Encoder {
     resource: Resource,
-    /// When they were last told, in nanoseconds since 1970; at first, when the process started.
+    /// When metrics were last encoded, in nanoseconds since 1970; at first, when the process
+    /// started.
     told: u64,
-    /// What was last told of each series that only grows, and since when it has grown. One that
-    /// is less than it was counts anew: its plugin was replaced.
+    /// The last value of each growing series, and since when it has been counting. If the value has
+    /// become less, it counts from zero again, for example because its plugin was replaced.
     series: HashMap<String, (f64, u64)>,
 }
 
 impl Encoder {
-    /// Of a process of this name.
+    /// For the process of this node, which started at this time.
     pub(super) fn new(node: &str, started: SystemTime) -> Self {
         Self {
             resource: Resource {
@@ -43,7 +44,7 @@ impl Encoder {
         }
     }
 
-    /// All metrics, as they were then.
+    /// Encodes all metrics, with the time at which they were taken.
     pub(super) fn metrics(&mut self, all: &Exposition, now: SystemTime) -> MetricsRequest {
         let now = nanos(now);
         let before = std::mem::take(&mut self.series);
@@ -106,7 +107,7 @@ impl Encoder {
                         return None;
                     };
                     let count = histogram.count;
-                    // In Prometheus' format each bucket has the smaller ones, too.
+                    // In Prometheus' format, each bucket includes the smaller ones.
                     let mut below = 0;
                     let ends = histogram.buckets.iter().map(|(_, count)| *count);
                     let counts = ends.chain([count]).map(|end| {
@@ -142,7 +143,7 @@ impl Encoder {
         }
     }
 
-    /// Since when a series has grown to what it is now.
+    /// Since when a series has been counting.
     fn since(
         &mut self,
         name: &str,
@@ -156,14 +157,14 @@ impl Encoder {
         let series = name.to_owned() + &labels.collect::<String>();
         let since = match before.get(&series) {
             Some((last, since)) if *last <= now => *since,
-            // New, or counting anew: by what was told last, it was nothing then.
+            // The series is new or counts again: it was zero when metrics were last encoded.
             _ => self.told,
         };
         self.series.insert(series, (now, since));
         since
     }
 
-    /// Traces as spans.
+    /// Encodes traces as spans.
     pub(super) fn traces(&self, traces: &[Trace]) -> TracesRequest {
         let spans = traces.iter().flat_map(spans);
         TracesRequest {
@@ -178,8 +179,8 @@ impl Encoder {
     }
 }
 
-/// The spans of a message: from its arrival to its end, what its shard did, and each call of a
-/// stage in that.
+/// The spans of a message: from its arrival to its end, the handling by its shard, and within that
+/// each call of a stage.
 fn spans(trace: &Trace) -> Vec<Span> {
     let Trace {
         handled,
@@ -252,7 +253,7 @@ fn spans(trace: &Trace) -> Vec<Span> {
                 text("presence.plugin", &call.plugin),
                 text("presence.role", call.role),
             ],
-            // Why it failed may name users.
+            // The error text is left out: it may name users.
             status: call.has_failed.then(|| Status {
                 code: otlp::ERROR,
                 ..Status::default()
@@ -291,7 +292,7 @@ fn attribute(key: &str, value: otlp::Value) -> KeyValue {
     }
 }
 
-/// What a metric counts, in UCUM's words, by its name.
+/// The UCUM unit of a metric, from its name.
 fn unit(name: &str) -> &'static str {
     let name = name.strip_suffix("_total").unwrap_or(name);
     let units = [("_seconds", "s"), ("_milliseconds", "ms"), ("_bytes", "By")];

@@ -1,6 +1,6 @@
-//! The thread that sends to the collector: metrics at each interval, traces as they come together.
-//! While the collector takes none of one of them, it is sent these ever more seldom, and the log
-//! says so once a minute. That is no matter of the other: some collectors take only one.
+//! The thread that sends to the collector: metrics at each interval, traces in batches. While the
+//! collector refuses one of the two, attempts become less frequent, and the log reports it once a
+//! minute. The other isn't affected: some collectors accept only one.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -21,34 +21,34 @@ use super::encode::Encoder;
 use super::{Figures, LAST, Order, Source, Trace};
 use crate::pool::log_limiter::LogLimiter;
 
-/// How many traces go into one request.
+/// How many traces one request contains, at most.
 const BATCH: usize = 512;
 
-/// How many traces are kept that the collector hasn't taken.
+/// How many traces are kept until the collector accepts them.
 const KEPT: usize = 2_048;
 
-/// How long a request may take, at least and at most: otherwise as long as the interval.
+/// The limits for the timeout of a request. Between them, the timeout is the interval.
 const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// How long is waited at most while the collector takes nothing, unless the interval is longer.
+/// The longest wait while the collector refuses requests, unless the interval is longer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// How much is read of an answer, in bytes.
+/// How much of a response is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 65_536;
 
-/// How much of what is wrong is told, in characters: the collector may have written it.
+/// How much of an error text is logged, in characters: the collector may have written it.
 const WHY_CHARS_MAX: usize = 500;
 
-/// How often the log says that the collector takes nothing, in milliseconds.
+/// The shortest time between two log lines about refused requests, in milliseconds.
 const TOLD_MS: u64 = 60_000;
 
-/// Statuses after which the same request may be taken later, as OTLP says.
+/// The HTTP statuses after which the same request may be repeated, as OTLP defines.
 const LATER: [u16; 4] = [429, 502, 503, 504];
 
 /// Sends to the collector.
 pub(super) struct Exporter {
     agent: Agent,
-    /// How long a request may take.
+    /// The timeout of a request.
     limit: Duration,
     settings: config::Telemetry,
     metrics_uri: String,
@@ -57,28 +57,28 @@ pub(super) struct Exporter {
     source: Source,
     figures: Arc<Figures>,
     encoder: Encoder,
-    /// Traces that the collector hasn't taken.
+    /// The traces that the collector hasn't accepted yet.
     traces: Vec<Trace>,
     of_metrics: Attempts,
     of_traces: Attempts,
 }
 
-/// How sending one kind of thing goes.
+/// The state of sending metrics or traces.
 struct Attempts {
-    /// Of what.
+    /// `metrics` or `traces`, for the log.
     what: &'static str,
     /// When to send next.
     next: Instant,
-    /// How many times in a row the collector hasn't taken any.
+    /// How many requests in a row have failed.
     failures: u32,
     log: LogLimiter,
 }
 
-/// Why the collector hasn't taken a request.
+/// Why the collector hasn't accepted a request.
 enum Untaken {
-    /// It may take it later.
+    /// It may accept the request later.
     Later(anyhow::Error),
-    /// It never will.
+    /// It will never accept the request.
     Never(anyhow::Error),
 }
 
@@ -109,7 +109,7 @@ impl Exporter {
         }
     }
 
-    /// Sends until it is told to end.
+    /// Sends until the order to end comes.
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         loop {
             let next = self.of_metrics.next.min(self.of_traces.next);
@@ -117,7 +117,7 @@ impl Exporter {
             match orders.recv_timeout(wait) {
                 Ok(Order::Trace(trace)) => {
                     self.keep(*trace);
-                    // While it takes nothing, it isn't asked before it is time.
+                    // After a failure, traces are sent only when the wait is over.
                     if self.traces.len() >= BATCH && self.of_traces.failures == 0 {
                         self.send_traces();
                     }
@@ -136,7 +136,7 @@ impl Exporter {
         }
     }
 
-    /// Sends what there is once more, to a collector that takes what it is sent.
+    /// Sends what is left, to a collector that accepted the last request.
     fn end(mut self, done: oneshot::Sender<()>) {
         self.limit = LAST;
         if self.of_metrics.failures == 0 {
@@ -145,7 +145,7 @@ impl Exporter {
         if self.of_traces.failures == 0 {
             self.send_traces();
         }
-        // The one who waits may have given up.
+        // The receiver may have given up waiting.
         let _ = done.send(());
     }
 
@@ -167,7 +167,7 @@ impl Exporter {
         self.of_metrics.note(sent, &self.figures, self.interval);
     }
 
-    /// Sends the traces that there are, until one request isn't taken.
+    /// Sends all traces, until a request fails.
     fn send_traces(&mut self) {
         self.of_traces.next = Instant::now() + self.interval;
         while !self.traces.is_empty() {
@@ -196,7 +196,7 @@ impl Exporter {
         }
     }
 
-    /// Posts one message. Returns what it is answered.
+    /// Posts one message. Returns the response's body.
     fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, Untaken> {
         let mut request = self
             .agent
@@ -239,7 +239,8 @@ impl Attempts {
         }
     }
 
-    /// Notes what became of a request, and when to send next. Says whether it was taken.
+    /// Notes the result of a request, and when to send next. Returns whether the request was
+    /// accepted.
     fn note(&mut self, sent: anyhow::Result<()>, figures: &Figures, interval: Duration) -> bool {
         let is_taken = sent.is_ok();
         match sent {
@@ -268,8 +269,8 @@ impl Attempts {
         is_taken
     }
 
-    /// How long to wait: the interval, or longer while the collector takes nothing. Many nodes
-    /// don't ask at the same moment then.
+    /// The wait: the interval, or a longer and partly random one after failures, so that many nodes
+    /// don't send at the same moment.
     fn pause(&self, interval: Duration) -> Duration {
         if self.failures == 0 {
             return interval;
@@ -286,7 +287,7 @@ fn no_otlp(error: DecodeError) -> Untaken {
     Untaken::Never(anyhow::Error::new(error).context(what))
 }
 
-/// Whether an answer says that all was taken.
+/// Checks whether a response accepts everything that was sent.
 fn taken(answer: &[u8], what: &str) -> Result<(), Untaken> {
     let answer = Response::decode(answer).map_err(no_otlp)?;
     let refused = answer.partial_success.filter(|part| part.rejected > 0);
@@ -298,8 +299,8 @@ fn taken(answer: &[u8], what: &str) -> Result<(), Untaken> {
     })
 }
 
-/// What asks: with the certificates that this machine trusts. It follows no redirection, which
-/// would get its headers, and asks no proxy for what is on this machine.
+/// The HTTP client. It trusts the certificates that this machine trusts. It follows no redirection,
+/// which would get the configured headers, and uses no proxy for an address on this machine.
 fn agent(collector: &str) -> Agent {
     let trusted = match collector.starts_with("https:") {
         true => rustls_native_certs::load_native_certs().certs,
@@ -310,7 +311,7 @@ fn agent(collector: &str) -> Agent {
     let certificates: Vec<_> = certificates.collect();
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&certificates))
-        // As the connections to NATS have it.
+        // The same provider as for the connections to NATS.
         .unversioned_rustls_crypto_provider(Arc::new(ring_provider()));
     let mut config = Agent::config_builder()
         .http_status_as_error(false)

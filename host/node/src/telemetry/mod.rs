@@ -1,11 +1,11 @@
 //! Metrics and traces for an OpenTelemetry collector, by OTLP over HTTP (`[telemetry]`).
 //!
-//! The metrics are those of `/metrics`, translated. A trace is of one message, from its arrival to
-//! what is published because of it. It names no user, no connection and nothing of a message's
-//! body. What sends is a thread of its own: a collector that is slow, gone or broken costs what
-//! would have been sent to it, and nothing else.
+//! The metrics are those of `/metrics`, translated. A trace covers one message, from its arrival to
+//! what is published because of it. It names no user and no connection, and contains nothing of a
+//! message's body. A thread of its own sends both: if a collector is slow, gone or broken, only the
+//! telemetry for it is lost.
 
-// Without the feature, nothing begins a trace.
+// Without the feature, no traces are begun.
 #![cfg_attr(not(feature = "otlp"), allow(dead_code))]
 
 #[cfg(feature = "otlp")]
@@ -30,42 +30,42 @@ use crate::tasks::Tasks;
 
 pub(crate) use trace::{Begun, Handled, Trace, Tracer};
 
-/// How many traces wait to be taken by the thread that sends.
+/// How many traces may wait for the sending thread.
 const QUEUE: usize = 1_024;
 
-/// How long the last of it may take to send when the process stops.
+/// How long the last requests may take when the process stops.
 const LAST: Duration = Duration::from_secs(1);
 
-/// What has become of what was to be sent.
+/// Counts of what was sent and lost.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    /// Requests that the collector took, and that it did not take.
+    /// Requests that the collector accepted, and that it did not accept.
     pub(crate) sent: AtomicU64,
     pub(crate) failed: AtomicU64,
-    /// Traces that it took, and that it never will.
+    /// Traces that it accepted, and that were given up.
     pub(crate) traces_sent: AtomicU64,
     pub(crate) traces_dropped: AtomicU64,
 }
 
-/// What the thread that sends is told.
+/// An order for the sending thread.
 enum Order {
     Trace(Box<Trace>),
-    /// Send what there is, and end.
+    /// Send what is left, and end.
     End(oneshot::Sender<()>),
 }
 
-/// Telemetry of a process; it does nothing where there is no collector.
+/// The telemetry of a process. Without a configured collector it does nothing.
 pub(crate) struct Telemetry {
     pub(crate) figures: Arc<Figures>,
     tracer: Option<Tracer>,
     orders: Option<SyncSender<Order>>,
 }
 
-/// Says all metrics, as they are now.
+/// Returns the current value of all metrics.
 pub(crate) type Source = Box<dyn Fn() -> Exposition + Send>;
 
-/// What is wrong with `[telemetry]` that its text alone doesn't show: this program can't do it, or
-/// the file of headers can't be read.
+/// What is wrong with `[telemetry]` beyond its text: the program was built without OTLP, or the
+/// file of headers can't be read. `None` if nothing is.
 pub fn doubt(config: &Config) -> Option<anyhow::Error> {
     usable(config, cfg!(feature = "otlp")).err()
 }
@@ -81,10 +81,10 @@ fn usable(config: &Config, is_built_in: bool) -> anyhow::Result<()> {
 }
 
 impl Telemetry {
-    /// What a configuration says. Nothing is sent before [`Self::start`].
+    /// The configured telemetry. Nothing is sent before [`Pending::start`].
     ///
     /// # Errors
-    /// If this program can't do it, or the file of headers can't be read.
+    /// If the program was built without OTLP, or the file of headers can't be read.
     pub(crate) fn new(config: &Config) -> anyhow::Result<(Self, Pending)> {
         usable(config, cfg!(feature = "otlp"))?;
         let figures = Arc::<Figures>::default();
@@ -107,31 +107,31 @@ impl Telemetry {
         Ok((telemetry, Pending(Some(taken))))
     }
 
-    /// What makes traces of a tenant's messages, if any are made.
+    /// The tracer for a tenant's messages. `None` if no traces are made.
     pub(crate) fn tracer(&self, tenant: Option<&str>) -> Option<Tracer> {
         let tracer = self.tracer.as_ref()?;
         Some(tracer.of_tenant(tenant))
     }
 
-    /// Sends what there is once more, and no more after it.
+    /// Sends what is left, and ends the sending.
     pub(crate) async fn end(&self) {
         let Some(orders) = &self.orders else { return };
         let (done, ended) = oneshot::channel();
         if orders.try_send(Order::End(done)).is_ok() {
-            // What it can't send in time is lost.
+            // What isn't sent in time is lost.
             let _ = timeout(LAST, ended).await;
         }
     }
 }
 
-/// What is to be sent, until there is a thread for it.
+/// The receiving end of the orders, until the sending thread starts.
 pub(crate) struct Pending(Option<Receiver<Order>>);
 
 impl Pending {
-    /// Starts the thread that sends, if anything is to be sent.
+    /// Starts the sending thread, if a collector is configured.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If the system refuses a thread.
     pub(crate) fn start(
         self,
         config: &Config,

@@ -1,24 +1,24 @@
 //! `traceparent`, the header by which a sender says which trace a message belongs to (W3C Trace
 //! Context).
 
-/// The sender's own span.
+/// The trace and the span of the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
     pub(super) trace: [u8; 16],
     pub(super) span: [u8; 8],
-    /// Whether the sender traces it.
+    /// Whether the sender records the trace.
     pub(super) is_sampled: bool,
 }
 
 impl Parent {
-    /// Reads one; nothing if it isn't well-formed, as the standard asks.
+    /// Reads the header. `None` if it isn't well-formed by the standard.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let version: [u8; 1] = bytes(parts.next()?)?;
         let trace = bytes(parts.next()?)?;
         let span = bytes(parts.next()?)?;
         let [flags]: [u8; 1] = bytes(parts.next()?)?;
-        // Later versions may have more behind these.
+        // Later versions may append more fields.
         let has_more = parts.next().is_some();
         let is_known = version != [0xff] && !(version == [0] && has_more);
         (is_known && trace != [0; 16] && span != [0; 8]).then_some(Self {
@@ -29,7 +29,7 @@ impl Parent {
     }
 }
 
-/// Bytes in lower-case hexadecimal digits.
+/// Parses bytes from lower-case hexadecimal digits.
 fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
     let value = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),

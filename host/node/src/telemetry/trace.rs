@@ -1,5 +1,5 @@
-//! A trace of one message: when it arrived, when its shard had it, which stages were called for
-//! it, and when what came of it was handed to the broker's client.
+//! A trace of one message: when it arrived, when its shard handled it, which stages were called for
+//! it, and when the results were handed to the broker's client.
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -11,7 +11,7 @@ use presence_sandbox::StageCall;
 use super::parent::Parent;
 use super::{Figures, Order};
 
-/// Makes traces of a tenant's messages. Cloning it shares it.
+/// Makes traces of a tenant's messages. Clones share the queue.
 #[derive(Clone)]
 pub(crate) struct Tracer {
     sample: f64,
@@ -20,38 +20,38 @@ pub(crate) struct Tracer {
     figures: Arc<Figures>,
 }
 
-/// The trace of a message that has arrived.
+/// The trace of a message that has arrived, and hasn't been handled.
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub(super) trace: [u8; 16],
     pub(super) parent: Option<[u8; 8]>,
     pub(super) subject: String,
     pub(super) arrived: Instant,
-    /// The same by the machine's clock.
+    /// The same time by the machine's clock.
     pub(super) arrived_at: SystemTime,
 }
 
-/// What its shard has made of a message.
+/// The trace of a message that its shard has handled.
 #[derive(Debug)]
 pub(crate) struct Handled {
     pub(crate) begun: Begun,
     pub(crate) shard: u32,
-    /// The generation of the pipeline that decides on the message's user.
+    /// The generation of the pipeline that decides about the message's user.
     pub(crate) generation: u64,
-    /// When its shard took the message up, and was done with it.
+    /// When the shard began and ended to handle the message.
     pub(crate) from: Instant,
     pub(crate) until: Instant,
-    /// How many messages it publishes because of it.
+    /// How many messages the shard publishes because of it.
     pub(crate) published: usize,
     pub(crate) calls: Vec<StageCall>,
 }
 
-/// All of it.
+/// A complete trace.
 #[derive(Debug)]
 pub(crate) struct Trace {
     pub(super) handled: Handled,
     pub(super) tenant: Option<Arc<str>>,
-    /// When what is published was handed to the broker's client.
+    /// When the published messages were handed to the broker's client.
     pub(super) ended: Instant,
 }
 
@@ -72,8 +72,8 @@ impl Tracer {
         }
     }
 
-    /// The trace of a message, if it is one that is traced. Its sender decides, if it says; a
-    /// heartbeat, of which nothing comes as a rule, is traced only so.
+    /// Begins the trace of a message, if it is traced. The sender's header decides, if there is
+    /// one. A heartbeat, which usually has no effect, is traced only because of such a header.
     pub(crate) fn begin(
         &self,
         kind: Kind,
@@ -97,7 +97,7 @@ impl Tracer {
         })
     }
 
-    /// What came of a message has been handed to the broker's client.
+    /// Ends a trace: the results have been handed to the broker's client.
     pub(crate) fn end(&self, handled: Handled) {
         let trace = Box::new(Trace {
             handled,

@@ -1,4 +1,4 @@
-//! One plugin's calls about one event, again and again.
+//! Measures one plugin's repeated calls about one event.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,20 @@ use presence_core::audience::Audience;
 use presence_core::rules::Context;
 use presence_sandbox::{CallCost, TestInstance};
 
-/// Calls before any is measured.
+/// The number of calls before the measurement.
 const WARM_UP_CALLS: usize = 100;
 
-/// How calls went.
+/// The result of a measurement.
 pub(super) struct Measured {
     pub(super) viewers: u64,
     pub(super) calls_per_s: u64,
     pub(super) p50: Duration,
     pub(super) p99: Duration,
-    /// What the last of them took.
+    /// The cost of the last call.
     pub(super) spent: CallCost,
 }
 
-/// Calls a plugin for some time.
+/// Calls a plugin repeatedly for some time.
 ///
 /// # Errors
 /// When a call fails.
@@ -52,7 +52,7 @@ pub(super) fn measure(
         let place = times.len().saturating_sub(1) * share / 100;
         times.get(place).copied().unwrap_or_default()
     };
-    // If the last call left none, its instance was done with.
+    // `None`: the instance was discarded after the last call, and its cost with it.
     let spent = match trial.last_cost() {
         Some(spent) => spent,
         None => {

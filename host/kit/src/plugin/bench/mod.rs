@@ -1,4 +1,4 @@
-//! `presence plugin bench`: how fast a plugin is, and what its calls take.
+//! `presence plugin bench`: measures how fast a plugin is, and what its calls cost.
 
 mod measure;
 mod world;
@@ -23,7 +23,7 @@ use crate::text;
 use measure::Measured;
 use world::World;
 
-/// How many viewers the audiences have.
+/// The sizes of the audiences.
 const VIEWERS: [u32; 4] = [10, 100, 1_000, 10_000];
 
 /// The arguments.
@@ -41,12 +41,12 @@ pub struct Args {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    // Whose limits hold.
+    // Its limits apply to the calls.
     #[command(flatten)]
     config: ConfigArg,
 }
 
-/// A plugin, and how it fared.
+/// The results for a plugin.
 struct Contender {
     name: String,
     role: Role,
@@ -55,15 +55,15 @@ struct Contender {
     instantiating: Duration,
     /// The case whose event and configuration are measured.
     case: Option<String>,
-    /// The case as it stands, with its own audience and directory.
+    /// The case itself, with its own audience and directory.
     own: Option<Measured>,
     rows: Vec<Measured>,
 }
 
-/// Measures the plugin and its built-in counterpart.
+/// Measures the plugin and the built-in plugin of the same role.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    // What takes long is to be seen, not to be ended.
+    // No deadline: slow calls are to be measured, and not ended.
     let limits = limits(&config, false);
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
@@ -128,7 +128,7 @@ fn contend(
     })
 }
 
-/// The first case that calls the plugin with success.
+/// The first case that expects no error.
 fn first_case(plugin: &Arc<Plugin>) -> Option<&Case> {
     let mut cases = plugin.manifest.tests.iter();
     cases.find(|case| case.expect.get("error").is_none())
@@ -174,7 +174,7 @@ fn page(contenders: &[Contender]) -> String {
     page.push('\n');
     let own = contenders.iter();
     let own = own.filter_map(|contender| Some(cells(contender, contender.own.as_ref()?, "case: ")));
-    // One audience's figures stand beside each other.
+    // The rows of all plugins for one audience stand together.
     let rows = (0..VIEWERS.len()).flat_map(|place| {
         let of = contenders.iter();
         of.filter_map(move |contender| Some(cells(contender, contender.rows.get(place)?, "")))
@@ -199,7 +199,7 @@ fn page(contenders: &[Contender]) -> String {
     page
 }
 
-/// A row of the figures.
+/// A row of the table.
 fn cells(contender: &Contender, row: &Measured, which: &str) -> [String; 7] {
     [
         format!("{which}{}", figures::grouped(row.viewers)),

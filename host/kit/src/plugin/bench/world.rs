@@ -1,5 +1,5 @@
-//! What the measured calls are about: a user with so many contacts, who share a
-//! group with the user, and are the audience so far.
+//! The data for the measured calls: a user with a number of contacts, who share a group with the
+//! user, and are the audience so far.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use presence_sandbox::manifest::Case;
 use presence_sandbox::self_test;
 use serde_json::Map;
 
-/// A time, which doesn't go on.
+/// A fixed time, for calls without a case.
 const NOW: u64 = 1_698_000_000_000;
 
 pub(super) struct World {
@@ -25,7 +25,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// A world with so many viewers, for the event of a case.
+    /// Data with this number of viewers, for the event of a case.
     pub(super) fn new(viewers: u32, case: Option<&Case>) -> Self {
         let names = Names::unbounded();
         let fields = case.map_or_else(Map::new, |case| case.event.clone());

@@ -1,4 +1,4 @@
-//! C: Zig, which is a C compiler with all that Wasm needs, makes a core module.
+//! Builds C: Zig, which is also a C compiler with everything for Wasm, makes a core module.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use presence_component::c_bindings;
 
 use super::{Source, tool};
 
-/// An assertion that fails is logged.
+/// An `assert` that logs its failure.
 const ASSERT: [(&str, &str); 2] = [
     ("assert.h", include_str!("guest/assert.h")),
     ("assert.c", include_str!("guest/assert.c")),
 ];
 
-/// Where the bindings lie. They are made anew by each build.
+/// The folder of the bindings, which each build writes anew.
 const BINDINGS: &str = "bindings";
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
@@ -23,10 +23,10 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let bindings = write_bindings(source.folder, &source.wit_file(), source.world())?;
     let module = Path::new("build/module.wasm");
     zig.args(["cc", "--target=wasm32-wasi", "-mexec-model=reactor"])
-        // Zig turns assertions off where it optimises.
+        // Without -UNDEBUG, Zig turns assertions off when it optimises.
         .args(["-std=c17", "-Wall", "-Wextra", "-Oz", "-UNDEBUG"])
         .arg("-Wl,--strip-all")
-        // Zig's own default is sixteen times that, and a plugin's memory counts.
+        // Zig's default is sixteen times as much, and counts as the plugin's memory.
         .arg("-Wl,-z,stack-size=1048576")
         .arg(format!("-I{BINDINGS}"))
         .args(sources(source.folder)?)
@@ -38,7 +38,8 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     super::super::read(&source.folder.join(module))
 }
 
-/// Makes the bindings of a world, in a version of the API, in a plugin's folder, and returns those that are compiled.
+/// Writes the bindings of a world, for a version of the API, into a plugin's folder. Returns the
+/// files to be compiled.
 pub(in crate::plugin) fn write_bindings(
     folder: &Path,
     wit_file: &str,
@@ -73,12 +74,12 @@ fn sources(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
             sources.push(name);
         }
     }
-    // The same order gives the same bytes.
+    // A fixed order makes the output reproducible.
     sources.sort();
     Ok(sources)
 }
 
-/// Zig by itself, or as PyPI has it.
+/// Zig itself, or the wrapper that its PyPI package installs.
 fn zig(folder: &Path) -> anyhow::Result<Command> {
     let program = ["python-zig", "zig"]
         .iter()

@@ -1,4 +1,4 @@
-//! `presence plugin build`: from a plugin's folder to one file.
+//! `presence plugin build`: builds a plugin's folder into one file.
 
 mod c;
 mod python;
@@ -24,10 +24,10 @@ use crate::figures;
 
 pub(super) use c::write_bindings;
 
-/// What every import that a plugin may have begins with.
+/// The prefix of every import that a plugin may have.
 const OFFERED: &str = "presence:plugin/";
 
-/// The interface of files, output, clock and environment, as compilers know it.
+/// The module name under which compilers import WASI: files, output, clock and environment.
 const WASI: &str = "wasi_snapshot_preview1";
 
 /// The arguments.
@@ -41,7 +41,7 @@ pub struct Args {
     output: Option<PathBuf>,
 }
 
-/// Builds, and says what came of it.
+/// Builds a plugin, and prints what it needs.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let Built { file, is_new } = build(&args.folder, args.output.as_deref())?;
     let plugin = super::read(&file)?;
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     .to_string();
     print(format_args!("{}\n", line(built)))?;
     for import in imports(&plugin)? {
-        // Of some interfaces there are only types.
+        // Interfaces that only define types aren't listed.
         if !import.functions.is_empty() {
             let functions = import.functions.join(", ");
             let imported = line(format_args!("{}: {functions}", import.interface));
@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What an operator has to grant.
+/// The grants that an operator has to give the plugin.
 pub(super) fn grants(manifest: &Manifest) -> Vec<&str> {
     let mut grants: Vec<_> = manifest.capabilities.iter().map(String::as_str).collect();
     if manifest.effect == Effect::Widen {
@@ -86,23 +86,23 @@ pub(super) fn grants(manifest: &Manifest) -> Vec<&str> {
     grants
 }
 
-/// A plugin's folder, and what its manifest says of it.
+/// A plugin's folder and manifest.
 struct Source<'a> {
     folder: &'a Path,
-    /// For what comes out on the way: `build` within it.
+    /// The folder for intermediate files: `build` in the plugin's folder.
     scratch: PathBuf,
-    /// The file that tells the language, which is where the plugin begins.
+    /// The file by which the language was recognized. It is the plugin's main file.
     entry: &'static str,
     manifest: Manifest,
 }
 
 impl Source<'_> {
-    /// Where the version of the API lies that the plugin is built against.
+    /// The path of the version of the API that the plugin is built against.
     fn wit_file(&self) -> String {
         wit_file(&self.manifest.api)
     }
 
-    /// The WIT world that the plugin is of.
+    /// The name of the WIT world that the plugin implements.
     fn world(&self) -> &'static str {
         match self.manifest.role {
             Role::Enricher if self.manifest.stateful => "stateful-enricher",
@@ -111,17 +111,17 @@ impl Source<'_> {
     }
 }
 
-/// What a folder was built to.
+/// The result of a build.
 pub(super) struct Built {
     pub(super) file: PathBuf,
-    /// Whether the file is another one than before.
+    /// Whether the file differs from the one before.
     is_new: bool,
 }
 
-/// Builds a plugin's folder. A plugin's file that is the same already is left alone.
+/// Builds a plugin's folder. If the plugin's file is already the same, it isn't written.
 ///
 /// # Errors
-/// When something is missing, doesn't compile, or comes out as no plugin.
+/// When something is missing, or doesn't compile, or the result is no plugin.
 pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Built> {
     let (language, entry) = Language::of(folder)?;
     let (manifest, json) = manifest(folder)?;
@@ -156,13 +156,13 @@ pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Buil
     })
 }
 
-/// A folder's manifest, and its JSON as it goes into the plugin.
+/// A folder's manifest, parsed, and as the JSON that goes into the plugin.
 fn manifest(folder: &Path) -> anyhow::Result<(Manifest, Vec<u8>)> {
     let path = folder.join(super::update::MANIFEST);
     let wrong = || format!("{} is no manifest", path.display());
     let text = super::read(&path)?;
     let value: Value = serde_json::from_slice(&text).with_context(wrong)?;
-    // From the text, so that the error says in which line.
+    // Parsed from the text, so that an error names the line.
     let manifest: Manifest = serde_json::from_slice(&text).with_context(wrong)?;
     if let Err(fix) = config::name(&manifest.name) {
         bail!("{}: the name is `{}`: {fix}", path.display(), manifest.name);
@@ -170,7 +170,7 @@ fn manifest(folder: &Path) -> anyhow::Result<(Manifest, Vec<u8>)> {
     Ok((manifest, serde_json::to_vec(&value)?))
 }
 
-/// Puts the API where the compilers look for it, unless it lies there.
+/// Writes the API's WIT file where compilers look for it, unless it is there.
 fn provide_wit(source: &Source<'_>) -> anyhow::Result<()> {
     let (folder, version) = (source.folder, &*source.manifest.api);
     let path = folder.join(source.wit_file());
@@ -185,7 +185,7 @@ fn provide_wit(source: &Source<'_>) -> anyhow::Result<()> {
     fs::write(&path, wit).with_context(place)
 }
 
-/// Makes a plugin of a core module, unless that asks for WASI.
+/// Makes a plugin from a core module, unless the module imports WASI.
 fn without_wasi(module: &[u8], json: &[u8]) -> anyhow::Result<Vec<u8>> {
     let wanted = module_imports(module, WASI)?;
     if !wanted.is_empty() {
@@ -195,7 +195,7 @@ fn without_wasi(module: &[u8], json: &[u8]) -> anyhow::Result<Vec<u8>> {
     assemble(module, json)
 }
 
-/// Whether a host would take it, as far as can be told without running it.
+/// Checks that a host would accept the plugin, as far as that can be told without running it.
 fn check(source: &Source<'_>, plugin: &[u8]) -> anyhow::Result<()> {
     Manifest::read(&source.manifest.name, plugin)?;
     let takes_wasi = source

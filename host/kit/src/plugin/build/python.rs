@@ -1,5 +1,5 @@
-//! Python: componentize-py makes a component with an interpreter in it. That takes long: what
-//! was made of the same before is kept.
+//! Builds Python: componentize-py makes a component that contains an interpreter. That takes long,
+//! so the component is kept, and used again if nothing has changed.
 
 use std::env;
 use std::fs;
@@ -11,14 +11,14 @@ use presence_sandbox::sha256;
 
 use super::{Source, tool};
 
-/// The module that is built: it stands around the functions that the host calls.
+/// The module that is built. It wraps the plugin's functions, which the host calls through it.
 const ENTRY: &str = include_str!("guest/presence_entry.py");
 
-/// Where it lies, and its name.
+/// The folder and the name of this module.
 const GUEST: &str = "build/guest";
 const MODULE: &str = "presence_entry";
 
-/// Folders of a plugin in which nothing of it lies.
+/// Folders in a plugin's folder that hold no part of the plugin.
 const FOREIGN: [&str; 4] = ["build", "typings", "__pycache__", "node_modules"];
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
@@ -48,7 +48,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     command
         .args(["--quiet", "--wit-path", &source.wit_file()])
         .args(["--world", source.world()])
-        // Whatever of WASI the interpreter would ask for traps instead.
+        // Calls of WASI by the interpreter trap.
         .args(["componentize", "--stub-wasi"])
         .args(["--python-path", ".", "--python-path", GUEST, MODULE])
         .arg("--output")
@@ -61,13 +61,13 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a component was built of, and which it is.
+/// The note about a kept component: the digest of its inputs, and its own.
 fn noted_as(inputs: &str, component: &[u8]) -> String {
     format!("{inputs} {}\n", sha256(component))
 }
 
-/// The digest of all that a component is built of: the plugin's files, the API, and what is
-/// installed.
+/// The digest of everything that a component is built from: the plugin's files, the API, and the
+/// installed packages.
 fn inputs(source: &Source<'_>, program: &Path) -> anyhow::Result<String> {
     let mut files = Vec::new();
     own_files(source.folder, &mut files)?;
@@ -90,8 +90,8 @@ fn inputs(source: &Source<'_>, program: &Path) -> anyhow::Result<String> {
     Ok(sha256(&inputs).to_string())
 }
 
-/// The files of a folder that may be part of a plugin: its modules, and what they read while
-/// it is built.
+/// The files of a folder that may be part of a plugin: its modules, and data that they read during
+/// the build.
 fn own_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let cant = || format!("can't read {}", folder.display());
     for entry in fs::read_dir(folder).with_context(cant)? {
@@ -110,7 +110,7 @@ fn own_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The packages, with their versions, of the environments that a program may take them from.
+/// The packages, with their versions, in all environments that a program may import from.
 fn installed(program: &Path) -> Vec<String> {
     let own = program.parent().and_then(Path::parent);
     let versions = own.map(|own| own.join("lib"));

@@ -1,4 +1,4 @@
-//! Rust: Cargo makes a core module.
+//! Builds Rust: Cargo makes a core module.
 
 use std::env;
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let module = String::from_utf8_lossy(&messages)
         .lines()
         .filter_map(module)
-        // The plugin is built after all that it depends on.
+        // The plugin is built last, after its dependencies.
         .next_back();
     let module = module.with_context(|| {
         format!(
@@ -36,7 +36,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     super::super::read(&module)
 }
 
-/// The module that a message of Cargo's is about, if it is.
+/// The Wasm module that a message of Cargo reports, if any.
 fn module(line: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(line).ok()?;
     let mut files = message.get("filenames")?.as_array()?.iter();
@@ -45,7 +45,8 @@ fn module(line: &str) -> Option<PathBuf> {
 }
 
 /// # Errors
-/// When Rust isn't there, or not for Wasm: its own words for that are long.
+/// When Rust is missing, or can't build for Wasm. Checked first, since rustc's own messages are
+/// long.
 fn require_target(folder: &Path) -> anyhow::Result<()> {
     let mut rustc = Command::new(program("RUSTC", "rustc"));
     rustc.args(["--print", "sysroot"]).current_dir(folder);

@@ -1,4 +1,4 @@
-//! The compilers and interpreters that a build runs.
+//! Runs the compilers and interpreters of a build.
 
 use std::env;
 use std::ffi::OsStr;
@@ -10,10 +10,10 @@ use presence_config::escape::{line, say};
 
 use super::Source;
 
-/// Where a virtual environment of Python keeps its programs.
+/// The folders in which a virtual environment of Python keeps its programs.
 const VENV: [&str; 2] = [".venv/bin", ".venv/Scripts"];
 
-/// A program of the folder's virtual environment or, failing that, of the path.
+/// Finds a program in the folder's virtual environment or, failing that, on the path.
 pub(super) fn find(folder: &Path, program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = VENV.iter().map(|bin| folder.join(bin));
@@ -22,11 +22,11 @@ pub(super) fn find(folder: &Path, program: &str) -> Option<PathBuf> {
         let file = place.join(format!("{program}{}", env::consts::EXE_SUFFIX));
         file.is_file().then_some(file)
     });
-    // The tools run in the plugin's folder.
+    // Absolute, since tools run in the plugin's folder.
     found.and_then(|file| std::path::absolute(file).ok())
 }
 
-/// Runs a tool to its end. What it complains about is the author's to read.
+/// Runs a tool to its end. Its error output is shown to the author.
 ///
 /// # Errors
 /// When it can't be run, or fails.
@@ -34,7 +34,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
     output(command.stdout(Stdio::null())).map(drop)
 }
 
-/// As [`run`], and says before that it takes a while.
+/// Like [`run`], but first says that it takes a while.
 ///
 /// # Errors
 /// As [`run`].
@@ -46,7 +46,7 @@ pub(super) fn run_long(command: &mut Command, source: &Source<'_>) -> anyhow::Re
     run(command)
 }
 
-/// As [`run`], and returns what the tool prints.
+/// Like [`run`], but returns what the tool prints.
 ///
 /// # Errors
 /// As [`run`].
@@ -55,7 +55,7 @@ pub(super) fn output(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let program = program.file_name().unwrap_or(OsStr::new("the tool"));
     let program = program.to_string_lossy().into_owned();
     let output = command
-        // Of the tool's own errors, the line counts.
+        // Without backtraces, a tool's error is one readable line.
         .env_remove("RUST_BACKTRACE")
         .stderr(Stdio::inherit())
         .spawn()

@@ -1,5 +1,5 @@
-//! TypeScript and JavaScript: esbuild makes one file of them, and
-//! componentize-js a component with an engine for it.
+//! Builds TypeScript and JavaScript: esbuild bundles the sources into one file, and componentize-js
+//! makes a component from it that contains an engine.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,13 +8,13 @@ use anyhow::{Context as _, bail};
 
 use super::{Source, tool};
 
-/// What is run in the plugin's folder, whose packages it uses.
+/// The script that is run in the plugin's folder, with the packages installed there.
 const SCRIPT: &str = include_str!("componentize.mjs");
 
-/// What stands around the functions that the host calls.
+/// The code around the plugin's functions, through which the host calls them.
 const GUARD: &str = include_str!("guest/guard.js");
 
-/// The packages that it needs.
+/// The packages that the script needs.
 const PACKAGES: [&str; 2] = ["@bytecodealliance/componentize-js", "esbuild"];
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
@@ -45,7 +45,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     super::super::read(&folder.join(component))
 }
 
-/// Whether Node would find a package: in the folder, or in one around it.
+/// Whether Node would find a package: in the folder, or in one above it.
 fn is_installed(folder: &Path, package: &str) -> bool {
     folder
         .ancestors()

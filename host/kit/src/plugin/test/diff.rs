@@ -1,11 +1,11 @@
-//! What was expected of a case and what came out, line by line.
+//! The difference between a case's expected and actual result, line by line.
 
 use presence_config::escape;
 use presence_sandbox::self_test::{Outcome, sorted};
 use serde_json::Value;
 use similar::TextDiff;
 
-/// The lines that are expected only, found only, or both.
+/// The lines of both, each marked as expected only, found only, or in both.
 pub(super) fn diff(outcome: &Outcome) -> String {
     let (expected, found) = (pretty(&outcome.expected), pretty(&outcome.found));
     let mut text = String::from("    - expected\n    + found\n");
@@ -17,6 +17,6 @@ pub(super) fn diff(outcome: &Outcome) -> String {
 }
 
 fn pretty(value: &Value) -> String {
-    // With `#` a value is written over several lines.
+    // With `#`, a value is written on several lines.
     format!("{:#}", sorted(value))
 }

@@ -29,15 +29,15 @@ pub struct Args {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    // Whose limits hold.
+    // Its limits apply to the calls.
     #[command(flatten)]
     config: ConfigArg,
 }
 
-/// Runs the cases, and says how they came out.
+/// Runs the cases, and prints the results.
 ///
 /// # Errors
-/// When one fails, unless it is updated.
+/// When a case fails, unless its expectation is updated.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
     let path = super::file(&args.file)?;
@@ -133,7 +133,7 @@ fn page(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> String {
     for (number, row) in table.lines().enumerate() {
         page.push_str(row);
         page.push('\n');
-        // The titles come first.
+        // The first row holds the titles.
         let case = number.checked_sub(1).and_then(|place| outcomes.get(place));
         for line in case.into_iter().flat_map(|case| &case.lines) {
             page.push_str(&super::lines::indented(line));

@@ -1,11 +1,10 @@
-//! What another plugin would change: the same input with the old and with the new
-//! one, and who is told of whom in one run and not in the other.
+//! How another plugin would change the result: plays the same input with the old and the new
+//! plugin, and finds who is told about whom in only one of the runs.
 //!
-//! What is compared is stays, from a user's coming online to their going offline.
-//! Both runs have the same, since no plugin has a say in them. A viewer who is told
-//! of a stay in the new run alone gains sight of the user, one who is told of it in
-//! the old run alone loses it, and one who is told of it in both, but something else
-//! or at another time, is told otherwise.
+//! The runs are compared stay by stay: a stay is the time between a user's coming online and going
+//! offline. Both runs have the same stays, since plugins don't affect them. A viewer who is told
+//! about a stay only in the new run gains sight of the user; one who is told only in the old run
+//! loses it; one who is told in both, but something else or at another time, is told otherwise.
 
 mod online_period;
 mod report;
@@ -39,26 +38,26 @@ pub(super) struct Diff {
     tally: Tally,
     examples: Vec<Example>,
     examples_max: usize,
-    /// Which examples are of stays that go on.
+    /// The index of the example for each stay that hasn't ended yet.
     noticed: HashMap<Key, usize>,
 }
 
-/// A stay in which something differs.
+/// A stay in which the runs differ.
 struct Example {
     key: Key,
     difference: Difference,
     whys: Vec<StageDifference>,
 }
 
-/// Where the runs part, for one viewer: the first stage that does something else.
+/// The first stage that acts differently in the two runs, for one viewer.
 struct StageDifference {
     viewer: Id,
-    /// None where there is no such stage.
+    /// The stage in the old and in the new run. `None` if the run has no such stage.
     stages: [Option<StageReport>; 2],
 }
 
 impl Diff {
-    /// Two runs that differ in a plugin, and are shown with so many examples at most.
+    /// Two runs that differ in a plugin. The report shows at most `examples_max` examples.
     pub(super) fn new(
         config: &Config,
         plugin: &str,
@@ -80,7 +79,7 @@ impl Diff {
         })
     }
 
-    /// Takes a message.
+    /// Plays a message in both runs.
     pub(super) fn play(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
         self.tally.message(recorded.at);
         self.old.play(recorded)?;
@@ -90,7 +89,7 @@ impl Diff {
         Ok(())
     }
 
-    /// Lets time go on until nothing is due, and says what came of all.
+    /// Lets time go on until nothing is due, and makes the report.
     pub(super) fn finish(mut self) -> anyhow::Result<Report> {
         self.old.settle()?;
         self.new.settle()?;
@@ -109,7 +108,7 @@ impl Diff {
         })
     }
 
-    /// Takes account of the stays that have ended in both runs.
+    /// Compares the stays that have ended in both runs.
     fn end_periods(&mut self) {
         self.waiting.extend(self.old.log().ended.drain(..));
         let mut ended = std::mem::take(&mut self.new.log().ended);
@@ -140,8 +139,8 @@ impl Diff {
         }
     }
 
-    /// Looks for stays that begin to differ, for as long as examples are wanted: why
-    /// can only be asked while they go on.
+    /// Looks for stays that begin to differ, until there are enough examples. The reason for a
+    /// difference can only be asked while the stay goes on.
     fn notice(&mut self) {
         let mut touched = std::mem::take(&mut self.old.log().touched);
         touched.append(&mut self.new.log().touched);

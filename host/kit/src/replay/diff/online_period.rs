@@ -1,5 +1,5 @@
-//! A stay: what viewers are told of a user from their coming online to their going
-//! offline, in one run.
+//! A stay: what viewers are told about a user between the user's coming online and going offline,
+//! in one run.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use presence_core::names::Id;
 use roaring::RoaringBitmap;
 use serde_json::Value;
 
-/// What a viewer is told in one message.
+/// A message to a viewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
     /// When, in milliseconds since the Unix epoch.
@@ -15,12 +15,12 @@ pub(super) struct Delivery {
     /// The message's `type`.
     pub(super) kind: Box<str>,
     pub(super) last_seen: Option<u64>,
-    /// As JSON text.
+    /// The metadata as JSON text.
     pub(super) metadata: Option<Box<str>>,
 }
 
 impl Delivery {
-    /// As a JSON object, with what there is.
+    /// The message as a JSON object, with the fields that it has.
     pub(super) fn object(&self) -> Value {
         let metadata = self.metadata.as_deref();
         let fields = [
@@ -37,31 +37,31 @@ impl Delivery {
     }
 }
 
-/// Viewers who have been told the same, and what.
+/// Viewers who have been told the same, and what they were told.
 #[derive(Debug)]
 struct Group {
     viewers: RoaringBitmap,
     told: Vec<Arc<Delivery>>,
 }
 
-/// What viewers are told during one stay. They are few groups as a rule, so that what
-/// a stay takes hardly depends on how many viewers it has.
+/// What viewers are told during one stay. There are usually few groups, so that the size hardly
+/// depends on the number of viewers.
 #[derive(Debug, Default)]
 pub(super) struct OnlinePeriod {
     groups: Vec<Group>,
 }
 
-/// What two runs of the same stay don't have in common.
+/// How two runs of the same stay differ.
 #[derive(Debug, Default)]
 pub(super) struct Difference {
-    /// Who is told in the new run alone.
+    /// The viewers who are told something only in the new run.
     pub(super) gained: RoaringBitmap,
-    /// Who is told in the old run alone.
+    /// The viewers who are told something only in the old run.
     pub(super) lost: RoaringBitmap,
-    /// Who is told something else, or at another time.
+    /// The viewers who are told something in both runs, but something else or at another time.
     pub(super) otherwise: RoaringBitmap,
-    /// One of the last, and what that viewer is told first that differs: in the old run
-    /// and in the new one.
+    /// One viewer of `otherwise`, and the first message that differs: in the old run, and in the
+    /// new one. `None`: the run has no further message.
     pub(super) sample: Option<(Id, [Option<Arc<Delivery>>; 2])>,
 }
 
@@ -72,7 +72,7 @@ impl Difference {
 }
 
 impl OnlinePeriod {
-    /// Notes that some viewers are told something.
+    /// Notes a message to some viewers.
     pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Delivery>) {
         let mut split = Vec::new();
         for group in &mut self.groups {
@@ -106,7 +106,7 @@ impl OnlinePeriod {
         groups.fold(RoaringBitmap::new(), |all, viewers| all | viewers)
     }
 
-    /// What the new run of a stay changes of the old one.
+    /// How the new run of a stay differs from the old one.
     pub(super) fn difference(old: &Self, new: &Self) -> Difference {
         let (before, after) = (old.viewers(), new.viewers());
         let mut difference = Difference {

@@ -1,4 +1,4 @@
-//! What came of a comparison, as JSON and as people read it.
+//! The result of a comparison, as JSON and as text for people.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::text::{columns, table, time};
 /// How many viewers an example names on one line.
 const VIEWERS_MAX: usize = 10;
 
-/// How much of a file's digest tells it from others.
+/// How many characters of a file's digest are shown: enough to tell files apart.
 const DIGEST_CHARS: usize = 12;
 
 pub(crate) struct Report {
-    /// Of the old and of the new run, as everything in pairs.
+    /// The plugin in the old and in the new run. All other pairs have the same order.
     pub(super) versions: [Version; 2],
     pub(super) names: Arc<Names>,
     pub(super) tally: Tally,
@@ -33,15 +33,15 @@ pub(crate) struct Report {
     pub(super) examples: Vec<Example>,
 }
 
-/// A plugin as a run has it.
+/// A plugin as it is in one run.
 pub(super) struct Version {
     plugin: String,
-    /// None in a pipeline without it.
+    /// `None` if the pipeline doesn't have it.
     found: Option<Arc<Plugin>>,
 }
 
 impl Version {
-    /// What a pipeline has of a plugin.
+    /// Finds a plugin in a pipeline.
     pub(super) fn of(plugin: &str, blueprint: &Blueprint) -> Self {
         let stage = blueprint.stages().find(|it| *it.plugin.name == *plugin);
         Self {
@@ -70,7 +70,7 @@ impl Version {
 }
 
 impl Report {
-    /// All of it as one object.
+    /// The report as a JSON object.
     pub(crate) fn object(&self) -> Value {
         let tally = &self.tally;
         let pairs = |pairs: &Pairs| json!(pairs.count());
@@ -119,7 +119,7 @@ impl Report {
         json!({"viewerId": self.name(why.viewer), "old": old, "new": new})
     }
 
-    /// All of it as a page.
+    /// The report as text.
     pub(crate) fn page(&self) -> String {
         let [old, new] = &self.versions;
         let mut page = columns(&[old.row("old"), new.row("new")]);
@@ -220,7 +220,7 @@ impl Report {
         viewers.iter().map(|viewer| self.name(Id(viewer))).collect()
     }
 
-    /// Some of these viewers, and how many more there are.
+    /// The first of these viewers, and how many more there are.
     fn line(&self, viewers: &RoaringBitmap) -> String {
         let named = viewers.iter().take(VIEWERS_MAX);
         let named: Vec<_> = named.map(|viewer| line(self.name(Id(viewer)))).collect();

@@ -1,4 +1,4 @@
-//! One of the two runs: what viewers are told in it, stay by stay.
+//! One of the two runs: what viewers are told in it, per stay.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,33 +17,34 @@ use serde_json::value::RawValue;
 use super::online_period::{Delivery, OnlinePeriod};
 use crate::replay::replayer::{ReplayInputs, Replayer};
 
-/// Which stay it is: when it began, whose it is, and its number among those of that user. It
-/// is the same in both runs, since connections and statements are.
+/// Identifies a stay: when it began, the user, and its number among the user's stays. It is the
+/// same in both runs, since both have the same connections and statements.
 pub(super) type Key = (u64, Id, u64);
 
 pub(super) struct Side {
     replayer: Replayer,
-    /// For explanations alone, so that they don't count as failures of the run's own.
+    /// A second instance of the pipeline for explanations, so that their failures don't count as
+    /// the run's.
     explaining: Pipeline,
     log: Log,
 }
 
-/// What has been told.
+/// What has been told in the run.
 pub(super) struct Log {
-    /// Of viewers as well as users; both runs have the same.
+    /// The names of users and viewers; both runs share them.
     names: Arc<Names>,
-    /// The stays that have begun and not ended.
+    /// The current stay of each user who is online.
     pub(super) open: HashMap<Id, (Key, OnlinePeriod)>,
-    /// Those that have ended since they were last taken.
+    /// The stays that have ended since this was last taken.
     pub(super) ended: Vec<(Key, OnlinePeriod)>,
-    /// Whose stays something was told of since they were last taken.
+    /// The users about whom something was told since this was last taken.
     pub(super) touched: BTreeSet<Id>,
     begun: HashMap<Id, u64>,
-    /// Events that went to the dead letters since a plugin failed.
+    /// Events that became dead letters because a plugin failed.
     pub(super) failures: u64,
 }
 
-/// An event as it is broadcast.
+/// An event on the subject of all events.
 #[derive(Deserialize)]
 struct Broadcast {
     #[serde(rename = "type")]
@@ -52,7 +53,7 @@ struct Broadcast {
     user: String,
 }
 
-/// An event as viewers get it.
+/// An event for viewers.
 #[derive(Deserialize)]
 struct Filtered {
     #[serde(rename = "type")]
@@ -102,7 +103,7 @@ impl Side {
             .play(recorded, |at, outputs| log.take(at, &outputs))
     }
 
-    /// Lets time go on until nothing is due, and ends the stays that haven't ended then.
+    /// Lets time go on until nothing is due, and ends the stays that are left.
     pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         let log = &mut self.log;
         self.replayer.settle(|at, outputs| log.take(at, &outputs))?;
@@ -120,7 +121,7 @@ impl Side {
 }
 
 impl Log {
-    /// Takes what came of one step.
+    /// Takes in the outputs of one step.
     fn take(&mut self, at: u64, outputs: &[Output]) -> anyhow::Result<()> {
         let mut gone = Vec::new();
         for output in outputs {
@@ -148,7 +149,7 @@ impl Log {
                 Subject::Online | Subject::Offline | Subject::Updated => {}
             }
         }
-        // Viewers are told of it in the same step.
+        // Last, since viewers are told of the offline in the same step.
         let ended = gone.into_iter().filter_map(|user| self.open.remove(&user));
         self.ended.extend(ended);
         Ok(())

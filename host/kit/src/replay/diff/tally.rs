@@ -1,4 +1,4 @@
-//! What differs, counted.
+//! Counts the differences.
 
 use presence_core::comparison::Pairs;
 use presence_core::names::Id;
@@ -8,10 +8,10 @@ use super::online_period::Difference;
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) messages: u64,
-    /// When the first and the last of them came, in milliseconds since the Unix epoch.
+    /// The times of the first and the last message, in milliseconds since the Unix epoch.
     pub(super) span: Option<(u64, u64)>,
     pub(super) periods: u64,
-    /// Stays in which nothing differs.
+    /// Stays without any difference.
     pub(super) same: u64,
     pub(super) gained: Pairs,
     pub(super) lost: Pairs,

@@ -1,4 +1,4 @@
-//! What stands in the copy's file: the entries of the directory, and what is known of them.
+//! The content of the copy's file: the entries of the directory, and facts about them.
 
 use std::fmt;
 use std::path::Path;
@@ -16,25 +16,25 @@ use super::{DirectoryCopy, Origin, Pending};
 use crate::directory::health::DirectoryHealth;
 use crate::state::database::{Disk, Fault, File, guarded, read_only};
 
-/// Values by key; the empty text for an entry that can't be read and of which nothing is
-/// known.
+/// Values by key. An empty value stands for an entry that can't be read and has no known older
+/// value.
 const ENTRIES: TableDefinition<'_, &str, &str> = TableDefinition::new("entries");
-/// What is known of the copy itself.
+/// Facts about the copy itself.
 const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
 const SOURCE: &str = "source";
 const IDENTITY: &str = "identity";
-/// The sum of all entries, in hexadecimal; not there where an earlier version has written them.
+/// The sum over all entries, in hexadecimal. Missing if an earlier version has written the file.
 const SUM: &str = "sum";
 
 /// A file that is open for writing.
 pub(super) struct OpenFile {
     pub(super) file: File,
-    /// How long it took to open it: all of it is checked.
+    /// How long the opening took, which checks the whole file.
     pub(super) opening: Duration,
 }
 
 impl OpenFile {
-    /// Opens a file, which is made where there is none.
+    /// Opens a file, and creates it if it doesn't exist.
     ///
     /// # Errors
     /// If it can't be used.
@@ -46,7 +46,7 @@ impl OpenFile {
     }
 }
 
-/// What is in a file, which is open if it had to be repaired, or can't say whether it is sound.
+/// Reads a file. It is returned open if it had to be repaired, or has no sum to check it by.
 ///
 /// # Errors
 /// If it can't be read, or used.
@@ -63,14 +63,14 @@ pub(super) fn open(
     if let Some(kept) = read_as_it_is {
         return Ok((kept, None));
     }
-    // This checks all of it.
+    // Opening for writing checks the whole file.
     let open = OpenFile::open(path, &health.copy)?;
     let kept = read(&open.file.database, source, names, false)?;
     Ok((kept.flatten(), Some(open)))
 }
 
-/// What is in the copy: nothing if it is of another source, or of none yet. None if it is to be
-/// held against its sum, and has none.
+/// Reads the copy. The inner `None`: the copy is empty or of another source. The outer `None`:
+/// `has_sum` demands a check by the sum, and the file has none.
 fn read(
     database: &impl ReadableDatabase,
     source: &str,
@@ -125,12 +125,12 @@ fn read(
     guarded(|| read().map_err(Fault::Damaged))
 }
 
-/// A sum over entries, in whatever order they are added and taken away.
+/// A sum over entries. The order in which they are added and removed makes no difference.
 #[derive(Default)]
 struct Sum(u64);
 
 impl Sum {
-    /// The sum of the entries in a file: as it is noted there, or else made from them.
+    /// The sum of the entries in a file: as noted there, or else computed from them.
     fn of(transaction: &WriteTransaction) -> anyhow::Result<Self> {
         let facts = transaction.open_table(FACTS)?;
         if let Some(noted) = facts.get(SUM)? {
@@ -159,7 +159,7 @@ impl fmt::Display for Sum {
     }
 }
 
-/// What an entry adds to a sum, in every version of the program.
+/// The number that an entry adds to a sum. It must be the same in every version of the program.
 fn hash(key: &str, value: &str) -> u64 {
     // No key has a line break.
     let digest = digest(&SHA256, format!("{key}\n{value}").as_bytes());
@@ -167,10 +167,10 @@ fn hash(key: &str, value: &str) -> u64 {
     u64::from_be_bytes(first.unwrap_or_default())
 }
 
-/// Writes what has changed.
+/// Writes pending changes in one transaction.
 ///
 /// # Errors
-/// If it can't be written.
+/// If they can't be written.
 pub(super) fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
     let transaction = file.database.begin_write()?;
     let mut grown = 0;
@@ -213,7 +213,7 @@ pub(super) fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
     file.written(grown, 0)
 }
 
-/// Makes the file one that an earlier version has written.
+/// Makes the file look as if an earlier version had written it.
 #[cfg(test)]
 pub(super) fn forget_sum(file: &File) {
     let transaction = file.database.begin_write().unwrap();

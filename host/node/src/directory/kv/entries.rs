@@ -8,13 +8,13 @@ use presence_config::directory::entry::{self, Key};
 use presence_core::directory::{Changes, Directory, Edit, Question};
 use presence_core::names::Names;
 
-/// How many lines of one update the log gets on what can't be taken.
+/// How many invalid entries of one update are logged, at most.
 const LINES_MAX: usize = 20;
 
-/// Values by key; none where the key was deleted.
+/// Values by key. `None`: the key was deleted.
 pub(crate) type Entries = BTreeMap<String, Option<Bytes>>;
 
-/// What of a bucket can't be taken: why, by key.
+/// The invalid entries of a bucket: the reason for each key.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     keys: BTreeMap<String, String>,
@@ -22,13 +22,13 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// How many keys are no entry's, and how many values can't be read.
+    /// How many keys are invalid, and how many values can't be read.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.keys.len(), self.values.len())
     }
 
-    /// The directory with these entries changed. One that can't be read keeps what was
-    /// known; where nothing was, its answer isn't at hand.
+    /// The directory with these entries changed. An entry that can't be read keeps its known value.
+    /// If it has none, its answer counts as missing.
     pub(super) fn change(
         &mut self,
         entries: Entries,
@@ -40,7 +40,7 @@ impl Refusals {
         edit.finish()
     }
 
-    /// The directory that holds these entries and no others.
+    /// The directory with these entries and no others.
     pub(super) fn replace(
         &mut self,
         mut entries: Entries,
@@ -92,7 +92,7 @@ impl Refusals {
     }
 }
 
-/// A copy to change of a directory of which something may be known.
+/// Begins an edit of a directory, or of an empty one if the old one was filled on demand.
 fn begin(before: &Directory) -> Edit {
     if before.is_on_demand() {
         Directory::new().edit()
@@ -101,7 +101,7 @@ fn begin(before: &Directory) -> Edit {
     }
 }
 
-/// Adds, as deleted, what the directory holds and the bucket doesn't.
+/// Adds deletions for all entries that the directory holds and the bucket lacks.
 fn add_deletions(entries: &mut Entries, edit: &Edit, names: &Names) {
     let (users, groups) = edit.subjects();
     let of_user = |user| {

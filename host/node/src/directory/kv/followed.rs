@@ -1,5 +1,5 @@
-//! What has been followed of a bucket's stream, compared with what the broker says of it.
-//! It does no I/O.
+//! What has been followed of a bucket's stream, and its comparison with what the broker reports of
+//! the stream. It does no I/O.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -7,43 +7,43 @@ use std::hash::BuildHasher;
 use async_nats::jetstream::{kv, stream};
 use foldhash::fast::FixedState;
 
-/// How many looks in a row must find nothing new in a bucket for it to be quiet.
+/// After this many checks in a row without anything new, a bucket counts as quiet.
 const QUIET_LOOKS: u32 = 3;
 
-/// What has been followed.
+/// What has been followed of a stream.
 #[derive(Debug)]
 pub(super) struct Followed {
-    /// When the stream was made: another of the same name was made at another time.
+    /// When the stream was created. It tells streams of the same name apart.
     identity: String,
-    /// The last of its messages that was delivered, or was there before.
+    /// The greatest sequence number that was delivered, or that the stream had at the beginning.
     last: u64,
-    /// The keys that it has messages of, as hashes, and whether there is a value.
+    /// The keys that the stream has messages of, as hashes, and whether each has a value.
     keys: HashMap<u64, bool, FixedState>,
-    /// How many of them have a value.
+    /// How many of the keys have a value.
     values: usize,
-    /// Where the stream ended and how many keys it had when the two didn't fit, and it
-    /// was read again: once is enough.
+    /// The end of the stream and its number of keys when that number didn't match the followed keys
+    /// and the stream was read again. The same mismatch doesn't cause a second reading.
     excused: Option<(u64, u64)>,
-    /// How far it had been followed when a look found it behind.
+    /// The value of `last` when a check found the stream ahead of it.
     behind_at: Option<u64>,
-    /// Since how many looks nothing new has come.
+    /// How many checks in a row have found nothing new.
     quiet_looks: u32,
     quiet_at: u64,
 }
 
-/// What a look at a stream says.
+/// The result of a check of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StreamCheck {
-    /// It is what is followed, or that is about to catch up.
+    /// The stream is what was followed, or the watch is about to catch up.
     Followed,
-    /// It is, and nothing new has come for some looks, and it isn't empty.
+    /// The stream is what was followed, isn't empty, and nothing new has come for some checks.
     Quiet,
-    /// It is another, or entries are missing: it is to be read whole.
+    /// It is another stream, or entries are missing: it must be read again as a whole.
     Other,
 }
 
 impl Followed {
-    /// A stream that is about to be read.
+    /// Begins with a stream that is about to be read.
     pub(super) fn new(info: &stream::Info, excused: Option<(u64, u64)>) -> Self {
         Self {
             excused,
@@ -64,29 +64,30 @@ impl Followed {
         }
     }
 
-    /// Which stream it is.
+    /// What tells the stream apart from others of the same name.
     pub(super) fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// For [`Self::new`], when it is read again.
+    /// The mismatch that was checked already, to be given to [`Self::new`] when the stream is read
+    /// again.
     pub(super) fn excused(&self) -> Option<(u64, u64)> {
         self.excused
     }
 
-    /// Whether it had a value under a key of which another reading knows nothing, not
-    /// even that it was deleted.
+    /// Whether this reading had a value under a key that the other reading, `after`, doesn't know,
+    /// not even as deleted.
     pub(super) fn has_lost(&self, after: &Self) -> bool {
         let mut values = self.keys.iter().filter(|(_, is_value)| **is_value);
         values.any(|(key, _)| !after.keys.contains_key(key))
     }
 
-    /// Whether it holds no value.
+    /// Whether the stream holds no value.
     pub(super) fn is_empty(&self) -> bool {
         self.values == 0
     }
 
-    /// An entry has been delivered.
+    /// Notes an entry that was delivered.
     pub(super) fn note(&mut self, entry: &kv::Entry) {
         let is_value = entry.operation == kv::Operation::Put;
         self.delivered(&entry.key, is_value, entry.revision);
@@ -100,7 +101,7 @@ impl Followed {
         self.values -= usize::from(was_value);
     }
 
-    /// Compares it with what the broker says of the stream.
+    /// Compares the followed state with the broker's report about the stream.
     pub(super) fn check(&mut self, info: &stream::Info) -> StreamCheck {
         let state = &info.state;
         let identity = info.created.to_string();
@@ -112,7 +113,7 @@ impl Followed {
             return StreamCheck::Other;
         }
         if last > self.last {
-            // The watch is on its way, unless nothing at all has come since the last look.
+            // The watch is catching up, unless nothing at all has come since the last check.
             self.quiet_looks = 0;
             let stuck = self.behind_at.replace(self.last) == Some(self.last);
             return if stuck {
@@ -143,7 +144,7 @@ impl Followed {
 mod tests {
     use super::*;
 
-    /// A stream with two keys, read.
+    /// A stream with two keys that has been read.
     fn read() -> Followed {
         let mut followed = Followed::of("a".into(), 5);
         followed.delivered("contacts.1", true, 4);

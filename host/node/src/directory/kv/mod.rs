@@ -1,12 +1,11 @@
 //! The directory as a NATS KV bucket, watched.
 //!
-//! A key is a section and whom it is about, `contacts.12345`, `groups.team-a`,
-//! `blocks.12345` or `settings.12345`; its value is what stands there in a directory
-//! file.
+//! A key is a section and a user or group: `contacts.12345`, `groups.team-a`, `blocks.12345` or
+//! `settings.12345`. Its value is what a directory file has at this place.
 //!
-//! A watch alone doesn't notice that its bucket has vanished, was purged or is another
-//! one: it goes on waiting. So which stream it is and where it ends is looked at all the
-//! time ([`followed`]), and the bucket read whole where that isn't what was followed.
+//! A watch alone doesn't notice that its bucket has vanished, was purged, or was replaced by
+//! another: it goes on waiting. So the identity and the end of the bucket's stream are checked
+//! regularly ([`followed`]). If they don't fit what was followed, the whole bucket is read again.
 
 mod entries;
 mod followed;
@@ -37,66 +36,68 @@ pub(crate) use entries::Refusals;
 /// How long to wait before the bucket is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
-/// How long to wait before a bucket is read again that had too many entries: at first, and at most
-/// where it changes all the time.
+/// The wait before a bucket with too many entries is read again: at first, and at most if the
+/// bucket changes all the time.
 const TOO_LARGE_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
-/// How often is looked which bucket it is, and where it ends.
+/// How often the identity and the end of the bucket's stream are checked.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How many looks in a row may fail while the broker is there.
+/// How many checks in a row may fail while the broker is connected.
 const FAILED_LOOKS_MAX: u32 = 3;
 
 /// How long the next entry may take while the bucket is read.
 const READ: Duration = Duration::from_secs(10);
 
-/// How many changes are taken together, at most.
+/// How many changes are passed on together, at most.
 const BATCH_MAX: usize = 4_096;
 
-/// What the bucket says.
+/// News from the bucket.
 #[derive(Debug)]
 pub(crate) enum DirectoryUpdate {
-    /// All that it holds, and which bucket it is.
+    /// All of its entries, and the bucket's identity.
     Whole(Entries, String),
-    /// All that it holds, and why that may not be the directory: what it doesn't say
-    /// stays as it was.
+    /// All of its entries, and why they may not be the whole directory. Entries that it lacks stay
+    /// as they were.
     Doubtful(Entries, String),
-    /// What has changed.
+    /// The changed entries.
     Part(Entries),
-    /// It can't be read, and why.
+    /// The bucket can't be read, and why.
     Unavailable(String),
-    /// It holds more than may be taken, which was not read.
+    /// The bucket has more entries than allowed. They were not read.
     TooLarge,
 }
 
-/// Follows a bucket.
+/// Follows a bucket, and sends its content and changes.
 pub(crate) struct BucketFollower {
     client: Client,
     bucket: String,
     health: Arc<DirectoryHealth>,
     updates: mpsc::Sender<DirectoryUpdate>,
-    /// Which bucket of that name was last taken as the directory.
+    /// The identity of the bucket that was last taken as the directory.
     accepted: Option<String>,
-    /// What was followed of what was last taken as the directory.
+    /// What had been followed of the bucket that was last taken as the directory.
     before: Option<Followed>,
-    /// What has been said of the bucket and needn't be looked into again.
+    /// A mismatch that has been checked by reading again, and needs no further check. See
+    /// [`Followed`].
     excused: Option<(u64, u64)>,
 }
 
-/// Why a watch has ended.
+/// Why following a bucket has ended.
 enum Ended {
-    /// The bucket is to be read whole.
+    /// The whole bucket must be read again.
     Again,
-    /// It has been quiet: what is in it is the directory.
+    /// A doubtful bucket has been quiet: its content is taken as the directory.
     Accepted,
-    /// It had too many entries up to a place in its stream; or may have, where no place is known.
+    /// The bucket had too many entries. With the end of its stream at that time; `None` if it may
+    /// have too many, and that isn't known.
     TooLarge(Option<u64>),
-    /// Nobody listens any more.
+    /// The receiver of updates is gone.
     Closed,
 }
 
 impl BucketFollower {
-    /// Of a bucket; `accepted` is which one was taken as the directory when the node last
+    /// `accepted`: the identity of the bucket that was taken as the directory when the node last
     /// ran.
     pub(crate) fn new(
         connection: &Connection,
@@ -116,7 +117,7 @@ impl BucketFollower {
         }
     }
 
-    /// Follows it for as long as someone listens.
+    /// Follows the bucket until the receiver of updates is gone.
     pub(crate) async fn follow(mut self) {
         let mut wait = RETRY.0;
         let mut accept = false;
@@ -139,7 +140,7 @@ impl BucketFollower {
                     accept = matches!(ended, Ended::Accepted);
                     continue;
                 }
-                // That the broker is away says nothing of the bucket, and is said elsewhere.
+                // A missing broker says nothing about the bucket, and is reported elsewhere.
                 Err(_) if has_said && !self.is_connected() => wait = RETRY.0,
                 Err(error) => {
                     (accept, has_said) = (false, true);
@@ -154,12 +155,12 @@ impl BucketFollower {
         }
     }
 
-    /// Waits until a bucket that had too many entries may have fewer, or may have more.
+    /// Waits until a bucket with too many entries has changed, or the limit has.
     async fn until_it_may_fit(&self, up_to: Option<u64>, wait: Duration) {
         let has_changed = async {
             tokio::time::sleep(wait).await;
             let jetstream = jetstream::new(self.client.clone());
-            // One that can't be looked at is read again, which says why.
+            // A stream that can't be checked is read again, which reports why.
             while let (Some(up_to), Ok(Some(stream))) = (up_to, self.stream(&jetstream).await)
                 && stream.cached_info().state.last_sequence == up_to
             {
@@ -176,8 +177,8 @@ impl BucketFollower {
         self.client.connection_state() == State::Connected
     }
 
-    /// Reads the bucket, and watches it until the watch ends. `accept` has it taken as
-    /// the directory even where it is another than before.
+    /// Reads the bucket, and watches it until the watch ends. `accept`: its content counts as the
+    /// directory even if it is another bucket than before.
     async fn watch(&mut self, accept: bool) -> anyhow::Result<Ended> {
         let jetstream = jetstream::new(self.client.clone());
         if self.stream(&jetstream).await?.is_none() {
@@ -214,7 +215,7 @@ impl BucketFollower {
         ended
     }
 
-    /// Hands on what the watch says, until the bucket is to be read whole.
+    /// Sends what the watch reports, until the whole bucket must be read again.
     async fn follow_changes(
         &self,
         jetstream: &jetstream::Context,
@@ -266,7 +267,7 @@ impl BucketFollower {
         }
     }
 
-    /// The bucket's stream; none if there is no such bucket.
+    /// The bucket's stream. `None` if the bucket doesn't exist.
     async fn stream(
         &self,
         jetstream: &jetstream::Context,
@@ -284,8 +285,8 @@ impl BucketFollower {
         }
     }
 
-    /// Makes the bucket, unless one that held something has vanished: an empty one is no
-    /// directory then, and the one who fills it may need it made with another configuration.
+    /// Creates the bucket, unless one with content has vanished: an empty bucket must not replace
+    /// that directory, and whoever fills it again may need another configuration.
     async fn make(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
         if self.health.holds_something() {
             bail!(self.gone());
@@ -304,7 +305,7 @@ impl BucketFollower {
         format!("the bucket {} is gone: make and fill it again", self.bucket)
     }
 
-    /// Why what a bucket holds may not be the directory, if so.
+    /// Why the bucket's content may not be the whole directory. `None`: there is no doubt.
     fn reason_to_doubt(&self, followed: &Followed, accept: bool) -> Option<String> {
         if !self.health.holds_something() {
             return None;
@@ -335,7 +336,7 @@ impl BucketFollower {
     }
 }
 
-/// The directory that a bucket holds now.
+/// Reads the whole directory from a bucket, once.
 ///
 /// # Errors
 /// If there is no such bucket, or it can't be read.
@@ -350,8 +351,8 @@ pub(crate) async fn read(client: Client, bucket: &str, names: &Names) -> anyhow:
         .0)
 }
 
-/// What a bucket holds, and a watch that tells what changes after that. If it has more entries than
-/// may be, no more is read, and this says where it ended.
+/// Reads all of a bucket's entries, and returns them with a watch for later changes. If there are
+/// more than `entries_max`, it stops reading, and returns the end of the stream.
 async fn begin(
     store: &kv::Store,
     excused: Option<(u64, u64)>,
@@ -386,14 +387,14 @@ fn value_of(entry: &kv::Entry) -> Option<&Bytes> {
     (entry.operation == kv::Operation::Put).then_some(&entry.value)
 }
 
-/// Notes an entry, and says what was noted for its key before.
+/// Notes an entry. Returns the value that was noted for its key before.
 fn insert(entries: &mut Entries, entry: kv::Entry) -> Option<Bytes> {
     let value = value_of(&entry).cloned();
     entries.insert(entry.key, value).flatten()
 }
 
 impl DirectoryUpdate {
-    /// The directory with this update, if it changes anything.
+    /// The directory after this update. `None` if the update has no entries.
     pub(crate) fn apply(
         self,
         refusals: &mut Refusals,

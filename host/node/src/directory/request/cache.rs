@@ -1,5 +1,5 @@
-//! Which answers are at hand, which are being asked for, and when each is asked
-//! for again. It does no I/O, and is handed the time.
+//! Keeps track of which answers are there, which are being requested, and when each is requested
+//! again. It does no I/O, and gets the time as an argument.
 //!
 //! An answer is valid for its time to live. After that it is requested again if a shard still uses
 //! it, and stays valid until the reply. If the service doesn't reply, the answer is removed from the
@@ -12,56 +12,56 @@ use bytes::Bytes;
 use presence_core::directory::Question;
 use roaring::RoaringBitmap;
 
-/// How long to wait before a question is asked again that wasn't answered: at first,
-/// and at most, in milliseconds.
+/// The wait before a question without an answer is asked again, at first and at most, in
+/// milliseconds.
 const RETRY_MS: (u64, u64) = (250, 10_000);
 
-/// How many questions may wait to be asked. Further ones are asked when those who need them
-/// try again: a plugin can make questions up faster than they are answered.
+/// How many questions may wait to be asked. Further ones are dropped, and come again when those who
+/// need them try again. A plugin can make up questions faster than they are answered.
 const READY_MAX: usize = 1_000_000;
 
-/// From when on the service is said to be away, in milliseconds: a question that is
-/// answered when it is asked again was only late.
+/// How long an outage must last, in milliseconds, before the service is reported as away. If the
+/// first retry is answered, the service was only late.
 const AWAY_MS: u64 = 1_000;
 
-/// What the cache goes by.
+/// The configured limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// For how long an answer is good.
+    /// How long an answer is valid, in milliseconds.
     pub(super) ttl_ms: u64,
-    /// How many requests may be under way.
+    /// How many requests may be under way at a time.
     pub(super) concurrency: usize,
 }
 
-/// All that is asked.
+/// All questions and the state of each.
 #[derive(Debug)]
 pub(super) struct Cache {
     limits: Limits,
     entries: BTreeMap<Question, Entry>,
-    /// What is to be asked next, in this order. One that isn't [`Phase::Ready`] any
-    /// more is passed over.
+    /// The questions to be asked next, in order. Those that are no longer [`Phase::Ready`] are
+    /// skipped.
     ready: VecDeque<Question>,
-    /// When the time of an answer, or of a wait, is up.
+    /// When the phase of a question ends: an answer expires, or a wait is over.
     agenda: BTreeSet<(u64, Question)>,
-    /// What came of asking, for the directory; none takes an answer away.
+    /// Results for the directory: a reply, or `None` to remove the answer.
     arrived: Vec<(Question, Option<Bytes>)>,
     under_way: usize,
-    /// While the service is away.
+    /// The current outage of the service. `None`: it answers.
     outage: Option<Outage>,
-    /// When the service last said something.
+    /// When the service last replied to any question.
     replied_at: u64,
-    /// How many of the entries were refused.
+    /// How many of the entries have an unusable last reply.
     refused: usize,
-    /// Since when some have been, and why the last one was.
+    /// Since when there have been unusable replies, and what was wrong with the last one.
     refusal: Option<(u64, String)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     phase: Phase,
-    /// Whether the directory has an answer, or is about to get it.
+    /// Whether the directory has an answer, or is about to get one.
     held: bool,
-    /// What is under way was asked for before it changed.
+    /// The request under way was sent before the data changed, so its reply doesn't count.
     outdated: bool,
     refused: bool,
     /// How long to wait after the next failure; 0 after a success.
@@ -70,30 +70,30 @@ struct Entry {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// To be asked when there is room.
+    /// To be asked when fewer requests are under way.
     Ready,
-    /// Asked at that time.
+    /// Asked at this time; no reply has come.
     UnderWay(u64),
-    /// The reply hasn't been read yet.
+    /// A reply has come, and hasn't been read yet.
     Arrived,
-    /// Answered, and good until that time.
+    /// Answered. The answer is valid until this time.
     Fresh(u64),
-    /// Not answered, and to be asked again at that time.
+    /// Not answered. It is asked again at this time.
     Later(u64),
-    /// Its time is up, and whether somebody goes by it is being found out.
+    /// Expired. The shards are being asked whether they use the answer.
     Checked,
 }
 
-/// The service is away: one question at a time is asked, to see whether it is back.
+/// The service is away: one question at a time is asked, to notice when it is back.
 #[derive(Debug)]
 struct Outage {
     retry_at: u64,
     wait_ms: u64,
-    /// When a question was first not answered, and the last reason.
+    /// When a question first got no reply, and the reason of the last failure.
     since: u64,
     why: String,
-    /// What wasn't answered last. It is asked until it is, whether or not somebody still
-    /// needs it: else nobody would find out that the service is back.
+    /// The question that failed last. It is asked until it is answered, even if no shard needs it
+    /// any more: otherwise nothing would notice that the service is back.
     probe: Question,
 }
 
@@ -113,8 +113,7 @@ impl Cache {
         }
     }
 
-    /// Has these questions asked, and says whether any is new. The others are at
-    /// hand, on their way to those who want them, or being asked.
+    /// Adds questions to be asked, unless they are known. Returns whether any is new.
     pub(super) fn want(&mut self, questions: impl IntoIterator<Item = Question>) -> bool {
         let before = self.entries.len();
         for question in questions {
@@ -133,7 +132,7 @@ impl Cache {
         self.entries.len() > before
     }
 
-    /// The next question to ask, if one is to be asked now.
+    /// The next question to ask, if one may be asked now.
     pub(super) fn next(&mut self, now: u64) -> Option<Question> {
         let room = match &self.outage {
             Some(outage) if now < outage.retry_at => 0,
@@ -177,7 +176,7 @@ impl Cache {
         else {
             return;
         };
-        // A service that has answered others meanwhile is there.
+        // A service that has answered another question since this one was asked is not away.
         if self.replied_at <= asked_at {
             let wait_ms = match &self.outage {
                 None => {
@@ -187,7 +186,7 @@ impl Cache {
                     );
                     Some(RETRY_MS.0)
                 }
-                // Those that were under way when it began say nothing new.
+                // Requests that were under way when the outage began don't extend it.
                 Some(outage) if outage.retry_at <= asked_at => Some(longer(outage.wait_ms)),
                 Some(_) => None,
             };
@@ -211,7 +210,7 @@ impl Cache {
         }
     }
 
-    /// Takes away the answers that were to be asked for again.
+    /// Removes the old answers of the questions that wait to be asked again.
     fn give_up_overdue(&mut self) {
         for question in &self.ready {
             if let Some(entry) = self.entries.get_mut(question)
@@ -222,8 +221,8 @@ impl Cache {
         }
     }
 
-    /// Puts a question off that wasn't answered. Says whether the directory has an
-    /// older answer, which it has to give up.
+    /// Notes a failure, and schedules the next attempt. Returns whether the directory has an older
+    /// answer, which must be removed.
     fn fail(&mut self, question: &Question, now: u64) -> bool {
         let Some(entry) = self.entries.get_mut(question) else {
             return false;
@@ -236,7 +235,7 @@ impl Cache {
         std::mem::take(&mut entry.held)
     }
 
-    /// Has a question asked when there is room. An older answer stands until then,
+    /// Queues a question to be asked again. An older answer stays valid until the reply comes,
     /// unless the service is away.
     fn again(&mut self, question: Question) {
         let Some(entry) = self.entries.get_mut(&question) else {
@@ -252,14 +251,13 @@ impl Cache {
         self.ready.push_back(question);
     }
 
-    /// Whether there is something to take.
+    /// Whether [`Self::take_arrived`] has anything to return.
     pub(super) fn has_arrived(&self) -> bool {
         !self.arrived.is_empty()
     }
 
-    /// What has come for the directory since this was last called, in its order:
-    /// replies, each of which is to be [settled](Self::settle), and what is to be
-    /// taken away.
+    /// Takes the results for the directory since the last call, in order: replies, each of which
+    /// must be [settled](Self::settle), and `None` for answers to be removed.
     pub(super) fn take_arrived(&mut self) -> Vec<(Question, Option<Bytes>)> {
         let arrived = std::mem::take(&mut self.arrived);
         let mut current = Vec::with_capacity(arrived.len());
@@ -267,7 +265,7 @@ impl Cache {
             let entry = self.entries.get_mut(&question);
             let replied = entry.filter(|_| payload.is_some());
             if replied.is_some_and(|entry| std::mem::take(&mut entry.outdated)) {
-                // What was said before a change may show too much after it.
+                // A reply from before a change may show too much. It is asked for again.
                 self.again(question);
             } else {
                 current.push((question, payload));
@@ -276,7 +274,7 @@ impl Cache {
         current
     }
 
-    /// A reply was read: as an answer, or why it is none.
+    /// Notes that a reply was read. `refusal`: why it can't be used; `None` if it is an answer.
     pub(super) fn settle(&mut self, question: &Question, now: u64, refusal: Option<String>) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
@@ -296,7 +294,7 @@ impl Cache {
                     self.invalidate(Some(question));
                 }
             }
-            // The reader of the reply takes the older answer away.
+            // Whoever reads the reply removes the older answer from the directory.
             Some(_) => drop(self.fail(question, now)),
         }
         match (&refusal, was_refused) {
@@ -321,8 +319,8 @@ impl Cache {
         }
     }
 
-    /// Those whose time is up: to find out whether somebody goes by them, and say so
-    /// with [`Self::checked`].
+    /// The questions whose time is up. The caller finds out whether a shard uses each answer, and
+    /// calls [`Self::checked`].
     pub(super) fn due(&mut self, now: u64) -> Vec<Question> {
         let mut due = Vec::new();
         while let Some((at, _)) = self.agenda.first()
@@ -337,7 +335,7 @@ impl Cache {
         due
     }
 
-    /// Asks again what is used, and forgets what isn't.
+    /// Asks a question again if its answer is used, or forgets it.
     pub(super) fn checked(&mut self, question: &Question, is_used: bool) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
@@ -359,8 +357,8 @@ impl Cache {
         }
     }
 
-    /// What is known of an answer may not hold any more; without one, of all. It is
-    /// asked again, and stands until that is answered.
+    /// The answer to this question may be outdated; `None`: all answers may be. It is requested
+    /// again, and the old answer stays valid until the reply.
     pub(super) fn invalidate(&mut self, question: Option<&Question>) {
         let Some(question) = question else {
             for entry in self.entries.values_mut() {
@@ -378,8 +376,8 @@ impl Cache {
         }
     }
 
-    /// The broker is back. What the service said meanwhile has been missed, and it
-    /// can be reached again.
+    /// The connection to the broker is back. Invalidations may have been missed, so everything is
+    /// asked again; and the service can be reached again.
     pub(super) fn reconnected(&mut self) {
         if self.outage.take().is_some() {
             self.all_again(|phase| matches!(phase, Phase::Later(_)));
@@ -387,7 +385,7 @@ impl Cache {
         self.invalidate(None);
     }
 
-    /// Asks all again that are in such a phase, in a stable order.
+    /// Queues all questions in the given phases again, in a stable order.
     fn all_again(&mut self, is_one: impl Fn(Phase) -> bool) {
         let entries = self.entries.iter();
         let questions: Vec<_> = entries
@@ -399,7 +397,7 @@ impl Cache {
         }
     }
 
-    /// When to look again, if nothing happens before.
+    /// When the next step is due, if nothing happens before.
     pub(super) fn next_deadline(&self) -> Option<u64> {
         let retry_at = self.outage.as_ref().map(|outage| outage.retry_at);
         let retry_at = retry_at.filter(|_| self.under_way == 0 && !self.ready.is_empty());
@@ -407,15 +405,15 @@ impl Cache {
         first.into_iter().chain(retry_at).min()
     }
 
-    /// How many answers there are, how many are wanted, and whether the service is
-    /// away.
+    /// How many answers the directory has, how many it lacks, and whether the service is away.
     pub(super) fn figures(&self) -> (usize, usize, bool) {
         let held = self.entries.values().filter(|entry| entry.held).count();
         (held, self.entries.len() - held, self.outage.is_some())
     }
 
-    /// For how long the service has been away, in milliseconds, and what the last question
-    /// came to; none where it isn't. One of which nothing can be read is as good as away.
+    /// For how long the service has been away, in milliseconds, and why. `None` if it isn't away. A
+    /// service counts as away, too, if its replies are unusable and the directory has no answer at
+    /// all.
     pub(super) fn outage(&self, now: u64) -> Option<(u64, String)> {
         let is_unread = || self.entries.values().all(|entry| !entry.held);
         let unread = || self.refusal.as_ref().filter(|_| is_unread());
@@ -427,7 +425,7 @@ impl Cache {
         (away_ms >= AWAY_MS).then(|| (away_ms, why.clone()))
     }
 
-    /// All the numbers of ids in the questions.
+    /// The numbers of all user ids in the questions.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let taken = self.arrived.iter().map(|(question, _)| question);
         let questions = self.entries.keys().chain(taken);
@@ -438,7 +436,7 @@ impl Cache {
     }
 }
 
-/// The next wait after one.
+/// The wait that follows a wait of `wait_ms`.
 fn longer(wait_ms: u64) -> u64 {
     (wait_ms * 2).min(RETRY_MS.1)
 }

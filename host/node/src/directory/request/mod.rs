@@ -1,10 +1,9 @@
-//! The directory as a service of the team's own, asked by request and reply.
+//! A directory service of the team's own, asked by request and reply.
 //!
-//! What rules ask for and isn't at hand is asked of the service, each question
-//! once however many wait for it, and its answer is kept in the tenant's
-//! directory for as long as it is fresh ([`cache`] says how long that is).
-//! Answers become changes of the directory like any other: shards decide again
-//! on whom they concern.
+//! When a rule needs data that the directory doesn't have, the service is asked. Each question is
+//! asked once, however many decisions wait for it. Its answer is kept in the tenant's directory
+//! while it is valid ([`cache`] decides how long). Answers become changes of the directory like any
+//! other: shards decide again on the users whom they concern.
 
 mod cache;
 
@@ -33,49 +32,49 @@ use crate::pool::{Shards, Task};
 use crate::tenant::quotas;
 use cache::{Cache, Limits};
 
-/// How long answers are gathered, so that those that come together make one change
-/// of the directory.
+/// How long answers are gathered, so that those that come close together make one change of the
+/// directory.
 const GATHER: Duration = Duration::from_millis(3);
 
 /// How many messages on the invalidation subject are read at a time.
 const INVALIDATIONS_AT_ONCE: usize = 256;
 
-/// What became of the requests.
+/// Counts of the results of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) answered: AtomicU64,
-    /// Those to which something came that is no answer.
+    /// Requests whose reply couldn't be used.
     pub(crate) refused: AtomicU64,
-    /// Those to which nothing came in time.
+    /// Requests without a reply in time.
     pub(crate) unanswered: AtomicU64,
     pub(crate) invalidations: AtomicU64,
     /// Invalidations that couldn't be read.
     pub(crate) bad_invalidations: AtomicU64,
 }
 
-/// What asks the service, shared by all who need answers.
+/// Asks the service. All shards of a tenant share it.
 pub(crate) struct AnswerFetcher {
     config: config::Request,
-    /// The whole subject that questions are put under.
+    /// The prefix of the subjects of requests.
     subject: String,
     names: Arc<Names>,
     cache: Mutex<Cache>,
-    /// The cache has something to do.
+    /// Wakes the task that asks: the cache has changed.
     woken: Notify,
-    /// The cache has something for the directory.
+    /// Signals that the cache has results for the directory.
     arrived: Notify,
     pub(crate) counts: Counts,
 }
 
-/// What the service says has changed.
+/// The subscription by which the service says that data has changed.
 pub(crate) struct Invalidations {
     messages: Subscription,
-    /// How often the client has said that it dropped something.
+    /// Changes whenever the client has reported dropped messages.
     drops: watch::Receiver<u64>,
 }
 
 impl AnswerFetcher {
-    /// One that has asked nothing yet.
+    /// Makes a fetcher without any question.
     pub(crate) fn new(config: &config::Request, subject: String, names: Arc<Names>) -> Self {
         let limits = Limits {
             ttl_ms: config.ttl_ms,
@@ -92,32 +91,31 @@ impl AnswerFetcher {
         }
     }
 
-    /// Has these questions asked, unless they are already.
+    /// Has these questions asked, unless they are known already.
     pub(crate) fn want(&self, questions: impl IntoIterator<Item = Question>) {
         if self.cache().want(questions) {
             self.woken.notify_one();
         }
     }
 
-    /// The broker was away, and what was said meanwhile has been missed: everything
-    /// is asked again.
+    /// The connection to the broker was lost. Invalidations may have been missed, so everything is
+    /// asked again.
     pub(crate) fn reconnected(&self) {
         self.cache().reconnected();
         self.woken.notify_one();
     }
 
-    /// All the numbers of ids in what is asked.
+    /// The numbers of all user ids in the questions.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         self.cache().ids()
     }
 
-    /// How many answers the directory has, how many it lacks, and whether the service
-    /// is away.
+    /// How many answers the directory has, how many it lacks, and whether the service is away.
     pub(crate) fn figures(&self) -> (usize, usize, bool) {
         self.cache().figures()
     }
 
-    /// For how long the service hasn't answered, and why; none where it does.
+    /// For how long the service has been away, and why. `None` if it isn't away.
     pub(crate) fn outage(&self) -> Option<(Duration, String)> {
         let outage = self.cache().outage(clock::now_ms());
         outage.map(|(ms, why)| (Duration::from_millis(ms), why))
@@ -128,10 +126,9 @@ impl AnswerFetcher {
         self.arrived.notified().await;
     }
 
-    /// Makes one change of the directory of all that has arrived, and of what comes
-    /// in the next few milliseconds.
-    /// Says as well whether an answer was refused since the directory would have had more entries
-    /// than it may have; 0 for as many as there are.
+    /// Makes one change of the directory from all results that are there, or come within the next
+    /// few milliseconds. `entries_max`: the most entries that the directory may have; 0 for no
+    /// limit. Also returns whether an answer was refused because of this limit.
     pub(crate) async fn apply(
         &self,
         before: &Directory,
@@ -171,7 +168,7 @@ impl AnswerFetcher {
         (directory, changes, is_over)
     }
 
-    /// Subscribes to what the service says has changed.
+    /// Subscribes to the service's invalidations.
     pub(crate) async fn listen(
         &self,
         connection: &Connection,
@@ -184,7 +181,7 @@ impl AnswerFetcher {
         Ok(Invalidations { messages, drops })
     }
 
-    /// Asks, for as long as it is polled.
+    /// Asks the questions of the cache, and takes in replies and invalidations. It never returns.
     pub(crate) async fn run(
         self: Arc<Self>,
         connection: Connection,
@@ -217,7 +214,7 @@ impl AnswerFetcher {
                 self.arrived.notify_one();
             }
             if losses.take_refetch(clock::now_ms()) {
-                // Nobody knows what they were about.
+                // The lost invalidations could concern any question.
                 self.cache().invalidate(None);
                 continue;
             }
@@ -247,7 +244,8 @@ impl AnswerFetcher {
         }
     }
 
-    /// Asks the service. Where it can't have an answer, that is the answer.
+    /// Asks the service. A question about something that can't be an id gets the empty answer at
+    /// once.
     async fn ask(&self, client: Client, question: Question) -> Result<Bytes, String> {
         let Some((subject, body)) = protocol::request(&self.subject, &question, &self.names) else {
             return Ok(protocol::nothing(&question));
@@ -257,8 +255,8 @@ impl AnswerFetcher {
         let request = Request::new().payload(body.clone()).timeout(Some(limit));
         let reply = client.send_request(subject.clone(), request);
         match tokio::time::timeout(limit, reply).await {
-            // A stream takes the questions in as well, and was first: the service's answer
-            // comes behind, where more than one is waited for.
+            // A stream subscribes to the questions as well, and its acknowledgement came first. The
+            // service's answer is the next reply.
             Ok(Ok(reply)) if request::acknowledging_stream(&reply.payload).is_some() => {
                 let answer = |reply: &Message| {
                     let is_answer = request::acknowledging_stream(&reply.payload).is_none();
@@ -306,12 +304,12 @@ impl AnswerFetcher {
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        // A panic can't leave it half-changed.
+        // A panic can't leave the cache half-changed, so a poisoned lock can be used.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks the shards which of these answers they still go by.
+/// Asks the shards which of these answers they still use.
 async fn in_use(shards: Shards, questions: Vec<Question>) -> Vec<(Question, bool)> {
     let questions: Arc<[Question]> = questions.into();
     let mut used = vec![false; questions.len()];
@@ -326,8 +324,8 @@ async fn in_use(shards: Shards, questions: Vec<Question>) -> Vec<(Question, bool
     questions.iter().cloned().zip(used).collect()
 }
 
-/// The body of a reply; where the service says in a header that it failed, an error
-/// like those that it can say in the body.
+/// The body of a reply. If the service reports a failure in a header, the body of an error reply
+/// instead.
 fn payload(reply: Message) -> Bytes {
     let headers = reply.headers.as_ref();
     match headers.and_then(|headers| headers.get(protocol::SERVICE_ERROR)) {

@@ -1,5 +1,5 @@
-//! Whether the fleet's bucket is still the one that the node joined by, and says what all nodes have in
-//! common.
+//! Checks that the fleet's bucket is still the one that the node joined, and that it holds the
+//! shared settings of all nodes.
 
 use futures_util::future::FutureExt as _;
 use presence_config::causes::Causes;
@@ -7,11 +7,12 @@ use presence_config::causes::Causes;
 use super::{Done, Driver};
 
 impl Driver {
-    /// In a bucket that was made anew, nothing is as this node knows it.
+    /// Ends the node's part in the fleet if the bucket was made anew: the node's revisions and
+    /// leases mean nothing there.
     pub(super) fn is_same(&mut self, same: Option<bool>) {
         self.is_checking = false;
         if same == Some(false) {
-            // There is nobody to hand its shards over to, and nothing that it may publish.
+            // Nobody is left to hand the shards over to, and the node may publish nothing more.
             self.fleet.is_lost();
             self.tasks.fail(
                 "the fleet's bucket was removed, or made anew: this node stops in order, and joins \
@@ -21,7 +22,7 @@ impl Driver {
         }
     }
 
-    /// Looks whether the bucket is still there, if it isn't reached.
+    /// Checks whether the bucket still exists, if the node hasn't reached it for a lease's time.
     pub(super) fn check_bucket(&mut self, now: u64) {
         let lease_ms = self.fleet.settings.lease_ms;
         if self.fleet.is_in_touch() {
@@ -37,7 +38,8 @@ impl Driver {
         self.under_way.push(same.boxed());
     }
 
-    /// Has it say what all nodes have in common, by which others can join.
+    /// Writes the shared settings of all nodes into the bucket again if they are missing or differ.
+    /// Nodes that join read them.
     pub(super) fn keep_layout(&mut self) {
         let (bucket, layout) = (self.bucket.clone(), self.layout);
         let kept = async move {

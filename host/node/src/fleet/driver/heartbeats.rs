@@ -1,8 +1,10 @@
-//! Which of the node's shards take in heartbeats: a standby that its owner tells of them doesn't.
+//! Decides which of the node's shards subscribe to heartbeats. A standby whose owner forwards them
+//! doesn't.
 //!
-//! A node listens to a shard by one subscription at first. When the shard doesn't take in heartbeats for the
-//! first time, others take its place, and from then on heartbeats have one of their own, which comes and goes.
-//! So nothing else is at stake when a standby has to hear them at once.
+//! At first a node has one subscription for all of a shard's messages. When the shard stops taking
+//! heartbeats for the first time, one subscription per kind of message replaces it. From then on
+//! the heartbeats have subscriptions of their own, which are added and removed. So no other
+//! messages are at risk when a standby suddenly has to hear heartbeats.
 
 use presence_config::causes::Causes;
 use presence_core::message::Kind;
@@ -14,19 +16,19 @@ use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
 
-/// By what a shard is listened to.
+/// How a shard's messages are subscribed to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listened {
-    /// By one subscription.
+    /// One subscription for everything.
     Whole,
-    /// By one for each kind of messages, of which that of heartbeats may be missing.
+    /// Separate subscriptions per kind of message; those for heartbeats may be missing.
     Apart { heartbeats: bool },
 }
 
-/// Whether heartbeats are subscribed to for a shard.
+/// The state of the heartbeat subscriptions of a shard.
 #[derive(Clone, Copy)]
 pub(super) struct Heartbeats {
-    /// Whether the shard is to have them.
+    /// Whether the shard should get heartbeats.
     wanted: bool,
     listened: Listened,
     is_changing: bool,
@@ -43,7 +45,7 @@ impl Default for Heartbeats {
 }
 
 impl Driver {
-    /// A shard takes in heartbeats from now on, or is told of them by its owner.
+    /// The shard takes heartbeats itself from now on, or its owner forwards them to it.
     pub(super) fn takes_heartbeats(&mut self, shard: u32, wanted: bool) {
         if let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) {
             heartbeats.wanted = wanted;
@@ -54,7 +56,7 @@ impl Driver {
         self.subscribe_anew(shard);
     }
 
-    /// It begins to listen to a shard, or doesn't listen any more: then to all of it, again.
+    /// Resets a shard that the node begins or ceases to listen to: it gets all messages again.
     pub(super) fn forget_heartbeats(&mut self, shard: u32) {
         if let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) {
             *heartbeats = Heartbeats::default();
@@ -62,7 +64,7 @@ impl Driver {
         self.fleet.set_heartbeats(shard, true);
     }
 
-    /// Subscribes to what the shard is to have, if that is something else than it has.
+    /// Changes the subscriptions if the shard has others than it should have.
     fn subscribe_anew(&mut self, shard: u32) {
         let listens = self.listens_to(shard);
         let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
@@ -110,8 +112,9 @@ impl Driver {
                 Ok(messages) => messages,
                 Err(error) => return Done::Subscribed(shard, false, Err(error)),
             };
-            // What the broker sent before it knew of these comes in by the one before. That may end only then:
-            // the client drops what is still on its way by one that ends.
+            // What the broker sent before it knew the new subscriptions arrives by the old one. The
+            // old one may end only after that has arrived: the client drops what is on its way to a
+            // subscription that ends.
             let at = clock::now_ms();
             let is_known = heard.wait_for(|heard| *heard > at).await.map(|_| ());
             match is_known {
@@ -127,8 +130,8 @@ impl Driver {
         listens.is_some_and(|(_, listening)| *listening == Listening::Yes)
     }
 
-    /// What was subscribed to is listened to from now on: to all but heartbeats, in place of the one
-    /// subscription before; or to heartbeats, beside that.
+    /// Puts new subscriptions in force. Those for everything but heartbeats replace the single one;
+    /// those for heartbeats are added.
     pub(super) fn subscribed(
         &mut self,
         (shard, to_heartbeats): (u32, bool),
@@ -155,7 +158,7 @@ impl Driver {
                 };
                 self.parts.change(change);
             }
-            // It has no part in it any more, or has begun anew.
+            // The node has left the shard meanwhile, or has begun anew with it.
             Ok(_) => {}
             // The connection is closed only when the node ends.
             Err(error) => {

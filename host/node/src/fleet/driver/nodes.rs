@@ -1,4 +1,4 @@
-//! What the nodes of a fleet say to each other.
+//! Messages between the nodes of a fleet.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use crate::clock;
 use crate::link::connection::Incoming;
 use crate::pool::FleetTask;
 
-/// How often the log tells of messages of other nodes that can't be used.
+/// The shortest time between two log lines about unusable messages of other nodes, in milliseconds.
 const REFUSED_TOLD_MS: u64 = 10_000;
 
 /// A standby asks for a snapshot.
@@ -22,7 +22,7 @@ struct Asked {
     nonce: u64,
 }
 
-/// A standby holds all that was told.
+/// A standby has everything that the owner told it up to this number.
 #[derive(Deserialize, Serialize)]
 struct Synced {
     node: Box<str>,
@@ -31,7 +31,7 @@ struct Synced {
 }
 
 impl Driver {
-    /// What another node says or asks.
+    /// Handles a message of another node.
     pub(super) fn told(&mut self, message: &Incoming) {
         let subject = message.subject();
         let read = NodeSubject::read(&self.subjects, &self.fleet.node, subject);
@@ -75,7 +75,7 @@ impl Driver {
         self.send_json(node, NodeSubject::Snapshot, shard, &asked);
     }
 
-    /// Tells a shard's owner that all is held here that it had told by then.
+    /// Tells a shard's owner that this node has everything that the owner told it up to `seq`.
     pub(super) fn say_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
         let synced = Synced {
             node: (&*self.fleet.node).into(),

@@ -1,17 +1,17 @@
-//! Whether the watch of the fleet's bucket tells of what this node has written there.
+//! Detects a watch of the fleet's bucket that doesn't report what this node has written.
 
-/// What was written here, and what the watch has told of.
+/// What this node has written, and what the watch has reported.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
-    /// The greatest revision that the watch has told of.
+    /// The greatest revision that the watch has reported.
     seen: u64,
-    /// The greatest revision that was written here, of which the watch has not told, and since when
-    /// there is one.
+    /// The greatest revision of this node's writes that the watch has not reported, and since when
+    /// at least one is missing. `None`: the watch has reported all of them.
     unseen: Option<(u64, u64)>,
 }
 
 impl Silence {
-    /// This revision was written. The watch may have told of it before the answer came.
+    /// This node has written this revision. The watch may have reported it before the answer came.
     pub(super) fn wrote(&mut self, revision: u64, now: u64) {
         if revision > self.seen {
             let since = self.unseen.map_or(now, |(_, since)| since);
@@ -19,13 +19,13 @@ impl Silence {
         }
     }
 
-    /// The watch has told of this revision, and of all before it.
+    /// The watch has reported this revision, and so all revisions before it.
     pub(super) fn saw(&mut self, revision: u64) {
         self.seen = self.seen.max(revision);
         self.unseen.take_if(|(written, _)| *written <= revision);
     }
 
-    /// Whether the watch has been silent for longer than this.
+    /// Whether a write has been missing from the watch for longer than `patience_ms`.
     pub(super) fn is_longer_than(&self, patience_ms: u64, now: u64) -> bool {
         let since = self.unseen.map(|(_, since)| since);
         since.is_some_and(|since| now > since + patience_ms)

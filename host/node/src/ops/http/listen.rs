@@ -1,10 +1,10 @@
-//! Serving HTTP to all who connect, on a thread and a runtime of its own: what strangers
-//! do here takes no time and no file descriptors from the node's own work.
+//! The HTTP server, on a thread and a runtime of its own: strangers who connect take no time and no
+//! file descriptors from the node's own work.
 //!
-//! There are few connections at a time, each for a limited time. Where all are in use, the
-//! oldest makes room, so that the newest, a probe of the node's health, always gets an
-//! answer. A connection on which a page listens doesn't: there are fewer of those than
-//! connections, so another one can.
+//! The number of connections is small, and each lasts for a limited time. If all are in use, the
+//! oldest is closed. So the newest, such as a health probe, always gets an answer. Connections that
+//! stream events to a page are spared: there are fewer of them than of connections, so there is
+//! always another one to close.
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
@@ -29,7 +29,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::tasks::Tasks;
 
-/// How many connections there may be.
+/// How many connections there may be at a time.
 const CONNECTIONS_MAX: usize = 32;
 
 /// How long a connection may last.
@@ -38,22 +38,22 @@ const CONNECTION_MAX: Duration = Duration::from_secs(60);
 /// How long the head of a request may take to come, also the next one on a connection.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 
-/// How long a connection may take nothing of what it is sent.
+/// How long a client may fail to read what it is sent, before its connection is closed.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 
-/// How long the head of a request may be, in bytes.
+/// The greatest length of a request's head, in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// How long a request's body may be, in bytes: none that is read is longer.
+/// The greatest length of a request's body, in bytes. No request needs a longer one.
 const BODY_BYTES_MAX: u64 = 4_096;
 
-/// How long is waited where the system has no connection to give.
+/// The wait after the system has refused to accept a connection.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Serves in the background, and does something beside it.
+/// Serves in the background, and runs the future `beside` on the same thread.
 ///
 /// # Errors
-/// If the system has no thread, or no poll, to give.
+/// If the system refuses a thread or a poll.
 pub(super) fn serve(
     listener: TcpListener,
     routes: Router,
@@ -75,14 +75,14 @@ pub(super) fn serve(
     })
 }
 
-/// A connection that is served.
+/// An open connection.
 struct Open {
     task: AbortHandle,
-    /// Whether what it is sent lasts, as events do.
+    /// Whether its response is an event stream.
     listens: Arc<AtomicBool>,
 }
 
-/// Ends the oldest connection on which nobody listens.
+/// Closes the oldest connection without an event stream.
 fn make_room(open: &mut VecDeque<Open>) {
     let oldest = open
         .iter()
@@ -92,7 +92,7 @@ fn make_room(open: &mut VecDeque<Open>) {
     }
 }
 
-/// Notes whether the answer is one that lasts.
+/// Notes whether the response is an event stream.
 async fn note_listener(
     State(listens): State<Arc<AtomicBool>>,
     request: Request,
@@ -126,14 +126,14 @@ async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
                 )]
                 let task = tokio::spawn(connection).abort_handle();
                 open.push_back(Open { task, listens });
-                // What was given up is closed before the next is accepted.
+                // Lets the closed connection end before the next is accepted.
                 yield_now().await;
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_failing, true) {
                     tracing::warn!("[http] can't take a connection, and goes on trying: {error}");
                 }
-                // There may be no file descriptors left: these are needed less than others.
+                // The process may be out of file descriptors, and other parts need them more.
                 open.drain(..)
                     .for_each(|connection| connection.task.abort());
                 sleep(RETRY).await;
@@ -157,7 +157,7 @@ async fn answer(stream: TcpStream, routes: Router) {
     }
 }
 
-/// Refuses a request with a longer body than any needs, and reads none of it.
+/// Refuses a request with a body that is longer than any needs to be, without reading it.
 async fn without_body(request: Request, next: Next) -> Response {
     let bytes = request.body().size_hint().upper();
     if bytes.is_some_and(|bytes| bytes <= BODY_BYTES_MAX) {
@@ -220,7 +220,7 @@ mod tests {
         for _ in 0..3 {
             assert!(said(address, GET).starts_with("HTTP/1.0 200"));
         }
-        // The oldest made room, and the last one's time ends.
+        // The oldest made room for the newest; the last one timed out.
         for stream in [0, 255] {
             let mut answer = Vec::new();
             let _ = half_sent[stream].read_to_end(&mut answer);
@@ -249,7 +249,7 @@ mod tests {
         while !told.ends_with("1\n") {
             assert!(listener.read_line(&mut told).unwrap() > 0, "{told}");
         }
-        // Twice as many as there may be, all of them younger.
+        // Twice the limit, and all of them newer.
         let flood: Vec<_> = (0..2 * CONNECTIONS_MAX)
             .map(|_| TcpStream::connect(address).unwrap())
             .collect();

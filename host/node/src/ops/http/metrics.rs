@@ -26,19 +26,19 @@ pub(crate) use exposition::Exposition;
 #[cfg(feature = "otlp")]
 pub(crate) use exposition::{Kind as MetricKind, Metric, Sample, Value};
 
-/// What counts the messages that were dropped.
+/// The metric that counts dropped messages.
 const DROPS: &str = "presence_slow_consumer_drops_total";
 
 pub(super) async fn metrics(State(board): State<Arc<StatusBoard>>) -> String {
     text(&board)
 }
 
-/// What is said of a node now.
+/// The current metrics of a node, as text.
 pub(super) fn text(board: &StatusBoard) -> String {
     all(board).finish()
 }
 
-/// The same, metric by metric.
+/// The current metrics of a node.
 pub(super) fn all(board: &StatusBoard) -> Exposition {
     let mut text = Exposition::default();
     let status = board.status.get();
@@ -51,17 +51,17 @@ pub(super) fn all(board: &StatusBoard) -> Exposition {
     text
 }
 
-/// An account of NATS, as this process uses it.
+/// A NATS account, as this process uses it.
 pub(crate) struct Account {
     pub(crate) broker: Arc<BrokerHealth>,
-    /// The threads that publish to it, once there are some.
+    /// The threads that publish to it. `None` before they exist.
     pub(crate) pool: Option<Pool>,
-    /// Whether what was dropped is told of each of its tenants.
+    /// Whether tenants share it, so that dropped messages are counted for each of them.
     pub(crate) is_shared: bool,
 }
 
 impl Account {
-    /// The account of a tenant that has one of its own.
+    /// A tenant's own account.
     pub(super) fn of(board: &StatusBoard) -> Self {
         let status = board.status.get();
         Self {
@@ -72,7 +72,7 @@ impl Account {
     }
 }
 
-/// The build and the process, also of a node that doesn't serve yet.
+/// Metrics of the build and the process. A node that doesn't serve yet has them, too.
 pub(super) fn build_and_process(
     text: &mut Exposition,
     started_ms: u64,
@@ -81,8 +81,8 @@ pub(super) fn build_and_process(
     runtime::process(text, started_ms, telemetry);
 }
 
-/// What is said of one of several tenants. `below`: the prefix by which what was dropped of its
-/// messages is known, if it shares its account.
+/// The metrics of one of several tenants. `below`: the tenant's prefix if it shares its account;
+/// dropped messages below this prefix are counted for it.
 pub(super) fn of_tenant(
     text: &mut Exposition,
     board: &StatusBoard,
@@ -101,7 +101,7 @@ pub(super) fn of_tenant(
     }
 }
 
-/// What is a tenant's own.
+/// The metrics of a single tenant.
 fn tenant(text: &mut Exposition, status: &Status) {
     runtime::decisions(text, status);
     runtime::directory(text, status);
@@ -124,7 +124,7 @@ fn tenant(text: &mut Exposition, status: &Status) {
     }
 }
 
-/// The shards' figures, all shards together.
+/// The sums over all shards.
 fn shards(text: &mut Exposition, status: &Status) {
     let counters: Vec<_> = status.shards.counters().collect();
     let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
@@ -183,8 +183,8 @@ fn shards(text: &mut Exposition, status: &Status) {
     text.value("presence_connections", connections);
 }
 
-/// What passes between the node and the broker, on all of these accounts together. `name`: of the
-/// tenant whose own they are, if they are.
+/// Metrics of the traffic with the broker, summed over these accounts. `name`: the tenant that owns
+/// them; empty if they are shared.
 pub(super) fn of_accounts(text: &mut Exposition, name: &str, accounts: &[Account]) {
     if accounts.is_empty() {
         return;
@@ -194,7 +194,7 @@ pub(super) fn of_accounts(text: &mut Exposition, name: &str, accounts: &[Account
     let connected = brokers().all(|it| it.connected.load(Ordering::Relaxed));
     text.value("presence_nats_connected", u8::from(connected));
     if accounts.iter().all(|it| it.pool.is_none()) {
-        // Nothing is served on them yet.
+        // No tenant is served on them yet.
         return;
     }
     let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| {
@@ -226,7 +226,7 @@ pub(super) fn of_accounts(text: &mut Exposition, name: &str, accounts: &[Account
     text.value("presence_nats_forbidden", forbidden.sum::<usize>());
 }
 
-/// What became of what was asked.
+/// Counts of the results of questions.
 fn asked(text: &mut Exposition, status: &Status) {
     let refused = status.replies.refused();
     text.value("presence_replies_refused_total", refused);
@@ -285,7 +285,7 @@ fn plugins(text: &mut Exposition, status: &Status) {
     text.values(name, "plugin", left_out);
 }
 
-/// Whether the directory's source can be read, and what of it can't be.
+/// Whether the directory's source can be read, and how many of its entries can't be.
 fn source(text: &mut Exposition, health: &DirectoryHealth) {
     let outage = health.outage().map(|(since, _)| since);
     let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
@@ -337,7 +337,7 @@ fn input_stream(text: &mut Exposition, stream: &StreamHealth) {
     text.value("presence_input_stream_unacknowledged", unacknowledged);
 }
 
-/// What is kept over a restart.
+/// The state on disk.
 fn kept(text: &mut Exposition, state: &state::WriterFigures, status: &Status) {
     let restored = read(&state.restored_users);
     text.value("presence_state_restored_users", restored);

@@ -55,7 +55,7 @@ pub(crate) use metrics::{Account as AccountFigures, Exposition};
 pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
 pub(crate) use tenants::{SharedAccount, TenantPhase, Tenants, serve as serve_tenants};
 
-/// What the endpoints tell of.
+/// The state of a running node or tenant, as the endpoints report it.
 pub(crate) struct Status {
     pub(crate) broker: Arc<BrokerHealth>,
     pool: Pool,
@@ -70,39 +70,39 @@ pub(crate) struct Status {
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
-    /// What of the files on disk is not in force.
+    /// Files on disk whose content is not in force.
     pub(crate) on_disk: OnDisk,
-    /// How the node stands to the plugin store; none where its pipeline is the folder's.
+    /// The state of following the plugin store. `None` if the pipeline comes from the folder.
     pub(crate) store: Option<Arc<store::state::StoreState>>,
     /// The last shadow.
     pub(crate) shadow: Mutex<Option<ShadowRun>>,
-    /// What became of what was asked.
+    /// Counts of the results of questions.
     pub(crate) asked: Arc<Counts>,
-    /// What answers questions, once the node serves.
+    /// Answers questions, once the node serves.
     pub(crate) questions: OnceLock<Arc<QueryService>>,
     /// The plugin store for the page, once the node serves and if it follows one.
     pub(crate) page_store: OnceLock<Arc<PageStore>>,
-    /// What operators were alerted to.
+    /// The last alerts.
     alerts: Alerts,
-    /// How long messages take from their arrival on.
+    /// How long messages take from their arrival to the publication.
     passage: Arc<Latency>,
     letters: Arc<RecentDeadLetters>,
-    /// What is told of the tenant's quotas.
+    /// What the tenant's quotas have refused.
     exceeded: Arc<Exceeded>,
     explains: Arc<AtomicBool>,
-    /// The fleet that the node is one of; none if it serves alone.
+    /// The fleet that the node belongs to. `None` if it serves alone.
     fleet: Option<Arc<Fleet>>,
-    /// The stream that connects and disconnects are taken from; none if there is none.
+    /// The stream that connects and disconnects are read from, if one is configured.
     input_stream: Option<Arc<StreamHealth>>,
 }
 
-/// What a node is from its start on.
+/// The facts about a node that are known from its start.
 pub(crate) struct NodeDescription {
     node: String,
-    /// The configuration file; none where the defaults hold.
+    /// The path of the configuration file. `None` if there is none and the defaults hold.
     configuration: Option<PathBuf>,
     servers: String,
-    /// What the directory comes from, in words.
+    /// The directory's source, in words.
     directory: String,
     prefix: Option<String>,
     started_ms: u64,
@@ -110,7 +110,7 @@ pub(crate) struct NodeDescription {
 }
 
 impl NodeDescription {
-    /// Of a node that has just started, with this configuration from this file.
+    /// `configuration`: the path of the file that the configuration was read from.
     pub(crate) fn new(
         config: &Config,
         configuration: Option<PathBuf>,
@@ -128,24 +128,24 @@ impl NodeDescription {
     }
 }
 
-/// Why a node doesn't serve that has only just begun.
+/// The first reason why a node doesn't serve.
 const STARTING: &str = "starting";
 
-/// What is told of the node from its beginning on, also while it can't serve yet.
+/// What the endpoints report of a node or tenant, also while it can't serve yet.
 pub(crate) struct StatusBoard {
     broker: Arc<BrokerHealth>,
     about: NodeDescription,
-    /// Why it doesn't serve yet.
+    /// Why the node doesn't serve yet.
     waits: Mutex<String>,
-    /// Whether that is since another node serves.
+    /// Whether it waits because another node serves.
     yields: AtomicBool,
-    /// When it had all of its subscriptions, by the host's clock; none before that.
+    /// When it had asked for all of its subscriptions, by the host's clock.
     subscribed_at: OnceLock<u64>,
     status: OnceLock<Arc<Status>>,
 }
 
 impl StatusBoard {
-    /// Of a node that has just started.
+    /// The board of a node that has just started.
     pub(crate) fn new(broker: Arc<BrokerHealth>, about: NodeDescription) -> Self {
         Self {
             broker,
@@ -157,7 +157,7 @@ impl StatusBoard {
         }
     }
 
-    /// The node can't serve yet. The log is told of each new reason.
+    /// Notes why the node can't serve yet. Each new reason is logged.
     pub(crate) fn wait_for(&self, why: String) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         if *waits != why {
@@ -166,14 +166,14 @@ impl StatusBoard {
         }
     }
 
-    /// Another node serves, for which this one waits, or none does any more.
+    /// Notes whether this node waits because another one serves.
     pub(crate) fn set_yields(&self, yields: bool) {
         self.yields.store(yields, Ordering::Relaxed);
     }
 
-    /// The node is about to serve, and tells of itself from now on.
+    /// The node is about to serve: reports this status from now on.
     pub(crate) fn show(&self, status: Arc<Status>) {
-        // It does so once.
+        // It is set only once.
         let _ = self.status.set(status);
     }
 
@@ -184,7 +184,7 @@ impl StatusBoard {
 
     /// The tenant has asked for all of its subscriptions.
     pub(crate) fn subscribed(&self) {
-        // It does so once.
+        // It is set only once.
         let _ = self.subscribed_at.set(clock::now_ms());
     }
 
@@ -194,13 +194,14 @@ impl StatusBoard {
         subscribed_at.is_some_and(|at| self.broker.hears_since(*at))
     }
 
-    /// What the broker forbids of what the tenant needs, and for how long, in milliseconds.
+    /// The permissions that the tenant needs and the broker denies, each with how long that has
+    /// lasted, in milliseconds.
     fn forbidden(&self) -> Vec<(Permission, u64)> {
         let prefix = self.about.prefix.as_deref();
         self.broker.permissions.forbidden_to(prefix)
     }
 
-    /// What the node is and does.
+    /// The node's status, as JSON.
     pub(crate) fn describe(&self) -> Value {
         status::of(self)
     }
@@ -210,7 +211,7 @@ impl StatusBoard {
         self.status.get()?.store.as_ref()?.in_force()
     }
 
-    /// What has come of what runs beside the pipeline, with examples.
+    /// The reports on the canary or shadow, with examples.
     pub(crate) fn reports(&self) -> Value {
         self.status
             .get()
@@ -225,12 +226,12 @@ impl StatusBoard {
 }
 
 impl Status {
-    /// How many decisions have failed, or wait for the directory, and are to be taken again.
+    /// How many decisions have failed or wait for the directory, and will be made again.
     fn pending(&self) -> u64 {
         self.shards.total(|figures| &figures.pending)
     }
 
-    /// For how long the oldest of them has been, in milliseconds.
+    /// For how long the oldest pending decision has waited, in milliseconds.
     fn oldest_pending_ms(&self) -> Option<u64> {
         let since = self.shards.iter().filter_map(|shard| {
             let since = shard.figures.pending_since.load(Ordering::Relaxed);
@@ -239,7 +240,7 @@ impl Status {
         since.min().map(|at| clock::now_ms().saturating_sub(at))
     }
 
-    /// Of a node that is not ready yet.
+    /// The status of a node that is not ready yet.
     pub(crate) fn new(
         broker: Arc<BrokerHealth>,
         tenant: &Tenant,
@@ -279,30 +280,30 @@ impl Status {
         }
     }
 
-    /// A shadow has begun.
+    /// Notes a shadow that has begun.
     pub(crate) fn show_shadow(&self, shadow: ShadowRun) {
         let mut shown = self.shadow.lock().unwrap_or_else(PoisonError::into_inner);
         *shown = Some(shadow);
     }
 
-    /// For how long what is to outlive a restart can't be written, and why; none where it
+    /// For how long the state or the directory's copy can't be written, and why. `None` if both
     /// can.
     fn unwritten(&self) -> Option<(Duration, String)> {
         let state = self.state.as_ref().and_then(|state| state.disk.outage());
         state.or_else(|| self.directory.copy.outage())
     }
 
-    /// Whether explanations are given.
+    /// Whether `presence.explain` is turned on.
     fn explains(&self) -> bool {
         self.explains.load(Ordering::Relaxed)
     }
 
-    /// Whether the node can decide on nobody, so that nobody sees anybody.
+    /// Whether the node can't decide about any user, so that nobody is visible.
     pub(crate) fn is_closed(&self) -> bool {
         readiness::is_closed(self)
     }
 
-    /// Whether the node takes input.
+    /// Whether the node takes in messages.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
     }
@@ -325,7 +326,7 @@ pub(crate) fn serve(config: &Config, board: Arc<StatusBoard>, tasks: &Tasks) -> 
     listen::serve(listener, routes, pages.look(), tasks)
 }
 
-/// Listens where the configuration says; none if nobody is told anything.
+/// Binds the configured address. `None` if there is none, or if the default one can't be bound.
 fn bind(config: &Config) -> anyhow::Result<Option<(SocketAddr, TcpListener)>> {
     let http = &config.http;
     let Some(address) = http.listen else {
@@ -351,15 +352,15 @@ fn bind(config: &Config) -> anyhow::Result<Option<(SocketAddr, TcpListener)>> {
     }
 }
 
-/// Whether the threads get on with their work. Without a broker they may well
-/// wait, for want of room for what they publish.
+/// `/healthz`: whether the threads get on with their work. Without a broker that isn't checked:
+/// they may rightly wait for room for their output.
 async fn health(State(board): State<Arc<StatusBoard>>) -> (StatusCode, String) {
     let stuck = board.status.get().map(|status| readiness::stuck(status));
     answer(stuck.unwrap_or_default(), "ok\n")
 }
 
-/// Whether the node does its work, and what is to be known of it; or all reasons why not, a line
-/// each.
+/// `/readyz`: whether the node does its work, with notes about it; or all reasons why not, one per
+/// line.
 async fn ready(State(board): State<Arc<StatusBoard>>) -> (StatusCode, String) {
     let (code, mut text) = answer(readiness::reasons(&board), "ready\n");
     if let (StatusCode::OK, Some(status)) = (code, board.status.get()) {
@@ -377,8 +378,8 @@ fn answer(reasons: Vec<String>, well: &str) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
 }
 
-/// What the node is and does, as JSON, for `presence status`. It is asked by an address: a
-/// page that has its own name lead here (DNS rebinding) is told nothing.
+/// The status as JSON, for `presence status`. Only requests to an address are answered: a web page
+/// whose own name resolves to this host (DNS rebinding) learns nothing.
 async fn serve_status(State(board): State<Arc<StatusBoard>>, request: Request) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -394,7 +395,7 @@ fn not_by_address() -> Response {
     (StatusCode::FORBIDDEN, refusal).into_response()
 }
 
-/// Whether a Host is an address, or `localhost`, with or without a port.
+/// Whether a `Host` header is an address or `localhost`, with or without a port.
 fn is_address(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     name.eq_ignore_ascii_case("localhost")

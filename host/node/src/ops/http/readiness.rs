@@ -1,4 +1,4 @@
-//! Why a node doesn't do its work, if it doesn't.
+//! Why a node isn't ready, if it isn't.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,18 +7,18 @@ use super::{Status, StatusBoard};
 use crate::beside::Mode;
 use crate::tenant::stream_intake::StreamHealth;
 
-/// How long a thread may be at one task, in milliseconds, before it is taken for
-/// stuck. A call of a component takes no longer than its deadline.
+/// How long a thread may be at one task before it counts as stuck, in milliseconds. A call of a
+/// plugin takes no longer than its deadline.
 const STUCK_MS: u64 = 10_000;
 
-/// All reasons why the node isn't ready, the first cause first; none if it is.
+/// All reasons why the node isn't ready, the first cause first; empty if it is ready.
 pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     let mut reasons = Vec::new();
     let away = board.broker.disconnected();
     let is_connected = away.is_none();
     reasons.extend(away);
     let Some(status) = board.status.get() else {
-        // It waits for the connection as well.
+        // Without a connection, that is the reason for the waiting.
         reasons.extend(is_connected.then(|| board.waits()));
         reasons.extend(forbidden(board));
         return reasons;
@@ -78,7 +78,7 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     reasons
 }
 
-/// Why connects and disconnects are not taken from their stream.
+/// Why connects and disconnects are not up to date with their stream, if so.
 fn unread(stream: &StreamHealth) -> Option<String> {
     let name = &stream.name;
     if let Some((since, why)) = stream.outage() {
@@ -98,7 +98,7 @@ fn unread(stream: &StreamHealth) -> Option<String> {
     })
 }
 
-/// Whether all that is wrong lasts until somebody changes something: the login is refused, or there is no
+/// Whether all problems last until somebody changes something: the login is refused, or there is no
 /// pipeline that may run.
 pub(super) fn lasts(board: &StatusBoard) -> bool {
     if board.broker.refuses_login() {
@@ -112,8 +112,8 @@ pub(super) fn lasts(board: &StatusBoard) -> bool {
     lasting > 0 && reasons(board).len() == lasting
 }
 
-/// Whether it can decide on nobody, so that nobody sees anybody: there is no pipeline, a plugin of it may not
-/// run any more, or nothing is known of the directory.
+/// Whether the node can't decide about any user, so that nobody is visible: there is no pipeline,
+/// one of its plugins may not run any more, or nothing is known of the directory.
 pub(super) fn is_closed(status: &Status) -> bool {
     let directory = &status.directory;
     status
@@ -124,7 +124,7 @@ pub(super) fn is_closed(status: &Status) -> bool {
         || (directory.outage().is_some() && !directory.holds_something())
 }
 
-/// Which plugins were to go on and may not.
+/// The plugins of the active pipeline that may not run any more, with the reasons.
 fn withdrawn(status: &Status) -> Vec<String> {
     let blueprint = Arc::clone(&status.running.borrow().blueprint);
     let stages = blueprint.stages();
@@ -145,8 +145,8 @@ fn forbidden(board: &StatusBoard) -> impl Iterator<Item = String> {
     })
 }
 
-/// What is to be known of a node that does its work: plugins in quarantine. That is no reason to
-/// send users elsewhere: every node has the same plugins.
+/// Notes about a node that does its work: its plugins in quarantine. They don't make the node
+/// unready: every node has the same plugins, so another one would serve no better.
 pub(super) fn notes(status: &Status) -> Vec<String> {
     let running = status.running.borrow().clone();
     let active = running.blueprint.stages().map(|stage| (stage, ""));
@@ -165,7 +165,7 @@ pub(super) fn notes(status: &Status) -> Vec<String> {
         .collect()
 }
 
-/// Which threads are stuck.
+/// The threads that are stuck. Without a connection none counts as stuck.
 pub(super) fn stuck(status: &Status) -> Vec<String> {
     if !status.broker.connected.load(Ordering::Relaxed) {
         return Vec::new();
@@ -173,7 +173,7 @@ pub(super) fn stuck(status: &Status) -> Vec<String> {
     stuck_at(status.pool.figures().map(|figures| figures.busy_ms()))
 }
 
-/// Of threads that have been at one task for so many milliseconds each.
+/// Judges threads by how long each has been at its current task.
 fn stuck_at(busy_ms: impl Iterator<Item = u64>) -> Vec<String> {
     let stuck = busy_ms.enumerate().filter(|(_, ms)| *ms > STUCK_MS);
     stuck

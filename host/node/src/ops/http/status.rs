@@ -1,5 +1,5 @@
-//! `/status`: what a node is, by what it runs, and what is wrong with it, as JSON. It holds
-//! no secrets, but names files, plugins and broker.
+//! `/status`: what a node runs and what is wrong with it, as JSON. It contains no secrets, but
+//! names of files, plugins and the broker.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ pub(super) fn of(board: &StatusBoard) -> Value {
     })
 }
 
-/// The reports, with examples, of what runs beside the active pipeline and of the last shadow.
+/// The reports, with examples, on the running canary or shadow, and on the last shadow.
 pub(super) fn reports(status: &Status) -> Value {
     let running = status.running.borrow().beside.clone();
     let shadow = status.shadow.lock();
@@ -52,13 +52,13 @@ pub(super) fn reports(status: &Status) -> Value {
     json!({"shadow": shadow, "beside": beside})
 }
 
-/// How long so many of a hundred calls took at most, in microseconds.
+/// The percentile `of_hundred` of the calls' duration, in microseconds.
 fn micros(calls: &Calls, of_hundred: u64) -> Option<f64> {
     let longest = calls.latency.counts().percentile(of_hundred)?;
     Some(longest.as_nanos() as f64 / 1_000.0)
 }
 
-/// Of what runs beside the active pipeline.
+/// The running canary or shadow.
 fn beside(beside: &CandidatePipeline) -> Value {
     let percent = match beside.mode {
         Mode::Canary(share) => Some(share),
@@ -92,7 +92,7 @@ fn beside(beside: &CandidatePipeline) -> Value {
     })
 }
 
-/// Of the fleet that the node is one of.
+/// The fleet that the node belongs to.
 fn fleet(fleet: &Fleet, status: &Status) -> Value {
     let owners = fleet.owners();
     let mut nodes = serde_json::Map::new();
@@ -111,7 +111,7 @@ fn fleet(fleet: &Fleet, status: &Status) -> Value {
     })
 }
 
-/// Of a node that has had its turn.
+/// A node that serves.
 fn serving(status: &Status, directory: &str) -> Value {
     let running = status.running.borrow().clone();
     let plugins: Vec<_> = running

@@ -1,5 +1,5 @@
-//! What is told of a process that serves several tenants: of each, what a process with one tells
-//! of that one.
+//! The endpoints of a process that serves several tenants. They report for each tenant what a
+//! process with a single tenant reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -23,14 +23,14 @@ use crate::link::broker::BrokerHealth;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 
-/// How the life of a tenant is going.
+/// The phase of a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TenantPhase {
-    /// It was begun; its board says more.
+    /// The tenant was started; its board says more.
     Begun,
-    /// It is not to be served.
+    /// The configuration says not to serve the tenant.
     Paused,
-    /// It can't be served, for this reason.
+    /// The tenant can't be served, for this reason.
     Refused(String),
 }
 
@@ -43,30 +43,30 @@ pub(crate) struct Tenants {
     each: Mutex<BTreeMap<String, TenantEntry>>,
     /// Why the configuration file is not in force; empty if it is.
     refused: Mutex<String>,
-    /// Whether all tenants that the process was started with have been begun.
+    /// Whether the process was ready once: all tenants of its start had been started.
     is_begun: AtomicBool,
-    /// The accounts that tenants share.
+    /// The NATS accounts that tenants share.
     shared: Vec<SharedAccount>,
 }
 
-/// What says what an account is like now.
+/// Returns the current state of a shared account.
 pub(crate) type SharedAccount = Box<dyn Fn() -> metrics::Account + Send + Sync>;
 
-/// What is told of a tenant.
+/// What the endpoints report of a tenant.
 #[derive(Clone)]
 struct TenantEntry {
     prefix: Option<String>,
     own_account: bool,
     phase: TenantPhase,
-    /// Why what its section says now is not in force; empty if it is.
+    /// Why the current content of the tenant's section is not in force; empty if it is.
     not_taken: String,
     board: Option<Arc<StatusBoard>>,
-    /// Whether something else is wanted of it than it does.
+    /// Whether a change of the tenant has been ordered and isn't done yet.
     is_changing: bool,
 }
 
 impl TenantEntry {
-    /// What the tenant is at, in a word, and why.
+    /// The tenant's state in a word, and the reasons for it.
     fn state(&self) -> (&'static str, Vec<String>) {
         match (&self.phase, &self.board) {
             (TenantPhase::Paused, _) => ("paused", Vec::new()),
@@ -88,18 +88,18 @@ impl TenantEntry {
 }
 
 impl TenantEntry {
-    /// Whether what it lacks lasts until somebody changes something.
+    /// Whether the tenant's problems last until somebody changes something.
     fn lasts(&self) -> bool {
         let board = self.board.as_ref();
         self.phase == TenantPhase::Begun && board.is_some_and(|it| readiness::lasts(it))
     }
 
-    /// Whether it starts, and waits for nothing but its own work.
+    /// Whether the tenant is starting, and waits for nothing but its own start.
     fn is_about_to_serve(&self) -> bool {
         let Some(board) = &self.board else {
             return self.phase == TenantPhase::Begun;
         };
-        // Others needn't wait for its broker.
+        // The process needn't wait for a tenant whose broker is away.
         if board.broker.is_away() {
             return false;
         }
@@ -109,13 +109,13 @@ impl TenantEntry {
     }
 }
 
-/// The words for what a tenant is at.
+/// The words for the states of a tenant.
 const STATES: [&str; 6] = [
     "starting", "waiting", "serving", "impaired", "paused", "refused",
 ];
 
 impl Tenants {
-    /// Of a process that has just started.
+    /// The tenants of a process that has just started: none yet.
     pub(crate) fn new(
         config: &Config,
         configuration: Option<PathBuf>,
@@ -138,7 +138,7 @@ impl Tenants {
         self.each.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what a tenant's section says of it.
+    /// Notes the content of a tenant's section.
     pub(crate) fn section(&self, name: &str, section: &TenantSection) {
         let config = section.config.as_ref().ok();
         let prefix = config.and_then(|it| it.tenant.prefix.clone());
@@ -157,7 +157,8 @@ impl Tenants {
         }
     }
 
-    /// Notes why a tenant goes on without what its section says now. Whether that is news.
+    /// Notes why the current content of a tenant's section is not in force. Returns whether that is
+    /// news.
     pub(crate) fn not_taken(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
@@ -168,7 +169,7 @@ impl Tenants {
         is_news
     }
 
-    /// Notes how the life of a tenant is going.
+    /// Notes the phase of a tenant.
     pub(crate) fn is(&self, name: &str, phase: TenantPhase, board: Option<Arc<StatusBoard>>) {
         if let Some(entry) = self.each().get_mut(name) {
             (entry.phase, entry.board) = (phase, board);
@@ -176,7 +177,7 @@ impl Tenants {
         }
     }
 
-    /// Notes why a tenant can't be served. Whether that is news.
+    /// Notes why a tenant can't be served. Returns whether that is news.
     pub(crate) fn refuses(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
@@ -186,14 +187,14 @@ impl Tenants {
         before != entry.phase
     }
 
-    /// Notes that something else is wanted of a tenant than it does, or that it does it.
+    /// Notes whether a change of a tenant has been ordered and isn't done yet.
     pub(crate) fn changes(&self, name: &str, is_changing: bool) {
         if let Some(entry) = self.each().get_mut(name) {
             entry.is_changing = is_changing;
         }
     }
 
-    /// Nothing is told any more of what isn't wanted.
+    /// Forgets the tenants that are not wanted any more.
     pub(crate) fn retain(&self, is_wanted: impl Fn(&str) -> bool) {
         self.each().retain(|name, _| is_wanted(name));
     }
@@ -211,7 +212,7 @@ impl Tenants {
             .collect()
     }
 
-    /// What a tenant is at; none if there is none of this name.
+    /// A tenant's state, as JSON. `None` if no tenant has this name.
     pub(crate) fn state(&self, name: &str) -> Option<Value> {
         let entry = self.one(name)?;
         let (state, reasons) = entry.state();
@@ -225,7 +226,7 @@ impl Tenants {
         }))
     }
 
-    /// The nodes of all fleets that its tenants are of.
+    /// The names of all nodes of the fleets that the tenants belong to.
     pub(crate) fn fleet_nodes(&self) -> BTreeSet<String> {
         let mut nodes = BTreeSet::new();
         for (_, entry) in self.all() {
@@ -246,23 +247,23 @@ impl Tenants {
         self.each().get(name).cloned()
     }
 
-    /// What is told of a tenant; none of one that isn't begun.
+    /// The status board of a tenant. `None` if the tenant isn't started.
     pub(super) fn board(&self, name: &str) -> Option<Arc<StatusBoard>> {
         self.one(name)?.board
     }
 
-    /// The first by name.
+    /// The first tenant by name.
     pub(super) fn first(&self) -> Option<String> {
         self.each().keys().next().cloned()
     }
 
-    /// Each by name, and what it is at.
+    /// The name and the state of each tenant.
     pub(super) fn names_and_states(&self) -> Vec<(String, &'static str)> {
         let all = self.all().into_iter();
         all.map(|(name, entry)| (name, entry.state().0)).collect()
     }
 
-    /// What a node with this tenant alone would be and do.
+    /// A tenant's status, in the form of a node with this tenant alone.
     pub(super) fn describe_one(&self, name: &str) -> Value {
         let Some(entry) = self.one(name) else {
             let why = format!("this node has no tenant `{name}`");
@@ -283,7 +284,7 @@ impl Tenants {
         about
     }
 
-    /// Of a tenant that isn't begun.
+    /// The status of a tenant that isn't started.
     fn idle(&self, state: &str, name: &str, reasons: Vec<String>) -> Value {
         json!({
             "node": self.node,
@@ -299,7 +300,7 @@ impl Tenants {
         })
     }
 
-    /// What the process is and does.
+    /// The status of the process.
     fn describe(&self) -> Value {
         let all = self.all();
         let refused = {
@@ -331,8 +332,8 @@ impl Tenants {
         })
     }
 
-    /// Why the process as a whole isn't ready, if it isn't. A tenant that is refused, paused, or
-    /// begun later is no reason: the others are served.
+    /// Why the process as a whole isn't ready, if it isn't. Tenants that are refused, paused, or
+    /// started later don't matter: the others are served.
     fn unready(&self) -> Vec<String> {
         let all = self.all();
         let is_begun = self.is_begun.load(Ordering::Relaxed);
@@ -350,7 +351,7 @@ impl Tenants {
         if reasons.is_empty() && is_served {
             self.is_begun.store(true, Ordering::Relaxed);
         }
-        // None is known before the first one is begun.
+        // No tenant is known yet while the process starts.
         let is_wanted = all.is_empty()
             || all
                 .iter()
@@ -381,7 +382,7 @@ impl Tenants {
                 metrics::of_accounts(&mut text, name, &[metrics::Account::of(board)]);
             }
         }
-        // What tenants share is told once, without a tenant: of accounts that are or were used.
+        // Shared accounts are reported once, without a tenant, if they are or were in use.
         let is_used = |broker: &Arc<BrokerHealth>| {
             let mut boards = boards.clone();
             broker.connects.load(Ordering::Relaxed) > 0
@@ -418,14 +419,14 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
         .filter_map(|(_, entry)| Some(readiness::stuck(entry.board.as_ref()?.status.get()?)))
         .flatten()
         .collect();
-    // Tenants share threads.
+    // Tenants share threads, so that each of them reports the same ones.
     stuck.sort_unstable();
     stuck.dedup();
     answer(stuck, "ok\n")
 }
 
-/// Whether the process serves; and what is wrong with tenants, which is no reason for others to
-/// be sent elsewhere.
+/// `/readyz`: whether the process serves; with notes on tenants that have problems. Those don't
+/// make the process unready, so that the traffic of other tenants isn't sent elsewhere.
 async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     let (code, mut text) = answer(tenants.unready(), "ready\n");
     if code == StatusCode::OK {

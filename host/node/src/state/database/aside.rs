@@ -1,5 +1,5 @@
-//! Files that can't be used are set aside, for somebody to look at. A few of them: where a disk
-//! fails, each start may add one.
+//! Sets files aside that can't be used, so that they can be examined. The number is limited: on a
+//! failing disk, each start may add one.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,17 +9,17 @@ use anyhow::Context as _;
 
 use crate::clock;
 
-/// How many are kept of each file, and of each reason: the newest.
+/// How many are kept for each file and reason: the newest.
 const KEPT: usize = 3;
 
-/// Sets a file aside, with the reason in its new name, and removes the oldest of those that were
-/// set aside for it before if there are too many. Returns where it is now.
+/// Sets a file aside under a new name with the reason in it. If there are too many such files, the
+/// oldest are removed. Returns the new path.
 ///
 /// # Errors
 /// If it can't be moved.
 pub(crate) fn set_aside(path: &Path, why: &str) -> anyhow::Result<PathBuf> {
     let mut before = earlier(path, why);
-    // No two have the same number, and the newest has the greatest.
+    // Numbers are unique, and increase.
     let last = before.last().map_or(0, |(number, _)| *number);
     let number = clock::now_ms().max(last.saturating_add(1));
     let mut name = path.as_os_str().to_owned();
@@ -37,7 +37,7 @@ pub(crate) fn set_aside(path: &Path, why: &str) -> anyhow::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What was set aside before, and with what number, in the order in which it was.
+/// The files that were set aside before, with their numbers, oldest first.
 fn earlier(path: &Path, why: &str) -> Vec<(u64, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Vec::new();
@@ -49,7 +49,7 @@ fn earlier(path: &Path, why: &str) -> Vec<(u64, PathBuf)> {
         let number = name.strip_prefix(begin.as_encoded_bytes())?;
         std::str::from_utf8(number).ok()?.parse().ok()
     };
-    // A folder that can't be read is one where nothing can be removed, either.
+    // In a folder that can't be read, nothing can be removed, either.
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     let files = files.map(|file| file.path());
     let mut earlier: Vec<_> = files

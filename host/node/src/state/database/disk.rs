@@ -14,32 +14,32 @@ use tokio::time::timeout;
 
 use super::Fault;
 
-/// How long is waited before it is looked again whether there is room.
+/// The wait before a write that found no room is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The disk, as one file finds it.
+/// The state of the disk, as seen by one file.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
-    /// What is written, for the log.
+    /// The name of the file's content, for the log.
     what: &'static str,
     found: Mutex<Found>,
     given_up: Condvar,
-    /// The same, for those that have no thread.
+    /// As `given_up`, for async tasks.
     told: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Found {
-    /// Since when nothing can be written, and why.
+    /// Since when nothing can be written, and why. `None`: writing works.
     outage: Option<(Instant, String)>,
-    /// Whether that is for want of room.
+    /// Whether the disk lacks room.
     is_full: bool,
-    /// Whether room is waited for, and outages are logged.
+    /// Whether writes wait for room, and outages are logged.
     waits: bool,
 }
 
 impl Disk {
-    /// For what is written: as the log is to call it. Nothing is waited for yet.
+    /// For a file whose content the log calls `what`. At first, writes don't wait for room.
     pub(crate) fn of(what: &'static str) -> Self {
         Self {
             what,
@@ -47,19 +47,19 @@ impl Disk {
         }
     }
 
-    /// Has what is written wait for room from now on.
+    /// Has writes wait for room from now on.
     pub(crate) fn wait_for_room(&self) {
         self.lock().waits = true;
     }
 
-    /// Has nothing wait any more: what can't be written at once is given up.
+    /// Ends all waits: what can't be written at once fails.
     pub(crate) fn give_up(&self) {
         self.lock().waits = false;
         self.given_up.notify_all();
         self.told.notify_waiters();
     }
 
-    /// Notes that nothing can be written, and why. The log is told of each new reason.
+    /// Notes that nothing can be written, and why. Each new reason is logged.
     pub(crate) fn fails(&self, why: String) {
         let mut found = self.lock();
         let since = match &found.outage {
@@ -74,7 +74,7 @@ impl Disk {
         found.outage = Some((since, why));
     }
 
-    /// Notes that all has been written.
+    /// Notes that everything has been written.
     pub(crate) fn works(&self) {
         let mut found = self.lock();
         found.is_full = false;
@@ -86,14 +86,14 @@ impl Disk {
         }
     }
 
-    /// For how long nothing could be written, and why; none where it can.
+    /// For how long nothing could be written, and why. `None` if writing works.
     pub(crate) fn outage(&self) -> Option<(Duration, String)> {
         let found = self.lock();
         let outage = found.outage.as_ref();
         outage.map(|(since, why)| (since.elapsed(), why.clone()))
     }
 
-    /// Waits before something is tried again, and says whether it is to be.
+    /// Waits before a retry. Returns whether to retry: `false` once waiting has been given up.
     pub(crate) fn rest(&self, wait: Duration) -> bool {
         let waits = |found: &mut Found| found.waits;
         let rested = self.given_up.wait_timeout_while(self.lock(), wait, waits);
@@ -101,18 +101,18 @@ impl Disk {
         found.waits
     }
 
-    /// As [`Self::rest`], without a thread.
+    /// Like [`Self::rest`], for async tasks.
     pub(crate) async fn resting(&self, wait: Duration) -> bool {
         let mut told = pin!(self.told.notified());
         told.as_mut().enable();
         if self.lock().waits {
-            // It makes no difference which.
+            // Whether the wait was over or given up is checked below.
             let _ = timeout(wait, told).await;
         }
         self.lock().waits
     }
 
-    /// What has befallen a file, where the cause may have been that the disk is full.
+    /// Turns a fault into [`Fault::Full`] if the disk lacks room, which may be the cause.
     pub(crate) fn fault(&self, fault: Fault) -> Fault {
         match fault {
             Fault::Unusable(error) | Fault::Damaged(error) if self.lock().is_full => {
@@ -127,12 +127,13 @@ impl Disk {
     }
 }
 
-/// A file's bytes, where what finds no room waits for it.
+/// The bytes of a file. Writes that find no room on the disk wait for it.
 #[derive(Debug)]
 pub(super) struct Waiting<B> {
     inner: B,
     disk: Arc<Disk>,
-    /// Whether the file has been made. Until it is, it holds nothing that could be lost.
+    /// Whether the file has been created completely. Before that, it holds nothing that could be
+    /// lost.
     is_made: Arc<AtomicBool>,
 }
 
@@ -145,7 +146,7 @@ impl<B> Waiting<B> {
         }
     }
 
-    /// Does what needs room, once there is some.
+    /// Does a write, and repeats it until there is room.
     fn with_room(&self, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
         loop {
             let error = match act() {
@@ -184,11 +185,11 @@ impl<B: StorageBackend> StorageBackend for Waiting<B> {
 
     fn sync_data(&self) -> io::Result<()> {
         if !self.is_made.load(Ordering::Relaxed) {
-            // The first transaction has the disk take all of the file.
+            // The sync of the first transaction writes the whole file to the disk.
             return Ok(());
         }
-        // One that has failed is never tried again: the system may have let go of what it
-        // couldn't write.
+        // A failed sync must not be tried again: the system may have dropped what it couldn't
+        // write.
         self.inner.sync_data()
     }
 
@@ -241,13 +242,13 @@ mod tests {
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
 
-    /// A disk with so much room.
+    /// A disk with limited room.
     #[derive(Debug)]
     struct Small {
         memory: InMemoryBackend,
         room: Arc<AtomicU64>,
         refused: Arc<AtomicU64>,
-        /// How often all of it was to be on the disk.
+        /// How often the file was synced.
         syncs: Arc<AtomicU64>,
     }
 
@@ -362,7 +363,7 @@ mod tests {
         });
         world.disk.works();
         assert!(world.disk.outage().is_none());
-        // The same database goes on.
+        // The database that waited can be used further.
         write(&world.database).unwrap();
     }
 

@@ -1,8 +1,8 @@
-//! A file in the state's folder: a redb database that is checked when it is opened, waits
-//! for room on its disk ([`disk`]), and gives back the room that it doesn't need.
+//! A file in the state's folder: a redb database that is checked when it is opened, waits for room
+//! on its disk ([`disk`]), and is compacted when it is mostly empty.
 //!
-//! redb keeps what a file has once grown to, unless it is told to compact it: a crowd that
-//! came once would take room on the disk for ever.
+//! Without compaction, a redb file never shrinks: one burst of users would take room on the disk
+//! for ever.
 
 mod aside;
 mod disk;
@@ -24,17 +24,17 @@ pub(crate) use disk::Disk;
 
 use disk::Waiting;
 
-/// How much of a file is kept in memory: the upper part of its trees.
+/// The size of redb's cache, in bytes. It holds the upper levels of the trees.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// How large a file is, in bytes, before it is looked at how much of it is used.
+/// Files up to this size, in bytes, are not compacted.
 const LARGE_BYTES: u64 = 4 << 20;
 
-/// How many times as large as what it holds a file may be. The pages of a tree that changes
-/// all the time are half full, and a transaction needs room beside what it replaces.
+/// A file may be this many times as large as its content. The pages of a tree that changes all the
+/// time are half full, and a transaction needs room for new pages beside the old ones.
 const SPARE: u64 = 4;
 
-/// How many times as large a file must have become since it was last compacted.
+/// A file must grow by this factor after a compaction before it is compacted again.
 const GROWTH: u64 = 2;
 
 /// Why a file can't be used.
@@ -44,9 +44,9 @@ pub(crate) enum Fault {
     InUse,
     /// There is no room on its disk.
     Full(anyhow::Error),
-    /// It, or its folder, can't be written or read.
+    /// The file or its folder can't be read or written.
     Unusable(anyhow::Error),
-    /// What it holds can't be taken.
+    /// Its content is invalid.
     Damaged(anyhow::Error),
 }
 
@@ -55,15 +55,15 @@ pub(crate) enum Fault {
 pub(crate) struct File {
     pub(crate) database: Database,
     path: PathBuf,
-    /// How many bytes the keys and values in it have.
+    /// The size of all keys and values, in bytes.
     used: u64,
-    /// How large it was after it was last compacted; 0 if it hasn't been.
+    /// The size of the file after the last compaction; 0 before the first.
     compacted: u64,
 }
 
 impl File {
-    /// Opens a file, which is made where there is none, checks all of it, and compacts it
-    /// if it is mostly empty.
+    /// Opens a file, or creates it if it doesn't exist. Checks all of it, and compacts it if it is
+    /// mostly empty.
     ///
     /// # Errors
     /// If it can't be used.
@@ -83,9 +83,9 @@ impl File {
         opened.map_err(|fault| disk.fault(fault))
     }
 
-    /// Notes that a transaction has made what the file holds larger by so many bytes, or
-    /// smaller, and compacts it if it is mostly empty now. It has room for `reserve` bytes
-    /// that come and go.
+    /// Notes that a transaction has added `bytes` bytes of content (negative: removed), and
+    /// compacts the file if it is mostly empty now. `reserve`: room for content that comes and
+    /// goes.
     ///
     /// # Errors
     /// If it can't be compacted. The file must then be opened anew.
@@ -94,18 +94,18 @@ impl File {
         self.compact_if_empty(reserve)
     }
 
-    /// Whether it has been compacted since it was opened.
+    /// Whether the file has been compacted since it was opened.
     #[cfg(test)]
     pub(super) fn is_compacted(&self) -> bool {
         self.compacted > 0
     }
 
-    /// How many bytes the keys and values in it have.
+    /// The size of all keys and values, in bytes.
     pub(crate) fn used(&self) -> u64 {
         self.used
     }
 
-    /// How large it is, in bytes.
+    /// The size of the file, in bytes.
     pub(crate) fn len(&self) -> u64 {
         fs::metadata(&self.path).map_or(0, |file| file.len())
     }
@@ -128,9 +128,9 @@ impl File {
     }
 }
 
-/// Reads a file and leaves it as it is, so that nothing waits for the disk. None if there is no
-/// such file, or it wasn't closed in order: [`File::open`] checks it then. Whether what is read is
-/// what was written, the one who reads has to know.
+/// Reads a file without writing to it, so that nothing waits for the disk. `None` if the file
+/// doesn't exist, or wasn't closed properly, so that [`File::open`] must check it. The content
+/// isn't checked: `read` has to find out whether it is what was written.
 ///
 /// # Errors
 /// If it can't be read.
@@ -182,7 +182,7 @@ fn open_in(
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
-    // Or else what is damaged would be found when it is in the way.
+    // Otherwise damage would be found only when a damaged page is read.
     builder.set_check_integrity_on_open(true);
     builder
 }
@@ -194,9 +194,9 @@ fn used(database: &Database) -> anyhow::Result<u64> {
     Ok(used)
 }
 
-/// Does what may meet a damaged page, over which redb may panic.
+/// Runs code that may read a damaged page, on which redb may panic. A panic counts as damage.
 pub(crate) fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    // Nothing of it is used any more after a panic.
+    // Nothing that `act` used is used after a panic.
     catch_unwind(AssertUnwindSafe(act))
         .unwrap_or_else(|_| Err(Fault::Damaged(anyhow!("its pages contradict each other"))))
 }
@@ -276,7 +276,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file.redb");
         {
-            // As a version would that doesn't compact.
+            // Like a version that doesn't compact.
             let database = Database::create(&path).unwrap();
             let used = 0;
             let path = path.clone();
@@ -289,7 +289,7 @@ mod tests {
             fill(&mut file, USERS);
             empty(&mut file);
             assert!(file.len() > 2 * LARGE_BYTES, "{}", file.len());
-            // As if it were killed: a close would trim it.
+            // As if the process were killed: a close would trim the file.
             std::mem::forget(file);
         }
         let copy = folder.path().join("copy.redb");
@@ -305,7 +305,7 @@ mod tests {
         let mut file = File::open(&path, &Arc::default()).unwrap();
         fill(&mut file, USERS);
         let full = file.len();
-        // Of which it would be said that it is mostly empty, and isn't.
+        // The file is taken for mostly empty, but isn't.
         file.written(i64::MIN, 0).unwrap();
         let compacted = file.compacted;
         assert!(

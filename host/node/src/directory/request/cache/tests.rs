@@ -1,4 +1,4 @@
-//! The cache by itself, the time passed in.
+//! Tests of the cache alone. The tests pass the time in.
 
 use presence_core::names::Id;
 
@@ -22,20 +22,20 @@ impl Cache {
         self.want(users.iter().map(|user| contacts(*user)))
     }
 
-    /// All that is asked at a time.
+    /// All questions that may be asked at this time.
     fn asked(&mut self, now: u64) -> Vec<u32> {
         let asked = std::iter::from_fn(|| self.next(now));
         asked.map(|question| question.user().unwrap().0).collect()
     }
 
-    /// An answer comes, is read, and put into the directory.
+    /// A reply comes, is read, and its answer is put into the directory.
     fn answer(&mut self, user: u32, now: u64) {
         self.replied(&contacts(user), now, Bytes::new());
         assert_eq!(self.taken(), [(user, true)]);
         self.settle(&contacts(user), now, None);
     }
 
-    /// What has arrived: of whom, and whether it is a reply.
+    /// What has arrived: the user, and whether it is a reply.
     fn taken(&mut self) -> Vec<(u32, bool)> {
         let taken = self.take_arrived().into_iter();
         taken
@@ -43,7 +43,7 @@ impl Cache {
             .collect()
     }
 
-    /// All whose time is up are used, or not.
+    /// Reports for all questions whose time is up whether they are used. Returns their number.
     fn check(&mut self, now: u64, is_used: bool) -> usize {
         let due = self.due(now);
         due.iter()
@@ -168,7 +168,7 @@ fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
     cache.check(TTL_MS + 1, true);
     assert_eq!(cache.asked(TTL_MS + 1), [1, 2]);
     cache.unanswered(&contacts(1), TTL_MS + 2, "nobody there");
-    // That which is asked still may be answered; that which waits for its turn won't.
+    // A question under way may still be answered. One that waits for its turn won't be.
     assert_eq!(cache.taken(), [(3, false), (1, false)]);
     cache.unanswered(&contacts(2), TTL_MS + 2, "nobody there");
     assert_eq!(cache.taken(), [(2, false)]);
@@ -236,7 +236,7 @@ fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
     cache.settle(&contacts(2), 0, Some("not a list".into()));
     assert_eq!((cache.refused, cache.is_away()), (1, false));
     assert_eq!(cache.next_deadline(), Some(250));
-    // Nobody waits for it any more.
+    // No shard needs the answer any more.
     cache.check(250, false);
     assert_eq!((cache.refused, cache.figures()), (0, (1, 0, false)));
 }
@@ -304,7 +304,7 @@ fn it_is_noticed_that_the_service_is_back_though_nobody_needs_an_answer_any_more
     cache.asked(0);
     cache.unanswered(&contacts(1), 100, "gone");
     cache.unanswered(&contacts(2), 100, "gone");
-    // The users have gone meanwhile.
+    // No shard needs the answers any more.
     let mut asked = Vec::new();
     while asked.len() < 4 {
         let now = cache.next_deadline().unwrap();
@@ -339,7 +339,7 @@ fn no_more_questions_wait_than_there_is_room_for() {
     assert!(cache.want((0..count).map(contacts)));
     assert!(!cache.wants(&[count]));
     assert_eq!(cache.figures().1, READY_MAX);
-    // Once one has been asked, there is.
+    // Once two have been asked, there is room for two.
     assert_eq!(cache.asked(0), [0, 1]);
     assert!(cache.wants(&[count, count + 1]));
     assert!(!cache.wants(&[count + 2]));

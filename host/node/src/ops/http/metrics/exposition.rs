@@ -1,5 +1,4 @@
-//! Metrics with all of their values: what `/metrics` says in Prometheus' text format, and what a
-//! collector is sent.
+//! Metrics with their values, for `/metrics` in Prometheus' text format and for an OTLP collector.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Write as _};
@@ -7,16 +6,16 @@ use std::sync::Arc;
 
 use presence_sandbox::Histogram;
 
-/// Every metric and its HELP text, a line each.
+/// Every metric with its HELP text, one per line.
 const HELP: &str = include_str!("help.txt");
 
 /// Metrics, each with all of its values.
 #[derive(Default)]
 pub(crate) struct Exposition {
     metrics: Vec<Metric>,
-    /// The place of each metric.
+    /// The index of each metric.
     places: HashMap<&'static str, usize>,
-    /// What every value is labelled with, if with anything.
+    /// The tenant that values are labelled with, if any.
     tenant: Option<Arc<str>>,
 }
 
@@ -28,10 +27,10 @@ pub(crate) struct Metric {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// What a metric's values are.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// They only grow, from the start of the process or of what they are about.
+    /// The values only grow, from the start of the process or of the thing that is counted.
     Counter,
     Gauge,
     Histogram,
@@ -95,17 +94,17 @@ impl Sample {
 }
 
 impl Exposition {
-    /// What follows is of a tenant; of none, if the name is empty.
+    /// Labels all following values with this tenant; with none if the name is empty.
     pub(crate) fn of_tenant(&mut self, name: &str) {
         self.tenant = (!name.is_empty()).then(|| name.into());
     }
 
-    /// A metric without labels.
+    /// Adds a metric without labels.
     pub(crate) fn value(&mut self, name: &'static str, value: impl Into<Value>) {
         self.add(name, None, value.into());
     }
 
-    /// A metric with a value for each value of a label.
+    /// Adds a metric with one value for each value of a label.
     pub(crate) fn values<V: Into<Value>>(
         &mut self,
         name: &'static str,
@@ -118,7 +117,7 @@ impl Exposition {
         }
     }
 
-    /// A histogram for each value of a label; for one without, both are empty.
+    /// Adds a histogram for each value of a label. `label` is empty for a histogram without one.
     pub(crate) fn histograms<'a>(
         &mut self,
         name: &'static str,
@@ -132,17 +131,17 @@ impl Exposition {
         }
     }
 
-    /// All of them.
+    /// All metrics.
     #[cfg(feature = "otlp")]
     pub(crate) fn metrics(&self) -> &[Metric] {
         &self.metrics
     }
 
-    /// All of them, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn finish(self) -> String {
         let mut text = String::new();
         for metric in &self.metrics {
-            // Writing to a text can't fail.
+            // Writing to a string can't fail.
             let _ = metric.write(&mut text);
         }
         text
@@ -158,7 +157,7 @@ impl Exposition {
         self.metric(name, kind).samples.push(sample);
     }
 
-    /// A metric, to which more is to be added.
+    /// The metric of this name, which is added if it isn't there yet.
     #[expect(clippy::indexing_slicing, reason = "the place of each metric is known")]
     fn metric(&mut self, name: &'static str, kind: Kind) -> &mut Metric {
         let metrics = &mut self.metrics;
@@ -210,7 +209,7 @@ impl Metric {
     }
 }
 
-/// What a metric without buckets is, by its name.
+/// The type of a metric without buckets, by its name.
 fn kind_of(name: &str) -> Kind {
     match name.ends_with("_total") {
         true => Kind::Counter,

@@ -1,10 +1,10 @@
-//! What is counted of the fleet that the node is one of.
+//! Metrics of the fleet that the node belongs to.
 
 use super::super::Status;
 use super::{Exposition, read};
 use crate::fleet::Fleet;
 
-/// Writes it.
+/// Writes the metrics.
 pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     let nodes = fleet.nodes().len();
     text.value("presence_fleet_nodes", nodes);

@@ -1,4 +1,4 @@
-//! What of the files on disk is not in force.
+//! Metrics of the files on disk whose content is not in force.
 
 use super::exposition::Exposition;
 use crate::clock;

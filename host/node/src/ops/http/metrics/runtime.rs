@@ -1,4 +1,5 @@
-//! What is asked of any service: its build, its process, and how long its work takes.
+//! The metrics that any service has: its build, its process, its latencies, and the size of its
+//! data.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +10,14 @@ use super::exposition::Exposition;
 use crate::ops::http::Status;
 use crate::telemetry;
 
-/// The build and the process, also of a node that doesn't serve yet.
+/// Metrics of the build and the process. A node that doesn't serve yet has them, too.
 pub(super) fn process(text: &mut Exposition, started_ms: u64, telemetry: &telemetry::Figures) {
     let build = [(env!("CARGO_PKG_VERSION"), 1_u64)];
     text.values("presence_build_info", "version", build);
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
     text.value("process_cpu_seconds_total", seconds);
-    // It is read on Linux, and left out where it can't be.
+    // It is read on Linux. Where it can't be read, the metric is left out.
     if let Some(bytes) = resident_bytes() {
         text.value("process_resident_memory_bytes", bytes);
     }
@@ -44,12 +45,12 @@ fn resident_bytes() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// How long decisions and calls of plugins take, and what waits for one.
+/// How long decisions and calls of plugins take, and how many decisions are pending.
 pub(super) fn decisions(text: &mut Exposition, status: &Status) {
     let running = status.running.borrow().clone();
     let latency = running.blueprint.latency();
     text.histograms("presence_decision_seconds", "", [("", latency)]);
-    // A plugin that stands in the pipeline twice is told of once, by its first stage.
+    // A plugin that occurs twice in the pipeline is reported once, by its first stage.
     let mut plugins = BTreeMap::new();
     for stage in running.blueprint.stages() {
         plugins.entry(&*stage.plugin.name).or_insert(&stage.health);
@@ -66,7 +67,7 @@ pub(super) fn decisions(text: &mut Exposition, status: &Status) {
     text.value("presence_oldest_pending_decision_seconds", seconds);
 }
 
-/// How large the directory in force is, and how old.
+/// The size and the age of the directory in force.
 pub(super) fn directory(text: &mut Exposition, status: &Status) {
     let (users, groups) = {
         let directory = status.known_directory.borrow();

@@ -1,9 +1,9 @@
-//! Who reads the page, and what they get to see.
+//! Who reads the page, and what they may see.
 //!
-//! A browser also sends requests that another page had it send. They are told by their
-//! headers: one to a name that leads here (DNS rebinding) has that name as its Host, and one
-//! of another page has that page's Origin. The token comes in a header that no other page
-//! can have a browser send.
+//! A browser also sends requests that another web page made it send. Their headers give them away:
+//! a request to a name that resolves to this host (DNS rebinding) has that name as its `Host`, and
+//! a request of another page has that page's `Origin`. The token is in a header that no other page
+//! can make a browser send.
 
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -14,33 +14,33 @@ use ring::rand::SystemRandom;
 use super::super::is_address;
 use crate::pool::log_limiter::LogLimiter;
 
-/// How often the log is told of wrong tokens, in milliseconds.
+/// The shortest time between two log lines about wrong tokens, in milliseconds.
 const WRONG_TOLD_MS: u64 = 10_000;
 
-/// What a refusal is: its status, and why.
+/// The response to a refused request: its status, and why.
 pub(super) type Refusal = (StatusCode, &'static str);
 
-/// Who asks.
+/// Who sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Requester {
     /// Anyone who can connect.
     Anyone,
-    /// One who has the token.
+    /// Someone who has the token.
     Operator,
 }
 
-/// What the configuration says of readers.
+/// The configured access to the page.
 pub(super) struct PageAccess {
     token: Option<Token>,
-    /// Whether nobody can connect but those on this machine.
+    /// Whether only clients on this machine can connect.
     is_local: bool,
-    /// Whether users may be named at all.
+    /// Whether ids of users may be shown at all.
     names_users: bool,
     wrong: LogLimiter,
 }
 
-/// The digest of a token: comparing digests under a key of the process's own takes as long
-/// whatever is the same.
+/// The digest of a token. Digests under a key of the process's own are compared, so that the time
+/// of a comparison reveals nothing about the token.
 struct Token {
     key: hmac::Key,
     tag: hmac::Tag,
@@ -76,10 +76,10 @@ impl PageAccess {
         is_address(text(request, header::HOST.as_str()).unwrap_or_default())
     }
 
-    /// Who asks.
+    /// Who sends a request.
     ///
     /// # Errors
-    /// If another page has the browser ask, or the token is wrong.
+    /// If another page made the browser send the request, or the token is wrong.
     pub(super) fn requester(&self, request: &Parts) -> Result<Requester, Refusal> {
         let host = text(request, header::HOST.as_str()).unwrap_or_default();
         let is_own = |origin: &str| origin.strip_prefix("http://") == Some(host);
@@ -106,24 +106,24 @@ impl PageAccess {
         Err((StatusCode::UNAUTHORIZED, "the token is wrong\n"))
     }
 
-    /// Whether there is a token to be given.
+    /// Whether a token is configured.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Whether a reader may know what is about users: one with the token, or anyone on this
-    /// machine where there is none.
+    /// Whether a reader may see data about users: one with the token, or anyone on this machine if
+    /// no token is configured.
     pub(super) fn is_trusted(&self, requester: Requester) -> bool {
         requester == Requester::Operator || (self.is_local && self.token.is_none())
     }
 
-    /// Whether a reader is told users' ids.
+    /// Whether a reader may see users' ids.
     pub(super) fn names_users_to(&self, requester: Requester) -> bool {
         self.names_users && self.is_trusted(requester)
     }
 }
 
-/// A header's text, if there is one, and one alone.
+/// The text of a header, if the request has exactly one such header.
 fn text<'a>(request: &'a Parts, name: &str) -> Option<&'a str> {
     let mut values = request.headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;

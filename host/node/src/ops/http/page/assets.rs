@@ -1,6 +1,6 @@
-//! The files of the page, which are in the program.
+//! The files of the page, which are compiled into the program.
 
-/// What a file is served as.
+/// A file of the page.
 pub(super) struct Asset {
     /// Its name below `/page/`.
     pub(super) name: &'static str,

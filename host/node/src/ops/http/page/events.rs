@@ -1,8 +1,8 @@
-//! What the page is told as it happens: server-sent events.
+//! Server-sent events for the page.
 //!
-//! What is told is made once a second, for all listeners. Each of them takes the newest when
-//! it can, so that nothing is kept for one that is slow: what it didn't take, it never gets,
-//! and a connection that takes nothing is closed (`listen`). There are few listeners.
+//! The content is made once a second, for all listeners. Each listener takes the newest when it
+//! can, and nothing is queued for a slow one: it misses what it didn't take. A connection that
+//! reads nothing is closed (`listen`). The number of listeners is limited.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,17 +22,17 @@ use super::swaps::Swaps;
 use super::{Page, metrics};
 use crate::clock;
 
-/// How long one listens before it has to ask again: shorter than a connection may last.
+/// How long a page listens before it has to ask again. It is shorter than a connection may last.
 const LISTEN_MAX: Duration = Duration::from_secs(45);
 
-/// What is told, and to whom.
+/// The newest event and its listeners.
 #[derive(Default)]
 pub(super) struct Events {
     now: watch::Sender<Bytes>,
     seen: Mutex<PageState>,
 }
 
-/// What has been seen so far.
+/// What has been noted so far.
 #[derive(Default)]
 struct PageState {
     samples: Samples,
@@ -46,12 +46,12 @@ impl Events {
 }
 
 impl Page {
-    /// Whether somebody looks at it.
+    /// Whether a page listens.
     pub(super) fn is_listened_to(&self) -> bool {
         self.events.now.receiver_count() > 0
     }
 
-    /// Notes what there is to see now, and tells those who listen.
+    /// Notes the current state, and sends it to those who listen.
     pub(super) fn look(&self) {
         let (at, exposition) = (clock::now_ms(), self.exposition());
         {
@@ -68,13 +68,13 @@ impl Page {
         }
     }
 
-    /// The metrics of the node, as if it had no other tenant.
+    /// The metrics of the owner, in the form of a node without other tenants.
     fn exposition(&self) -> String {
         let board = self.owner.board();
         board.map(|board| metrics::text(&board)).unwrap_or_default()
     }
 
-    /// What the node is and does now.
+    /// The event with the current state.
     fn now(&self, at: u64, exposition: &str) -> Bytes {
         let metrics = object(exposition, |_| true);
         let status = self.owner.describe();
@@ -89,7 +89,7 @@ impl Page {
         event("now", &now)
     }
 
-    /// What a page begins with: what it may do, and the samples that it doesn't have.
+    /// The first event of a page: what the page may do, and the samples after the time `after`.
     fn hello(&self, requester: Requester, after: u64) -> Bytes {
         let hello = json!({
             "explain": self.may_explain(requester).as_str(),
@@ -103,8 +103,7 @@ impl Page {
         event("hello", &format!("{hello},\"samples\":{samples}}}"))
     }
 
-    /// The last dead letters, if they are others than those that were told; notes that they
-    /// are told.
+    /// The last dead letters, if there are new ones since the count `told`, which is updated.
     fn letters(&self, requester: Requester, told: &mut Option<u64>) -> Option<Bytes> {
         let status = self.status()?;
         if *told == Some(status.letters.noted()) {
@@ -131,7 +130,8 @@ impl Page {
         Some(event("letters", &told.to_string()))
     }
 
-    /// Tells a reader for a while. `after` is the time of the newest sample that it has.
+    /// Sends events to a reader for a while. `after`: the time of the newest sample that it has.
+    /// `None` if there are too many listeners.
     pub(super) fn tell(self: &Arc<Self>, requester: Requester, after: u64) -> Option<Response> {
         let permits = Arc::clone(&self.shared.listeners);
         let permit = permits.try_acquire_owned().ok()?;
@@ -154,23 +154,23 @@ impl Page {
     }
 }
 
-/// One page that listens.
+/// A page that listens.
 struct Listener {
     page: Arc<Page>,
     requester: Requester,
     now: watch::Receiver<Bytes>,
-    /// Which tenants there are.
+    /// The event with the list of tenants.
     tenants: watch::Receiver<Bytes>,
-    /// Up to which dead letter it was told.
+    /// How many dead letters had been noted when they were last sent.
     letters: Option<u64>,
     until: Instant,
-    /// The newest sample that it has, until it is told of the rest.
+    /// The time of the newest sample that the page has. `None` once the first events were sent.
     begins_after: Option<u64>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    /// What it is told next; nothing once its time is over.
+    /// What is sent next. `None` once the listener's time is over.
     async fn next(&mut self) -> Option<Bytes> {
         let page = Arc::clone(&self.page);
         let mut told = Vec::new();
@@ -199,7 +199,7 @@ impl Listener {
     }
 }
 
-/// An event. JSON has no line breaks that would end it.
+/// A server-sent event. JSON text has no line breaks, which would end it.
 pub(super) fn event(name: &str, json: &str) -> Bytes {
     format!("event: {name}\ndata: {json}\n\n").into()
 }

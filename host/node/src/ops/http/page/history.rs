@@ -1,5 +1,5 @@
-//! The history of the plugin store on the page: who changed the pipeline, when and why; and
-//! the way back to an earlier one, for operators.
+//! The history of the plugin store on the page: who changed the pipeline, when and why. Operators
+//! can roll back to an earlier pipeline.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use super::{Page, Pages};
 use crate::store::FoundRevision;
 use crate::store::page::{PageAction, PageStore};
 
-/// How many of the newest revisions are told of.
+/// How many of the newest revisions are sent.
 const TOLD_MAX: usize = 50;
 
-/// What is asked for: this revision's pipeline, in place of the one that was seen.
+/// A request to roll back to this revision's pipeline, provided that `seen` is still the newest.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RollbackRequest {
@@ -28,7 +28,7 @@ struct RollbackRequest {
     seen: u64,
 }
 
-/// What is asked for: the end of the canary that the revision has that was seen.
+/// A request to end the canary, provided that `seen` is still the newest revision.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndCanaryRequest {
@@ -36,7 +36,7 @@ struct EndCanaryRequest {
     seen: u64,
 }
 
-/// Tells the revisions, the newest first, and what operators were alerted to.
+/// Sends the revisions, newest first, and the alerts.
 pub(super) async fn serve_history(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let page = pages.page(&parts);
@@ -50,7 +50,7 @@ pub(super) async fn serve_history(State(pages): State<Arc<Pages>>, request: Requ
         .unwrap_or_default();
     let revisions = match store(&page) {
         Some(store) => store.history().await,
-        // Where the pipeline is the folder's, or isn't known yet.
+        // The pipeline comes from the folder, or the store isn't known yet.
         None => Ok(Vec::new()),
     };
     match revisions {
@@ -105,7 +105,7 @@ pub(super) async fn end_shadow(State(pages): State<Arc<Pages>>, request: Request
     }
 }
 
-/// Makes the next revision, as is asked.
+/// Makes the next revision from a request.
 async fn change<T: DeserializeOwned>(
     pages: &Pages,
     request: Request,
@@ -135,8 +135,8 @@ async fn change<T: DeserializeOwned>(
     }
 }
 
-/// Tells what comes of a canary or a shadow, with examples for those who may know whom
-/// they are about.
+/// Sends the reports on a canary or a shadow, with examples. Only those who may see users' ids get
+/// them.
 pub(super) async fn serve_reports(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let page = pages.page(&parts);

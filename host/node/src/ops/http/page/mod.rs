@@ -1,6 +1,6 @@
-//! The page: what an operator sees of a node, or of one of its tenants, in a browser. It is made of
-//! files in the program (`host/node/page`), asks no other host for anything, and runs no script but
-//! its own.
+//! The page: what an operator sees in a browser of a node, or of one of its tenants. It is made of
+//! files that are compiled into the program (`host/node/page`), loads nothing from another host,
+//! and runs no scripts but its own.
 
 mod access;
 mod assets;
@@ -29,12 +29,13 @@ use pages::{Owner, Shared};
 
 pub(super) use pages::Pages;
 
-/// What the browser may do for the page: load its files from here, ask here, and no more.
+/// What the browser may do for the page: load its files from here, send requests to here, and no
+/// more.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// What every answer says of itself.
+/// The headers of every response.
 const HEADERS: [(&str, &str); 6] = [
     ("content-security-policy", POLICY),
     ("x-content-type-options", "nosniff"),
@@ -44,7 +45,7 @@ const HEADERS: [(&str, &str); 6] = [
     ("cache-control", "no-store"),
 ];
 
-/// What is answered where the token is missing.
+/// The response if the token is missing.
 const NEEDS_TOKEN: Refusal = (
     StatusCode::FORBIDDEN,
     "this needs the token, [http] admin_token\n",
@@ -57,13 +58,13 @@ struct Page {
     events: Events,
 }
 
-/// Whether a reader may ask for an explanation.
+/// Whether a reader may ask for explanations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MayExplain {
     Yes,
     /// The configuration doesn't turn explanations on.
     Off,
-    /// Not without the token.
+    /// The reader needs the token.
     NeedsToken,
 }
 
@@ -90,7 +91,7 @@ impl Page {
         &self.shared.access
     }
 
-    /// What is told of whose page it is, once that is about to serve.
+    /// The owner's status, once the owner is about to serve.
     fn status(&self) -> Option<Arc<Status>> {
         self.owner.board()?.status.get().cloned()
     }
@@ -104,16 +105,16 @@ impl Page {
         }
     }
 
-    /// Whether a request for an explanation is one, and may be made.
+    /// Checks a request for an explanation.
     fn may_ask(&self, request: &Parts) -> Result<(), Refusal> {
         match self.may_explain(self.sender(request)?) {
-            // What is off is refused by what would answer, in its own words.
+            // If explanations are off, the query service refuses them in its own words.
             MayExplain::Yes | MayExplain::Off => Ok(()),
             MayExplain::NeedsToken => Err(NEEDS_TOKEN),
         }
     }
 
-    /// Whether a request that changes something is one, and may be made.
+    /// Checks a request that changes something.
     fn may_change(&self, request: &Parts) -> Result<(), Refusal> {
         match self.sender(request)? {
             Requester::Operator => Ok(()),
@@ -121,8 +122,8 @@ impl Page {
         }
     }
 
-    /// Who sends JSON, or says so where there is nothing to send: no other page can have a browser
-    /// do that without being asked first.
+    /// Who sends a request, which must have the content type of JSON even without a body: another
+    /// page can't make a browser send that without a preflight request, which isn't answered.
     fn sender(&self, request: &Parts) -> Result<Requester, Refusal> {
         let requester = self.access().requester(request)?;
         let kind = request.headers.get(header::CONTENT_TYPE);
@@ -134,7 +135,7 @@ impl Page {
     }
 }
 
-/// Where the page is.
+/// The routes of the page.
 pub(super) fn routes(pages: Arc<Pages>) -> Router {
     Router::new()
         .route("/", get(|| async { Html(INDEX) }))
@@ -150,7 +151,7 @@ pub(super) fn routes(pages: Arc<Pages>) -> Router {
         .layer(from_fn(to_address))
 }
 
-/// Answers what is asked by an address alone, and says what the browser may make of it.
+/// Answers requests to an address, refuses those to a name, and adds the headers.
 async fn to_address(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let mut answer = if PageAccess::is_to_address(&parts) {
@@ -173,11 +174,12 @@ async fn asset(Path(name): Path<String>) -> Response {
     }
 }
 
-/// Tells a page what happens.
+/// Opens the event stream.
 async fn tell(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let page = pages.page(&parts);
-    // There is room for few, and none for those that another page has the browser ask for.
+    // Listeners are few. Requests that another page made the browser send must not take their
+    // places.
     let requester = match page.sender(&parts) {
         Ok(requester) => requester,
         Err(refused) => return refused.into_response(),

@@ -1,5 +1,4 @@
-//! The pages of a node: one, or one of each of its tenants. Which tenant's it is stands in the
-//! request's query.
+//! The pages of a node: one, or one for each of its tenants. A request's query names the tenant.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,26 +17,26 @@ use super::Page;
 use super::access::PageAccess;
 use super::events::event;
 
-/// How often it is looked what there is to tell.
+/// How often the current state is noted.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// How many pages may listen at a time.
 const LISTENERS_MAX: usize = 8;
 
-/// Of how many tenants samples are kept: of those that somebody looks at, and of those that
-/// somebody looked at last.
+/// For how many tenants samples are kept: for those whose page is open, and for those whose page
+/// was open last.
 const SAMPLED_MAX: usize = 2 * LISTENERS_MAX;
 
-/// Whose page it is.
+/// The owner of a page: what the page is about.
 pub(super) enum Owner {
-    /// The node's, which has one tenant.
+    /// The node, which has a single tenant.
     Node(Arc<StatusBoard>),
-    /// That of the tenant of this name, if there is one.
+    /// The tenant of this name, if it exists.
     Tenant(Arc<Tenants>, String),
 }
 
 impl Owner {
-    /// What is told of it; none of a tenant that isn't begun.
+    /// The owner's status board. `None` for a tenant that isn't started.
     pub(super) fn board(&self) -> Option<Arc<StatusBoard>> {
         match self {
             Self::Node(board) => Some(Arc::clone(board)),
@@ -45,7 +44,7 @@ impl Owner {
         }
     }
 
-    /// The name of the tenant, where there are several.
+    /// The name of the tenant, if the node has several.
     pub(super) fn tenant(&self) -> Option<&str> {
         match self {
             Self::Node(_) => None,
@@ -53,7 +52,7 @@ impl Owner {
         }
     }
 
-    /// What `/status` says of it.
+    /// The owner's status, as in `/status`.
     pub(super) fn describe(&self) -> Value {
         match self {
             Self::Node(board) => status::of(board),
@@ -62,12 +61,12 @@ impl Owner {
     }
 }
 
-/// What the pages of a node have in common.
+/// What the pages of a node share.
 pub(super) struct Shared {
     pub(super) access: PageAccess,
     /// A permit for each page that may listen.
     pub(super) listeners: Arc<Semaphore>,
-    /// The tenants by name, and the state of each, as an event; empty where there is one tenant.
+    /// The event with the tenants and their states; empty if the node has a single tenant.
     pub(super) tenants: watch::Sender<Bytes>,
 }
 
@@ -79,12 +78,12 @@ pub(in crate::ops::http) struct Pages {
 
 enum PagesOf {
     Node(Arc<Page>),
-    /// With the pages of those of which samples are kept, the one that was opened last at the end.
+    /// The tenants, and the pages for which samples are kept, the one opened last at the end.
     Tenants(Arc<Tenants>, Mutex<Vec<Arc<Page>>>),
 }
 
 impl Pages {
-    /// Of a node that has one tenant.
+    /// The page of a node with a single tenant.
     pub(in crate::ops::http) fn of_node(config: &Config, board: Arc<StatusBoard>) -> Arc<Self> {
         let shared = Shared::new(config);
         let page = Arc::new(Page::new(Owner::Node(board), &shared));
@@ -94,14 +93,14 @@ impl Pages {
         })
     }
 
-    /// Of a node that has several.
+    /// The pages of a node with several tenants.
     pub(in crate::ops::http) fn of_tenants(config: &Config, tenants: Arc<Tenants>) -> Arc<Self> {
         let shared = Shared::new(config);
         let of = PagesOf::Tenants(tenants, Mutex::default());
         Arc::new(Self { shared, of })
     }
 
-    /// The page that a request is about: where it names no tenant, that of the first.
+    /// The page that a request is about. Without a tenant in the request, the first tenant's.
     pub(super) fn page(&self, request: &Parts) -> Arc<Page> {
         let (tenants, sampled) = match &self.of {
             PagesOf::Node(page) => return Arc::clone(page),
@@ -116,7 +115,7 @@ impl Pages {
         })
     }
 
-    /// Has samples of a page be kept.
+    /// Has samples kept for a page.
     pub(super) fn sample(&self, page: &Arc<Page>) {
         let PagesOf::Tenants(_, sampled) = &self.of else {
             return;
@@ -131,7 +130,7 @@ impl Pages {
         sampled.push(Arc::clone(page));
     }
 
-    /// Notes for the pages what there is to see, for as long as the node runs.
+    /// Notes the current state for the pages every second. It never returns.
     pub(in crate::ops::http) async fn look(self: Arc<Self>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,7 +147,7 @@ impl Pages {
         }
     }
 
-    /// Tells those who listen which tenants there are, if that has changed.
+    /// Sends the list of tenants to those who listen, if it has changed.
     pub(super) fn name_tenants(&self) {
         let PagesOf::Tenants(tenants, _) = &self.of else {
             return;
@@ -180,7 +179,7 @@ impl Shared {
     }
 }
 
-/// What a request's query says of something, if it does.
+/// The value of a parameter in a request's query.
 pub(super) fn query(request: &Parts, name: &str) -> Option<String> {
     let mut parts = request.uri.query()?.split('&');
     let value = parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?;

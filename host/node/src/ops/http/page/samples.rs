@@ -1,5 +1,5 @@
-//! Samples of the metrics for the page: what `/metrics` says, as JSON. The plotted ones of
-//! the last minutes are kept, so that a page that is opened shows them at once.
+//! Samples of the metrics for the page, as JSON. The last minutes of the plotted metrics are kept,
+//! so that a newly opened page shows them at once.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// How many samples are kept, one a second.
 const KEPT: usize = 300;
 
-/// What is kept of a sample: the metrics of which the page has plots or rates.
+/// The metrics that are kept: the page shows plots or rates of them.
 const PLOTTED: [&str; 13] = [
     "presence_connections",
     "presence_correction_messages_total",
@@ -25,12 +25,12 @@ const PLOTTED: [&str; 13] = [
     "process_start_time_seconds",
 ];
 
-/// The samples that are kept.
+/// The kept samples, with the time of each.
 #[derive(Default)]
 pub(super) struct Samples(VecDeque<(u64, Arc<str>)>);
 
 impl Samples {
-    /// Keeps what is plotted of an exposition.
+    /// Keeps the plotted metrics of an exposition.
     pub(super) fn keep(&mut self, at: u64, exposition: &str) {
         if self.0.len() == KEPT {
             self.0.pop_front();
@@ -45,7 +45,7 @@ impl Samples {
         self.0.push_back((at, sample.into()));
     }
 
-    /// Those after a time, as a list.
+    /// The samples after a time, as a JSON list.
     pub(super) fn after(&self, at: u64) -> String {
         let newer = self.0.iter().filter(|(time, _)| *time > at);
         let newer: Vec<_> = newer.map(|(_, sample)| &**sample).collect();
@@ -53,7 +53,7 @@ impl Samples {
     }
 }
 
-/// The samples of an exposition as an object: each name with its labels, and its value.
+/// The samples of an exposition as a JSON object: the value for each name with its labels.
 pub(super) fn object(exposition: &str, is_wanted: impl Fn(&str) -> bool) -> String {
     let mut json = String::with_capacity(exposition.len() / 2);
     json.push('{');
@@ -62,7 +62,7 @@ pub(super) fn object(exposition: &str, is_wanted: impl Fn(&str) -> bool) -> Stri
             continue;
         };
         let name = series.split('{').next().unwrap_or_default();
-        // JSON has no other numbers.
+        // JSON has no infinite numbers and no NaN.
         let is_number = value.parse::<f64>().is_ok_and(f64::is_finite);
         if is_number && is_wanted(name) {
             let comma = if json.len() > 1 { "," } else { "" };

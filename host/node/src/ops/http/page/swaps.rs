@@ -1,5 +1,5 @@
-//! The generations of the pipeline since the start, as far as the page was there to see
-//! them, once a second: what each changed, and since when each stage has been in force.
+//! The generations of the pipeline since the start, as noted once a second for the page: what each
+//! changed, and since when each stage has been in force.
 
 use std::collections::VecDeque;
 
@@ -10,10 +10,10 @@ use serde_json::Value;
 /// How many generations are kept.
 const KEPT: usize = 20;
 
-/// What is known of them.
+/// The last generations, and the current stages.
 #[derive(Default)]
 pub(super) struct Swaps {
-    /// The oldest first.
+    /// The generations, oldest first.
     swaps: VecDeque<Swap>,
     stages: Vec<StageInForce>,
 }
@@ -22,14 +22,14 @@ pub(super) struct Swaps {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Swap {
     generation: u64,
-    /// When it was seen first, in milliseconds.
+    /// When it was first noted, in milliseconds.
     at: u64,
-    /// Whether nothing was in force before it.
+    /// Whether it is the first generation.
     first: bool,
     changes: Vec<Change>,
 }
 
-/// What a generation changes.
+/// A change of a stage by a generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Change {
     plugin: String,
@@ -38,21 +38,21 @@ struct Change {
     sha256: Option<String>,
 }
 
-/// A stage, and since when it has been in force as it is.
+/// A stage, and since when it has been in force unchanged.
 #[derive(Clone)]
 struct StageInForce {
     stage: Stage,
     since: InForceSince,
 }
 
-/// Since when.
+/// The generation and the time since which a stage has been in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct InForceSince {
     generation: u64,
     at: u64,
 }
 
-/// What a stage is told from another by.
+/// What makes a stage differ from another.
 #[derive(Clone, Debug, PartialEq)]
 struct Stage {
     plugin: String,
@@ -62,7 +62,7 @@ struct Stage {
 }
 
 impl Swaps {
-    /// Notes what is in force now.
+    /// Notes the pipeline that is in force.
     pub(super) fn note(&mut self, at: u64, generation: u64, blueprint: &Blueprint) {
         if self
             .swaps
@@ -86,7 +86,7 @@ impl Swaps {
         let order: Vec<_> = before.iter().map(|it| it.stage.clone()).collect();
         let since = InForceSince { generation, at };
         let mut changes = Vec::new();
-        // What stays as it is, first: a plugin may stand in the pipeline twice.
+        // Unchanged stages are matched first: a plugin may occur in the pipeline twice.
         let stayed: Vec<_> = stages
             .iter()
             .map(|stage| {
@@ -146,7 +146,8 @@ impl Swaps {
         &self.swaps
     }
 
-    /// Since when each stage of a generation has been in force; none if it is another's.
+    /// Since when each stage has been in force; empty if `generation` isn't the last one that was
+    /// noted.
     pub(super) fn since(&self, generation: u64) -> Vec<InForceSince> {
         match self.swaps.back() {
             Some(swap) if swap.generation == generation => {
