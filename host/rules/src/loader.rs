@@ -420,7 +420,8 @@ impl Loader {
         }
     }
 
-    /// Fails if the plugin of this name was last in force from a file. That file is missing now.
+    /// Fails if the plugin of this name was last in force from a file, which is missing now. A
+    /// built-in plugin with the same bytes may take its place.
     fn must_not_be_missing(&self, name: &str, path: &Path) -> anyhow::Result<()> {
         let Some(missing) = self.in_force.file_of(name) else {
             return Ok(());
