@@ -1,9 +1,9 @@
-//! The messages of OTLP (opentelemetry-proto 1.x) that metrics and traces take, in protobuf. Names
-//! and tags are the protocol's, which only adds fields. What nothing here sends is left out, and
-//! skipped where it is read.
+//! The protobuf messages of OTLP (opentelemetry-proto 1.x) for metrics and traces. Names and tags
+//! are those of the protocol, which only ever adds fields. Fields that this program doesn't send
+//! are left out here, and skipped when a message is read.
 //!
-//! `golden/` holds such messages as the crate opentelemetry-proto writes them, with which these
-//! are compared.
+//! `golden/` holds messages that the crate opentelemetry-proto has written. The tests compare these
+//! types' bytes with them.
 
 #![cfg_attr(
     test,
@@ -16,57 +16,57 @@
 
 pub use prost::{DecodeError, Message};
 
-/// Values that count from a start on, as `/metrics` has them.
+/// The aggregation temporality of values that count from a start on, as those of `/metrics` do.
 pub const CUMULATIVE: i32 = 2;
 
-/// A span of work within the process.
+/// The kind of a span for work within the process.
 pub const INTERNAL: i32 = 1;
 
-/// A span of work on a message that was received.
+/// The kind of a span for work on a message that was received.
 pub const CONSUMER: i32 = 5;
 
-/// The status of what has failed.
+/// The status code of a span that has failed.
 pub const ERROR: i32 = 2;
 
-/// What is posted to `/v1/metrics`.
+/// The body of a POST to `/v1/metrics`.
 #[derive(Clone, PartialEq, Message)]
 pub struct MetricsRequest {
-    /// Metrics, by what they are about.
+    /// The metrics of each process.
     #[prost(message, repeated, tag = "1")]
     pub resource_metrics: Vec<ResourceMetrics>,
 }
 
-/// What is posted to `/v1/traces`.
+/// The body of a POST to `/v1/traces`.
 #[derive(Clone, PartialEq, Message)]
 pub struct TracesRequest {
-    /// Spans, by what they are about.
+    /// The spans of each process.
     #[prost(message, repeated, tag = "1")]
     pub resource_spans: Vec<ResourceSpans>,
 }
 
-/// What either is answered.
+/// The collector's answer to either request.
 #[derive(Clone, PartialEq, Message)]
 pub struct Response {
-    /// There if something was not taken, or there is something to say.
+    /// Set if the collector has rejected something, or has a message.
     #[prost(message, optional, tag = "1")]
     pub partial_success: Option<PartialSuccess>,
 }
 
-/// What was not taken.
+/// What the collector has rejected.
 #[derive(Clone, PartialEq, Message)]
 pub struct PartialSuccess {
-    /// How many data points, or spans.
+    /// How many data points or spans it has rejected.
     #[prost(int64, tag = "1")]
     pub rejected: i64,
-    /// Why, or what else there is to say.
+    /// Why, or another message.
     #[prost(string, tag = "2")]
     pub error_message: String,
 }
 
-/// A process.
+/// The process that metrics or spans are about.
 #[derive(Clone, PartialEq, Message)]
 pub struct Resource {
-    /// What it is.
+    /// What describes it, such as `service.name`.
     #[prost(message, repeated, tag = "1")]
     pub attributes: Vec<KeyValue>,
 }
@@ -96,7 +96,7 @@ pub struct KeyValue {
 /// A value.
 #[derive(Clone, PartialEq, Message)]
 pub struct AnyValue {
-    /// Itself.
+    /// The value, of one of the kinds.
     #[prost(oneof = "Value", tags = "1, 3")]
     pub value: Option<Value>,
 }
@@ -118,7 +118,7 @@ pub struct ResourceMetrics {
     /// The process.
     #[prost(message, optional, tag = "1")]
     pub resource: Option<Resource>,
-    /// Its metrics, by the part of it that has them.
+    /// Its metrics, grouped by part of the program.
     #[prost(message, repeated, tag = "2")]
     pub scope_metrics: Vec<ScopeMetrics>,
 }
@@ -140,10 +140,10 @@ pub struct Metric {
     /// Its name.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// What it is.
+    /// What it measures.
     #[prost(string, tag = "2")]
     pub description: String,
-    /// What it is counted in, in UCUM's words.
+    /// Its unit, in the notation of UCUM.
     #[prost(string, tag = "3")]
     pub unit: String,
     /// Its values.
@@ -182,7 +182,7 @@ pub struct Sum {
     /// [`CUMULATIVE`].
     #[prost(int32, tag = "2")]
     pub aggregation_temporality: i32,
-    /// Whether they only grow.
+    /// Whether the values only grow.
     #[prost(bool, tag = "3")]
     pub is_monotonic: bool,
 }
@@ -198,19 +198,19 @@ pub struct Histogram {
     pub aggregation_temporality: i32,
 }
 
-/// A value. Times are in nanoseconds since 1970.
+/// A value with its labels and time. Times are in nanoseconds since 1970.
 #[derive(Clone, PartialEq, Message)]
 pub struct Number {
     /// Its labels.
     #[prost(message, repeated, tag = "7")]
     pub attributes: Vec<KeyValue>,
-    /// Since when it is counted; 0 if it isn't.
+    /// When counting began; 0 for a value that isn't counted.
     #[prost(fixed64, tag = "2")]
     pub start_time_unix_nano: u64,
-    /// When it was so.
+    /// When the value was read.
     #[prost(fixed64, tag = "3")]
     pub time_unix_nano: u64,
-    /// Itself.
+    /// The value.
     #[prost(oneof = "NumberValue", tags = "4, 6")]
     pub value: Option<NumberValue>,
 }
@@ -232,22 +232,22 @@ pub struct Buckets {
     /// Its labels.
     #[prost(message, repeated, tag = "9")]
     pub attributes: Vec<KeyValue>,
-    /// Since when they are counted.
+    /// When counting began.
     #[prost(fixed64, tag = "2")]
     pub start_time_unix_nano: u64,
-    /// When it was so.
+    /// When the value was read.
     #[prost(fixed64, tag = "3")]
     pub time_unix_nano: u64,
-    /// How many there were.
+    /// How many values there were.
     #[prost(fixed64, tag = "4")]
     pub count: u64,
-    /// All of them together.
+    /// The sum of the values.
     #[prost(double, optional, tag = "5")]
     pub sum: Option<f64>,
-    /// How many were in each bucket, and behind the last bound.
+    /// How many values were in each bucket. The last bucket is above the last bound.
     #[prost(fixed64, repeated, tag = "6")]
     pub bucket_counts: Vec<u64>,
-    /// The highest value of each bucket but the last.
+    /// The upper bound of each bucket but the last.
     #[prost(double, repeated, tag = "7")]
     pub explicit_bounds: Vec<f64>,
 }
@@ -258,7 +258,7 @@ pub struct ResourceSpans {
     /// The process.
     #[prost(message, optional, tag = "1")]
     pub resource: Option<Resource>,
-    /// Its spans, by the part of it that has them.
+    /// Its spans, grouped by part of the program.
     #[prost(message, repeated, tag = "2")]
     pub scope_spans: Vec<ScopeSpans>,
 }
@@ -277,19 +277,19 @@ pub struct ScopeSpans {
 /// A piece of work. Times are in nanoseconds since 1970.
 #[derive(Clone, PartialEq, Message)]
 pub struct Span {
-    /// The trace that it is of, in 16 bytes.
+    /// The id of its trace, in 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub trace_id: Vec<u8>,
-    /// Itself, in 8 bytes.
+    /// Its own id, in 8 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub span_id: Vec<u8>,
-    /// The span that it is a part of; empty if there is none.
+    /// The id of its parent span; empty if there is none.
     #[prost(bytes = "vec", tag = "4")]
     pub parent_span_id: Vec<u8>,
-    /// What it is.
+    /// What work it is.
     #[prost(string, tag = "5")]
     pub name: String,
-    /// Such as [`INTERNAL`].
+    /// Its kind, such as [`INTERNAL`].
     #[prost(int32, tag = "6")]
     pub kind: i32,
     /// When it began.
@@ -301,10 +301,10 @@ pub struct Span {
     /// More about it.
     #[prost(message, repeated, tag = "9")]
     pub attributes: Vec<KeyValue>,
-    /// How it ended, if that is said.
+    /// How it ended, if known.
     #[prost(message, optional, tag = "15")]
     pub status: Option<Status>,
-    /// The flags of W3C Trace Context, and whether the parent is another process's.
+    /// The flags of W3C Trace Context, and whether the parent is a span of another process.
     #[prost(fixed32, tag = "16")]
     pub flags: u32,
 }
@@ -315,7 +315,7 @@ pub struct Status {
     /// Why, in words.
     #[prost(string, tag = "2")]
     pub message: String,
-    /// Such as [`ERROR`].
+    /// The status code, such as [`ERROR`].
     #[prost(int32, tag = "3")]
     pub code: i32,
 }

@@ -1,6 +1,6 @@
-//! What is in force: which plugins decide, and where each came from. It is noted in
-//! the state's folder, so that a start whose plugin folder lacks a file doesn't bring
-//! back the built-in plugin that the file overrode.
+//! Which plugins are in force, and where each of them came from. A note of this is kept in the
+//! state's folder. With it, a start notices when the plugin folder lacks a file, and doesn't use
+//! the built-in plugin that the file had overridden.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::private;
 
-/// Where a plugin that the program holds comes from.
+/// The source of a plugin that is built into the program.
 pub const BUILT_IN: &str = "built-in";
 
-/// The note's form. Another one isn't read.
+/// The version of the note's format. A note of another version is refused.
 const FORMAT: u32 = 1;
 
 /// A plugin that is in force, or was when its name was last in the pipeline.
@@ -27,11 +27,11 @@ pub struct InForceEntry {
     pub plugin: String,
     /// Its version.
     pub version: String,
-    /// Of its file, in hexadecimal.
+    /// The SHA-256 of its bytes, in hexadecimal.
     pub sha256: String,
-    /// The path of its file, or [`BUILT_IN`].
+    /// The path of its file, [`BUILT_IN`], or `store` for a plugin of the plugin store.
     pub source: String,
-    /// Whether the pipeline has it now.
+    /// Whether it is in the pipeline now.
     pub in_pipeline: bool,
 }
 
@@ -40,8 +40,8 @@ pub struct InForceEntry {
 struct InForceFile {
     format: u32,
     plugins: Vec<InForceEntry>,
-    /// What stands for the enrichers by which users were announced who are in the state; none if
-    /// there were none.
+    /// A digest of the enrichers that ran for the users in the state. `None`: there were no
+    /// enrichers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     enrichers: Option<String>,
 }
@@ -56,16 +56,16 @@ impl Default for InForceFile {
     }
 }
 
-/// What is known of the plugins that are, or were, in force.
+/// The plugins that are, or were, in force, and the file in which they are noted.
 #[derive(Debug, Default)]
 pub struct InForce {
-    /// Where it is noted; none where nothing is kept.
+    /// The path of the note. `None`: there is no folder for state, so nothing is kept.
     path: Option<PathBuf>,
     noted: Mutex<InForceFile>,
 }
 
 impl InForce {
-    /// Reads what was in force when the node last ran: nothing, if it never did.
+    /// Reads what was in force when the node last ran. The note is empty if the node never ran.
     ///
     /// # Errors
     /// If there is a note that can't be read. Without it, nobody could say whether a
@@ -87,32 +87,34 @@ impl InForce {
         })
     }
 
-    /// The file that a plugin of this name last came from, if it did.
+    /// The entry of the plugin that was last in force under this name, unless it was a built-in
+    /// one.
     pub fn file_of(&self, name: &str) -> Option<InForceEntry> {
         let noted = self.noted();
         let mut of_name = noted.plugins.iter().filter(|entry| entry.plugin == name);
         of_name.find(|entry| entry.source != BUILT_IN).cloned()
     }
 
-    /// Where it is noted, for who is to remove it.
+    /// The path of the note, for messages that tell the operator to remove it.
     pub fn note(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Whether users in the state were announced by other enrichers than those of a pipeline.
+    /// Whether other enrichers than the pipeline's ran for the users in the state.
     pub fn has_other_enrichers(&self, blueprint: &Blueprint) -> bool {
         self.noted().enrichers != blueprint.enrichers_digest()
     }
 
-    /// Notes what is in force from now on. What came from a file stays noted when the
-    /// pipeline doesn't name it any more.
+    /// Notes that a pipeline is in force from now on. Plugins that came from files stay in the
+    /// note even when the pipeline stops naming them.
     pub fn record(&self, blueprint: &Blueprint) {
         self.note_both(blueprint, blueprint.enrichers_digest());
     }
 
-    /// As [`Self::record`] at a start, but for the enrichers: those of the node's last run are
-    /// noted until this one ends, or its pipeline changes. A process that is killed before then runs
-    /// them again at its next start.
+    /// As [`Self::record`], but the enrichers of the node's last run stay in the note. A start that
+    /// has other enrichers uses this, and runs them for the users in the state. The new ones are
+    /// noted when the pipeline changes or the process stops in order. If it is killed before, the
+    /// next start runs them again.
     pub fn record_plugins(&self, blueprint: &Blueprint) {
         let enrichers = self.noted().enrichers.clone();
         self.note_both(blueprint, enrichers);
@@ -146,7 +148,7 @@ impl InForce {
             return;
         }
         let before = std::mem::replace(&mut *noted, now);
-        // Of built-in plugins alone that are no enrichers, a note says no more than none.
+        // A note of built-in plugins that are no enrichers says no more than a missing note.
         let is_built_in = |entry: &InForceEntry| entry.source == BUILT_IN;
         let says_nothing =
             |note: &InForceFile| note.plugins.iter().all(is_built_in) && note.enrichers.is_none();
@@ -176,9 +178,9 @@ impl InForceEntry {
     }
 }
 
-/// Where a tenant's plugins are noted.
+/// The path of a tenant's note.
 fn path(config: &Config) -> Option<PathBuf> {
-    // No tenant's prefix is `presence`.
+    // A tenant without a name and a prefix is called `presence`, which no other one can be.
     let tenant = config.tenant.file_name();
     let dir = config.state.dir.as_ref()?;
     Some(dir.join(format!("{tenant}.plugins.json")))
@@ -188,7 +190,7 @@ fn read(path: &Path) -> anyhow::Result<InForceFile> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(InForceFile::default()),
-        // A folder that can't be used is for the state to tell of.
+        // If the folder can't be used, the code that opens the state reports it.
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
             return Ok(InForceFile::default());
         }
@@ -252,7 +254,7 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert!(read(&path).is_err(), "{bytes}");
         }
-        // One of a version that noted no enrichers.
+        // A note without enrichers, as older versions of the program wrote it.
         fs::write(&path, r#"{"format":1,"plugins":[]}"#).unwrap();
         assert_eq!(read(&path).unwrap(), InForceFile::default());
         let below = path.join("below a file");

@@ -16,12 +16,12 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// PKCS #8 of a key of Ed25519, up to its 32 bytes.
+/// The PKCS #8 header of an Ed25519 key. The 32 bytes of the key follow it.
 const PKCS8: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// No file of a key is longer.
+/// At most this much of a key file is read.
 const BYTES_MAX: u64 = 4_096;
 
 /// The bits that let others do anything with a file.
@@ -30,7 +30,7 @@ const OTHERS: u32 = 0o077;
 /// Makes a new key, in a file that nobody else can read, and gives back its public half.
 ///
 /// # Errors
-/// If there is a file of that name, or it can't be written.
+/// If there is a file of that name already, or it can't be written.
 pub fn generate(path: &Path) -> anyhow::Result<PublicKey> {
     let mut seed = [0; 32];
     let random = SystemRandom::new().fill(&mut seed);
@@ -52,7 +52,7 @@ pub fn generate(path: &Path) -> anyhow::Result<PublicKey> {
     };
     let written = write!(file, "{BEGIN}\n{encoded}\n{END}\n").and_then(|()| file.sync_all());
     if let Err(error) = written {
-        // Half a key is none.
+        // A file with half a key is of no use.
         let _ = fs::remove_file(path);
         return Err(error).with_context(|| format!("can't write {}", path.display()));
     }
@@ -62,7 +62,7 @@ pub fn generate(path: &Path) -> anyhow::Result<PublicKey> {
 /// The public half of a key.
 ///
 /// # Errors
-/// None of a key of Ed25519.
+/// If the public half isn't 32 bytes long, which an Ed25519 key's always is.
 pub fn public(pair: &Ed25519KeyPair) -> anyhow::Result<PublicKey> {
     let bytes = pair.public_key().as_ref().try_into();
     Ok(PublicKey(bytes.context("a key of another length")?))
@@ -71,7 +71,7 @@ pub fn public(pair: &Ed25519KeyPair) -> anyhow::Result<PublicKey> {
 /// Reads a private key.
 ///
 /// # Errors
-/// If others can read it, or it is none.
+/// If others can read the file, or it holds no private key of Ed25519.
 pub fn private(path: &Path) -> anyhow::Result<Ed25519KeyPair> {
     let cant = || format!("can't read the key {}", path.display());
     let file = File::open(path).with_context(cant)?;

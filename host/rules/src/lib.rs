@@ -2,7 +2,7 @@
 //! ([`loader`]), who signed it ([`signature`]), what ran before ([`in_force`]), what is kept of the
 //! plugin store ([`store_cache`]), and where compiled code is kept ([`private`]).
 
-// It panics once nobody reads any more, as with `| head`.
+// `print!` panics when the reader of the output has gone, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,

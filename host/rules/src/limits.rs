@@ -1,9 +1,10 @@
-//! What a plugin's calls are held to, by a configuration.
+//! The limits of plugin calls, from a configuration.
 
 use presence_config::Config;
 use presence_sandbox::{Limits, Quarantine};
 
-/// What a call is held to; without `clock`, by fuel alone.
+/// The limits of each call. Without `clock` there is no deadline: fuel alone limits how long a call
+/// runs.
 #[must_use]
 pub fn limits(config: &Config, clock: bool) -> Limits {
     let engine = &config.engine;

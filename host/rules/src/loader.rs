@@ -1,5 +1,5 @@
-//! Loading the configured pipeline: each plugin's bytes, from the plugin folder
-//! or, failing that, from those built in.
+//! Loads the configured pipeline. A plugin's bytes come from the plugin store, or from the plugin
+//! folder and, if there is no file, from the plugins that are built in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -43,40 +43,40 @@ use compiler::Compiler;
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
 pub struct Loader {
     compiler: Arc<Compiler>,
-    /// Plugins that win over the folder's and those built in.
+    /// Plugins that take precedence over stored, folder and built-in ones of the same name.
     preferred: HashMap<String, Arc<Plugin>>,
-    /// What is, or was, in force.
+    /// Which plugins are in force, or were when the node last ran.
     in_force: InForce,
-    /// What is kept of the plugin store.
+    /// This node's cache of the plugin store.
     kept: Arc<StoreCache>,
-    /// Plugins in force whose files are gone, and what a start without them does. The log was
-    /// told.
+    /// Plugins in force whose files are gone, each with the text of what the next start will do.
+    /// Each of them has been logged.
     gone: Mutex<BTreeMap<String, &'static str>>,
-    /// What the instances of all plugins have together.
+    /// The memory budget that the instances of all plugins share.
     memory: MemoryBudget,
-    /// How many pipelines were refused since a quota of plugins would have been exceeded.
+    /// How many pipelines were refused because they exceeded a quota of plugins.
     over_quota: AtomicU64,
 }
 
-/// What a start does without the file of a plugin that was in force.
+/// The text for a next start that will fail, since the file of a plugin in force is missing.
 const REFUSES: &str = "the next start refuses: put the file back, or take its [[pipeline]] entry \
                        out";
 
-/// Where a plugin comes from that a command was given.
+/// The origin of a plugin whose file was given to a command.
 const GIVEN: &str = "given";
 
-/// How long compiling a plugin may take for its author.
+/// How long compiling a plugin may take while its author waits for it.
 const AUTHORS: Duration = Duration::from_secs(3_600);
 
-/// A plugin, and where it comes from.
+/// A plugin and its origin.
 type Found = (Arc<Plugin>, Arc<str>);
 
-/// What loaders of several tenants share: what one of them has compiled is there for all.
+/// The compiler that the loaders of several tenants share: each plugin is compiled once for all.
 #[derive(Clone, Default)]
 pub struct SharedCompiler(Arc<Mutex<Option<Arc<Compiler>>>>);
 
 impl SharedCompiler {
-    /// It keeps what it compiles where the configuration of the first who needs it says.
+    /// The compiler, made at the first call: that call's configuration names its cache folder.
     fn of(&self, config: &Config) -> anyhow::Result<Arc<Compiler>> {
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(compiler) = &*made {
@@ -88,15 +88,15 @@ impl SharedCompiler {
 }
 
 impl Loader {
-    /// A loader that keeps what it compiles where the configuration says.
+    /// A loader that caches compiled code in the folder that the configuration names.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         Self::with_compiler(&SharedCompiler::default(), config)
     }
 
-    /// A loader that compiles with others.
+    /// A loader that shares a compiler with other loaders.
     ///
     /// # Errors
-    /// If there can be no engine.
+    /// If the engine can't be made.
     pub fn with_compiler(shared: &SharedCompiler, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             compiler: shared.of(config)?,
@@ -109,43 +109,43 @@ impl Loader {
         })
     }
 
-    /// How many compiled plugins were refused, since they weren't what was kept.
+    /// How many files of cached compiled code were refused, since their content had changed.
     pub fn cache_refusals(&self) -> u64 {
         self.compiler.cache_refusals()
     }
 
-    /// What the instances of all plugins have together.
+    /// The memory budget that the instances of all plugins share.
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
     }
 
-    /// How many pipelines were refused since a quota of plugins would have been exceeded.
+    /// How many pipelines were refused because they exceeded a quota of plugins.
     pub fn over_quota(&self) -> u64 {
         self.over_quota.load(Ordering::Relaxed)
     }
 
-    /// What is kept of the plugin store.
+    /// This node's cache of the plugin store.
     pub fn store_cache(&self) -> &Arc<StoreCache> {
         &self.kept
     }
 
-    /// The same, knowing what was in force when the node last ran.
+    /// The same loader, with the note of what was in force when the node last ran.
     pub fn with_in_force(self, in_force: InForce) -> Self {
         Self { in_force, ..self }
     }
 
-    /// A pipeline is in force from now on.
+    /// Notes that a pipeline is in force from now on.
     pub fn record_in_force(&self, blueprint: &Blueprint) {
         self.in_force.record(blueprint);
     }
 
-    /// What was in force when the node last ran, and is noted anew.
+    /// The note of which plugins are in force, or were when the node last ran.
     pub fn in_force(&self) -> &InForce {
         &self.in_force
     }
 
-    /// Stands for what a load of the configured pipeline goes by: it is another number
-    /// once the pipeline, or one of the files, has changed.
+    /// A hash of everything that a load depends on: the pipeline, other parts of the
+    /// configuration, and the plugins' files. It changes when one of these does.
     pub fn stamp(config: &Config) -> u64 {
         let mut hasher = DefaultHasher::new();
         let Config {
@@ -163,7 +163,7 @@ impl Loader {
         );
         let all = (pipeline, engine, plugins, tracker.metadata, quotas);
         format!("{all:?}").hash(&mut hasher);
-        // A digest stands for what a plugin of the store is.
+        // A plugin of the store has no file to look at: its digest is in the pipeline above.
         let in_folder = |_: &&config::Stage| plugins.source == PluginSource::Folder;
         for stage in pipeline.iter().filter(in_folder) {
             Stamp::of(&file(&plugins.dir, &stage.plugin)).hash(&mut hasher);
@@ -171,29 +171,29 @@ impl Loader {
         hasher.finish()
     }
 
-    /// Loads a plugin's file under the name that its manifest gives it.
+    /// Loads a plugin from a file, under the name in its manifest.
     ///
     /// # Errors
-    /// If it can't be read, or is no plugin.
+    /// If the file can't be read, or holds no plugin.
     pub fn plugin_file(&self, path: &Path) -> anyhow::Result<Arc<Plugin>> {
         let bytes = std::fs::read(path);
         let bytes = bytes.with_context(|| format!("can't read {}", path.display()))?;
         let place = || format!("{} can't be used", path.display());
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = Manifest::read(&file, &bytes).with_context(place)?.name;
-        // An author's own, who waits for it.
+        // The plugin's author waits for this, so it may take long.
         let plugin = self.compiler.compile("", &name, &bytes, AUTHORS);
         plugin.with_context(place)
     }
 
-    /// Whether a pipeline that is configured so has a plugin of this name to load.
+    /// Whether there is a preferred plugin, a file in the folder, or a built-in one of this name.
     pub fn has(&self, config: &Config, name: &str) -> bool {
         self.preferred.contains_key(name)
             || file(&config.plugins.dir, name).exists()
             || built_in(name).is_some()
     }
 
-    /// Has a plugin win from now on over what else there is of its name.
+    /// Makes later loads use this plugin, whatever other plugins of its name there are.
     pub fn prefer(&mut self, plugin: Arc<Plugin>) {
         self.preferred.insert(plugin.name.to_string(), plugin);
     }
@@ -202,12 +202,12 @@ impl Loader {
     /// are limited by fuel alone.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// Everything that is wrong with the pipeline.
     pub fn load(&self, config: &Config, clock: bool) -> Result<Blueprint, Vec<anyhow::Error>> {
         self.attempt(config, clock, None, &Attempt::default())
     }
 
-    /// As [`load`](Self::load). `running` is what it is to take the place of.
+    /// As [`load`](Self::load). `running` is the pipeline that the new one will replace.
     ///
     /// # Errors
     /// As [`load`](Self::load), and if the attempt is given up.
@@ -223,7 +223,7 @@ impl Loader {
         })
     }
 
-    /// As [`attempt`](Self::attempt), of a pipeline that is to run beside the active one.
+    /// As [`attempt`](Self::attempt), for a pipeline that will run beside the active one.
     ///
     /// # Errors
     /// As [`attempt`](Self::attempt).
@@ -293,7 +293,7 @@ impl Loader {
         }
     }
 
-    /// Counts what a quota of plugins refuses.
+    /// Counts the pipeline as over a quota if the check of that quota failed.
     fn within(&self, checked: anyhow::Result<()>) -> anyhow::Result<()> {
         if checked.is_err() {
             self.over_quota.fetch_add(1, Ordering::Relaxed);
@@ -301,8 +301,8 @@ impl Loader {
         checked
     }
 
-    /// What is wrong with the plugins that lie in the folder and that the
-    /// pipeline doesn't name.
+    /// Loads the plugins in the folder that the pipeline doesn't name, and returns what is wrong
+    /// with them.
     pub fn problems_beside(&self, config: &Config) -> Vec<anyhow::Error> {
         let names = unused_files(config);
         let loaded = names.iter().map(|name| {
@@ -340,7 +340,7 @@ impl Loader {
         }
     }
 
-    /// A plugin of the store, which has been fetched.
+    /// Loads a plugin of the store, which this node has fetched before.
     fn load_stored(
         &self,
         config: &Config,
@@ -411,7 +411,7 @@ impl Loader {
             Some(bytes) if *sha256(bytes) == *runs.sha256 => {
                 "the next start uses the built-in plugin, which is the same"
             }
-            // Nothing tells that start what was in force.
+            // There is no note, so the next start can't know what was in force.
             Some(_) if self.in_force.note().is_none() => {
                 "the next start uses the built-in plugin of that name instead: put the file back, \
                  or set [state] dir"
@@ -420,7 +420,8 @@ impl Loader {
         }
     }
 
-    /// That no file is missing which held the plugin of a name when it was last in force.
+    /// Fails if the plugin of this name was last in force from a file, which is missing now. A
+    /// built-in plugin with the same bytes may take its place.
     fn must_not_be_missing(&self, name: &str, path: &Path) -> anyhow::Result<()> {
         let Some(missing) = self.in_force.file_of(name) else {
             return Ok(());
@@ -469,7 +470,7 @@ impl Loader {
     ) -> anyhow::Result<Found> {
         let cant = || format!("{} can't be used", path.display());
         let origin = path.display().to_string().into();
-        // What runs may be back, after one that was refused.
+        // The file may hold the running plugin again, after one that was refused.
         if let Some(runs) = running_as(running, name, &sha256(&bytes)) {
             return Ok((runs, origin));
         }
@@ -480,17 +481,17 @@ impl Loader {
         Ok((plugin, origin))
     }
 
-    /// Compiles what is trusted. The bytes are not looked at further if they aren't.
+    /// Compiles a plugin if it is trusted. If it isn't, nothing else reads its bytes.
     fn compile(&self, config: &Config, name: &str, bytes: &[u8]) -> anyhow::Result<Arc<Plugin>> {
         self.compiler.proof_of(bytes).holds(&config.plugins)?;
-        // Tenants of other accounts may have no prefix, either.
+        // The prefix alone would not do: several accounts may each have a tenant without one.
         let owner = config.tenant.file_name();
         let limit = config.plugins.compile_timeout;
         Ok(self.compiler.compile(owner, name, bytes, limit)?)
     }
 
-    /// Which plugins of a pipeline run though their files are gone, a line each; none if there
-    /// are none.
+    /// A line for each plugin of the pipeline that runs though its file is gone. `None`: there is
+    /// no such plugin.
     pub fn gone_in_words(&self, config: &Config) -> Option<String> {
         let gone = self.gone();
         let is_named = |name: &str| config.pipeline.iter().any(|stage| stage.plugin == name);
@@ -509,14 +510,14 @@ impl Loader {
     }
 }
 
-/// The plugin that runs under a name, if it is of these bytes.
+/// The running plugin of this name, if its bytes have this digest.
 fn running_as(running: Option<&Blueprint>, name: &str, sha256: &str) -> Option<Arc<Plugin>> {
     let mut running = running.into_iter().flat_map(Blueprint::stages);
     let is_meant = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *sha256;
     running.find(is_meant).map(|it| Arc::clone(&it.plugin))
 }
 
-/// A plugin, if it has the bytes that its stage says.
+/// Checks that a plugin has the digest that its stage's entry names, if it names one.
 fn pinned(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
     let (plugin, origin) = &found;
     if let Some(digest) = digest {
@@ -530,14 +531,14 @@ fn pinned(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
     Ok(found)
 }
 
-/// What is probably not meant about a pipeline, if anything is.
+/// The warning that a pipeline has no redactor, if so.
 pub fn pipeline_warning(blueprint: &Blueprint) -> Option<&'static str> {
     let mut stages = blueprint.stages();
     let redacts = stages.any(|stage| stage.plugin.manifest.role == manifest::Role::Redactor);
     (!redacts).then_some(NO_REDACTOR)
 }
 
-/// What is wrong with a stage, with where its entry stands, if it has one.
+/// Adds the place of the stage's entry to an error, if the stage has an entry.
 fn placed(problem: anyhow::Error, place: Option<&config::Place>) -> anyhow::Error {
     match place {
         Some(place) => problem.context(place.clone()),
@@ -553,13 +554,13 @@ fn limit(plugins: &Plugins) -> Limit {
     }
 }
 
-/// Where a plugin's file lies in the plugin folder.
+/// The path of a plugin's file in the plugin folder.
 fn file(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.wasm"))
 }
 
-/// An engine that keeps what it compiles where the configuration says, if it can be kept
-/// there safely.
+/// An engine that caches compiled code in the configured folder. If there is none, or it isn't
+/// safe, the engine caches nothing.
 pub fn engine(config: &Config) -> anyhow::Result<Engine> {
     let Some(folder) = &config.plugins.cache else {
         return Ok(Engine::new()?);
@@ -574,8 +575,8 @@ pub fn engine(config: &Config) -> anyhow::Result<Engine> {
     })
 }
 
-/// The key of what is compiled: in the user's own folder for state, so that all nodes and
-/// commands of the user have one; or else, if the user has no such folder, in the node's.
+/// The key that authenticates cached code. It is in the user's own state folder, so that all nodes
+/// and commands of the user share it. If that fails, it is in the node's configured one.
 fn key(state: &config::State) -> anyhow::Result<private::Key> {
     let own = match config::own_state() {
         Some(folder) => private::key(&folder),
@@ -588,7 +589,7 @@ fn key(state: &config::State) -> anyhow::Result<private::Key> {
     .context("there is no place for the key that they are signed with")
 }
 
-/// As the sandbox has it.
+/// Converts the value to the sandbox's type.
 fn on_failure(wanted: OnFailure) -> manifest::OnFailure {
     match wanted {
         OnFailure::Hold => manifest::OnFailure::Hold,

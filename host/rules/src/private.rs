@@ -1,8 +1,9 @@
-//! Folders and files for the node's own user alone.
+//! Folders and files that only the node's own user can access.
 //!
-//! What is trusted is a whole path: who can write in any of its folders, or may
-//! change a link on the way, can have it lead elsewhere. Root and the node's own user
-//! may; a folder that is sticky, as `/tmp` is, lets nobody touch what is another's.
+//! A folder is trusted only if its whole path is: a user who can write in a folder of the path, or
+//! change a link in it, could make the path lead elsewhere. Only root and the node's own user may
+//! be able to. A sticky folder in the path, such as `/tmp`, is accepted: users can't rename or
+//! remove there what belongs to another user.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -25,51 +26,52 @@ const OTHERS_WRITE: u32 = 0o022;
 /// The bits that let the group, or everyone, do anything with a file.
 const OTHERS: u32 = 0o077;
 
-/// The bit that keeps who can write in a folder from renaming or removing what is
-/// another's.
+/// The sticky bit: a user who can write in the folder can't rename or remove what belongs to
+/// another user.
 const STICKY: u32 = 0o1000;
 
-/// How many links a path may lead over.
+/// How many symbolic links are followed in one path.
 const LINKS_MAX: u32 = 40;
 
-/// How the name of a file begins that is being written, and after how long one is taken for what a
-/// process has left behind that was killed.
+/// The prefix of a file's name while the file is being written. A file with this prefix that is at
+/// least `LEFT_BEHIND` old is taken for one that a killed process has left.
 const UNFINISHED: &str = ".unfinished-";
 const LEFT_BEHIND: Duration = Duration::from_secs(3_600);
 
 const KEY_BYTES: usize = 32;
 
-/// A secret that is the user's own.
+/// A secret key that only the user has.
 pub type Key = [u8; KEY_BYTES];
 
-/// Makes a folder that others can't read, if it isn't there.
+/// Makes a folder that others can't read, unless there is one.
 pub fn folder(path: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("can't make the folder {}", path.display()))
 }
 
-/// As [`folder`]. If it is there, nobody but root and the node's user may be able to
-/// change what is in it, or have its path lead elsewhere.
+/// As [`folder`]. Fails if anybody but root and the node's user can change the folder's content,
+/// or make its path lead elsewhere.
 pub fn trusted_folder(path: &Path) -> anyhow::Result<()> {
     folder(path)?;
     trust(path)
 }
 
-/// Opens a file for reading and writing that others can't read, though they could before,
-/// and makes it if it isn't there.
+/// Opens a file for reading and writing, and makes it if it isn't there. If others could read it
+/// before, they can't any more.
 pub fn file(path: &Path) -> io::Result<File> {
     let file = options().create(true).truncate(false).open(path)?;
     keep_private(&file, path);
     Ok(file)
 }
 
-/// Writes a file that others can't read in the place of the one that may be there: whole,
-/// or not at all.
+/// Writes a file that others can't read, and replaces the one that may be there. The file is
+/// written as a whole, or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, File::sync_all)
 }
 
-/// As [`write()`], of what is of no use after a crash of the machine: the disk isn't waited for.
+/// As [`write()`], for content that is of no use after a crash of the machine: it doesn't wait for
+/// the disk.
 pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, |_| Ok(()))
 }
@@ -81,8 +83,8 @@ fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Resu
     Ok(())
 }
 
-/// What is to be in a file, written beside its place and under a name of its own, where others can't
-/// read it: somebody else may be writing the same file.
+/// Writes a file's content into a temporary file in the same folder. Others can't read it. Its name
+/// is unique, since another process may be writing the same file.
 fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let folder = path.parent().ok_or(ErrorKind::InvalidFilename)?;
     let mut named = tempfile::Builder::new();
@@ -94,8 +96,8 @@ fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
-/// Whether a folder has not been looked through for so long that there may be something to remove: a
-/// node writes thousands of files into one, of as many tenants.
+/// Whether a folder should be searched for files that killed processes have left: at most once in
+/// `LEFT_BEHIND`, since a node writes the files of thousands of tenants into one folder.
 fn is_due(folder: &Path) -> bool {
     static LOOKED: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
     let mut looked = LOOKED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +111,7 @@ fn is_due(folder: &Path) -> bool {
     true
 }
 
-/// Removes what is left of files that processes were writing when they were killed.
+/// Removes unfinished files of processes that were killed while they wrote.
 fn remove_left_behind(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -118,14 +120,14 @@ fn remove_left_behind(folder: &Path) {
         let written = entry.metadata().and_then(|about| about.modified());
         let age = written.ok().and_then(|at| at.elapsed().ok());
         if age.is_some_and(|age| age >= LEFT_BEHIND) {
-            // Another process may have been faster.
+            // Another process may have removed it already.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// The key in a folder, which is made when it is first asked for, and made anew if it
-/// isn't one, or others could read it.
+/// The key in a folder. It is made at the first call. It is made anew if the file holds no key, or
+/// others could read it.
 pub fn key(dir: &Path) -> anyhow::Result<Key> {
     trusted_folder(dir)?;
     let path = dir.join("cache.key");
@@ -145,7 +147,7 @@ pub fn key(dir: &Path) -> anyhow::Result<Key> {
     file.as_file().sync_all().with_context(cant)?;
     match file.persist_noclobber(&path) {
         Ok(_) => Ok(key),
-        // Another process was faster.
+        // Another process has made the key first.
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
             read_key(&path)?.with_context(|| format!("{} comes and goes", path.display()))
         }
@@ -180,8 +182,8 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Takes a file from others who could read it. Some file systems know no modes: there
-/// it stays as it is.
+/// Takes the permissions on a file away from other users. On a file system without permissions, the
+/// file stays as it is, and the log says so.
 fn keep_private(file: &File, path: &Path) {
     let kept = file.metadata().and_then(|about| {
         if about.mode() & OTHERS == 0 {
@@ -195,7 +197,7 @@ fn keep_private(file: &File, path: &Path) {
     }
 }
 
-/// Checks each step of a path, as the system goes it.
+/// Checks each folder and link of a path, in the order in which the system resolves it.
 fn trust(path: &Path) -> anyhow::Result<()> {
     let whole = std::path::absolute(path)?;
     let mut ahead = steps(&whole);
@@ -251,7 +253,7 @@ fn trust_owner(path: &Path, uid: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether it is the user that the node runs as.
+/// Whether this is the user that the node runs as.
 fn is_own(uid: u32) -> bool {
     rustix::process::geteuid().as_raw() == uid
 }
@@ -402,7 +404,7 @@ mod tests {
         write(&around.path().join("epoch"), b"7").unwrap();
         assert!(!old.exists());
         assert!(recent.exists() && other.exists());
-        // Nor does each file have the whole folder looked through.
+        // The folder isn't searched again for each file that is written.
         let old = left(".unfinished-a", 2);
         write(&around.path().join("epoch"), b"8").unwrap();
         assert!(old.exists());

@@ -1,42 +1,42 @@
 //! Signatures over plugins: Ed25519, in a custom section at the beginning of the component, as
 //! the WebAssembly tool conventions describe it ("Signatures") and wasmsign2 writes it.
 //!
-//! The section holds sets of hashes, each with the signatures over it. What is signed here, and
-//! taken, is the whole component: the last hash of a set is the SHA-256 of all that follows the
-//! section. (The conventions also permit a signature over its beginning alone. That says nothing
-//! of the rest, and is not taken.)
+//! The section holds sets of hashes, each with the signatures over it. Only signatures over the
+//! whole component are made and accepted here: the last hash of a set is the SHA-256 of all that
+//! follows the section. (The conventions also permit a signature over the beginning alone. It says
+//! nothing about the rest, so it is not accepted.)
 //!
-//! This reads bytes that nobody has vouched for, before anything else does: it looks at no more
-//! than this one section.
+//! This code is the first to read a plugin's bytes, and nobody has vouched for them yet. So it
+//! parses only this one section.
 
 use presence_config::PublicKey;
 use ring::digest::{SHA256, digest};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
-/// The custom section, which must be the first.
+/// The name of the custom section, which must be the component's first section.
 const SECTION: &[u8] = b"signature";
 
-/// What the signed message begins with, and then: the version of the specification, the kind of
-/// content (a module or component) and the hash function (SHA-256).
+/// The beginning of the signed message. `HEAD` follows: the version of the specification, the kind
+/// of content (a module or component) and the hash function (SHA-256).
 const DOMAIN: &[u8] = b"wasmsig";
 const HEAD: [u8; 3] = [1, 1, 1];
 
-/// The number of Ed25519.
+/// The number that stands for Ed25519 in a signature.
 const ALGORITHM: u8 = 1;
 
-/// What a component begins with.
+/// The first bytes of every component.
 const PREAMBLE: [u8; 8] = *b"\0asm\x0d\0\x01\0";
 
 const HASH_BYTES: usize = 32;
 
-/// How many signatures are looked at, and how many hashes a set may have.
+/// How many signatures a component may have, and how many hashes each set.
 const SIGNATURES_MAX: usize = 64;
 const HASHES_MAX: usize = 64;
 
-/// Why a plugin's signature isn't taken.
+/// Why a plugin's signature isn't accepted.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SignatureError {
-    /// It isn't what can be signed.
+    /// The bytes are no WebAssembly component.
     #[error("it is not a WebAssembly component")]
     NoComponent,
     /// There is no signature.
@@ -45,13 +45,13 @@ pub enum SignatureError {
     /// The section can't be read.
     #[error("its signature can't be read ({0}): sign it again with `presence plugin sign`")]
     Malformed(&'static str),
-    /// All signatures are by others.
+    /// No signature is by a trusted key.
     #[error(
         "it is not signed with a trusted key: sign it with one, or add the public key of its \
          signer to [plugins] trusted_keys"
     )]
     Untrusted,
-    /// It was signed with a trusted key, and changed later.
+    /// It was signed with a trusted key, and changed after that.
     #[error("it was changed after it was signed with {0}: sign it again, if the change is meant")]
     Altered(PublicKey),
 }
@@ -73,28 +73,29 @@ struct Signature {
     signature: Vec<u8>,
 }
 
-/// The signatures of a component, apart from it: it can be told later, too, who signed it.
+/// The signatures of a component, without its bytes. With them, its signers can be checked later.
 pub struct Signatures {
     sets: Vec<SignatureSet>,
-    /// Of what they have to be over.
+    /// The hash that a valid signature has to cover: of all that follows the section.
     hash: Vec<u8>,
 }
 
 impl Signatures {
-    /// Those of a component, of which nothing has been verified yet.
+    /// Reads the signatures of a component. It verifies none of them.
     ///
     /// # Errors
-    /// If it has none, or they can't be read.
+    /// If the component has no signatures, or they can't be read.
     pub fn read(component: &[u8]) -> Result<Self, SignatureError> {
         let Signed { sets, rest } = read(component)?.ok_or(SignatureError::Unsigned)?;
         let hash = digest(&SHA256, rest).as_ref().to_vec();
         Ok(Self { sets, hash })
     }
 
-    /// By which of some keys they are, in the keys' order: by one at least.
+    /// Verifies the signatures. Returns those of `keys` that have signed the component, in the
+    /// order of `keys`: one at least.
     ///
     /// # Errors
-    /// Why they are by none.
+    /// If none of the keys has signed it as it is now.
     pub fn by(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
         let mut altered = None;
         let mut verified = Vec::new();
@@ -121,19 +122,19 @@ impl Signatures {
     }
 }
 
-/// With which of some keys a component is signed, in their order: with one at least.
+/// Returns those of `keys` that have signed a component, in the order of `keys`: one at least.
 ///
 /// # Errors
-/// Why it isn't.
+/// If none of the keys has signed it as it is now, or its signatures can't be read.
 pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
     Signatures::read(component)?.by(keys)
 }
 
-/// A component with a signature. Those that others have made over the same content stay, so that
-/// a plugin can have several; those over other content are left out.
+/// Signs a component. The signatures of others over the same content stay, so that a plugin can
+/// have several. Signatures over other content are left out.
 ///
 /// # Errors
-/// If it is no component, or has signatures that can't be read.
+/// If the bytes are no component, or its signatures can't be read or are too many.
 pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, SignatureError> {
     let signed = read(component)?;
     let unsigned = component.get(PREAMBLE.len()..).unwrap_or_default();
@@ -165,7 +166,7 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Signature
     Ok(with_section(&set, rest))
 }
 
-/// A component that begins with a section of these signatures.
+/// A component that begins with a signature section of this one set, and continues with `rest`.
 fn with_section(set: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     put_sized(&mut content, SECTION);
@@ -189,7 +190,7 @@ impl Signature {
     }
 }
 
-/// What is signed.
+/// The message that is signed for some hashes.
 fn message(hashes: &[u8]) -> Vec<u8> {
     [DOMAIN, &HEAD, hashes].concat()
 }
@@ -234,7 +235,7 @@ fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureErro
                 .checked_sub(1)
                 .ok_or(SignatureError::Malformed("it has too many signatures"))?;
             let key_id = one.sized().ok_or_else(ends)?;
-            // What another algorithm makes is nothing to go by.
+            // A signature by another algorithm is skipped.
             if one.byte() == Some(ALGORITHM)
                 && let Some(signature) = one.sized()
             {
@@ -244,7 +245,7 @@ fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureErro
             }
         }
         set.must_be_read()?;
-        // A set without signatures counts, too, so that their number is bounded.
+        // A set without signatures counts as one, so that the number of sets is bounded, too.
         left = left
             .checked_sub(usize::from(signatures.is_empty()))
             .ok_or(SignatureError::Malformed("it has too many sets of hashes"))?;
@@ -253,12 +254,12 @@ fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureErro
             signatures,
         });
     }
-    // What could stand there would be nobody's, in a file that is said to be unchanged.
+    // No signature would cover bytes that stand here, so there may be none.
     content.must_be_read()?;
     Ok(sets)
 }
 
-/// Bytes, as far as they have not been read.
+/// The bytes that have not been read yet.
 struct ByteReader<'a>(&'a [u8]);
 
 impl<'a> ByteReader<'a> {
@@ -272,7 +273,7 @@ impl<'a> ByteReader<'a> {
         self.take(1)?.first().copied()
     }
 
-    /// That all of it has been read.
+    /// Fails unless all bytes have been read.
     fn must_be_read(&self) -> Result<(), SignatureError> {
         let is_read = self.0.is_empty();
         is_read
@@ -280,8 +281,8 @@ impl<'a> ByteReader<'a> {
             .ok_or(SignatureError::Malformed("something else follows it"))
     }
 
-    /// A number in LEB128, of at most 32 bits and no longer than it has to be: there is one way
-    /// to write it.
+    /// Reads a number in LEB128, of at most 32 bits. Only the shortest form is accepted, so that
+    /// there is one way to write a number.
     fn number(&mut self) -> Option<usize> {
         let mut number = 0_u64;
         for place in 0..5 {
@@ -297,7 +298,7 @@ impl<'a> ByteReader<'a> {
         None
     }
 
-    /// What begins with its length.
+    /// Reads a length, and as many bytes.
     fn sized(&mut self) -> Option<&'a [u8]> {
         let count = self.number()?;
         self.take(count)
@@ -338,12 +339,12 @@ mod tests {
         assert_eq!(verify(&signed, &[]), Err(SignatureError::Untrusted));
         assert_eq!(verify(component, &[key]), Err(SignatureError::Unsigned));
         assert_eq!(verify(b"MZ", &[key]), Err(SignatureError::NoComponent));
-        // Signing again changes nothing: Ed25519 has no chance in it.
+        // Signing again changes nothing, since Ed25519 is deterministic.
         assert_eq!(sign(&signed, &one).unwrap(), signed);
     }
 
-    /// What wasmsign2 0.2 has signed, with this key: `wasmsign2 sign` of a component that holds
-    /// one custom section.
+    /// A public key, and what `wasmsign2 sign` (0.2) has made with it of a component that holds one
+    /// custom section.
     const WASMSIGN2: (&str, &str) = (
         "ed25519:vGI70JwuoVm2S6p5XLQGq0C2Zq7KRhh+2etexBNFdSI=",
         "0061736d0d0001000075097369676e617475726501010101660152d4da95257c462bddc3ca81b91f\
@@ -394,7 +395,7 @@ mod tests {
         for end in (0..signed.len()).step_by(97).chain(0..200) {
             assert!(verify(&signed[..end], &[key]).is_err(), "{end}");
         }
-        // What was signed before the change doesn't stay beside the new signature.
+        // The signature from before the change isn't kept beside the new one.
         let again = sign(&longer, &one).unwrap();
         assert_eq!(verify(&again, &[key]), Ok(vec![key]));
     }
@@ -467,7 +468,7 @@ mod tests {
             let refused = verify(&other, &[key]);
             assert!(matches!(refused, Err(SignatureError::Malformed(_))));
         }
-        // The length of the section itself.
+        // The same for the length of the section.
         let mut longer = plain.clone();
         let at = plain[9..].iter().position(|byte| byte & 0x80 == 0).unwrap() + 9;
         longer[at] |= 0x80;

@@ -1,5 +1,5 @@
 //! What a node keeps on disk of the plugin store: the plugins that it runs, by their digests,
-//! and the revision that is in force. It starts from that while the store is away.
+//! and the revision that is in force. While the store can't be reached, a node starts from these.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,41 +17,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::private;
 
-/// Where a plugin of the store comes from, in words.
+/// The source of a plugin that comes from the store.
 pub const STORE: &str = "store";
 
-/// What is kept of a tenant's plugin store.
+/// The cache of a tenant's plugin store.
 #[derive(Debug, Default)]
 pub struct StoreCache {
-    /// Where it is kept; none where nothing is kept over a restart.
+    /// The cache's folder. `None`: nothing is kept over a restart.
     folder: Option<PathBuf>,
-    /// The plugins that could not be kept there.
+    /// The plugins that could not be written to the folder.
     memory: Mutex<HashMap<Digest, Arc<[u8]>>>,
-    /// The plugins that are to stay besides those in force, each for as long as somebody holds it. Locked while one
-    /// is removed: who holds one then finds it there, or finds it gone.
+    /// The plugins that stay besides those in force, each for as long as its `HeldPlugins` exists.
+    /// The lock is held while a plugin is removed. So a new holder finds a plugin there for good,
+    /// or finds it gone.
     held: Mutex<Vec<(Digest, Weak<()>)>>,
 }
 
-/// Plugins that stay on this node for as long as this is there, whatever comes into force meanwhile.
+/// Keeps some plugins on this node until it is dropped, whatever comes into force meanwhile.
 #[derive(Debug)]
 pub struct HeldPlugins(#[expect(dead_code, reason = "what it is for is that it lives")] Arc<()>);
 
-/// What a node keeps of a canary over a restart.
+/// What a node has to know about a canary after a restart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedCanary {
-    /// Which one.
+    /// Which canary it is.
     pub candidate: Candidate,
     /// For how many milliseconds it has been watched on this node.
     pub watched_ms: u64,
-    /// Why it has ended on this node, if it has: it doesn't begin again.
+    /// Why it has ended on this node, if it has. If so, it doesn't begin again here.
     #[serde(default)]
     pub ended: Option<String>,
 }
 
 impl StoreCache {
-    /// Of the tenant that a configuration describes.
+    /// The cache of the tenant that a configuration describes.
     pub fn of(config: &Config) -> Self {
-        // No tenant's prefix is `presence`.
+        // A tenant without a name and a prefix is called `presence`, which no other one can be.
         let tenant = config.tenant.file_name();
         let dir = config.state.dir.as_ref();
         Self {
@@ -61,7 +62,8 @@ impl StoreCache {
         }
     }
 
-    /// Has plugins stay, also those that aren't there yet. It may wait for the disk.
+    /// Keeps plugins until the returned value is dropped, also those that aren't there yet. The
+    /// call may wait for the disk.
     pub fn hold(&self, digests: impl IntoIterator<Item = Digest>) -> HeldPlugins {
         let token = Arc::new(());
         let digests = digests.into_iter();
@@ -75,7 +77,7 @@ impl StoreCache {
     /// A plugin's bytes.
     ///
     /// # Errors
-    /// If they aren't there, or are others than the digest says.
+    /// If they aren't there, or don't match the digest.
     pub fn plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<Arc<[u8]>> {
         if let Some(bytes) = self.memory().get(digest) {
             return Ok(Arc::clone(bytes));
@@ -94,7 +96,7 @@ impl StoreCache {
     /// Keeps a plugin's bytes.
     ///
     /// # Errors
-    /// If they are others than the digest says.
+    /// If they don't match the digest.
     pub fn keep(&self, digest: &Digest, bytes: Vec<u8>) -> anyhow::Result<()> {
         ensure!(
             *sha256(&bytes) == *digest.hex(),
@@ -113,10 +115,10 @@ impl StoreCache {
         Ok(())
     }
 
-    /// The revision that was last in force; none if there was none.
+    /// The revision that was last in force. `None`: there was none.
     ///
     /// # Errors
-    /// If there is one that can't be read.
+    /// If there is one, and it can't be read.
     pub fn revision(&self) -> anyhow::Result<Option<Revision>> {
         let Some(path) = self.revision_path() else {
             return Ok(None);
@@ -125,13 +127,14 @@ impl StoreCache {
         match fs::read(&path) {
             Ok(bytes) => Revision::parse(&bytes).map(Some).with_context(what),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            // A folder that can't be used is for the state to tell of.
+            // If the folder can't be used, the code that opens the state reports it.
             Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(None),
             Err(error) => Err(error).with_context(what),
         }
     }
 
-    /// Keeps the revision that is in force, and of the plugins only its own and those that are held.
+    /// Stores the revision that is in force. Removes all plugins but those of this revision and
+    /// those that are held.
     pub fn record_in_force(&self, revision: &Revision) {
         let used = revision.digests();
         let held = self.held();
@@ -156,13 +159,13 @@ impl StoreCache {
             let Some(Ok(digest)) = digest else { continue };
             let held = self.held();
             if !used.contains(&digest) && !is_held(&held, &digest) {
-                // What stays takes room, and harms nothing.
+                // A file that can't be removed only takes room.
                 let _ = fs::remove_file(file.path());
             }
         }
     }
 
-    /// What is kept of a canary, if it is this one.
+    /// What is stored about a canary. `None`: nothing is stored, or it is about another canary.
     pub fn canary(&self, candidate: &Candidate) -> Option<SavedCanary> {
         let bytes = fs::read(self.canary_path()?).ok()?;
         let kept: Option<SavedCanary> = serde_json::from_slice(&bytes).ok();
@@ -174,7 +177,7 @@ impl StoreCache {
         self.canary(candidate)?.ended
     }
 
-    /// Keeps what is known of a canary, in place of what was.
+    /// Stores what is known about a canary, in place of what was stored before.
     pub fn save_canary(&self, canary: &SavedCanary) {
         let Some(path) = self.canary_path() else {
             return;
@@ -223,11 +226,11 @@ fn file_name(digest: &Digest) -> String {
     format!("{}.wasm", digest.hex())
 }
 
-/// The configuration with the pipeline that a start without the store would have: the revision
-/// that was last in force, where the pipeline comes from the store.
+/// The configuration with the pipeline that a start without the store would have. If the pipeline
+/// comes from the store, that is the revision that was last in force.
 ///
 /// # Errors
-/// If there is none, or it can't be read.
+/// If this node has kept no revision, or it can't be read.
 pub fn without_store(mut config: Config) -> anyhow::Result<Config> {
     if config.plugins.source == PluginSource::Store {
         let kept = StoreCache::of(&config).revision()?;

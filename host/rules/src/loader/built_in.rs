@@ -1,4 +1,4 @@
-//! The components that the program holds.
+//! The components that are built into the program.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub fn built_in(name: &str) -> Option<&'static [u8]> {
     built_in.map(|(_, bytes)| *bytes)
 }
 
-/// Whether some bytes are those of a default component.
+/// Whether the bytes are those of a default component.
 pub(super) fn is_built_in(bytes: &[u8]) -> bool {
     COMPONENTS.iter().any(|(_, component)| *component == bytes)
 }
@@ -54,7 +54,7 @@ pub(super) fn is_built_in(bytes: &[u8]) -> bool {
 /// As [`built_in`].
 ///
 /// # Errors
-/// If there is none of this name, and no file at the path.
+/// If there is none of this name. The message also says that there is no file at the path.
 pub(super) fn needed(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
     built_in(name).with_context(|| {
         let names = COMPONENTS.map(|(name, _)| name).join(", ");

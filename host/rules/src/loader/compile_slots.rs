@@ -1,23 +1,23 @@
-//! How many plugins compile at a time, and whose turn it is. One that is given up gives its
-//! place back while it still goes on, as long as few do.
+//! Limits how many plugins compile at a time, and decides whose turn it is. A compilation that is
+//! given up can't be stopped. It gives its slot back and goes on, as long as few do.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::compiler::held;
 
-/// The places in which plugins are compiled.
+/// The slots in which plugins are compiled.
 pub(super) struct CompileSlots {
     state: Mutex<State>,
     freed: Condvar,
 }
 
 struct State {
-    /// How many places there are, and how many compilations that are given up go on without one.
+    /// The number of slots. Also how many compilations that are given up may go on without one.
     count: usize,
-    /// All that go on, by number.
+    /// All compilations that are going on, by number.
     compiling: BTreeMap<u64, Compiling>,
-    /// Those that wait, and their owners; the one that came first is at the front.
+    /// The number and owner of each compilation that waits, in order of arrival.
     queue: VecDeque<(u64, Arc<str>)>,
     came: u64,
 }
@@ -27,7 +27,7 @@ struct Compiling {
     is_given_up: bool,
 }
 
-/// A place.
+/// The slot of one compilation.
 #[derive(Clone)]
 pub(super) struct CompileSlot {
     slots: Arc<CompileSlots>,
@@ -47,7 +47,7 @@ impl CompileSlots {
         }
     }
 
-    /// Waits for a place. The owner with the fewest compilations comes first.
+    /// Waits for a slot. The owner with the fewest running compilations goes first.
     pub(super) fn take(self: &Arc<Self>, owner: &str) -> CompileSlot {
         let owner: Arc<str> = owner.into();
         let mut state = held(&self.state);
@@ -63,7 +63,7 @@ impl CompileSlots {
             .compiling
             .insert(number, Compiling { owner, is_given_up });
         drop(state);
-        // There may be a place for the next one, too.
+        // A second slot may be free for the next one in the queue.
         self.freed.notify_all();
         CompileSlot {
             slots: Arc::clone(self),
@@ -71,7 +71,7 @@ impl CompileSlots {
         }
     }
 
-    /// How many wait.
+    /// How many compilations wait.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         held(&self.state).queue.len()
@@ -79,14 +79,15 @@ impl CompileSlots {
 }
 
 impl State {
-    /// Whether a place is free. Of those that are given up, the ones that are too many take some.
+    /// Whether a slot is free. Up to `count` compilations that are given up need no slot; each
+    /// further one takes one.
     fn has_room(&self) -> bool {
         let given_up = self.compiling.values().filter(|it| it.is_given_up).count();
         let seated = self.compiling.len() - given_up;
         seated + given_up.saturating_sub(self.count) < self.count
     }
 
-    /// Whose turn it is.
+    /// The number of the compilation whose turn it is.
     fn next(&self) -> Option<u64> {
         let has = |owner: &Arc<str>| {
             let own = self.compiling.values().filter(|it| it.owner == *owner);
@@ -99,7 +100,7 @@ impl State {
 }
 
 impl CompileSlot {
-    /// It goes on, and nobody waits for it.
+    /// Marks the compilation as given up: it goes on, but nobody waits for it.
     pub(super) fn give_up(&self) {
         if let Some(own) = held(&self.slots.state).compiling.get_mut(&self.number) {
             own.is_given_up = true;
@@ -107,7 +108,7 @@ impl CompileSlot {
         self.slots.freed.notify_all();
     }
 
-    /// It has ended.
+    /// Frees the slot: the compilation has ended.
     pub(super) fn end(&self) {
         held(&self.slots.state).compiling.remove(&self.number);
         self.slots.freed.notify_all();

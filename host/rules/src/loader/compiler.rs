@@ -1,10 +1,10 @@
-//! Compiling plugins. Compiled code is shared by the digest of the plugin's bytes, whatever its
+//! Compiles plugins. Compiled code is shared by the digest of the plugin's bytes, whatever its
 //! name.
 //!
 //! A plugin can be made so that compiling it takes very long, and a compiler can't be
 //! interrupted. So each compilation has a thread of its own, of low priority, and a time limit:
-//! after that, nobody waits for it any more, and its place is given to another one. The threads
-//! that go on so are few: if there are more, places are given away when these threads end.
+//! after that, nobody waits for it any more, and its slot is given to another one. Only a few
+//! threads may go on like this. If there are more, they keep their slots until they end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,38 +16,39 @@ use presence_sandbox::{Engine, LoadError, Plugin, sha256};
 use super::compile_slots::CompileSlots;
 use super::trust::Proof;
 
-/// How many compiled plugins are kept that no pipeline uses: an attempt to load a pipeline
-/// that was refused is made again.
+/// How many compiled plugins are kept that no pipeline uses. They save work when a pipeline that
+/// was refused is loaded again.
 const UNUSED_MAX: usize = 8;
 
-/// How many threads compile one plugin: each may take hundreds of megabytes for a function.
+/// How many threads compile one plugin. Each may need hundreds of megabytes for one function.
 const THREADS_MAX: usize = 4;
 
-/// How much lower than the rest of the node its threads are.
+/// How much the priority of the compiling threads is lowered.
 const NICE: i32 = 10;
 
-/// What compiles a plugin of a name.
+/// Compiles a component's bytes into a plugin of a given name.
 type CompileFn = dyn Fn(&str, &[u8]) -> Result<Plugin, LoadError> + Send + Sync;
 
 /// Compiles plugins, each digest once.
 pub(super) struct Compiler {
     engine: Engine,
     load: Arc<CompileFn>,
+    /// In the order of their last use: the newest is at the end.
     compiled: Mutex<Vec<Compiled>>,
     slots: Arc<CompileSlots>,
 }
 
-/// What was compiled of one file's bytes, the last used at the end.
+/// A digest, and the plugins compiled from the bytes of that digest.
 struct Compiled {
     sha256: Arc<str>,
     place: Arc<CompiledPlugins>,
 }
 
-/// What there is of one file's bytes.
+/// The plugins compiled from one file's bytes, and who vouches for the bytes.
 #[derive(Default)]
 struct CompiledPlugins {
     state: Mutex<State>,
-    /// Who vouches for them.
+    /// Who vouches for the bytes. It is read once.
     proof: OnceLock<Arc<Proof>>,
 }
 
@@ -58,7 +59,7 @@ struct State {
     under_way: Option<Arc<Compilation>>,
 }
 
-/// A compilation, for all who wait for it.
+/// The progress of a compilation, shared by all who wait for it.
 #[derive(Default)]
 struct Compilation {
     stage: Mutex<Stage>,
@@ -75,7 +76,8 @@ enum Stage {
 }
 
 impl Compiler {
-    /// Compiles so many at a time; 0 for half as many as there are cores, and at least two.
+    /// Compiles at most `at_once` plugins at a time. 0 means half the number of cores, and at
+    /// least two.
     pub(super) fn new(engine: Engine, at_once: usize) -> Self {
         let load = {
             let engine = engine.clone();
@@ -97,16 +99,16 @@ impl Compiler {
         }
     }
 
-    /// How many compiled plugins were refused, since they weren't what was kept on disk.
+    /// How many files of cached compiled code were refused, since their content had changed.
     pub(super) fn cache_refusals(&self) -> u64 {
         self.engine.cache_refusals()
     }
 
-    /// Compiles a plugin for an owner, unless its bytes have been, or are being, compiled. It may
-    /// take so long, from when it begins.
+    /// Compiles a plugin for an owner. If the same bytes have been compiled, that result is used;
+    /// if they are being compiled, it is waited for. `limit` counts from when compiling begins.
     ///
     /// # Errors
-    /// If it is no plugin, or takes too long.
+    /// If the bytes are no plugin, or compiling takes too long.
     pub(super) fn compile(
         &self,
         owner: &str,
@@ -145,7 +147,7 @@ impl Compiler {
         }
     }
 
-    /// Compiles, on a thread of its own. None if it takes too long.
+    /// Compiles on a thread of its own. `None`: it takes too long, and is given up.
     fn begin(
         &self,
         owner: &str,
@@ -175,7 +177,7 @@ impl Compiler {
                 let mut state = held(&place.state);
                 state.under_way = None;
                 let compiled = compiled.map(Arc::new);
-                // Even if nobody waits: it is there when it is asked for again.
+                // Kept even if nobody waits any more: a later request finds it.
                 state.plugins.extend(compiled.as_ref().ok().cloned());
                 *held(&outcome) = Some(compiled);
                 drop(state);
@@ -198,25 +200,27 @@ impl Compiler {
         outcome.transpose()
     }
 
-    /// Who vouches for some bytes.
+    /// Who vouches for a plugin with these bytes.
     pub(super) fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
         self.place(sha256(bytes)).proof_of(bytes)
     }
 
-    /// Who vouches for a plugin, by its digest: known for as long as it is used.
+    /// Who vouches for the plugin of a digest. `None`: the plugin is no longer kept, which can only
+    /// happen while nothing uses it.
     pub(super) fn proof(&self, sha256: &str) -> Option<Arc<Proof>> {
         let compiled = held(&self.compiled);
         let known = compiled.iter().find(|known| *known.sha256 == *sha256)?;
         known.place.proof.get().map(Arc::clone)
     }
 
-    /// Where the plugins of a digest are.
+    /// The entry of a digest, moved to the end of the list, or a new one. The oldest unused entries
+    /// beyond `UNUSED_MAX` are removed.
     fn place(&self, sha256: Arc<str>) -> Arc<CompiledPlugins> {
         let mut compiled = held(&self.compiled);
         let known = compiled.iter().position(|known| known.sha256 == sha256);
         let known = known.map(|place| compiled.remove(place));
         let place = known.map_or_else(Arc::default, |known| known.place);
-        // Before the new one is in: it is used.
+        // The new entry is in use, so it is added after this.
         let unused = compiled.iter().filter(|known| !known.is_used()).count();
         let mut excess = unused.saturating_sub(UNUSED_MAX);
         compiled.retain(|known| {
@@ -232,15 +236,16 @@ impl Compiler {
     }
 }
 
-/// Compiles on some threads, all of low priority and its own: what hangs there takes none from
-/// another compilation.
+/// Compiles on a thread pool of its own, with low priority. A compilation that hangs there takes
+/// no thread from another one.
 fn compile(
     engine: &Engine,
     load: &CompileFn,
     name: &str,
     bytes: &[u8],
 ) -> Result<Plugin, LoadError> {
-    // Of this thread alone, and of those that it begins. Where it can't be had, it is equal.
+    // This concerns only this thread and those that it starts. If the system refuses, they keep
+    // the normal priority.
     let _ = rustix::process::nice(NICE);
     let before = engine.cache_hits();
     let threads = rayon::ThreadPoolBuilder::new()
@@ -264,14 +269,15 @@ impl Compilation {
         self.ended.notify_all();
     }
 
-    /// Waits until it has ended or is given up. Says whether it has ended.
+    /// Waits until the compilation has ended or is given up. Returns whether it has ended.
     fn is_over(&self) -> bool {
         let is_under_way = |stage: &mut Stage| *stage == Stage::UnderWay;
         let stage = self.ended.wait_while(held(&self.stage), is_under_way);
         *stage.unwrap_or_else(PoisonError::into_inner) == Stage::Ended
     }
 
-    /// Waits for its end, until a time at which it is given up. Says whether it has ended.
+    /// Waits for the end of the compilation, and gives it up at a deadline. Returns whether it has
+    /// ended.
     fn ends_by(&self, until: Instant) -> bool {
         let left = until.saturating_duration_since(Instant::now());
         let is_under_way = |stage: &mut Stage| *stage == Stage::UnderWay;
@@ -295,7 +301,7 @@ impl CompiledPlugins {
 }
 
 impl Compiled {
-    /// Whether a pipeline uses it, or is to, or it is being compiled.
+    /// Whether a pipeline uses or is about to use one of the plugins, or one is being compiled.
     fn is_used(&self) -> bool {
         let state = held(&self.place.state);
         Arc::strong_count(&self.place) > 1
@@ -304,7 +310,7 @@ impl Compiled {
     }
 }
 
-/// A panic can't leave any of them half-changed.
+/// Locks a mutex, even if it is poisoned: a panic can't leave any of the data half-changed.
 pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -348,7 +354,7 @@ mod tests {
         let compiler = compiler();
         let compile = |name: &str, bytes| compiler.compile("", name, bytes, LONG).unwrap();
         let one = compile("rule", bytes("public"));
-        // Another tenant's plugin of the same name takes nothing from it.
+        // Another plugin of the same name, such as another tenant's, doesn't replace it.
         let other = compile("rule", bytes("blocklist"));
         assert_ne!(one.sha256, other.sha256);
         assert!(Arc::ptr_eq(&one, &compile("rule", bytes("public"))));
@@ -381,13 +387,13 @@ mod tests {
             error,
             "`slow` takes too long to compile: more than 0.02 s ([plugins] compile_timeout_ms)"
         );
-        // The only place there is.
+        // This takes the only slot, which the compilation that was given up no longer has.
         assert!(
             compiler
                 .compile("b", "quick", bytes("groups"), LONG)
                 .is_ok()
         );
-        // It goes on, and isn't begun again.
+        // The slow compilation still goes on, and isn't begun again.
         assert!(slow(LONG).is_err());
         go.send(()).unwrap();
         while held(&compiler.place(sha256(bytes("public"))).state)
@@ -405,13 +411,13 @@ mod tests {
         for (name, file) in [("slow-1", "public"), ("slow-2", "groups")] {
             assert!(compiler.compile("a", name, bytes(file), SHORT).is_err());
         }
-        // One goes on in a place of its own, and the other keeps the only one that there is.
+        // One compilation goes on without a slot, and the other one keeps the only slot.
         thread::scope(|scope| {
             let waiting = scope.spawn(|| compiler.compile("b", "quick", bytes("redact"), LONG));
             while compiler.slots.waiting() == 0 {
                 thread::yield_now();
             }
-            // Whichever of the two it is that ends.
+            // Either of the two may end by this.
             go.send(()).unwrap();
             assert!(waiting.join().unwrap().is_ok());
         });

@@ -1,10 +1,11 @@
-//! What operators grant, as the sandbox has it.
+//! Converts the grants of the configuration to the capabilities of the sandbox.
 
 use presence_config::Grant;
 use presence_sandbox::{Capabilities, Capability};
 
-/// What the entry of a stage grants. A list that names none of the capabilities that functions
-/// of the host need grants all of these: so did lists before there were any.
+/// The capabilities that a stage's entry grants. Some capabilities permit calls of host functions
+/// (`Capabilities::KINDS`). A list that names none of these, and not the word `none`, grants all of
+/// them. So a list that was written before they existed keeps its meaning.
 pub(super) fn of_stage(grants: &[Grant]) -> Capabilities {
     let granted = all_of(grants);
     let names_some =
@@ -15,7 +16,7 @@ pub(super) fn of_stage(grants: &[Grant]) -> Capabilities {
     }
 }
 
-/// What any plugin may have.
+/// The most that any plugin may be granted. Without a list, that is everything.
 pub(super) fn ceiling(grants: Option<&[Grant]>) -> Capabilities {
     grants.map_or(Capabilities::ALL, all_of)
 }
@@ -59,7 +60,7 @@ mod tests {
                 .with(Capability::Contacts)
         );
         assert!(granted(&[Grant::None]).is_empty());
-        // Of the ceiling, each word counts.
+        // The ceiling permits only what it lists.
         assert_eq!(ceiling(None), Capabilities::ALL);
         assert!(ceiling(Some(&[])).is_empty());
     }

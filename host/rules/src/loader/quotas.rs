@@ -6,7 +6,7 @@ use anyhow::{Error, anyhow};
 use presence_config::Config;
 use presence_sandbox::{Blueprint, Stage};
 
-/// That a pipeline has no more plugins than it may.
+/// Checks that a pipeline has no more plugins than its quota.
 pub(super) fn count(config: &Config) -> Result<(), Error> {
     let (has, max) = (config.pipeline.len(), config.limits.plugins_max);
     if has <= max {
@@ -18,7 +18,7 @@ pub(super) fn count(config: &Config) -> Result<(), Error> {
     ))
 }
 
-/// That the files of its plugins have no more bytes than they may.
+/// Checks that the files of its plugins together, each counted once, keep to their quota in bytes.
 pub(super) fn bytes<'a>(
     config: &Config,
     stages: impl Iterator<Item = &'a Stage>,
@@ -35,7 +35,9 @@ pub(super) fn bytes<'a>(
     ))
 }
 
-/// That instances on all threads that may come to have some have no more memory than they may.
+/// Checks that the plugins' memory keeps to its quota. It counts what one set of instances takes
+/// before its first call, for each thread that may have one: one per shard, and at most one per
+/// worker.
 pub(super) fn memory(config: &Config, blueprint: &Blueprint) -> Result<(), Error> {
     let max = config.limits.plugin_memory_bytes_max;
     let threads = config.shard_count().min(config.engine.thread_count());

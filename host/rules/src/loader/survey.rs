@@ -1,6 +1,6 @@
-//! What a pipeline will be loaded from, found out without compiling anything: for the first
-//! line of the log, which is to say it also where loading takes long or fails, and for
-//! `presence check`.
+//! Finds out what a pipeline will be loaded from, without compiling anything. `presence check`
+//! uses it, and so does the first line of the log, which has to be there even if loading takes
+//! long or fails.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,9 +22,9 @@ pub struct FoundPlugin {
     pub name: String,
     /// Its version and its role, if it has a manifest that can be read.
     pub manifest: Option<(String, &'static str)>,
-    /// The path of its file, or [`BUILT_IN`]; an error, if there is none.
+    /// The path of its file, [`BUILT_IN`] or [`STORE`]; an error if there is no plugin.
     pub source: Result<String, String>,
-    /// The SHA-256 of its file, in hexadecimal; empty, if there is none.
+    /// The SHA-256 of its bytes, in hexadecimal; empty if there is no plugin.
     pub sha256: String,
 }
 
@@ -39,15 +39,15 @@ pub fn found_plugins(config: &Config) -> Vec<FoundPlugin> {
     stages.map(|stage| found(&config.plugins, stage)).collect()
 }
 
-/// The stages in one line, in order: each plugin with its version, where it comes from and
-/// the beginning of its digest, or why that can't be said.
+/// The stages in one line, in order: each plugin with its version, its source and the beginning
+/// of its digest, or with why it wasn't found.
 pub fn survey(config: &Config) -> String {
     let stages = found_plugins(config);
     let stages: Vec<_> = stages.iter().map(FoundPlugin::line).collect();
     stages.join(" → ")
 }
 
-/// Files that hold another plugin than their names say, a warning each.
+/// A warning for each file that holds another plugin than its name says.
 pub fn misnamed_files(config: &Config) -> Vec<String> {
     let from_folder = |stage: &&Stage| stage.source != Some(Source::BuiltIn);
     let stages = config.pipeline.iter().filter(from_folder);
@@ -60,8 +60,8 @@ pub fn misnamed_files(config: &Config) -> Vec<String> {
     warnings.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// A warning where a file holds another plugin than its name says. It may be meant: two
-/// versions of a plugin can lie side by side.
+/// A warning if a file holds another plugin than its name says. It is no error, since it may be
+/// intended: two versions of a plugin can be in the folder side by side.
 pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
     (name != held).then(|| {
         format!(
@@ -102,14 +102,14 @@ fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {
 }
 
 impl FoundPlugin {
-    /// Whether it may be a redactor: what has no manifest may be anything.
+    /// Whether it may be a redactor. A plugin without a readable manifest may be one.
     pub fn may_redact(&self) -> bool {
         let role = self.manifest.as_ref().map(|(_, role)| *role);
         role.is_none_or(|role| role == Role::Redactor.as_str())
     }
 
     fn of(name: &str, source: &str, bytes: &[u8]) -> Self {
-        // Loading it says why there is none.
+        // If the manifest can't be read, the load says why.
         let manifest = Manifest::read(name, bytes).ok();
         Self {
             name: name.into(),
@@ -119,7 +119,8 @@ impl FoundPlugin {
         }
     }
 
-    /// As [`Self::of`]. The bytes are not looked at further if their signature doesn't hold.
+    /// As [`Self::of`], but without the manifest if the plugin isn't trusted: its bytes are not
+    /// parsed then.
     fn vouched(plugins: &Plugins, name: &str, source: &str, bytes: &[u8]) -> Self {
         match Proof::of(bytes).holds(plugins) {
             Ok(()) => Self::of(name, source, bytes),

@@ -1,5 +1,5 @@
-//! Whether a plugin may run. That is asked at each load anew, of every plugin that is to be in a
-//! pipeline, wherever it comes from; and of those that run, once a load is refused.
+//! Whether a plugin may run. Each load checks this for every plugin of the new pipeline, wherever
+//! it comes from. After a load, the plugins that run are checked again, even if it was refused.
 
 use anyhow::Context as _;
 use presence_config::{Config, Plugins};
@@ -9,7 +9,8 @@ use super::built_in::is_built_in;
 use super::{Found, GIVEN, Loader, grants};
 use crate::signature::{SignatureError, Signatures};
 
-/// What a plugin's bytes say for good of who vouches for it.
+/// Who vouches for a plugin: whether it is built in, and its signatures. This depends on its bytes
+/// alone, and not on the configuration.
 pub(super) struct Proof {
     is_built_in: bool,
     signed: Result<Signatures, SignatureError>,
@@ -23,8 +24,8 @@ impl Proof {
         }
     }
 
-    /// That the plugin is signed, if it has to be. One that is part of the program needn't be,
-    /// wherever it comes from.
+    /// Checks that the plugin is signed with a trusted key, if the configuration requires that. The
+    /// bytes of a built-in plugin need no signature, wherever they come from.
     pub(super) fn holds(&self, plugins: &Plugins) -> Result<(), SignatureError> {
         if !plugins.require_signature || self.is_built_in {
             return Ok(());
@@ -35,14 +36,15 @@ impl Proof {
 }
 
 impl Loader {
-    /// That a plugin is trusted by a configuration.
+    /// Checks that a configuration trusts a plugin.
     fn trusted(&self, plugins: &Plugins, plugin: &Plugin) -> anyhow::Result<()> {
         let proof = self.compiler.proof(&plugin.sha256);
         let proof = proof.context("it is not known who signed it: put its file back")?;
         Ok(proof.holds(plugins)?)
     }
 
-    /// A plugin, if it is trusted. What runs was trusted when it was loaded, and may be no more.
+    /// Checks that a plugin is trusted. This includes a plugin that runs already: it was trusted
+    /// when it was loaded, but may not be any more.
     pub(super) fn vouched_for(&self, plugins: &Plugins, found: Found) -> anyhow::Result<Found> {
         let (plugin, origin) = &found;
         if **origin != *GIVEN {
@@ -52,22 +54,22 @@ impl Loader {
         Ok(found)
     }
 
-    /// A blueprint as a configuration has it now: its stages that may not run any more are in
-    /// quarantine. None where it is so already.
+    /// The blueprint, with those stages in quarantine that may not run by this configuration.
+    /// `None`: nothing about the blueprint changes.
     pub fn judged(&self, config: &Config, blueprint: &Blueprint) -> Option<Blueprint> {
         blueprint.judged(&|stage| self.why_not(config, stage))
     }
 
-    /// Whether all of a blueprint may run by a configuration, and does.
+    /// Whether a configuration lets all stages of a blueprint run, and none of them is withdrawn.
     pub fn permits(&self, config: &Config, blueprint: &Blueprint) -> bool {
         let mut stages = blueprint.stages();
         stages.all(|stage| stage.withdrawn().is_none()) && self.judged(config, blueprint).is_none()
     }
 
-    /// Why a stage may not run, if so. It is granted what its entry says, where there is one for
-    /// this very plugin, or else what it was granted.
+    /// Why a stage may not run. `None`: it may. The grants are those of the configuration's entries
+    /// for this very plugin, or, if there is no such entry, those that the stage was loaded with.
     fn why_not(&self, config: &Config, stage: &Stage) -> Option<String> {
-        // Its author tries it out, offline.
+        // The plugin's author tries it out offline.
         if *stage.origin == *GIVEN {
             return None;
         }

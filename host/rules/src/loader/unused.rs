@@ -1,16 +1,15 @@
-//! What is probably not meant: plugins that lie in the folder and are in no pipeline, no
-//! folder, and no redactor.
+//! Warnings about probable mistakes: plugins in the folder that the pipeline doesn't name, a
+//! missing folder, and a pipeline without a redactor.
 
 use presence_config::{self as config, Config};
 
 use super::file;
 
-/// What is said of a pipeline without a redactor.
+/// The warning about a pipeline without a redactor.
 pub const NO_REDACTOR: &str = "the pipeline has no redactor, so viewers get no metadata: write a \
                                [[pipeline]] entry for one, such as `plugin = \"redact\"`";
 
-/// The names of the plugins that lie in the folder and that the pipeline doesn't name, in
-/// order.
+/// The names of the plugins in the folder that the pipeline doesn't name, sorted.
 pub fn unused_files(config: &Config) -> Vec<String> {
     let files = std::fs::read_dir(&config.plugins.dir);
     let paths = files
@@ -28,7 +27,7 @@ pub fn unused_files(config: &Config) -> Vec<String> {
     names
 }
 
-/// What to do to have such a plugin used.
+/// The warning about a plugin that the pipeline doesn't name: it says how to have it used.
 pub fn unused_warning(config: &Config, name: &str) -> String {
     let path = file(&config.plugins.dir, name);
     let unused = format!(
@@ -53,7 +52,7 @@ pub fn unused_warning(config: &Config, name: &str) -> String {
     )
 }
 
-/// What is said where there is no plugin folder.
+/// The warning that the plugin folder is missing or can't be read, if so.
 pub fn folder_warning(config: &Config) -> Option<String> {
     let dir = &config.plugins.dir;
     let warning = |what| {
@@ -101,7 +100,7 @@ mod tests {
             assert!(warning.contains(words), "{words} is not in: {warning}");
         }
         assert!(unused_warning(&config, "a b").contains("no name of a plugin"));
-        // Where the pipeline is written down, nothing of it is replaced.
+        // If the configuration has entries already, one more doesn't replace the default pipeline.
         let place = Place::File("presence.toml".into());
         config.pipeline[0].place = StagePlace(Some(place));
         let warning = unused_warning(&config, "quiet");
