@@ -1,6 +1,5 @@
 //! `presence config`: the value in effect of each key, and what sets it. It reads the configuration
-//! as a node would read it now. What a running node has not taken over is shown by `presence
-//! status`.
+//! as a node would read it now. `presence status` shows what a running node has not taken over.
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{Effect, LoadedConfig, OnFailure, Place, Source, Stage, effect_of};

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     print(table(&answer))?;
     // A viewer must not learn that the decision on a user is pending: this would reveal that the
-    // user is online. An operator may, and so may ask for explanations.
+    // user is online. An operator may know it, and has the right to ask for explanations.
     if let Some(viewer) = &args.viewer
         && args.viewer_self.is_none()
         && config.explain.enabled
