@@ -53,8 +53,8 @@ fn look() -> Result<PathBuf> {
     Ok(folder.join("nats-server"))
 }
 
-/// The nats-servers in the folders of a path, as absolute paths: tests put commands of the same name
-/// before them on the path.
+/// The nats-servers in the folders of a path, as absolute paths: tests put commands of the same
+/// name before them on the path.
 fn on_path(path: &OsStr) -> Vec<PathBuf> {
     let places = env::split_paths(path).map(|folder| folder.join("nats-server"));
     let there = places.filter_map(|place| std::path::absolute(place).ok());

@@ -1,5 +1,5 @@
-//! Quotas in a fleet: an owner and its standby refuse the same, so that a takeover neither forgets who
-//! was taken in nor brings in who was refused.
+//! Quotas in a fleet: an owner and its standby refuse the same, so that a takeover neither forgets
+//! who was taken in nor brings in who was refused.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The nodes of a fleet take connects and disconnects from one stream: whichever of them fails, each
-//! message is handled by the owner of its user, and acknowledged then.
+//! The nodes of a fleet take connects and disconnects from one stream: whichever of them fails,
+//! each message is handled by the owner of its user, and acknowledged then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! The configuration reference: a table for each section. The configuration reader says which keys
-//! there are, and when a change of one takes effect (`presence config --json`). `presence.toml` says
-//! what each key means, and its default. A key that only one of the two knows is an error.
+//! there are, and when a change of one takes effect (`presence config --json`). `presence.toml`
+//! says what each key means, and its default. A key that only one of the two knows is an error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
