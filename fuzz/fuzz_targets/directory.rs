@@ -1,4 +1,4 @@
-//! What sources of a directory say.
+//! The answers and entries of a directory's sources.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,5 +1,5 @@
-//! Messages from clients: what is taken keeps to the rules, and what is wrong is said.
-//! The first byte says on which subject it comes.
+//! Messages from clients: an accepted message keeps to the rules, and a rejection has a reason. The
+//! first byte selects the kind of message.
 #![no_main]
 
 use bytes::Bytes;

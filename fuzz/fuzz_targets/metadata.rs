@@ -1,4 +1,4 @@
-//! Metadata: what is strictly valid reads alike here and in any other JSON reader.
+//! Metadata: valid metadata reads the same here and in any other JSON reader.
 #![no_main]
 
 use presence_core::metadata::Limits;

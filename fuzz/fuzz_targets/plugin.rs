@@ -4,7 +4,7 @@
 use presence_sandbox::Manifest;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    // As a whole file, and as the manifest in one that is otherwise right.
+    // The bytes are a whole file, and then the manifest in an otherwise valid file.
     let whole = Manifest::read("plugin", bytes);
     assert_eq!(
         whole.is_ok(),
@@ -27,7 +27,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// A number as WebAssembly has it.
+/// A number in LEB128, as in WebAssembly.
 fn leb128(mut number: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     while number >= 0x80 {

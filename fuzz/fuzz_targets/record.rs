@@ -1,4 +1,4 @@
-//! Records of the state: what reads as one is written as it was read. The bytes are a
+//! Records of the state: a record that can be decoded is encoded to the same again. The bytes are a
 //! key's length, the key, and the value.
 #![no_main]
 

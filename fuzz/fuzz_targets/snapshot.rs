@@ -1,6 +1,6 @@
-//! Snapshots of a shard. The first byte says what the others are: 0, a chunk; another number, so many
-//! parts of a snapshot, each behind its length in two bytes, whose digests are right. A snapshot that
-//! is taken makes a shard, and a chunk in which a bit is another is refused.
+//! Snapshots of a shard. If the first byte is 0, the others are a chunk. Otherwise it is the number
+//! of chunks with correct digests, whose parts follow, each behind its length in two bytes. A
+//! complete snapshot makes a shard. A chunk with a changed bit is refused.
 #![no_main]
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let names = Arc::new(Names::new());
     let mut assembly = assembly(&names);
     if *kind == 0 {
-        // By itself it may be anything, and is at most the only chunk of a snapshot.
+        // Any bytes are possible. At most, they are the only chunk of a snapshot.
         let _ = assembly.add(NOW_MS, rest, &names);
         return;
     }
@@ -39,7 +39,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         }
     }
 
-    // The same with a bit that is another.
+    // The same first chunk with a changed bit.
     let mut chunks = chunks;
     if let Some(first) = chunks.first_mut()
         && let Some(byte) = first.part.last_mut()

@@ -1,4 +1,4 @@
-//! Ids as tokens of subjects and keys: each has one token, and each token one id.
+//! Ids as tokens in subjects and keys: each id has one token, and each token one id.
 #![no_main]
 
 use presence_core::token;

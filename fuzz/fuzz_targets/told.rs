@@ -1,5 +1,5 @@
-//! What the owner of a shard tells those that stand by: what reads as one is written as it was
-//! read, and a change that doesn't fit leaves what is known as it was.
+//! Messages from the owner of a shard to its standbys. A message that can be decoded is encoded to
+//! the same again. A change that doesn't fit leaves the books unchanged.
 #![no_main]
 
 use presence_core::fleet::told::{Books, Said, Told};
@@ -24,7 +24,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         }
     }
     assert!(!books.is_empty() || books.digest() == 0);
-    // Of changes that belong together, one may go by what another one ends.
+    // Changes in one message may build on each other.
     let mut together = Books::default();
     if let Ok(records) = together.take(changes, &names) {
         assert_eq!(records.len(), changes.len());

@@ -1,5 +1,5 @@
-//! That fuzz/run runs what there is: every target has a corpus to begin with, and every
-//! corpus a target that is listed in Cargo.toml.
+//! Checks that fuzz/run runs everything: every target has a corpus to begin with, and every corpus
+//! has a target that is listed in Cargo.toml.
 
 use std::collections::BTreeSet;
 use std::error::Error;

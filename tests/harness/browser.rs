@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::process::Process;
 use crate::tools;
 
-/// What Debian, and others, call it.
+/// The program's names: Debian's, and others.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Without a window, and without anything that it does on the network of its own accord.
+/// No window, and no requests of its own on the network.
 const FLAGS: [&str; 11] = [
     "--headless",
     // As root, as in CI, it has no sandbox.

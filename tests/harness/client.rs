@@ -87,7 +87,7 @@ impl Client {
         serde_json::from_slice(&answer.payload).context("an answer is JSON")
     }
 
-    /// Publishes an input and waits until the host says that it took it.
+    /// Publishes an input and waits until the host acknowledges it.
     ///
     /// # Errors
     /// When the host refuses it, or doesn't answer.
@@ -104,14 +104,15 @@ impl Client {
     /// # Errors
     /// When the server doesn't answer.
     pub async fn round_trip(&self) -> Result<()> {
-        // Nobody listens there, and the server says so, after all that came before.
+        // Nobody listens on this subject. The server says so after it has handled all that came
+        // before.
         let answer = self.nats.request("presence-tests.nobody", "".into());
         wait::guarded("the server to answer", answer)
             .await
             .map(drop)
     }
 
-    /// Records all that is published from here on under a subject.
+    /// Records all that is published under a subject from now on.
     ///
     /// # Errors
     /// When the connection is closed.
@@ -128,9 +129,9 @@ impl Client {
 /// A message that was seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReceivedMessage {
-    /// Where it was published.
+    /// The subject on which it was published.
     pub subject: String,
-    /// Where an answer is wanted, if one is.
+    /// The subject for an answer. `None` if no answer is wanted.
     pub reply: Option<String>,
     /// Its headers.
     pub headers: BTreeMap<String, String>,
@@ -149,8 +150,8 @@ impl ReceivedMessage {
         self.headers.contains_key("Presence-Seq")
     }
 
-    /// Which source published it, in which epoch, and which of its messages there it
-    /// is; nothing and 0 where the host didn't.
+    /// The numbering of a host's message: its source, its epoch, and its number. An empty source
+    /// and 0 if the host didn't publish it.
     #[must_use]
     pub fn counted(&self) -> (&str, u64, u64) {
         let header = self.headers.get("Presence-Seq");
@@ -204,17 +205,17 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// What has been recorded so far by [`Self::until`].
+    /// All that has been received so far, also by [`Self::next`].
     #[must_use]
     pub fn seen(&self) -> &[ReceivedMessage] {
         &self.seen
     }
 
-    /// Records until a message is one that is waited for, and returns it. What
-    /// is recorded already doesn't count.
+    /// Records until a message is the one that is waited for, and returns it. Messages that were
+    /// recorded before don't count.
     ///
     /// # Errors
-    /// When none comes in time; the error lists what came instead.
+    /// When it doesn't come in time; the error lists what came instead.
     pub async fn next(
         &mut self,
         what: &str,
@@ -232,7 +233,7 @@ impl Recording {
     /// Records until a condition over all that was recorded holds.
     ///
     /// # Errors
-    /// When it doesn't in time; the error lists what came instead.
+    /// When the condition doesn't hold in time; the error lists what came instead.
     pub async fn until(
         &mut self,
         what: &str,
@@ -270,8 +271,7 @@ impl Recording {
             .map(drop)
     }
 
-    /// Records the next message. However many come, what is waited for since `begin` must
-    /// be among them in time.
+    /// Records the next message. The time limit counts from `begin`, however many messages come.
     async fn take(&mut self, what: &str, begin: Instant) -> Result<ReceivedMessage> {
         let left = wait::GUARD.saturating_sub(begin.elapsed());
         let next = tokio::time::timeout(left, self.subscriber.next()).await;
@@ -293,7 +293,7 @@ impl Recording {
         Ok(seen)
     }
 
-    /// The last of what was recorded, for errors.
+    /// The last messages that were recorded, for errors.
     fn listing(&self) -> String {
         let mut text = format!("{} messages were seen, the last of them:", self.seen.len());
         for seen in self.seen.iter().rev().take(20).rev() {

@@ -1,7 +1,7 @@
-//! A real cluster of three nats-servers with JetStream. All routes between the servers lead
-//! through proxies, and those of clients that want it: each link fails by itself.
+//! A real cluster of three nats-servers with JetStream. All routes between the servers lead through
+//! proxies. So do connections of those clients that ask for it. Each link can fail by itself.
 //!
-//! No server tells others or clients any address, so nothing finds a way around a proxy.
+//! No server advertises addresses to others or to clients, so that nothing bypasses a proxy.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{tools, wait};
 /// How many servers there are. With one less, there is still a majority.
 pub const SERVERS: usize = 3;
 
-/// What the servers have in common. A connection on which nothing answers is closed after one
-/// to two seconds: that of a process that was stopped, and a route that hangs.
+/// Configuration that the servers have in common. A connection on which nothing answers, such as
+/// one to a stopped process or on a route that hangs, is closed after one to two seconds.
 const COMMON: &str = "ping_interval: \"500ms\"\nping_max: 2\n";
 
 /// The cluster. Its servers are stopped when it is dropped.
@@ -27,11 +27,11 @@ pub struct Cluster {
     /// The servers: each can be stopped, killed, signalled and resumed.
     pub servers: Vec<NatsServer>,
     routes: Vec<Route>,
-    /// What servers tell each other to be their address. It refuses everyone.
+    /// The address that servers advertise to each other. It refuses all connections.
     _nowhere: Proxy,
 }
 
-/// What connects two servers: each of the two looks for the other.
+/// The two links between two servers: each of them connects to the other.
 #[derive(Debug)]
 struct Route {
     ends: [usize; 2],
@@ -42,10 +42,10 @@ impl Cluster {
     /// A bucket on all three servers.
     pub const BUCKET: &'static str = "cluster";
 
-    /// Starts a cluster, and waits until it stores things on all servers.
+    /// Starts a cluster, and waits until it stores data on all servers.
     ///
     /// # Errors
-    /// When a server doesn't start, or they don't find together.
+    /// When a server doesn't start, or the servers don't form a cluster.
     pub async fn start() -> Result<Self> {
         Self::start_with("").await
     }
@@ -91,7 +91,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The address of a server, past all proxies.
+    /// The address of a server, without a proxy.
     #[must_use]
     pub fn url(&self, server: usize) -> String {
         self.servers
@@ -106,10 +106,10 @@ impl Cluster {
         in_order(first).map(|server| self.url(server)).collect()
     }
 
-    /// Links of a client's own to all servers.
+    /// A client's own links to all servers.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port is free.
     pub async fn links(&self) -> Result<Links> {
         let proxies = self
             .servers
@@ -134,7 +134,7 @@ impl Cluster {
         self.routes.iter().flat_map(|route| &route.proxies)
     }
 
-    /// Waits until the cluster stores things on all three servers.
+    /// Waits until the cluster stores data on all three servers.
     ///
     /// # Errors
     /// When it doesn't in time.
@@ -159,7 +159,8 @@ impl Cluster {
 }
 
 impl Route {
-    /// By which a server looks for the other one, if this is one of its routes.
+    /// The proxy by which a server connects to the other one. `None` if the route isn't one of its
+    /// own.
     fn from(&self, server: usize) -> Option<&Proxy> {
         let ends = self.ends.iter().zip(&self.proxies);
         let mut from = ends.filter(|(end, _)| **end == server);

@@ -1,5 +1,5 @@
-//! An OpenTelemetry collector of the tests' own: it takes OTLP over HTTP, and remembers what it was
-//! sent. It can be made to refuse, to answer nonsense, and to answer nothing.
+//! An OpenTelemetry collector for tests. It takes OTLP over HTTP, and keeps what it was sent. It
+//! can be made to refuse, to answer nonsense, and not to answer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,29 +13,29 @@ use tokio::task::JoinHandle;
 
 use crate::wait;
 
-/// How it answers.
+/// How the collector answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answers {
-    /// As OTLP says: it takes all.
+    /// As OTLP says, and it takes all.
     Well,
-    /// With this status, and takes nothing.
+    /// With this status. It takes nothing.
     Status(u16),
-    /// That all is well, in words that are no OTLP.
+    /// With the status 200, and a body that is not OTLP.
     Nonsense,
-    /// Takes traces, and answers 404 to all else.
+    /// It takes traces, and answers 404 to all else.
     OnlyTraces,
-    /// With what is no HTTP.
+    /// With something that is not HTTP.
     Garbage,
-    /// Never.
+    /// Not at all.
     Nothing,
 }
 
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Where to, such as `/v1/metrics`.
+    /// Its path, such as `/v1/metrics`.
     pub path: String,
-    /// The request's head, in lower case but for what stands behind the names.
+    /// The request's head, as it came.
     pub head: String,
     /// The message, in protobuf.
     pub body: Vec<u8>,
@@ -43,7 +43,7 @@ pub struct Request {
     pub answered: Answers,
 }
 
-/// A metric's value for its labels, as `/metrics` would write both.
+/// A metric's name with its labels, as `/metrics` writes them, and its value.
 pub type Series = (String, f64);
 
 /// A running collector. It ends when dropped.
@@ -67,7 +67,7 @@ impl Drop for Collector {
 }
 
 impl Collector {
-    /// Starts one that answers well.
+    /// Starts a collector that answers well.
     ///
     /// # Errors
     /// When there is no port for it.
@@ -82,7 +82,7 @@ impl Collector {
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let known = Arc::clone(&known);
-                // One that fails is one that has been closed.
+                // An error means that the connection has been closed.
                 tokio::spawn(async move { serve(stream, &known).await.ok() });
             }
         });
@@ -103,7 +103,7 @@ impl Collector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers so from now on.
+    /// Sets how it answers from now on.
     pub fn answer(&self, answers: Answers) {
         self.state().answers = answers;
     }
@@ -114,7 +114,8 @@ impl Collector {
         self.state().requests.clone()
     }
 
-    /// Waits for a request to a path that was answered so, behind so many requests.
+    /// Waits for a request to a path that was answered in this way, and isn't among the first
+    /// `from`.
     ///
     /// # Errors
     /// When none comes.
@@ -128,10 +129,10 @@ impl Collector {
         .await
     }
 
-    /// All spans that it took.
+    /// All spans that it has taken.
     ///
     /// # Errors
-    /// When something is none.
+    /// When a request can't be read as traces.
     pub fn spans(&self) -> Result<Vec<Span>> {
         let requests = self.requests().into_iter();
         let traces = requests.filter(|it| it.path == "/v1/traces" && it.answered == Answers::Well);
@@ -147,10 +148,10 @@ impl Collector {
 }
 
 impl Request {
-    /// The metrics in it, a histogram as `/metrics` writes it.
+    /// The metrics in it. A histogram is as `/metrics` writes it.
     ///
     /// # Errors
-    /// When it isn't of metrics.
+    /// When it can't be read as metrics.
     pub fn series(&self) -> Result<Vec<Series>> {
         let request = MetricsRequest::decode(&*self.body)?;
         let scopes = request.resource_metrics.into_iter();
@@ -210,7 +211,7 @@ fn labels(attributes: &[KeyValue], bound: Option<&str>) -> Result<String> {
     })
 }
 
-/// An attribute's text, if it is one.
+/// An attribute's text. `None` if its value is no text.
 #[must_use]
 pub fn text(attribute: &KeyValue) -> Option<&str> {
     match attribute.value.as_ref()?.value.as_ref()? {

@@ -1,5 +1,5 @@
-//! The plugins' components as committed, and components under another's name:
-//! how a test makes a plugin's rule another one.
+//! The plugins' components as they are committed. And copies of them with a changed manifest, such
+//! as another name, by which a test replaces a plugin's rule.
 
 use std::fs;
 
@@ -25,8 +25,8 @@ pub fn load(name: &str) -> Result<Vec<u8>> {
     })
 }
 
-/// A component whose manifest says another name, so that it takes the place of
-/// the plugin of that name.
+/// A copy of a component with another name in its manifest, so that it replaces the plugin of this
+/// name.
 ///
 /// # Errors
 /// When the bytes are no component, or it has no manifest.
@@ -36,7 +36,7 @@ pub fn named(component: &[u8], name: &str) -> Result<Vec<u8>> {
     })
 }
 
-/// A component whose manifest is changed so.
+/// A copy of a component whose manifest `change` has changed.
 ///
 /// # Errors
 /// As [`named`].
@@ -64,8 +64,8 @@ pub fn with(component: &[u8], change: impl Fn(&mut Map<String, Value>)) -> Resul
     Ok(renamed)
 }
 
-/// A custom section's content with its manifest changed; none if it isn't the
-/// manifest: a JSON object with a name.
+/// A custom section's content with its manifest changed. `None` if the section isn't the manifest:
+/// a JSON object with a name.
 fn with_manifest(
     content: &[u8],
     change: impl Fn(&mut Map<String, Value>),
@@ -84,7 +84,7 @@ fn with_manifest(
     Ok(Some(changed))
 }
 
-/// Splits what begins with its length, a LEB128 number.
+/// Splits off content that begins with its length, a LEB128 number. Returns it, and the rest.
 fn sized(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     let mut length = 0;
     for (index, byte) in bytes.iter().take(5).enumerate() {

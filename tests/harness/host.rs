@@ -32,7 +32,7 @@ impl Host {
         Ok(host)
     }
 
-    /// As [`Self::start`], with a binary.
+    /// As [`Self::start`], with another binary.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -60,7 +60,7 @@ impl Host {
         Self::spawn_as(site, command)
     }
 
-    /// As [`Self::spawn`], with so few file descriptors.
+    /// As [`Self::spawn`], with at most this many file descriptors.
     ///
     /// # Errors
     /// When it can't be started.
@@ -68,8 +68,8 @@ impl Host {
         Self::spawn_under(site, &format!("ulimit -n {files_max}"))
     }
 
-    /// As [`Self::spawn`], with no file longer than 4 or 8 MiB (shells differ): as on a disk
-    /// that is full. [`Self::limit_files`] ends that.
+    /// As [`Self::spawn`], with a limit on the length of files of 4 or 8 MiB (shells differ), as on
+    /// a full disk. [`Self::limit_files`] lifts the limit.
     ///
     /// # Errors
     /// When it can't be started.
@@ -77,7 +77,7 @@ impl Host {
         Self::spawn_under(site, "ulimit -S -f 8192")
     }
 
-    /// Has no file grow beyond so many bytes, or lets them.
+    /// Limits the length of the host's files. `None` lifts the limit.
     ///
     /// # Errors
     /// When the system doesn't permit it.
@@ -94,7 +94,7 @@ impl Host {
         Ok(())
     }
 
-    /// As [`Self::spawn`], once a shell's command has been carried out.
+    /// As [`Self::spawn`], after a shell's command has been run in the same process.
     fn spawn_under(site: &Site, first: &str) -> Result<Self> {
         let host = command(site, &["run"])?;
         let mut shell = Command::new("sh");
@@ -118,7 +118,7 @@ impl Host {
         })
     }
 
-    /// Waits until `/readyz` says yes.
+    /// Waits until `/readyz` answers 200.
     ///
     /// # Errors
     /// When the host ends, or doesn't get ready.
@@ -126,7 +126,7 @@ impl Host {
         self.answers("/readyz", 200).await
     }
 
-    /// Waits until `/readyz` says no: the host has noticed a loss.
+    /// Waits until `/readyz` answers 503: the host has noticed a problem.
     ///
     /// # Errors
     /// When the host ends, or stays ready.
@@ -137,7 +137,7 @@ impl Host {
     /// Waits until a path answers with a status.
     ///
     /// # Errors
-    /// When the host ends, or the answer stays another.
+    /// When the host ends, or the answer doesn't become this one.
     pub async fn answers(&mut self, path: &str, status: u16) -> Result<()> {
         let what = format!("presence to answer {path} with {status}");
         let answered = wait::until(&what, async || {
@@ -153,10 +153,10 @@ impl Host {
         answered.with_context(|| self.process.last_words())
     }
 
-    /// Waits until `/readyz` says no, and why: words that hold `why`.
+    /// Waits until `/readyz` answers 503, with a reason that contains `why`.
     ///
     /// # Errors
-    /// When the host ends, or doesn't say so.
+    /// When the host ends, or doesn't answer this.
     pub async fn unready_since(&mut self, why: &str) -> Result<()> {
         let what = format!("presence not to be ready, since {why}");
         let said = wait::until(&what, async || {
@@ -200,10 +200,10 @@ impl Host {
         Ok(http::metric(&self.metrics().await?, name, labels))
     }
 
-    /// Waits until a metric is as it should be.
+    /// Waits until `is` holds for a metric's value.
     ///
     /// # Errors
-    /// When it doesn't come to be so in time.
+    /// When it doesn't hold in time.
     pub async fn until_metric(
         &self,
         name: &str,
@@ -216,7 +216,7 @@ impl Host {
         .await
     }
 
-    /// Waits until it has written so many records of its state since it started.
+    /// Waits until it has written this many records of its state since it started.
     ///
     /// # Errors
     /// When it doesn't in time.
@@ -225,7 +225,7 @@ impl Host {
             .await
     }
 
-    /// How many lines the log has: where to look from for what is yet to come.
+    /// How many lines the log has. Later lines are found from this number on.
     #[must_use]
     pub fn log_len(&self) -> usize {
         self.process.stderr().len()
@@ -262,7 +262,7 @@ impl Host {
     }
 }
 
-/// Runs one of the host's commands to its end: `presence <args> --config …`.
+/// Runs one of the host's commands to its end, with `--config` for the site.
 ///
 /// # Errors
 /// When it can't be run.
@@ -293,7 +293,7 @@ pub fn command(site: &Site, args: &[&str]) -> Result<Command> {
 fn command_of(site: &Site, args: &[&str], binary: &Path) -> Command {
     let mut command = Command::new(binary);
     command.args(args).arg("--config").arg(site.config_path());
-    // The tests' own surroundings must not change what is tested.
+    // The environment of the tests must not change what is tested.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PRESENCE_") {
             command.env_remove(name);
@@ -307,7 +307,7 @@ fn command_of(site: &Site, args: &[&str], binary: &Path) -> Command {
     command
 }
 
-/// The host's binary: `PRESENCE_BIN`, or built once a process.
+/// The host's binary: `PRESENCE_BIN`, or one that is built once per process.
 ///
 /// # Errors
 /// When it can't be built.

@@ -22,7 +22,7 @@ pub async fn get(port: u16, path: &str) -> Result<Response> {
     ask(port, path, &[("Host", "127.0.0.1")], None).await
 }
 
-/// Asks for a path with these headers; with a body, by POST.
+/// Requests a path with these headers: with a body by POST, otherwise by GET.
 ///
 /// # Errors
 /// As [`get`].
@@ -49,7 +49,7 @@ pub async fn ask(
     })
 }
 
-/// Asks, and leaves it to the caller to read the answer.
+/// Sends a request, and leaves it to the caller to read the answer.
 ///
 /// # Errors
 /// When nobody listens.
@@ -61,7 +61,7 @@ pub async fn begin(
 ) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let method = if body.is_some() { "POST" } else { "GET" };
-    // 1.0, so that the answer is not in chunks and ends with the connection.
+    // HTTP 1.0, so that the answer is not in chunks and ends with the connection.
     let mut request = format!("{method} {path} HTTP/1.0\r\n");
     for (name, value) in headers {
         request += &format!("{name}: {value}\r\n");

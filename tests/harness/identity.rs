@@ -1,5 +1,5 @@
-//! What a broker and its clients prove themselves with: certificates, and the tokens of a server
-//! with operators and accounts. All of it is made anew for each test.
+//! The credentials of a broker and its clients: certificates, and the tokens of a server with
+//! operators and accounts. All of them are made anew for each test.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 pub struct Authority(CertifiedIssuer<'static, CertificateKey>);
 
 impl Authority {
-    /// A new one.
+    /// A new authority.
     ///
     /// # Errors
     /// When it can't be made.
@@ -57,7 +57,7 @@ pub struct OperatorServer {
 }
 
 impl OperatorServer {
-    /// A new one.
+    /// A new server's keys and configuration.
     ///
     /// # Errors
     /// When it can't be made.
@@ -113,7 +113,7 @@ impl OperatorServer {
     }
 }
 
-/// Claims about somebody, signed.
+/// A signed token with claims about `about`.
 fn jwt(issuer: &KeyPair, about: &str, claims: Value) -> Result<String> {
     let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = encode(&json!({"typ": "JWT", "alg": "ed25519-nkey"}));

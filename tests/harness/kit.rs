@@ -1,5 +1,5 @@
-//! A plugin author's folder: made by `presence plugin new`, and built with tools
-//! that are fetched once, as an author would fetch them.
+//! A plugin author's folder: made by `presence plugin new`, and built with tools that are fetched
+//! once, in the same way as an author fetches them.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,10 +27,10 @@ pub struct Kit {
 }
 
 impl Kit {
-    /// Makes a plugin by `presence plugin new`, with what its language needs at hand.
+    /// Makes a plugin by `presence plugin new`, and provides what its language needs.
     ///
     /// # Errors
-    /// When the tools can't be had, or `new` fails.
+    /// When the tools can't be fetched, or `new` fails.
     pub fn new(name: &str, role: &str, language: &str) -> Result<Self> {
         let around = tempfile::Builder::new().prefix("presence-kit-").tempdir()?;
         let mut kit = Self {
@@ -54,13 +54,13 @@ impl Kit {
         self.around.path().join(&self.name)
     }
 
-    /// What the folder is built to.
+    /// The component that the folder is built to.
     #[must_use]
     pub fn plugin(&self) -> PathBuf {
         self.folder().join(format!("{}.wasm", self.name))
     }
 
-    /// Runs `presence plugin` with arguments, beside the folder.
+    /// Runs `presence plugin` with arguments, in the folder around the plugin's.
     ///
     /// # Errors
     /// When it can't be run.
@@ -73,7 +73,7 @@ impl Kit {
     /// As [`Self::run`], and returns what it printed.
     ///
     /// # Errors
-    /// When it fails; the error carries what it wrote.
+    /// When it fails; the error has its output.
     pub fn succeed(&self, args: &[&str]) -> Result<String> {
         let output = self.run(args)?;
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -84,10 +84,10 @@ impl Kit {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// As [`Self::succeed`], of a command that prints JSON.
+    /// As [`Self::succeed`], for a command that prints JSON.
     ///
     /// # Errors
-    /// When it fails, or prints none.
+    /// When it fails, or doesn't print JSON.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         Ok(serde_json::from_str(&self.succeed(args)?)?)
     }
@@ -95,7 +95,7 @@ impl Kit {
     /// Runs the author's own tests, as the template's README says.
     ///
     /// # Errors
-    /// When they fail; the error carries what they wrote.
+    /// When they fail; the error has their output.
     pub fn own_tests(&self, command: &str) -> Result<()> {
         let mut words = command.split(' ');
         let mut program = Command::new(words.next().unwrap_or_default());
@@ -107,7 +107,7 @@ impl Kit {
     }
 }
 
-/// `presence plugin`, in a folder, without what this process's surroundings say.
+/// `presence plugin`, in a folder, without the settings in this process's environment.
 ///
 /// # Errors
 /// When there is no binary.
@@ -125,10 +125,10 @@ pub fn plugin_command(folder: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Fetches what all languages are built with.
+/// Fetches what plugins are built with, for all languages.
 ///
 /// # Errors
-/// When something can't be had; says what is to be installed.
+/// When something can't be fetched; says what has to be installed.
 pub fn fetch() -> Result<()> {
     for language in LANGUAGES {
         variables(language).with_context(|| format!("for plugins in {language}"))?;
@@ -136,11 +136,12 @@ pub fn fetch() -> Result<()> {
     Ok(())
 }
 
-/// Waits until no other project in Rust of this name is worked on, for as long as what is returned is kept. All
-/// are built in one folder, where two of one name have the same place.
+/// Waits until nobody else works on a Rust project of this name. Its turn lasts as long as the
+/// returned file is kept. All Rust projects are built in one folder, where two of the same name
+/// would overwrite each other.
 ///
 /// # Errors
-/// When the file that says so can't be written.
+/// When the lock file can't be written.
 pub fn turn(name: &str) -> Result<File> {
     let folder = tools::target().join("plugin-kit");
     fs::create_dir_all(&folder)?;
@@ -149,10 +150,10 @@ pub fn turn(name: &str) -> Result<File> {
     Ok(file)
 }
 
-/// What a language's tools need in their surroundings.
+/// The environment variables that a language's tools need.
 ///
 /// # Errors
-/// When they can't be had.
+/// When the tools can't be fetched.
 pub fn variables(language: &str) -> Result<Vec<(&'static str, OsString)>> {
     match language {
         "rust" => {

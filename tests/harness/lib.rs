@@ -1,9 +1,9 @@
-//! What the end-to-end suites and `cargo xtask` stand on: a real nats-server, the
-//! host as a process, a proxy that breaks connections, a client that records,
-//! Node with npm's clients of NATS, and Chromium.
+//! The base of the end-to-end suites and of `cargo xtask`: a real nats-server, the host as a
+//! process, a proxy that breaks connections, a client that records, Node with npm's clients of
+//! NATS, and Chromium.
 //!
-//! Nothing here sleeps for a result: it waits on a condition, polls what has no
-//! other signal, and gives up after [`wait::GUARD`], saying what it waited for.
+//! Nothing here sleeps for a fixed time to get a result. It waits for a condition, or polls if
+//! there is no signal. It gives up after [`wait::GUARD`], and says what it waited for.
 
 pub mod browser;
 pub mod client;

@@ -1,5 +1,5 @@
-//! A real nats-server of a test's own: its own port, its own storage, JetStream
-//! on, gone when dropped.
+//! A real nats-server for one test: with its own port and storage, with JetStream, and stopped when
+//! dropped.
 
 pub mod binary;
 
@@ -17,7 +17,7 @@ use crate::{tools, wait};
 
 pub use binary::find;
 
-/// How a server is to be. [`NatsServer::start`] uses the defaults.
+/// The options of a server. [`NatsServer::start`] uses the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The port; a free one by default.
@@ -69,7 +69,7 @@ impl NatsServer {
         Ok(server)
     }
 
-    /// Writes its configuration, with other further lines. It reads them when it starts.
+    /// Writes its configuration, with these further lines. The server reads it when it starts.
     ///
     /// # Errors
     /// When it can't be written.
@@ -95,7 +95,7 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Where it keeps the messages of a stream of the default account.
+    /// The folder of a stream's messages, in the default account.
     pub fn messages_path(&self, stream: &str) -> PathBuf {
         let store = self.folder.path().join("jetstream").join("jetstream");
         store.join("$G").join("streams").join(stream).join("msgs")
@@ -107,7 +107,7 @@ impl NatsServer {
         self.port
     }
 
-    /// The process id; none while it is stopped.
+    /// The process id. `None` while it is stopped.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
@@ -119,7 +119,7 @@ impl NatsServer {
     /// When it doesn't end.
     pub async fn stop(&mut self) -> Result<()> {
         match self.process.take() {
-            // It ends with a code that depends on the signal; that it ended is enough.
+            // Its exit code depends on the signal. It is enough that it has ended.
             Some(mut process) => {
                 process.terminate()?;
                 process.wait().await.map(drop)
@@ -179,7 +179,7 @@ impl NatsServer {
     }
 }
 
-/// The line with which a server greets a client, if it does.
+/// Waits for the line with which a server greets a client. `None` if it doesn't.
 async fn greeting(port: u16) -> Option<()> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let mut line = String::new();

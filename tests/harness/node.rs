@@ -19,8 +19,8 @@ pub fn spawn(script: &str, args: &[&str]) -> Result<Process> {
     start(script, &mut command)
 }
 
-/// Has Node's own test runner run files of this repository (paths from its top), on a
-/// broker.
+/// Runs files of this repository (paths from its top) with Node's own test runner, which get a
+/// broker's address.
 ///
 /// # Errors
 /// As [`spawn`].
@@ -34,7 +34,7 @@ pub fn test(files: &[&str], nats_url: &str) -> Result<Process> {
     start("node --test", &mut command)
 }
 
-/// Node, which finds npm's packages.
+/// Node, with the path of npm's packages.
 fn command() -> Result<Command> {
     let mut command = Command::new("node");
     command.env("NODE_PATH", modules()?);
@@ -49,11 +49,11 @@ fn start(name: &str, command: &mut Command) -> Result<Process> {
 /// The folder of the installed packages.
 ///
 /// # Errors
-/// When npm isn't there or can't install them.
+/// When npm is missing or can't install them.
 pub fn modules() -> Result<PathBuf> {
     let manifests = tools::root().join("tests/node");
     let lock = fs::read(manifests.join("package-lock.json"))?;
-    // A folder for each lock file, so that a changed one is installed anew.
+    // Each lock file has a folder of its own, so that a changed one is installed anew.
     let folder = tools::fetched(&format!("node-{:08x}", crc(&lock)), |folder| {
         install(&manifests, folder)
     })
@@ -71,8 +71,8 @@ fn install(manifests: &Path, folder: &Path) -> Result<()> {
     tools::run(&mut npm).map(drop)
 }
 
-/// CRC-32, bit by bit: a name for what is installed, not a safeguard (npm checks the
-/// packages themselves by the lock's hashes).
+/// CRC-32, bit by bit. It only names what is installed, and protects nothing: npm itself checks the
+/// packages by the hashes in the lock file.
 pub(crate) fn crc(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| {
         if crc & 1 == 1 {

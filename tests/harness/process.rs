@@ -1,5 +1,5 @@
-//! A child process: its output recorded line by line, its end asserted, and
-//! killed when dropped.
+//! A child process. Its output is recorded line by line, its end can be asserted, and it is killed
+//! when dropped.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,8 +13,7 @@ pub use rustix::process::Signal;
 
 use crate::{tools, wait};
 
-/// A child process and what it has written, standard output and standard error
-/// each in its order.
+/// A child process and its output so far: standard output and standard error, each in its order.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -115,7 +114,7 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits for its end, and for the last of its output.
+    /// Waits until it ends, and until all its output is read.
     ///
     /// # Errors
     /// When it doesn't end in time.
@@ -128,7 +127,7 @@ impl Process {
         Ok(status)
     }
 
-    /// Asks it to end, as an operator's service manager does.
+    /// Sends it SIGTERM, as an operator's service manager does.
     ///
     /// # Errors
     /// When it can't be signalled.
@@ -136,10 +135,10 @@ impl Process {
         self.signal(Signal::TERM)
     }
 
-    /// Asks it to end and waits for a clean end.
+    /// Sends it SIGTERM, and waits for a clean end.
     ///
     /// # Errors
-    /// When it ends otherwise than with exit code 0, or not at all.
+    /// When its exit code isn't 0, or it doesn't end.
     pub async fn stop(&mut self) -> Result<()> {
         self.terminate()?;
         let status = self.wait().await?;
@@ -153,10 +152,10 @@ impl Process {
         Ok(())
     }
 
-    /// Ends it without warning.
+    /// Kills it without warning.
     ///
     /// # Errors
-    /// When it can't be ended.
+    /// When it can't be killed.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.wait().await.map(drop)
@@ -186,7 +185,7 @@ impl Process {
     async fn wait_for<T>(&mut self, what: &str, probe: impl Fn(&Self) -> Option<T>) -> Result<T> {
         let what = format!("{}: {what}", self.name);
         let found = wait::until(&what, async || {
-            // The end is looked at first: what was written before it is then all there.
+            // Checks the end first: then all that was written before the end is there.
             let ended = self.ended()?;
             if ended.is_some() {
                 self.stdout.finish();
@@ -205,7 +204,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody to tell if it hasn't.
+        // It may have ended already. If it can't be killed, there is nobody to tell.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -247,7 +246,7 @@ impl Lines {
             .cloned()
     }
 
-    /// Waits for the pipe's end, once its writer has gone.
+    /// Waits for the pipe's end, after its writer has ended.
     fn finish(&mut self) {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();

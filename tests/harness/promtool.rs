@@ -1,4 +1,4 @@
-//! Prometheus' own checker of rules.
+//! Prometheus' own checker for rules.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::tools;
 /// the target folder if there is none.
 ///
 /// # Errors
-/// When there is none and it can't be had; the error says what to do.
+/// When there is none and it can't be fetched; the error says what to do.
 pub fn find() -> Result<PathBuf> {
     if let Some(named) = std::env::var_os("PROMTOOL") {
         return Ok(named.into());
@@ -18,7 +18,7 @@ pub fn find() -> Result<PathBuf> {
     if let Some(there) = tools::on_path("promtool") {
         return Ok(there);
     }
-    // Installed, the package would start a server.
+    // It isn't installed: the installed package would start a server.
     let folder = tools::debian("prometheus");
     let folder = folder.context(
         "no promtool: install it so that `promtool` is on the path (Debian's package is \

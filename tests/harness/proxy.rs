@@ -1,4 +1,4 @@
-//! A TCP proxy between host and broker that can fail like a network does.
+//! A TCP proxy between host and broker that can fail as a network does.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,21 +18,21 @@ pub struct Proxy {
     accepting: JoinHandle<()>,
 }
 
-/// What the network does.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     flow: Flow,
-    /// How much later bytes arrive.
+    /// By how much bytes are delayed.
     delay: Duration,
-    /// How often connections were cut: a connection ends when this has moved on
-    /// since it began.
+    /// How many times connections were cut. A connection ends when this number has changed since it
+    /// began.
     cuts: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Open,
-    /// Bytes wait; connections stay.
+    /// Bytes wait, and connections stay.
     Paused,
     /// New connections are closed at once.
     Refused,
@@ -42,13 +42,13 @@ impl Proxy {
     /// Listens on a free port and forwards to `port` on loopback.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port is free.
     pub async fn start(port: u16) -> Result<Self> {
         Self::start_with(port, None).await
     }
 
-    /// As [`Self::start`], but what the network does happens only to connections in
-    /// whose name, as a NATS client gives it, `of` occurs.
+    /// As [`Self::start`], but failures affect only connections whose name, as a NATS client gives
+    /// it, contains `of`.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -92,23 +92,22 @@ impl Proxy {
         });
     }
 
-    /// Closes every connection; new ones are served.
+    /// Closes every connection. New ones are served.
     pub fn drop_connections(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// Holds every byte back until [`Self::resume`].
+    /// Holds all bytes back until [`Self::resume`].
     pub fn pause(&self) {
         self.state.send_modify(|state| state.flow = Flow::Paused);
     }
 
-    /// Has what is read from either side arrive at the other so much later, until
-    /// [`Self::resume`].
+    /// Delays bytes in both directions, until [`Self::resume`].
     pub fn slow(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Lets everything flow again.
+    /// Ends the failure: everything flows again without delay.
     pub fn resume(&self) {
         self.state.send_modify(|state| {
             state.flow = Flow::Open;
@@ -170,8 +169,8 @@ async fn forward(
     }
 }
 
-/// Carries what NATS's two sides say first: INFO, and then CONNECT. Says whether `of`
-/// occurs in the latter.
+/// Carries the first line of each side: INFO, and then CONNECT. Returns whether `of` occurs in the
+/// latter.
 async fn greet(near: &mut TcpStream, far: &mut TcpStream, of: &str) -> std::io::Result<bool> {
     let info = line(far).await?;
     near.write_all(&info).await?;
@@ -180,7 +179,7 @@ async fn greet(near: &mut TcpStream, far: &mut TcpStream, of: &str) -> std::io::
     Ok(String::from_utf8_lossy(&connect).contains(of))
 }
 
-/// What comes up to the end of a line, and perhaps more.
+/// Reads up to the end of a line, and perhaps beyond.
 async fn line(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut line = Vec::new();
     while !line.contains(&b'\n') {

@@ -14,11 +14,11 @@ use tokio::net::TcpStream;
 use crate::process::Process;
 use crate::{http, tools, wait};
 
-/// Who may read and write where a registry asks for a login.
+/// The user, if the registry asks for a login.
 pub const USER: &str = "operator";
 /// The password.
 pub const PASSWORD: &str = "secret-of-the-registry";
-/// Both as `htpasswd -B` writes them.
+/// User and password, as `htpasswd -B` writes them.
 const HTPASSWD: &str = "operator:$2b$04$abcdefghijklmnopqrstuuEAyAnJFDhoYFcnHAG/Nx/ZihF7KXDr2";
 
 /// A running registry. It ends when dropped.
@@ -32,10 +32,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one that is empty.
+    /// Starts an empty registry.
     ///
     /// # Errors
-    /// When there is no registry and none can be had, or it can't be started.
+    /// When there is no registry and none can be fetched, or it can't be started.
     pub async fn start(has_login: bool) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("presence-registry-")
@@ -166,7 +166,7 @@ impl Registry {
         Ok(answer)
     }
 
-    /// Where the registry keeps a blob.
+    /// The file in which the registry keeps a blob.
     #[must_use]
     pub fn stored(&self, digest: &str) -> PathBuf {
         let digits = digest.trim_start_matches("sha256:");
@@ -189,7 +189,7 @@ pub fn digest(bytes: &[u8]) -> String {
 /// unpacked under the target folder if there is none.
 ///
 /// # Errors
-/// When there is none and it can't be had; the error says what to do.
+/// When there is none and it can't be fetched; the error says what to do.
 pub fn find() -> Result<PathBuf> {
     if let Some(named) = std::env::var_os("DOCKER_REGISTRY") {
         return Ok(named.into());
@@ -197,7 +197,7 @@ pub fn find() -> Result<PathBuf> {
     if let Some(there) = tools::on_path("docker-registry") {
         return Ok(there);
     }
-    // Installed, the package would start a server.
+    // It isn't installed: the installed package would start a server.
     let folder = tools::debian("docker-registry").context(
         "no docker-registry: install it so that `docker-registry` is on the path, or name one in \
          DOCKER_REGISTRY",

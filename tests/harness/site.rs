@@ -1,5 +1,5 @@
-//! The folder that a host runs in: `presence.toml`, `directory.json` and
-//! `plugins.d`, each changed as an operator would.
+//! The folder that a host runs in: `presence.toml`, `directory.json` and `plugins.d`. Each is
+//! changed as an operator would change it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use toml::Table;
 
 use crate::tools;
 
-/// The directory that the contract shows: user 12345 is seen by 67890 (a
-/// contact) and 22222 (of the same group), and not by 11111 (a contact, blocked).
+/// The directory in the contract's example: user 12345 is seen by 67890 (a contact) and 22222 (in
+/// the same group), and not by 11111 (a contact, but blocked).
 pub const DIRECTORY: &str = r#"{
   "contacts": {"12345": ["67890", "11111"]},
   "groups": {"team-a": ["12345", "22222"]},
@@ -46,12 +46,13 @@ impl Site {
         site.write_directory(DIRECTORY)?;
         site.with("nats.url", nats_url)?
             .with("http.listen", format!("127.0.0.1:{http_port}"))?
-            // What one host has compiled, the others needn't.
+            // Hosts share compiled plugins.
             .with(
                 "plugins.cache",
                 tools::compiled().to_string_lossy().as_ref(),
             )?
-            // A name of its own: nodes of one machine would else share one.
+            // Each site has a node name of its own: nodes on one machine would share the default
+            // name.
             .with("node.name", format!("node-{http_port}"))
     }
 
@@ -98,7 +99,7 @@ impl Site {
         self.set("pipeline", stages.collect::<Vec<_>>())
     }
 
-    /// Sets a key of a plugin's stage in the pipeline that was set.
+    /// Sets a key of a plugin's stage. The pipeline has to be set before.
     ///
     /// # Errors
     /// When there is no such stage, or as [`Self::with`].
@@ -142,14 +143,14 @@ impl Site {
         self.path().join("directory.json")
     }
 
-    /// The file that says by how many milliseconds the host's wall clock is off.
+    /// The file with the offset of the host's wall clock, in milliseconds.
     #[must_use]
     pub fn clock_offset_path(&self) -> PathBuf {
         self.path().join("clock-offset-ms")
     }
 
-    /// Sets the host's wall clock, while it runs or before it starts: to this many
-    /// milliseconds ahead of the machine's; behind, if negative.
+    /// Sets the host's wall clock, while it runs or before it starts. `ahead_ms`: how many
+    /// milliseconds it is ahead of the machine's; negative if it is behind.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -157,7 +158,7 @@ impl Site {
         tools::write_atomically(&self.clock_offset_path(), ahead_ms.to_string())
     }
 
-    /// Where a plugin's file lies in the plugin folder.
+    /// The place of a plugin's file in the plugin folder.
     #[must_use]
     pub fn plugin_path(&self, name: &str) -> PathBuf {
         self.path().join("plugins.d").join(format!("{name}.wasm"))
@@ -185,8 +186,8 @@ impl Site {
         self.write_directory(&value.to_string())
     }
 
-    /// Puts a plugin's file into the plugin folder in one step, as
-    /// `<name>.wasm`: it takes the place of the plugin of that name.
+    /// Puts a plugin's file into the plugin folder in one step, as `<name>.wasm`. It replaces the
+    /// plugin of this name.
     ///
     /// # Errors
     /// When it can't be written.

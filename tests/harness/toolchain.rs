@@ -1,8 +1,8 @@
 //! A Rust toolchain that builds for wasm32-unknown-unknown.
 //!
-//! The one that runs this task will do if it has that target, or if rustup can
-//! add it. Where rustup can't (no access to static.rust-lang.org, or no rustup),
-//! Debian's packages are unpacked under the target folder; that needs no root.
+//! The toolchain that runs this task is used if it has this target, or if rustup can add it. If
+//! rustup can't (no access to static.rust-lang.org, or no rustup), Debian's packages are unpacked
+//! under the target folder. This needs no root.
 
 mod debian;
 
@@ -13,24 +13,24 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// What the plugins are built for: Wasm without an operating system, so that
-/// nothing in a component can ask for one.
+/// The target of plugins: Wasm without an operating system, so that nothing in a component can ask
+/// for one.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
 /// A `rustc` that has the target, and the `cargo` that runs it.
 #[derive(Debug)]
 pub struct Toolchain {
     rustc: OsString,
-    /// Where the libraries are that `rustc` is linked with, if not in a place
-    /// where the system's linker looks.
+    /// The folder of the libraries that `rustc` is linked with. `None`: the system's linker finds
+    /// them.
     libraries: Option<PathBuf>,
 }
 
 impl Toolchain {
-    /// Finds one, or gets one. `target_dir` is where one may be kept.
+    /// Finds a toolchain, or gets one. `target_dir`: the folder in which one may be kept.
     ///
     /// # Errors
-    /// When there is none and none can be had; says each thing that was tried.
+    /// When there is none and none can be fetched; says each thing that was tried.
     pub fn obtain(target_dir: &Path) -> Result<Self> {
         let own = Self {
             rustc: env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
@@ -75,7 +75,7 @@ impl Toolchain {
         run(self.cargo().arg("--version"))
     }
 
-    /// The folder that this toolchain's standard library lies in.
+    /// The folder of this toolchain's standard library.
     ///
     /// # Errors
     /// When `rustc` can't be run.
@@ -83,8 +83,8 @@ impl Toolchain {
         run(self.command(&self.rustc).args(["--print", "sysroot"])).map(PathBuf::from)
     }
 
-    /// What a program that runs `cargo` and `rustc` itself has to be told, to use
-    /// this one.
+    /// The environment variables with which a program that runs `cargo` and `rustc` itself uses
+    /// this toolchain.
     #[must_use]
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let mut variables = vec![("RUSTC", self.rustc.clone())];
@@ -94,8 +94,8 @@ impl Toolchain {
         variables
     }
 
-    /// The `cargo` that runs this task, told to use this `rustc`, and nothing
-    /// of the caller's that would change what it makes.
+    /// The `cargo` that runs this task, with this `rustc`. Variables of the caller that would
+    /// change the result are removed.
     #[must_use]
     pub fn cargo(&self) -> Command {
         let mut cargo = self.command(&env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -135,7 +135,7 @@ impl Toolchain {
 /// Runs a command to its end, and returns what it printed.
 ///
 /// # Errors
-/// When it can't be run or fails; says what it printed to standard error.
+/// When it can't be run or fails; the error has its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -148,8 +148,8 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// An error's text on one line: of several, the last that says "error" or the
-/// very last, which is where tools give the cause.
+/// An error's text in one line: its last line that begins with `error` or `E:`, or else its last
+/// line. That is where tools give the cause.
 fn one_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());

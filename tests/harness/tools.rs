@@ -1,6 +1,5 @@
-//! Where things are, and how tools come to be there: each is fetched once into
-//! `target/tools`, prepared beside its place and renamed into it, so that
-//! processes that fetch at the same time don't disturb each other.
+//! Paths, and tools. Each tool is fetched once into `target/tools`: it is prepared in another
+//! folder and renamed, so that processes that fetch at the same time don't disturb each other.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,7 +26,7 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Where plugins are kept as one host or command has compiled them, for all others.
+/// The cache of compiled plugins, which all hosts and commands share.
 #[must_use]
 pub fn compiled() -> PathBuf {
     target().join("presence-cache")
@@ -40,8 +39,8 @@ pub fn user_state() -> PathBuf {
     target().join("presence-user-state")
 }
 
-/// Makes the folder `target/tools/<name>` once: `prepare` fills a folder beside
-/// it, which then takes its place.
+/// Makes the folder `target/tools/<name>` once. `prepare` fills another folder, which is then
+/// renamed.
 ///
 /// # Errors
 /// When `prepare` fails, or the folder can't be written.
@@ -57,14 +56,15 @@ pub fn fetched(name: &str, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<
         .tempdir_in(&tools)?;
     prepare(beside.path())?;
     match fs::rename(beside.path(), &place) {
-        // Another process was faster, and what it made is as good.
+        // Another process was faster. Its folder is as good.
         Err(_) if place.is_dir() => Ok(place),
         Err(error) => Err(error).with_context(|| format!("moving to {}", place.display())),
         Ok(()) => Ok(place),
     }
 }
 
-/// The files of one of Debian's packages, which is not installed: that might start a server.
+/// The files of one of Debian's packages. It isn't installed, since an installed package might
+/// start a server.
 ///
 /// # Errors
 /// When it can't be downloaded, or unpacked.
@@ -91,7 +91,7 @@ pub fn debian(package: &str) -> Result<PathBuf> {
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors
-/// When it can't be run or fails; the error carries what it wrote.
+/// When it can't be run or fails; the error has its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let line = line(command);
     let output = command
@@ -108,7 +108,7 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A program on the path.
+/// The path of a program in `PATH`.
 #[must_use]
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
@@ -119,14 +119,13 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
 /// Builds one of the workspace's binaries and returns its path.
 ///
 /// # Errors
-/// When Cargo fails; what it says goes to standard error.
+/// When Cargo fails; its messages go to standard error.
 pub fn build(binary: &str, flags: &[&str]) -> Result<PathBuf> {
-    // Not by its package: all builds select the whole workspace.
+    // All builds select the whole workspace, so there is no `--package`.
     build_as(binary, &[&["--bin", binary], flags].concat())
 }
 
-/// Builds all there is, tests and benches too, and returns the path of one of the
-/// binaries.
+/// Builds everything, tests and benches too, and returns the path of one of the binaries.
 ///
 /// # Errors
 /// As [`build`].
@@ -154,10 +153,10 @@ fn build_as(binary: &str, flags: &[&str]) -> Result<PathBuf> {
     built.with_context(|| format!("cargo built no executable `{binary}`"))
 }
 
-/// Cargo, as if it were called from a shell. `cargo run` tells a program of the
-/// package it is from; a build script that looks at that (ring's does) would be
-/// run anew whenever Cargo is called from here after a shell, or the other way
-/// round, and with it most of the host built again.
+/// Cargo, as if it were called from a shell. `cargo run` sets variables about the package in a
+/// program's environment. A build script that depends on them (ring's does) would run again
+/// whenever Cargo is called from here after a shell, or the other way round, and most of the host
+/// would be built again.
 #[must_use]
 pub fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -171,7 +170,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// A command as one would type it.
+/// A command as it is typed.
 #[must_use]
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -183,12 +182,11 @@ pub fn line(command: &Command) -> String {
 
 /// A TCP port on loopback that nobody listens on.
 ///
-/// It lies below the range from which the kernel picks ports for outgoing
-/// connections, so nothing takes it by chance before it is used; processes
-/// begin at different places.
+/// The port is below the range from which the kernel takes ports for outgoing connections, so that
+/// none of these takes it before it is used. Each process begins at another port.
 ///
 /// # Errors
-/// When every port of the range is taken.
+/// When every port in the range is taken.
 pub fn free_port() -> Result<u16> {
     const FIRST: u16 = 15_000;
     const COUNT: u16 = 15_000;
@@ -204,8 +202,7 @@ pub fn free_port() -> Result<u16> {
     bail!("no free port between {FIRST} and {}", FIRST + COUNT)
 }
 
-/// Writes a file the way that readers never see half of it: beside its place,
-/// then renamed.
+/// Writes a file so that readers never see half of it: to another file, which is then renamed.
 ///
 /// # Errors
 /// When it can't be written.

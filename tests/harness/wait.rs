@@ -1,17 +1,17 @@
-//! Waiting on conditions, with one hang guard for all.
+//! Waits for conditions, with one time limit for all.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long anything is waited for. It is far longer than anything takes on a
-/// loaded machine: it ends a test that hangs, and judges no speed.
+/// The time limit of all waits. It is far longer than anything takes on a loaded machine: it ends a
+/// test that hangs, and doesn't measure speed.
 pub const GUARD: Duration = Duration::from_secs(90);
 
-/// The pause between two looks at what gives no signal.
+/// The pause between two checks of a condition that gives no signal.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Asks again and again until there is an answer.
+/// Calls `probe` again and again until it has an answer.
 ///
 /// # Errors
 /// When `probe` fails, or had no answer within [`GUARD`].
@@ -28,7 +28,7 @@ pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<Option<
     }
 }
 
-/// Awaits a future, but not for ever.
+/// Awaits a future, with a time limit.
 ///
 /// # Errors
 /// When it isn't done within [`GUARD`].

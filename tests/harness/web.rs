@@ -1,5 +1,5 @@
-//! A web server on loopback for a page under test: it serves folders, and takes in what
-//! the page reports.
+//! A web server on loopback for a page under test. It serves folders, and receives the page's
+//! reports.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::wait;
 
-/// The longest report that is taken in, in bytes.
+/// The longest report that is accepted, in bytes.
 const REPORT_MAX: usize = 1 << 20;
 
 /// The server. It stops when dropped.
@@ -25,10 +25,10 @@ pub struct Web {
 }
 
 impl Web {
-    /// Serves each folder below a path, such as `/client/`.
+    /// Serves folders, each below a path such as `/client/`.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port is free.
     pub async fn start(folders: &[(&str, PathBuf)]) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
@@ -41,7 +41,7 @@ impl Web {
             while let Ok((stream, _)) = listener.accept().await {
                 let (folders, sender) = (Arc::clone(&folders), sender.clone());
                 tokio::spawn(async move {
-                    // A browser that has gone wants no answer.
+                    // An error means that the browser has gone. It needs no answer.
                     let _ = serve(stream, &folders, &sender).await;
                 });
             }
@@ -119,7 +119,7 @@ async fn serve(
     Ok(stream.flush().await?)
 }
 
-/// A file's media type and content; none if there is none in these folders.
+/// A file's media type and content. `None` if these folders have no such file.
 fn file(path: &str, folders: &[(String, PathBuf)]) -> Option<(&'static str, Vec<u8>)> {
     let path = path.split('?').next().unwrap_or_default();
     let (below, folder) = folders

@@ -1,4 +1,4 @@
-//! Alerts for operators: one for each event, also where the same is tried again.
+//! Alerts for operators: one for each event, even if the same thing is tried again.
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::kv;
@@ -50,7 +50,7 @@ async fn a_revision_that_is_refused_at_a_start_is_one_alert() -> Result<()> {
     let mut world = world().await?;
     let bucket = bucket(&world).await?;
     world.host.stop().await?;
-    // One that no node takes: its second stage has a key that there isn't.
+    // A revision that no node takes: its second stage has an unknown key.
     let mut next = revision(&bucket, 1).await?;
     next["revision"] = 2.into();
     next["chain"][1]["config"]["more"] = 1.into();
@@ -58,7 +58,7 @@ async fn a_revision_that_is_refused_at_a_start_is_one_alert() -> Result<()> {
     world.host = Host::spawn(&world.site)?;
     let said = "revision 2 is refused";
     world.host.wait_for_log(0, &[said]).await?;
-    // What follows the store has it tried once more.
+    // The task that follows the store tries the revision once more.
     world
         .host
         .wait_for_log(0, &["pipeline not swapped", "more"])
@@ -66,7 +66,7 @@ async fn a_revision_that_is_refused_at_a_start_is_one_alert() -> Result<()> {
     world.host.ready().await?;
     ensure!(raised(&world).await? == 1);
 
-    // Without a revision that could be in force, too.
+    // The same without an earlier revision that could be in force.
     world.host.stop().await?;
     std::fs::remove_dir_all(world.site.path().join("state"))?;
     world.host = Host::spawn(&world.site)?;
@@ -77,7 +77,7 @@ async fn a_revision_that_is_refused_at_a_start_is_one_alert() -> Result<()> {
         .await?;
     ensure!(raised(&world).await? == 1);
 
-    // The next one is another event.
+    // The next revision is another event.
     next["revision"] = 3.into();
     bucket.put("revision.3", next.to_string().into()).await?;
     wait::until("a second alert", async || {
@@ -112,7 +112,7 @@ async fn a_canary_that_another_node_has_promoted_is_no_alert_of_one_that_was_fro
     next["chain"][0]["digest"] = json!(digest);
     next["who"] = "the node other".into();
     bucket.put("revision.3", next.to_string().into()).await?;
-    // By its own time, it is due as soon as it goes on.
+    // By the canary's own time, its promotion is due as soon as the node goes on.
     let is_due = async || Ok((now_ms() > begun + 4_000).then_some(()));
     wait::until("the canary's time to be over", is_due).await?;
     world.host.process.signal(Signal::CONT)?;

@@ -18,7 +18,7 @@ use crate::inputs::{
 };
 use crate::world::World;
 
-/// Every kind of bad input: where, what, and the reason it is refused for.
+/// Every kind of bad input: its subject, its body, and the reason for which it is refused.
 fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let long = "x".repeat(257);
     let text = |subject, text: &str, reason| (subject, text.as_bytes().to_vec(), reason);
@@ -148,7 +148,7 @@ fn with_metadata(metadata: &str) -> (&'static str, Vec<u8>, &'static str) {
     (HEARTBEAT, body.into_bytes(), "invalid-field")
 }
 
-/// Metadata of so many keys.
+/// Metadata with this many keys.
 fn dense(keys: usize) -> String {
     let keys: Vec<_> = (0..keys).map(|key| format!("\"k{key}\": {key}")).collect();
     format!("{{{}}}", keys.join(", "))
@@ -164,14 +164,14 @@ async fn metadata_that_would_stall_a_worker_is_refused_by_its_field_and_holds_up
         body["metadata"] = metadata;
         anyhow::Ok(body.to_string())
     };
-    // Some 800 kB: many of them, so that they would hold up what comes behind them.
+    // About 800 kB each, and so many that they would delay what comes after, if each took long.
     for _ in 0..20 {
         let answer = world.client.request(CONNECT, body(60_000)?).await?;
         assert_eq!(answer["reason"], "invalid-field", "{answer}");
         let error = answer["error"].as_str().unwrap_or_default();
         assert!(error.contains("`metadata`"), "{error}");
     }
-    // As much as there may be by default.
+    // As many keys as are permitted by default.
     let answer = world.client.request(CONNECT, body(256)?).await?;
     assert_eq!(answer["ok"], true, "{answer}");
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
@@ -294,7 +294,7 @@ async fn a_dead_letter_about_too_much_carries_the_beginning() -> Result<()> {
 
     let huge = [
         "x".repeat(MAX).into_bytes(),
-        // Six bytes a byte, once escaped.
+        // Each byte takes six bytes when it is escaped.
         "\u{1}".repeat(MAX).into_bytes(),
         // Cut inside a character, the beginning must still be text.
         "ü".repeat(MAX / 2).into_bytes(),

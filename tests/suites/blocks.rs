@@ -39,7 +39,7 @@ async fn come(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Who is told on a subject of whom, from a message on, in the users' order.
+/// Who is told of whom on a subject, from message number `from` on, sorted by user.
 async fn told(world: &mut World, subject: &str, from: usize, count: usize) -> Result<Vec<String>> {
     let seen = world
         .tape

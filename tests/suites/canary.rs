@@ -15,11 +15,13 @@ use crate::inputs::{self, CONNECT};
 use crate::store::{self, CONTACTS, apply, bad, empty, good, plugin, push};
 use crate::world::World;
 
-/// Who sees 12345, whose place is 4,506, by `contacts`, and by `groups` in its place.
+/// Who sees user 12345 by `contacts`, and by `groups` instead. The user is in a share of 45.07 %
+/// and not in one of 45.06 %.
 const BY_CONTACT: [&str; 2] = ["11111", "67890"];
 const BY_GROUP: [&str; 1] = ["22222"];
 
-/// A node by which contacts see each other, and another plugin of that name in its store.
+/// A node whose pipeline shows users to their contacts, and in its store another plugin named
+/// `contacts`.
 async fn world(other: &str) -> Result<(World, String)> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?;
@@ -117,7 +119,7 @@ async fn a_canary_that_breaks_its_rule_is_aborted_with_the_figures_in_the_histor
     world.end().await
 }
 
-/// Has a canary's plugin fail on thirty users.
+/// Connects thirty users, on whom the canary's plugin fails.
 async fn fails(world: &World) -> Result<()> {
     for user in 0..30 {
         let connect = inputs::connect(&format!("user-{user}"), "c", now_ms());
@@ -163,7 +165,8 @@ async fn a_canary_breaks_its_rule_also_where_a_later_revision_is_refused_and_sta
     ended(&world).await?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
 
-    // Its end needn't be written. What comes next is not what this is about.
+    // The node needn't write the canary's end, since revision 3 has no canary. Waits until the node
+    // knows this: revision 4, which has the canary again, is another case.
     let settled = "the canary has ended in the store already";
     world.host.wait_for_log(0, &[settled]).await?;
 
@@ -265,7 +268,7 @@ async fn a_shadow_ends_before_its_time_when_an_operator_says_so() -> Result<()> 
         let said = good(&world.site, end)?;
         ensure!(said.contains(": ended"), "{said}");
         ensure!(status(&world).await?["serving"]["beside"].is_null());
-        // Its own command has its report.
+        // The command that began the shadow prints its report.
         ensure!(command.wait().await?.success(), "{}", command.last_words());
         let report = command.stdout().join("\n");
         ensure!(report.contains("decisions compared"), "{report}");

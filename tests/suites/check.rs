@@ -1,5 +1,4 @@
-//! What is found out before anything is run: `presence check`, also with the broker, and
-//! `presence config`.
+//! What is found before a node runs: `presence check`, also with the broker, and `presence config`.
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::client::Client;
@@ -32,7 +31,7 @@ async fn server(config: String) -> Result<NatsServer> {
     .await
 }
 
-/// A node that uses all that there is.
+/// A node that uses all features.
 fn site(server: &NatsServer, user: &str, password: &str) -> Result<Site> {
     Site::new(&server.url())?
         .with("nats.user", user)?
@@ -55,7 +54,7 @@ async fn the_example_permissions_are_all_that_a_node_needs() -> Result<()> {
     ensure!(restart.contains(&json!("nats.url")), "{found}");
     ensure!(!restart.contains(&json!("nats.user")), "{found}");
 
-    // One who may do less is told all that is missing.
+    // A user with fewer permissions is told everything that is missing.
     let site = self::site(&server, "operator", "change-me-operator")?;
     let (code, found) = check(&site, &["--connect"])?;
     assert_eq!(code, Some(1), "{found}");
@@ -99,12 +98,12 @@ async fn each_missing_permission_is_named_and_nothing_is_published_to_find_out()
     for (text, right) in texts.iter().zip(rights) {
         ensure!(text.contains(right), "{right} is not {text}");
     }
-    // All that was said before this has been heard.
+    // All that was published before the mark has been received.
     client.publish("presence.mark", &json!({})).await?;
     let first = heard.next("a message", |_| true).await?;
     assert_eq!(first.subject, "presence.mark", "{first:?}");
 
-    // A login that isn't taken is a problem among others.
+    // A login that the broker refuses is one problem among others.
     let mut site = site.with("nats.password", "other")?;
     site.set("tracker.timeout_ms", 0)?;
     let (_, found) = check(&site, &["--connect"])?;

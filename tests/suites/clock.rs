@@ -1,6 +1,5 @@
-//! The machine's clock is set while the host runs: what lasts goes on as it did, rules
-//! that go by the time of day are asked again, and no body says an earlier time than one
-//! before it.
+//! The machine's clock is set while the host runs. Timeouts go on as before, rules that depend on
+//! the time of day are asked again, and no body has an earlier time than one before it.
 
 use std::collections::BTreeMap;
 
@@ -22,10 +21,10 @@ const HOUR_MS: i64 = 3_600_000;
 const MINUTE_MS: i64 = 60_000;
 const TIMEOUT_MS: i64 = 3_000;
 
-/// How many come late: more than records are written of all others meanwhile.
+/// How many users connect late: more than the records that are written about all others meanwhile.
 const LATE: usize = 20;
 
-/// On whom the pipeline fails.
+/// The user on whom the pipeline fails.
 const UNLUCKY: &str = "unlucky";
 
 /// Everyone has one contact, the viewer.
@@ -59,8 +58,8 @@ fn users(seen: &[ReceivedMessage], subject: &str) -> Vec<String> {
     on(seen, subject).into_iter().map(text).collect()
 }
 
-/// Records until the host has announced a user on a subject so many times, and returns
-/// the last.
+/// Records until the host has announced a user on a subject this many times, and returns the last
+/// message.
 async fn until(
     tape: &mut Recording,
     subject: &str,
@@ -79,9 +78,9 @@ fn timestamp(seen: &ReceivedMessage) -> u64 {
     seen.field("timestamp").as_u64().unwrap_or_default()
 }
 
-/// Whatever the clock was set to: of what happens, no source says an earlier time than
-/// before in the same epoch. (Who gains sight of a user is told since when that user is
-/// online.)
+/// Whatever the clock was set to, no source has an event with an earlier time than the one before,
+/// in the same epoch. (When a viewer gains sight of a user, the message has the time since when the
+/// user is online: it is not checked.)
 fn assert_times_never_run_back(seen: &[ReceivedMessage]) {
     let mut latest = BTreeMap::new();
     let happens = |seen: &&ReceivedMessage| {
@@ -126,7 +125,7 @@ async fn an_hour_back_stops_nothing() -> Result<()> {
 
     world.site.set_wall_clock(-HOUR_MS)?;
     let line = world.host.wait_for_log(0, &["clock was set back"]).await?;
-    // A grace ends, a lease does, and a new block is told of.
+    // A grace ends, a lease ends, and a new block is told.
     let heartbeat = |user| inputs::heartbeat(user, "c1", now_ms());
     world.client.input(HEARTBEAT, heartbeat("silent")).await?;
     disconnect(&world, "leaver").await?;
@@ -145,7 +144,7 @@ async fn an_hour_back_stops_nothing() -> Result<()> {
         .host
         .until_metric(failures, &[], |it| it >= 4.0)
         .await?;
-    // Who was gone is back with the next heartbeat: it is newer than all before it.
+    // A user who was gone is back with the next heartbeat: it is newer than all messages before it.
     world.client.input(HEARTBEAT, heartbeat("silent")).await?;
     until(&mut world.tape, ONLINE, "silent", 2).await?;
 
@@ -155,7 +154,8 @@ async fn an_hour_back_stops_nothing() -> Result<()> {
     for user in &late {
         connect(&world, user).await?;
     }
-    // Two records each, and few of who goes on speaking: the first of them is among them.
+    // Two records for each of these users, and few for those who go on sending heartbeats. So the
+    // first of them is stored.
     let saved = |it: f64| it >= before + 2.0 * LATE as f64;
     world.host.until_metric(records, &[], saved).await?;
     let late_speaker = Speakers::start(&world.client, &late[..1]);
@@ -219,12 +219,12 @@ async fn two_minutes_forward_and_back_end_nothing_but_what_goes_by_the_time_of_d
         .host
         .wait_for_log(0, &["clock was set forward"])
         .await?;
-    // The rule's time has come, and the bodies' with it.
+    // The time for which the rule waits has come, and bodies have the new time.
     for user in &all {
         let gone = until(&mut world.tape, FILTERED_OFFLINE, user, 1).await?;
         assert!(timestamp(&gone) >= set_at + 110_000, "{}", gone.body);
     }
-    // A lease lasts as long as ever.
+    // A lease has its usual length.
     let gone = until(&mut world.tape, OFFLINE, "silent", 1).await?;
     assert_eq!(gone.text("reason"), "timeout");
     assert!(timestamp(&gone) >= set_at + 110_000, "{}", gone.body);
@@ -234,7 +234,7 @@ async fn two_minutes_forward_and_back_end_nothing_but_what_goes_by_the_time_of_d
     until(&mut world.tape, FILTERED_ONLINE, "speaker-0", 2).await?;
     connect(&world, "leaver").await?;
     until(&mut world.tape, FILTERED_ONLINE, "stated", 2).await?;
-    // All that there is to come of it has come when this has.
+    // When all about this user has come, all about the others has come, too.
     world.all_about("silent").await?;
     let seen = world.tape.seen();
     let hosts: Vec<_> = seen.iter().filter(|it| it.is_hosts()).cloned().collect();

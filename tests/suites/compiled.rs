@@ -11,8 +11,8 @@ use presence_tests::host::Host;
 use crate::inputs::{self, CONNECT, FILTERED_ONLINE};
 use crate::world::World;
 
-/// Waits until the host has started, and says how many plugins it compiled, and took as
-/// they had been compiled.
+/// Waits until the host has started. Returns how many plugins it has compiled, and how many it has
+/// taken from the cache.
 async fn compiled(host: &mut Host) -> Result<(usize, usize)> {
     host.wait_for_log(0, &["ready"]).await?;
     let log = host.process.stderr();
@@ -60,7 +60,7 @@ async fn plugins_are_compiled_once_for_all_starts() -> Result<()> {
         .await?;
     world.host.process.stop().await?;
 
-    // Where others could have written, nothing is taken: in the folder itself, or above.
+    // Nothing is taken from a folder in which others can write, or which lies in such a folder.
     for open in [folder.as_path(), world.site.path()] {
         let before = fs::metadata(open)?.permissions();
         fs::set_permissions(open, Permissions::from_mode(0o777))?;

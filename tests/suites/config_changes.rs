@@ -10,10 +10,10 @@ use toml::toml;
 
 use crate::world::World;
 
-/// A user whom the default pipeline would show.
+/// The viewers to whom the default pipeline would show user 12345.
 const SEEN: [&str; 2] = ["22222", "67890"];
 
-/// A world with a rule that hides the user, which the default pipeline lacks.
+/// A world in which a rule hides the user. The default pipeline lacks this rule.
 async fn world() -> Result<World> {
     World::start_with(|mut site| {
         site.set_pipeline(&[
@@ -37,7 +37,7 @@ async fn is_hidden(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// The file's text without all from the first of its `[[pipeline]]` on.
+/// The file's text before its first `[[pipeline]]`.
 fn without_pipeline(text: &str) -> &str {
     text.split("[[pipeline]]").next().unwrap_or_default()
 }
@@ -110,7 +110,7 @@ async fn a_configuration_is_not_said_to_be_reloaded_before_its_pipeline_is_in_fo
         .set_pipeline(&[("contacts", None), ("none", None)])?;
     let words = ["WARN", "reloaded without its pipeline, which was refused"];
     world.host.wait_for_log(from, &words).await?;
-    // A change beside it, while the pipeline is still refused.
+    // Another change, while the pipeline is still refused.
     let from = world.host.log_len();
     world.site.set("tracker.grace_ms", 1)?;
     world

@@ -12,8 +12,8 @@ use crate::world::World;
 
 const USERS: usize = 300;
 
-/// Of corrections, in messages. Both rules differ on everyone, so that a swap
-/// takes twice as many.
+/// The pace of corrections, in messages. The two rules differ on everyone, so that a swap takes two
+/// messages per user.
 const PER_SECOND: i64 = 100;
 
 #[tokio::test]

@@ -27,7 +27,7 @@ fn run(site: &Site, args: &[&str]) -> Result<(String, String, bool)> {
     ))
 }
 
-/// The JSON object that a command prints that ends well.
+/// The JSON object that a successful command prints.
 fn json(site: &Site, args: &[&str]) -> Result<Value> {
     let (out, error, good) = run(site, &[args, &["--json"]].concat())?;
     ensure!(good, "{args:?}: {error}");
@@ -104,8 +104,8 @@ async fn what_was_refused_is_redriven_and_replaced_until_it_is_taken() -> Result
         );
     }
 
-    // Nothing brings back a connection of an hour ago, unless that is said, though its letter
-    // may be new.
+    // A connection of an hour ago is not brought back without an option that says so, even if its
+    // letter is new.
     let hour_ago = now_ms() - 3_600_000;
     let letter = |subject: &str, reason: &str, payload: Value, at: u64| {
         json!({"subject": subject, "reason": reason, "error": "too many",
@@ -206,7 +206,7 @@ async fn redrives_at_once_leave_one_letter_of_each_message() -> Result<()> {
     }
     let after = until_listed(site, LETTERS).await?;
     ensure!(after.iter().all(|it| !before.contains(it)), "{after:?}");
-    // By one of the commands, and once.
+    // Each letter was redriven by exactly one of the commands, and once.
     for (number, ..) in before {
         let of_it = outcomes.iter().filter(|it| it.0 == number);
         let refused = of_it.filter(|(_, outcome)| outcome == "refused").count();
@@ -215,7 +215,8 @@ async fn redrives_at_once_leave_one_letter_of_each_message() -> Result<()> {
     world.end().await
 }
 
-/// Has another redrive seem to run, and says how often one asks for its turn.
+/// Makes it seem that another redrive runs. The subscription shows when a redrive tries to get the
+/// turn.
 async fn another_redrive(world: &World) -> Result<(jetstream::Context, Subscriber)> {
     let client = async_nats::connect(world.server.url()).await?;
     let context = jetstream::new(client.clone());
@@ -399,7 +400,7 @@ async fn a_redrive_whose_output_nobody_reads_redrives_all_the_same() -> Result<(
     let site = &world.site;
     let (_, error, good) = run(site, &["init"])?;
     ensure!(good, "{error}");
-    // A cell of this width is no reason to panic, either.
+    // A table cell of this width doesn't cause a panic.
     let user = "u".repeat(70_000);
     for _ in 0..LETTERS {
         let refused = inputs::connect(&user, "c1", now_ms());

@@ -1,5 +1,5 @@
-//! What viewers are told reaches the broker, whatever happens to the link, the node or
-//! the broker, and the state says of nobody that they were told who weren't.
+//! What viewers are told reaches the broker, whatever happens to the link, the node or the broker.
+//! The state never says that a viewer was told who wasn't.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +37,7 @@ async fn all_come(client: &Client, tape: &mut Recording) -> Result<()> {
     tape.hosts(FILTERED_ONLINE, USERS).await.map(drop)
 }
 
-/// The users that the host said something of on a subject.
+/// The users about whom the host has published on a subject.
 fn users_on<'a>(seen: &'a [ReceivedMessage], subject: &str) -> BTreeSet<&'a str> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| seen.text("userId")).collect()
@@ -50,7 +50,7 @@ struct Scene {
     tape: Recording,
     site: Site,
     proxy: Proxy,
-    // The last to go.
+    // It is dropped last.
     _server: NatsServer,
 }
 
@@ -91,7 +91,7 @@ async fn hide_all(site: &Site, host: &Host) -> Result<()> {
 /// Records until the viewer has been told that all users are gone.
 async fn all_are_gone(tape: &mut Recording) -> Result<()> {
     tape.until("every user's offline to be told", |seen| {
-        // Looking at all of it is worth it only when enough is there.
+        // The whole search is worth it only when there are enough messages.
         let is_it = |seen: &&ReceivedMessage| seen.subject == FILTERED_OFFLINE;
         seen.iter().filter(is_it).count() >= USERS
             && users_on(seen, FILTERED_OFFLINE).len() == USERS
@@ -150,7 +150,7 @@ async fn a_kill_in_the_middle_of_a_burst_leaves_nobody_believing_in_who_left() -
     scene.proxy.drop_connections();
     scene.proxy.resume();
 
-    // It knows that the viewer was told, and not that they were told otherwise since.
+    // Its state says that the viewer was told of the users, and nothing of the offlines since.
     scene.host = Host::start(&scene.site).await?;
     all_are_gone(&mut scene.tape).await?;
     assert_gapless(scene.tape.seen());
@@ -203,8 +203,8 @@ async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Resul
     server.stop().await?;
     host.unready().await?;
     hide_all(&site, &host).await?;
-    // The listener is to be back before the host is, or it would have to ask anew: here, it is
-    // the host that says once more what it said while nobody was there.
+    // The listener has to be connected before the host is, or it would miss messages. Here, the
+    // host publishes again what it published while the broker was stopped.
     host.process.signal(Signal::STOP)?;
     server.resume().await?;
     client.round_trip().await?;

@@ -1,4 +1,4 @@
-//! The examples under `deploy/`: each is held against the program that it is for.
+//! The examples under `deploy/`: each is tested with the program that it is for.
 
 mod containers;
 mod exposition;
@@ -38,8 +38,8 @@ fn document(name: &str) -> Result<Value> {
     Ok(documents.remove(0))
 }
 
-/// Has the program read a configuration with these variables, which must be keys of it;
-/// returns how long stopping may take, in milliseconds.
+/// Has the program read a configuration with these variables. Each has to set a key. Returns how
+/// long a stop may take, in milliseconds.
 fn configured<'a>(
     config: &Path,
     variables: impl Iterator<Item = (&'a str, &'a str)>,
@@ -56,7 +56,7 @@ fn configured<'a>(
         .envs(variables);
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // Of a variable that is no key's, there is a warning.
+    // A variable that sets no key causes a warning.
     ensure!(output.status.success() && said.is_empty(), "{said}");
     let configuration: Value = serde_json::from_slice(&output.stdout)?;
     let settings = configuration["settings"].as_array().context("settings")?;

@@ -67,7 +67,7 @@ async fn a_bucket_is_followed_and_read_again_after_the_broker_was_away() -> Resu
         .until_visible_to("ann@example.com", &["12345"])
         .await?;
 
-    // What can't be read changes nothing but the log.
+    // An entry that can't be read changes nothing, and is logged.
     let from = world.host.log_len();
     put("blocks.12345", json!("33333")).await?;
     world.host.wait_for_log(from, &["blocks.12345"]).await?;

@@ -165,7 +165,7 @@ async fn the_default_file_may_be_missing_and_then_there_is_no_directory() -> Res
     let words = ["does not exist", "nobody has contacts"];
     world.host.wait_for_log(0, &words).await?;
     sees(&mut world, &[]).await?;
-    // One that comes to be there is read, and then it is missed.
+    // A directory that appears is read. From then on, its absence is noticed.
     world.site.write_directory(DIRECTORY)?;
     world.until_visible_to("12345", &SEEN).await?;
     fs::remove_file(world.site.directory_path())?;
@@ -182,7 +182,7 @@ async fn bucket_world(storage: StorageType) -> Result<World> {
     })
     .await?;
     let jetstream = jetstream(&world);
-    // Nothing has been known yet: it may be made otherwise than the host has.
+    // The host knows no entries yet, so the test may replace the bucket that the host has made.
     jetstream.delete_key_value(BUCKET).await?;
     let bucket = make(&jetstream, storage).await?;
     fill(&bucket).await?;
@@ -245,11 +245,12 @@ async fn a_bucket_that_was_deleted_leaves_what_was_known_in_force_until_it_is_fi
     until_away(&mut world, &["is gone"]).await?;
     sees(&mut world, &SEEN).await?;
 
-    // Empty, it is no directory either.
+    // An empty bucket is no directory, either.
     let bucket = make(&jetstream, StorageType::File).await?;
     until_away(&mut world, &["is empty"]).await?;
     sees(&mut world, &SEEN).await?;
-    // What it says is taken at once; what it doesn't say yet holds until it is quiet.
+    // Entries of the new bucket hold at once. Earlier entries that it lacks hold until no more
+    // entries come.
     put(
         &bucket,
         "contacts.12345",

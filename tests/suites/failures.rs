@@ -1,5 +1,5 @@
-//! Plugins that fail while the host runs: filters closed, enrichers open, the
-//! event in the dead letters, and quarantine.
+//! Plugins that fail while the host runs: filters fail closed, enrichers fail open, the event
+//! becomes a dead letter, and the plugin gets into quarantine.
 
 use anyhow::Result;
 use presence_tests::client::now_ms;
@@ -45,7 +45,7 @@ async fn a_failing_filter_tells_nobody_and_its_successor_tells_them() -> Result<
         "the event itself, as it was broadcast"
     );
 
-    // The stream goes on.
+    // Other events are processed.
     client
         .input(CONNECT, inputs::connect("22222", "c1", now_ms()))
         .await?;
@@ -179,7 +179,7 @@ async fn a_filter_that_fails_on_one_user_has_that_user_wait_and_nobody_else() ->
         site.write_directory(r#"{"contacts": {"12345": ["67890"], "22222": ["67890"]}}"#)?;
         site.write_plugin("picky", component::load("fixtures/picky")?)?;
         site.set_stage("picky", "grants", vec!["widen"])?;
-        // Tried again and again, by the only worker.
+        // The event is tried again and again, by the only worker.
         for (key, value) in [
             ("engine.workers", 1),
             ("engine.quarantine_failures", 3),

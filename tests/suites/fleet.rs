@@ -73,7 +73,7 @@ fn guest(number: usize) -> String {
     format!("guest-{number}")
 }
 
-/// Whom an event is about.
+/// The user whom an event is about.
 fn user_of(event: &Value) -> &str {
     event["userId"].as_str().unwrap_or_default()
 }
@@ -162,8 +162,8 @@ impl Scene {
     }
 }
 
-/// Waits until each of these nodes owns the shards that it is meant to have, and all of them are
-/// stood by for.
+/// Waits until each of these nodes owns the shards that its rank gives it, and all shards have a
+/// standby.
 async fn are_settled(nodes: &[&Host]) -> Result<()> {
     let mut names = Vec::new();
     for host in nodes {
@@ -388,7 +388,7 @@ async fn an_owner_that_was_paused_for_longer_than_its_lease_says_nothing_that_is
     let all = |owned: f64| owned == SHARDS as f64;
     let owned = "presence_fleet_shards_owned";
     nodes[1].host.until_metric(owned, &[], all).await?;
-    // It is not to say of any of them that they are offline.
+    // The paused owner must not report any of these users as offline.
     for user in &guests {
         let subject = format!("presence.shard.{}.in.connect", shard_of(user));
         let connect = inputs::connect(user, "c1", now_ms());

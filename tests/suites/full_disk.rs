@@ -1,5 +1,5 @@
-//! A disk that is full: the host serves on, says so, and loses nothing by it. A limit on
-//! the size of files stands for the disk.
+//! A full disk: the host goes on serving, reports it, and loses nothing. A limit on the size of
+//! files stands for the full disk.
 
 use std::fs;
 
@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::inputs::{self, CONNECT, ONLINE};
 use crate::world::World;
 
-/// How many users fill more than there is room for, with how much each.
+/// The number of users, and the bytes of each. Together they need more room than there is.
 const USERS: usize = 500;
 const BYTES: usize = 12_000;
 
-/// A connection, and who was told.
+/// The records of a user: the connection, and who was told.
 const RECORDS: f64 = 2.0;
 
-/// Has users come online whose connections say much of themselves.
+/// Connects users with large metadata.
 async fn crowd(world: &mut World) -> Result<()> {
     for number in 0..USERS {
         let mut body = inputs::connect(&format!("user-{number}"), "c1", now_ms());
@@ -28,7 +28,7 @@ async fn crowd(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Has the files of the state grow no further.
+/// Stops the files of the state from growing.
 fn fill(world: &World) -> Result<()> {
     let state = world.site.path().join("presence-state/presence.redb");
     world.host.limit_files(Some(fs::metadata(state)?.len()))
@@ -76,7 +76,7 @@ async fn a_host_on_a_full_disk_stops_without_waiting_for_room() -> Result<()> {
         "a step took all of its time: {log}"
     );
 
-    // Whatever was in the midst of being written, the next start goes on from what was.
+    // Whatever was being written at the kill, the next start goes on from what had been written.
     world.host = Host::start(&world.site).await?;
     let log = world.host.process.stderr().join("\n");
     assert!(!log.contains("set aside"), "{log}");
@@ -91,7 +91,7 @@ async fn a_host_that_starts_on_a_full_disk_waits_for_room_with_all_that_it_knew(
     world.host.process.kill().await?;
 
     world.host = Host::spawn_on_full_disk(&world.site)?;
-    // Whether it has to wait for room depends on the room that is left within the file.
+    // Whether the host has to wait for room depends on the free room within the file.
     world.host.wait_for_log(0, &["connected to NATS"]).await?;
     world.host.limit_files(None)?;
     world.host.ready().await?;

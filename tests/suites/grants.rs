@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::world::World;
 
-/// What all that is built with the SDK imports, with what `contacts` and `groups` read.
+/// All imports of what is built with the SDK, and what `contacts` and `groups` read.
 const ALL: [&str; 4] = ["widen", "contacts", "groups", "log"];
 
 /// The rule of `groups`, in the place of `contacts`.
@@ -15,7 +15,8 @@ fn groups() -> Result<Vec<u8>> {
     component::named(&component::load("groups")?, "contacts")
 }
 
-/// A pipeline of `contacts` alone, whose entry grants this, and what any plugin may have.
+/// A pipeline of `contacts` alone. `stage`: the grants of its entry. `ceiling`: what any plugin may
+/// be granted.
 fn granting(mut site: Site, stage: &[&str], ceiling: &[&str]) -> Result<Site> {
     site.set_pipeline(&[("contacts", None)])?;
     site.set_stage("contacts", "grants", stage.to_vec())?;
@@ -47,7 +48,7 @@ fn each_half_refuses_by_itself_and_says_which_it_is() -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(said.contains(words), "`{words}` is not in: {said}");
     }
-    // A list that names none of what functions need is as it always was.
+    // A list without any of the capabilities for functions grants all of these.
     for stage in [&ALL[..], &["widen"]] {
         let site = granting(Site::new("nats://127.0.0.1:1")?, stage, &ALL)?;
         site.write_plugin("contacts", groups()?)?;

@@ -1,5 +1,5 @@
-//! The README and the guide under docs/, as a reader would follow them: every block of code is
-//! run, built or read, in its order, and what the text says comes out does.
+//! The README and the guide under docs/, as a reader would follow them: every block of code is run,
+//! built or read, in order, and the output has to be what the text says.
 
 mod cookbook;
 mod page;
@@ -19,7 +19,7 @@ use script::Script;
 const README: &str = "../README.md";
 const TUTORIAL: &str = "rules/tutorial.md";
 
-/// Written from the WIT files, which `cargo xtask guide --check` sees to.
+/// It is written from the WIT files. `cargo xtask guide --check` checks it.
 const API: &str = "reference/api.md";
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn the_tutorial_leads_to_a_running_filter_in_c() -> Result<()> {
     tutorial("c").await
 }
 
-/// Without a `presence` at first: the tutorial installs it.
+/// Follows the tutorial. There is no `presence` at first: the tutorial installs it.
 async fn tutorial(language: &str) -> Result<()> {
     let page = Page::read(TUTORIAL)?;
     let of_another = |only: &str| only != language;

@@ -1,4 +1,4 @@
-//! The headers of what the host publishes, and that it never listens to itself.
+//! The headers of the host's messages, and that the host ignores its own messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,7 +111,7 @@ async fn a_source_says_at_its_start_and_now_and_then_how_far_it_has_counted() ->
         assert_eq!(beacon.counted().2, 1, "the first is said at the start");
     }
     some_of_everything(&mut world).await?;
-    // One that was on its way may say less.
+    // A beacon that was already on its way may have lower numbers.
     beacons(&mut world).await?;
     let beacons = beacons(&mut world).await?;
     let mut last = BTreeMap::new();
@@ -140,7 +140,7 @@ async fn a_new_start_is_a_new_epoch() -> Result<()> {
         .input(CONNECT, inputs::connect("12345", "c1", SEED_MS))
         .await?;
     let first = world.tape.hosts(ONLINE, 1).await?.remove(0);
-    // Who is online when the host stops is so when it starts.
+    // A user who is online when the host stops is online when it starts.
     let bye = inputs::disconnect("12345", "c1", now_ms(), "logout");
     world.client.input(DISCONNECT, bye).await?;
     world.host.process.stop().await?;
@@ -204,7 +204,7 @@ async fn what_bears_a_nodes_header_is_ignored() -> Result<()> {
         .input(CONNECT, inputs::connect("12345", "ours", SEED_MS))
         .await?;
     let seen: Vec<_> = world.all_about("12345").await?;
-    // "theirs" is the publisher's own message, which bears the header too.
+    // "theirs" is the publisher's own message, which has the header, too.
     let hosts = seen
         .iter()
         .filter(|seen| seen.counted().0 != "another-node/0");
@@ -227,7 +227,7 @@ async fn what_bears_a_nodes_header_is_ignored() -> Result<()> {
     world.end().await
 }
 
-/// Header blocks that no client library writes, and that a server passes on all the same.
+/// Header blocks that no client library writes, but that a server passes on.
 const UNREADABLE: [&[u8]; 6] = [
     b"NATS/1.0\r\nX-Name: M\xfcller\r\n\r\n",
     b"NATS/1.0\r\nno colon\r\n\r\n",
@@ -237,7 +237,7 @@ const UNREADABLE: [&[u8]; 6] = [
     b"NATS/1.1 odd\r\na: b\r\n\r\n",
 ];
 
-/// Publishes messages with header blocks that can't be read, each of another user.
+/// Publishes messages with header blocks that can't be read, each about another user.
 pub(crate) async fn publish_unreadable(
     server: &NatsServer,
     subject: &str,
@@ -250,7 +250,7 @@ pub(crate) async fn publish_unreadable(
         text.extend(format!("HPUB {subject} {head} {whole}\r\n").bytes());
         text.extend([block, body.as_bytes(), b"\r\n"].concat());
     }
-    // A reply subject that is no text, and one with a space that is none for NATS.
+    // A reply subject that is not valid UTF-8, and one with a space that NATS doesn't treat as one.
     for (reply, user) in [
         (&b"_INBOX.\xff"[..], "a"),
         ("_INBOX.a\u{2003}b".as_bytes(), "b"),

@@ -1,5 +1,5 @@
-//! What others have written (plugins, their manifests, ids) and that reaches the log or a
-//! terminal: it begins no line of its own, and commands no terminal.
+//! Text by others (plugins, their manifests, ids) that reaches the log or a terminal: it begins no
+//! line of its own, and controls no terminal.
 
 use std::process::Output;
 
@@ -15,12 +15,12 @@ use serde_json::Value;
 use crate::inputs::{self, CONNECT, DLQ};
 use crate::world::World;
 
-/// A line break, what a line may begin with, and the start of an escape sequence. It is as
-/// long as what the fixture `chatty` says, whose place it takes in the component.
+/// A line break, the beginning of a log line, and the start of an escape sequence. It is as long as
+/// the text of the fixture `chatty`, which it replaces in the component.
 const FORGED: &str = "a\n2026-11 ERROR\u{1b}[";
 const CHATTY: &str = "and another thing";
 
-/// The component of `chatty`, which says something else.
+/// The component of `chatty`, with the forged text.
 fn chatty() -> Result<Vec<u8>> {
     assert_eq!(FORGED.len(), CHATTY.len());
     let mut bytes = component::load("fixtures/chatty")?;
@@ -31,7 +31,7 @@ fn chatty() -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Asserts that nothing in a text commands a terminal, or begins a line as it was forged.
+/// Asserts that nothing in a text controls a terminal, or begins a forged line.
 fn is_harmless(text: &str) {
     let is_harmful = |character: char| {
         (character.is_control() && character != '\n')

@@ -1,9 +1,8 @@
-//! Rules change while the host runs: under load, with every event accounted
-//! for; and what is broken changes nothing.
+//! Rules change while the host runs: under load, with every event accounted for. A broken plugin
+//! changes nothing.
 //!
-//! The two rules are the default plugins `contacts` and `groups`. The second is
-//! swapped in under the first's name, so that who sees a user tells which of
-//! them decided.
+//! The two rules are the default plugins `contacts` and `groups`. The second is swapped in under
+//! the first's name, so that the viewers of a user show which rule decided.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,7 +23,7 @@ use crate::world::World;
 const BY_CONTACT: [&str; 1] = ["friend"];
 const BY_GROUP: [&str; 1] = ["colleague"];
 
-/// How often the rules are swapped under load.
+/// How many times the rules are swapped under load.
 const SWAPS: usize = 4;
 
 /// How many users the load comes from.
@@ -150,7 +149,7 @@ async fn swaps_under_load_lose_double_and_leak_nothing() -> Result<()> {
         } else {
             (contacts()?, BY_CONTACT)
         };
-        // From the swap on until users come online under the new rule.
+        // Waits until many users have come online under the new rule.
         let from = world.tape.seen().len();
         world.site.write_plugin("contacts", component)?;
         let decided = |seen: &ReceivedMessage| {
@@ -199,8 +198,7 @@ async fn swaps_under_load_lose_double_and_leak_nothing() -> Result<()> {
     world.end().await
 }
 
-/// Users of one lane come and go, one after the other, until it is enough.
-/// Returns how many stays there were.
+/// Users of one lane come and go, one after the other, until `done`. Returns the number of stays.
 async fn come_and_go(client: Client, lane: usize, done: Arc<AtomicBool>) -> Result<usize> {
     let mut stays = 0;
     while !done.load(Ordering::Relaxed) {
@@ -218,10 +216,10 @@ async fn come_and_go(client: Client, lane: usize, done: Arc<AtomicBool>) -> Resu
     Ok(stays)
 }
 
-/// Follows one user through the recording: every coming and going was filtered,
-/// by one of the two rules as a whole; nobody is told twice; and anyone who was
-/// told of the one is told of the other. Only a user who leaves when a swap has taken
-/// them out of sight, and not shown them to others yet, is seen off by nobody.
+/// Follows one user through the recording. Every coming and going was filtered, by one of the two
+/// rules as a whole. No viewer is told twice, and a viewer who was told of the one is told of the
+/// other. Nobody is told of a leave only if a swap has already hidden the user from the old
+/// viewers, and not shown the user to new ones yet.
 fn account_for(user: &str, seen: &[ReceivedMessage]) -> Result<()> {
     let seen: Vec<_> = seen
         .iter()

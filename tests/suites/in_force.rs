@@ -30,7 +30,7 @@ fn groups_as_contacts() -> Result<Vec<u8>> {
     component::named(&component::load("groups")?, "contacts")
 }
 
-/// The note of what is in force.
+/// The file that notes what is in force.
 fn noted(world: &World) -> Result<Value> {
     let path = world
         .site
@@ -106,7 +106,7 @@ async fn a_start_without_the_file_in_force_refuses_and_says_the_ways_out() -> Re
     world.host = Host::start(&world.site).await?;
     world.until_visible_to("12345", &BY_GROUP).await?;
 
-    // So it does without, once the operator says so, and from then on.
+    // So does a start without the file, after the operator has said so, and from then on.
     world.host.process.kill().await?;
     fs::remove_file(&file)?;
     world.site.set_stage("contacts", "source", "built-in")?;

@@ -1,4 +1,4 @@
-//! Delivery per viewer, for who turns it on.
+//! Delivery per viewer, for those who turn it on.
 
 use anyhow::Result;
 use presence_tests::client::{ReceivedMessage, now_ms};

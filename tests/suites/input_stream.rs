@@ -32,7 +32,7 @@ struct StreamWorld {
     context: jetstream::Context,
 }
 
-/// Runs a command of the host, which must do what it should.
+/// Runs a command of the host, which must succeed.
 fn command(site: &Site, args: &[&str]) -> Result<String> {
     let output = host::run(site, args)?;
     let error = String::from_utf8(output.stderr)?;
@@ -103,7 +103,7 @@ impl StreamWorld {
         self.world.host.until_metric(name, &[], is_taken).await
     }
 
-    /// Stops the host in order: the state has all of what was taken.
+    /// Stops the host in order: the state has all that was taken.
     async fn stop(&mut self) -> Result<()> {
         self.world.host.process.stop().await
     }
@@ -117,7 +117,7 @@ impl StreamWorld {
         Ok(())
     }
 
-    /// All events of the tracker about a user by now, once the user of `mark`, who was not heard of
+    /// All events of the tracker about a user so far. Waits until the user `mark`, who was unknown
     /// before, has come online by the stream.
     async fn events(&mut self, user: &str, mark: &str) -> Result<Vec<ReceivedMessage>> {
         self.connects(mark, "mark").await?;
@@ -134,7 +134,7 @@ impl StreamWorld {
             let is_event = [ONLINE, OFFLINE].contains(&&*seen.subject);
             seen.is_hosts() && is_event && seen.text("userId") == user
         });
-        // What the broker had not acknowledged is published again under the same number.
+        // An event that the broker had not acknowledged is published again under the same number.
         let mut events: Vec<_> = events.cloned().collect();
         events.dedup_by(|one, other| {
             one.subject == other.subject && one.counted() == other.counted()
@@ -182,7 +182,7 @@ async fn what_was_sent_while_the_node_was_away_is_taken_once_when_it_is_back() -
     };
     assert_eq!(came.field("metadata")["device"], "web");
 
-    // Both are known, and nothing of it is taken again.
+    // Both users are known, and no message is taken again.
     it.stop().await?;
     it.resume().await?;
     assert_eq!(it.types("22222", "mark-2").await?, ["user_online"]);
@@ -201,7 +201,7 @@ async fn a_message_that_is_there_twice_makes_one_event() -> Result<()> {
     assert_eq!(it.store_with(CONNECT, &body, named()).await?, first);
     let second = it.store(CONNECT, &body).await?;
     ensure!(second > first);
-    // A client that knows nothing of the stream publishes as ever.
+    // A client that doesn't know of the stream publishes as usual.
     it.world.client.publish(CONNECT, &body).await?;
     assert_eq!(it.types("12345", "mark-1").await?, ["user_online"]);
     let body = inputs::disconnect("12345", "c1", now_ms(), "logout");
@@ -210,7 +210,7 @@ async fn a_message_that_is_there_twice_makes_one_event() -> Result<()> {
     }
     let types = it.types("12345", "mark-2").await?;
     assert_eq!(types, ["user_online", "user_offline"]);
-    // Nothing of the stream came a second time as it was published.
+    // No message was taken twice: from the stream, and as it was published.
     let connects = it
         .world
         .host
@@ -282,7 +282,7 @@ async fn a_stream_that_is_missing_or_made_anew_is_said_and_taken_from_its_begin(
     it.world.host.wait_for_log(from, &words).await?;
     assert_eq!(it.types("22222", "mark-1").await?, ["user_online"]);
 
-    // So it is if the node is away meanwhile.
+    // The same if the node is away meanwhile.
     it.kill().await?;
     it.context.delete_stream(STREAM).await?;
     command(&it.world.site, &["input", "init"])?;
@@ -403,7 +403,8 @@ async fn the_first_time_what_was_stored_since_the_node_last_ran_is_taken() -> Re
     let client = Client::connect(&server.url()).await?;
     let tape = client.record("presence.>").await?;
     command(&site, &["input", "init"])?;
-    // Without [input], the stream only listens, and the node would answer as well as the stream does.
+    // Without [input], the stream only stores messages. To a request, both the node and the stream
+    // would answer, so messages are published without a reply subject.
     let host = Host::start(&site).await?;
     let context = jetstream::new(client.nats.clone());
     let world = World {
@@ -490,7 +491,7 @@ async fn commands_take_the_streams_word_for_an_answer() -> Result<()> {
     )?;
     let types = it.types("12345", "mark").await?;
     assert_eq!(types, ["user_online", "user_offline"]);
-    // One that can't be read is as bad the next time.
+    // A message that can't be read fails again when it is redriven.
     it.store(CONNECT, &json!({"userId": "12345"})).await?;
     it.world.tape.hosts(DLQ, 1).await?;
     let out = wait::until("the dead letter to be redriven", async || {

@@ -1,5 +1,5 @@
-//! The reference client in JavaScript, `clients/js`, beside a fake host: what it makes of
-//! gaps, epochs, repetitions and late answers, in Node and in a real browser.
+//! The reference client in JavaScript, `clients/js`, with a fake host: how it handles gaps, epochs,
+//! repetitions and late answers, in Node and in a real browser.
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::browser::Browser;

@@ -1,4 +1,4 @@
-//! The layers that Cargo can't hold apart: which words may stand in which files.
+//! The layers that Cargo can't enforce: which words may occur in which files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use presence_tests::tools;
 
-/// A word, and the only places of the host's sources where it may stand.
+/// A word, and the only places in the host's sources where it may occur.
 const PLACES: [(&str, &[&str]); 10] = [
     ("notify::", &["node/src/reload/watch.rs"]),
     ("HeaderMap", &["node/src/link/"]),
-    // The client's types, and not its name, which the log's filter bears as well.
-    // The directory and the plugin store are buckets, and JetStream's types are theirs.
+    // The client's types, and not its name, which the log's filter has as well. The directory and
+    // the plugin store are buckets, and use JetStream's types.
     (
         "async_nats::",
         &["node/src/link/", "node/src/directory/", "node/src/store/"],
@@ -35,7 +35,7 @@ const PLACES: [(&str, &[&str]); 10] = [
         ],
     ),
     ("wasmtime", &["sandbox/src/"]),
-    // Types that cross into components, and the reading of their files.
+    // Types that are passed into components, and code that reads component files.
     (
         "ComponentType",
         &["sandbox/src/api/", "sandbox/src/bounds.rs"],
@@ -54,7 +54,7 @@ const PLACES: [(&str, &[&str]); 10] = [
     ("SystemTime", &["sandbox/src/artefacts.rs", "node/src/"]),
 ];
 
-/// What the core never does: input and output, clocks, chance.
+/// What the core never uses: input and output, clocks, randomness.
 const NEVER_IN_CORE: [&str; 6] = [
     "std::fs",
     "std::net",

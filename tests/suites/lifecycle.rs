@@ -25,7 +25,7 @@ async fn a_stop_drains_what_was_taken_in() -> Result<()> {
         let body = inputs::connect(&format!("user-{user}"), "c1", SEED_MS);
         world.client.publish(CONNECT, &body).await?;
     }
-    // In the midst of it.
+    // Stops in the middle of the load.
     world.tape.hosts(ONLINE, 1).await?;
     world.host.process.stop().await?;
     world.client.round_trip().await?;

@@ -1,4 +1,5 @@
-//! A flood of one kind takes no room from another, and what finds no room is told so.
+//! A flood of one kind takes no room from another, and a sender for whom there is no room is told
+//! so.
 
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
@@ -11,7 +12,7 @@ use crate::world::World;
 
 const QUERY: &str = "presence.query";
 
-/// A query after as many users as one may name.
+/// A query about as many users as a query may name.
 fn large_query() -> String {
     let users: Vec<_> = (0..1_000).map(|user| format!("user-{user}")).collect();
     json!({"viewerId": "viewer", "userIds": users}).to_string()
@@ -21,7 +22,7 @@ fn large_query() -> String {
 async fn a_burst_of_large_queries_costs_no_heartbeat() -> Result<()> {
     const HEARTBEATS: usize = 1_200;
     const QUERIES: usize = 600;
-    // So few tasks waited in one queue, for all that there was to do.
+    // With this limit, few tasks can wait in each queue.
     let world = World::start_with(|site| {
         site.with("engine.workers", 1)?
             .with("engine.worker_queue", 8)
@@ -117,12 +118,12 @@ async fn a_connection_too_many_is_refused_by_name_and_costs_others_nothing() -> 
     );
     world.host.wait_for_log(0, &["a quota is exceeded"]).await?;
     let labels = ["reason=\"quota-exceeded\""];
-    // Figures are told a moment after the answer.
+    // The metrics follow a moment after the answer.
     let counted = world
         .host
         .until_metric("presence_dead_letters_total", &labels, |it| it >= 1.0);
     counted.await?;
-    // Those that are there aren't harmed.
+    // Connections that exist are not affected.
     world.client.input(CONNECT, connect("12345", "b")).await?;
     world.client.input(CONNECT, connect("67890", "d")).await?;
     world.end().await
@@ -206,7 +207,7 @@ async fn dead_letters_past_their_rate_are_counted_and_requests_are_still_answere
     let letters = world.tape.seen().iter().filter(|seen| seen.subject == DLQ);
     let letters = letters.count();
     assert!((2..BAD).contains(&letters), "{letters}");
-    // Figures are told a moment after the answer.
+    // The metrics follow a moment after the answer.
     let all_others = |left_out: f64| (left_out + letters as f64 - BAD as f64).abs() < 0.5;
     world.host.until_metric(name, &[], all_others).await?;
     world.end().await

@@ -1,5 +1,5 @@
-//! How a node logs in to the broker: what is changed while it runs counts at its next
-//! connection, and nothing is said in clear where encryption is asked for.
+//! How a node logs in to the broker. A login that changes while the node runs counts at its next
+//! connection. Nothing is sent in clear if encryption is required.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const CA: &str = include_str!("login.ca.pem");
 
-/// A server that lets in one user, by these lines of its configuration.
+/// A server that lets in one user, with these lines of configuration.
 fn lets_in(user: &str) -> String {
     format!("authorization {{ users = [ {{ {user} }} ] }}")
 }
@@ -28,7 +28,7 @@ async fn server(user: &str) -> Result<NatsServer> {
     .await
 }
 
-/// A new key: what the server is told of it, and its seed.
+/// A new key: the server's configuration for it, and its seed.
 fn key() -> Result<(String, String)> {
     let key = KeyPair::new_user();
     Ok((format!("nkey: {}", key.public_key()), key.seed()?))
@@ -109,8 +109,8 @@ async fn a_server_without_tls_is_refused_where_a_certificate_is_set() -> Result<
     host.stop().await
 }
 
-/// A server that speaks TLS, and asks clients for certificates or not, with its files in a
-/// folder.
+/// A server with TLS, and the folder of its files. `asks`: whether it asks clients for
+/// certificates.
 async fn encrypted(authority: &Authority, asks: bool) -> Result<(NatsServer, TempDir)> {
     let folder = tempfile::tempdir()?;
     authority.issue("127.0.0.1", folder.path(), "server")?;
@@ -130,7 +130,7 @@ async fn encrypted(authority: &Authority, asks: bool) -> Result<(NatsServer, Tem
     Ok((server, folder))
 }
 
-/// Waits until a node that can't log in says why, in these words, and that it isn't ready.
+/// Waits until a node that can't log in says why, in these words, and isn't ready.
 async fn stays_away(site: &Site, words: &str) -> Result<()> {
     let mut host = Host::spawn(site)?;
     host.wait_for_log(0, &["can't reach nats", words]).await?;
@@ -153,7 +153,7 @@ async fn a_server_is_believed_whose_certificate_is_of_a_trusted_authority() -> R
     host.stop().await?;
     fs::write(site.path().join("ca.pem"), theirs.pem())?;
     stays_away(&site, "certificate").await?;
-    // Without a word about TLS, too, nothing is sent in clear to a server that asks for it.
+    // Without any setting about TLS, too, nothing is sent in clear to a server that requires it.
     let site = Site::new(&server.url())?;
     stays_away(&site, "certificate").await
 }

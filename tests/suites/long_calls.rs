@@ -46,7 +46,7 @@ async fn a_call_that_goes_on_for_ever_keeps_no_other_tenant_waiting() -> Result<
         };
         tape.next("their online", |seen| came(&user, seen)).await?;
     }
-    // They send no heartbeats.
+    // The users send no heartbeats, so they time out.
     let left = |seen: &ReceivedMessage| {
         seen.subject == "quiet.presence.events.user_offline" && seen.body["userId"] == "user-29"
     };

@@ -1,4 +1,4 @@
-//! What helps at a terminal: completions, and manual pages.
+//! Help at a terminal: completions and manual pages.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! What people know from messengers: tiers of viewers, and users' own settings,
-//! taken effect as the directory says them.
+//! Rules that people know from messengers: tiers of viewers, and users' own settings, which take
+//! effect when the directory changes.
 
 use anyhow::Result;
 use presence_tests::client::ReceivedMessage;
@@ -64,7 +64,8 @@ async fn an_invisible_user_goes_out_of_sight_and_comes_back_into_it() -> Result<
     say(&world, &json!({ANN: {"invisible": true}}))?;
     let gone = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(gone.visible_to(), [BEN, CLEO]);
-    // As if they had left just now, by the clock that said they came: years behind.
+    // As if they had left just now, by the clock that said that they came: this is years in the
+    // past.
     let last_seen = gone.field("lastSeen").as_u64().unwrap_or_default();
     let ran_ms = last_seen.checked_sub(SEED_MS);
     assert!(ran_ms.is_some_and(|ms| ms < 600_000), "{last_seen}");
@@ -102,7 +103,7 @@ async fn who_hides_when_they_were_last_seen_is_not_told_it_of_others() -> Result
     let expected = [(vec![BEN], json!(SEED_MS)), (vec![CLEO], Value::Null)];
     assert_eq!(told(&seen, FILTERED_OFFLINE, "lastSeen"), expected);
 
-    // Cleo hides it no more. Who sees Dan tells when that is in force.
+    // Cleo stops hiding it. The viewers of Dan show when this is in force.
     let settings = json!({CLEO: {"lastSeen": "everyone"}});
     let mut directory = directory(&settings);
     directory["contacts"][DAN] = json!([BEN]);
@@ -122,7 +123,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     come(&world, ANN, SEED_MS).await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
 
-    // Whom Ben saw goes out of his sight.
+    // Ben loses sight of everyone whom he saw.
     say(&world, &json!({BEN: {"doNotDisturb": true}}))?;
     let gone = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!((gone.text("userId"), gone.visible_to()), (ANN, vec![BEN]));
@@ -135,7 +136,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     let disturbed = |seen: &&ReceivedMessage| seen.visible_to().contains(&BEN);
     assert_eq!(world.tape.seen()[from..].iter().find(disturbed), None);
 
-    // He is told of who is there, and of nobody who came and went.
+    // He is told of those who are online now, and not of those who came and went meanwhile.
     say(&world, &json!({BEN: {"doNotDisturb": false}}))?;
     let back = world
         .tape
@@ -157,7 +158,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     world.end().await
 }
 
-/// A world with this pipeline, in which nobody has said anything yet.
+/// A world with this pipeline, in which no user has settings yet.
 async fn world(pipeline: &[&str]) -> Result<World> {
     World::start_with(|mut site| {
         let stages: Vec<_> = pipeline.iter().map(|plugin| (*plugin, None)).collect();
@@ -168,7 +169,7 @@ async fn world(pipeline: &[&str]) -> Result<World> {
     .await
 }
 
-/// Ann and Dan have the same contacts; the settings are these.
+/// Ann and Dan have the same contacts. `settings`: the users' settings.
 fn directory(settings: &Value) -> Value {
     json!({"contacts": {ANN: [BEN, CLEO], DAN: [BEN, CLEO]}, "settings": settings})
 }
@@ -187,7 +188,7 @@ async fn go(world: &World, user: &str, at: u64) -> Result<()> {
     world.client.input(DISCONNECT, bye).await
 }
 
-/// The viewers of each message on a subject, and what a field says to them.
+/// The viewers of each message on a subject, and a field of the message.
 fn told<'a>(seen: &'a [ReceivedMessage], subject: &str, field: &str) -> Vec<(Vec<&'a str>, Value)> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| (seen.visible_to(), seen.field(field).clone()))

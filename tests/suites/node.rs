@@ -1,5 +1,5 @@
-//! The seed document's JavaScript handlers, as they stand, in Node with npm's
-//! client: they get what they were written for.
+//! The seed document's JavaScript handlers, unchanged, in Node with npm's client: they get the
+//! messages that they were written for.
 
 use anyhow::{Context, Result};
 use presence_tests::client::Client;

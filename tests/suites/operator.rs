@@ -1,5 +1,4 @@
-//! What an operator is told: what was started, why it doesn't work, and how commands are
-//! used.
+//! Messages for an operator: what was started, why it doesn't work, and how commands are used.
 
 use std::process::Output;
 
@@ -72,7 +71,7 @@ fn sizes_on_the_command_line_have_units() -> Result<()> {
     let (code, said) = said(host::run(&site, &["record", "-", "--bytes", "64Mx"])?);
     assert_eq!(code, Some(2), "{said}");
     ensure!(said.contains("64MiB (binary)"), "{said}");
-    // It is understood, and the broker isn't there.
+    // The argument is understood. The command fails because there is no broker.
     let (code, said) = self::said(host::run(&site, &["record", "-", "--bytes", "64MiB"])?);
     assert_eq!(code, Some(1), "{said}");
     Ok(())

@@ -1,5 +1,5 @@
-//! The order of one connection's messages: what is late, and that nobody stays
-//! invisible for longer than a heartbeat, whatever their sender's clock says.
+//! The order of one connection's messages: which are late. And nobody stays invisible for longer
+//! than a heartbeat, whatever the sender's clock says.
 
 use anyhow::Result;
 use presence_tests::client::now_ms;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_ONLINE, HEARTBEAT, OFFLINE};
 use crate::world::World;
 
-/// What 67890, a contact of 12345, is answered of them.
+/// The status of 12345 in the answer to 67890, a contact.
 async fn status(world: &World) -> Result<Value> {
     let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
     let answer = world.client.request("presence.query", question).await?;
@@ -50,7 +50,7 @@ async fn what_is_late_is_answered_stale_counted_and_logged_with_its_user() -> Re
         .wait_for_log(from, &["stale", "12345", "c1"])
         .await?;
 
-    // However many there are, there are few lines.
+    // However many late messages there are, the log has few lines.
     for _ in 0..200 {
         let answer = world.client.request(CONNECT, late.to_string()).await?;
         assert_eq!(answer["reason"], "stale", "{answer}");
@@ -81,7 +81,7 @@ async fn a_heartbeat_heals_a_connect_that_was_lost_or_taken_for_a_late_one() -> 
         answer["reason"], "stale",
         "it is older than the close: {answer}"
     );
-    // One that is as old as the close goes by its arrival.
+    // A heartbeat with the same time as the close counts by its arrival.
     let heartbeat = inputs::heartbeat("12345", "c1", closed_at);
     world.client.input(HEARTBEAT, heartbeat).await?;
     world.tape.hosts(FILTERED_ONLINE, 2).await?;

@@ -1,4 +1,4 @@
-//! The page that a node serves: in a real browser, and asked as others might ask it.
+//! The page that a node serves: in a real browser, and with the requests of others.
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::client::{Client, now_ms};
@@ -19,10 +19,10 @@ use crate::world::World;
 
 const TOKEN: &str = "a token that is long enough";
 const LOOPBACK: (&str, &str) = ("Host", "127.0.0.1");
-/// What no other page can have a browser say without being asked first.
+/// A header that another page's scripts can't send without a preflight request.
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
-/// What a page is told until it has all of these words.
+/// What a page receives until it has all of these words.
 async fn told(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
     let mut told = Vec::new();
     let all = async {
@@ -109,7 +109,7 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
     let metric = "presence_dead_letters_total";
     world.host.until_metric(metric, &[], |it| it == 1.0).await?;
 
-    // Where a page has its own name lead here, and where it is another page that asks.
+    // Another name that leads here, and requests from another page, are refused.
     for path in ["/", "/page/main.js", "/page/events"] {
         let answer = http::ask(port, path, &[("Host", "evil.example")], None).await?;
         assert_eq!(answer.status, 403, "{path}");
@@ -121,13 +121,14 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
         let answer = http::ask(port, "/page/events", &[own, foreign, token], None).await?;
         assert_eq!(answer.status, 403, "{foreign:?}");
     }
-    // Nor what a browser asks for another page without saying so, as for a picture.
+    // So is a request that a browser makes for another page without these headers, as for a
+    // picture.
     for path in ["/page/events", "/page/history", "/page/beside"] {
         let answer = http::ask(port, path, &[own], None).await?;
         assert_eq!(answer.status, 415, "{path}");
     }
 
-    // Whom a dead letter is about.
+    // Names the user whom a dead letter is about only to operators.
     let mut stream = http::begin(port, "/page/events", &[own, JSON], None).await?;
     let anyone = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
     let letters = data(&anyone, "letters")?;
@@ -186,7 +187,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     for _ in 0..8 {
         let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
         let first = told(&mut page, &["event: letters", "]}\n\n"]).await?;
-        // Off unless it is turned on, and without names as the configuration has it.
+        // Explanations are off by default, and names are left out, as the configuration says.
         assert_eq!(data(&first, "hello")?["explain"], "off");
         let letters = data(&first, "letters")?;
         ensure!(!letters.to_string().contains("ada"), "{letters}");
@@ -197,14 +198,14 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     for _ in 0..64 {
         assert_eq!(http::get(port, "/readyz").await?.status, 200);
     }
-    // What it says is what the metrics say.
+    // The page has the same figures as the metrics.
     let now = data(&told(&mut pages[0], &["event: now", "}\n\n"]).await?, "now")?;
     assert_eq!(
         now["metrics"]["presence_dead_letters_total{reason=\"missing-field\"}"],
         1
     );
     assert_eq!(now["status"]["serving"]["pipeline"][0]["role"], "filter");
-    // One that goes makes room for another.
+    // A page that is closed makes room for another one.
     drop(pages.pop());
     wait::until("another page to find room", async || {
         let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
@@ -248,7 +249,7 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
         let answer = http::ask(port, "/page/rollback", &headers, Some(body)).await?;
         assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
     }
-    // What was overtaken, isn't there, or is what there is.
+    // A revision that was overtaken, one that isn't there, and the one that is in force.
     for (revision, seen, why) in [
         (1, 1, "has written revision 2 meanwhile"),
         (7, 2, "there is no revision 7"),
@@ -260,7 +261,7 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
         let error = answer["error"].as_str().unwrap_or_default();
         ensure!(answer["ok"] == false && error.contains(why), "{answer}");
     }
-    // Who has changed it is not for everyone.
+    // Only operators are told who has made a change.
     let history = http::ask(port, "/page/history", &[own, JSON], None).await?;
     let history: Value = serde_json::from_str(&history.body)?;
     assert_eq!(history["revisions"][0]["revision"], 2, "{history}");
@@ -328,7 +329,7 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
     let args = ["plugins", "shadow", &named, "--for", "1h"];
     let mut shadow = host::start(&world.site, &args)?;
     next(&mut page, "do: garbage").await?;
-    // Its command sees that it is over, long before its time.
+    // The command sees that the shadow is over, long before its time.
     ensure!(shadow.wait().await?.success(), "{}", shadow.last_words());
     let bucket = store::bucket(&world).await?;
     bucket.put("revision.99", "?".into()).await?;
@@ -414,7 +415,7 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
     let port = site.http_port();
     let (own, bearer) = (format!("127.0.0.1:{port}"), format!("Bearer {token}"));
     let (own, operator) = (("Host", &*own), ("Authorization", &*bearer));
-    // Each tells of its own tenant, and of the others by name alone.
+    // Each page tells of its own tenant, and only the names of the others.
     for (name, letters) in [("acme", 0), ("beta", 1)] {
         let path = format!("/page/events?after=0&tenant={name}");
         let mut stream = http::begin(port, &path, &[own, JSON, operator], None).await?;
@@ -434,7 +435,7 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
             json!({"name": "beta", "state": "serving"})
         );
     }
-    // What changes something needs the token, and is of the tenant that is named.
+    // A change needs the token, and concerns the tenant that is named.
     let back = json!({"revision": 1, "seen": 2}).to_string();
     for (tenant, headers, status) in [
         ("acme", vec![own, JSON], 403),

@@ -1,5 +1,5 @@
-//! What the broker partitions by its subject mapping, and what a node partitions by a hash, come to
-//! the same shard.
+//! The broker's partition by its subject mapping, and a node's partition by a hash, give the same
+//! shard.
 
 use std::fs;
 
@@ -27,7 +27,7 @@ async fn a_user_in_the_subject_comes_to_the_shard_that_nodes_say() -> Result<()>
     let client = Client::connect(&server.url()).await?;
     let mut tape = client.record("presence.>").await?;
 
-    // Ids that are tokens, and ids of which a token is made.
+    // Ids that are tokens themselves, and ids that have to be encoded as tokens.
     let odd = ["ann@example.com", "two words", "ünïcödé", "a.b.*.>", "="];
     let odd = odd.into_iter().map(str::to_owned);
     let users: Vec<_> = (0..300)

@@ -1,6 +1,6 @@
-//! Pauses: the node is stopped where it is, or the broker is, or the link between them
-//! swallows what it is given, or one of them starts again and again. Nobody who speaks
-//! is taken for gone, and nobody who doesn't stays for ever.
+//! Pauses: the node or the broker is stopped by a signal, the link between them swallows
+//! everything, or one of them starts again and again. Nobody who sends heartbeats is reported gone,
+//! and nobody who doesn't stays for ever.
 
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,13 @@ use crate::world::on;
 
 const TIMEOUT_MS: u64 = 2_000;
 
-/// Longer than a time-out, than a grace, and than it takes to notice a silence.
+/// Longer than a timeout, than a grace, and than it takes to notice a silence.
 const PAUSE: Duration = Duration::from_millis(5_000);
 
 const SPEAKERS: usize = 30;
 
-/// A node behind a link, with many who speak and one who doesn't. The fields are dropped
-/// in this order.
+/// A node behind a link, with many users who send heartbeats and one who doesn't. The fields are
+/// dropped in this order.
 struct Scene {
     _speakers: Speakers,
     host: Host,
@@ -63,17 +63,17 @@ impl Scene {
         })
     }
 
-    /// Waits until the one who says nothing is gone, and the only one.
+    /// Waits until the silent user is gone, and checks that nobody else is.
     async fn only_the_silent_one_goes(&mut self) -> Result<()> {
         let gone = self.tape.hosts(OFFLINE, 1).await?;
         let who: Vec<_> = gone.iter().map(|gone| gone.text("userId")).collect();
         ensure!(who == ["silent"], "who spoke is taken for gone: {who:?}");
         ensure!(gone[0].text("reason") == "timeout", "{}", gone[0].body);
-        // Nor was somebody else taken for gone, then or since.
+        // Nobody else is reported gone, then or since.
         self.tape.catch_up(&self.client).await?;
         let gone = on(self.tape.seen(), OFFLINE);
         ensure!(gone.len() == 1, "{gone:#?}");
-        // The figure is told after the message.
+        // The metric follows the message.
         let all = |online: f64| online == SPEAKERS as f64;
         self.host
             .until_metric("presence_online_users", &[], all)
@@ -92,7 +92,7 @@ fn short(site: Site) -> Result<Site> {
     site.with("tracker.timeout_ms", TIMEOUT_MS as i64)
 }
 
-/// A pause has no other sign than that its time is over.
+/// Waits until a pause is over: only the time shows it.
 async fn pass(since: Instant, pause: Duration) -> Result<()> {
     let over = async || Ok((since.elapsed() >= pause).then_some(()));
     wait::until("the pause to be over", over).await
@@ -132,7 +132,7 @@ async fn a_link_that_swallows_all_takes_nobody_offline_and_turns_readiness() -> 
     scene.host.unready().await?;
     println!("unready after {:?}", paused.elapsed());
     pass(paused, PAUSE).await?;
-    // What is in it is lost, as it is where a router forgets a connection.
+    // What is in the link is lost, as when a router forgets a connection.
     scene.link.drop_connections();
     scene.link.resume();
     scene.host.ready().await?;
@@ -154,7 +154,7 @@ async fn a_broker_that_starts_again_and_again_keeps_no_ghost() -> Result<()> {
     }
     println!("gone after {:?}", begin.elapsed());
     scene.host.ready().await?;
-    // Those who speak are still there, and were all along.
+    // The users who send heartbeats are still there, and were all the time.
     let count = online(&scene).await?;
     ensure!(count == SPEAKERS as f64, "{count} are online");
     let events = scene.host.metrics().await?;
@@ -166,14 +166,14 @@ async fn a_broker_that_starts_again_and_again_keeps_no_ghost() -> Result<()> {
     scene.end().await
 }
 
-/// What is remembered of a user's last departure.
+/// The time of a user's last departure, as it is remembered.
 async fn ask(client: &Client, user: &str) -> Result<Value> {
     let question = json!({"viewerId": "viewer", "userIds": [user]}).to_string();
     let answer = client.request("presence.query", question).await?;
     Ok(answer["users"][0]["lastSeen"].clone())
 }
 
-/// How a node comes to hear nothing for a while.
+/// How a node is made to hear nothing for a while.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     NodeFrozen,
@@ -216,7 +216,7 @@ async fn grace(way: Way) -> Result<()> {
         Way::NodeDown => scene.host.process.kill().await?,
     }
     pass(paused, PAUSE).await?;
-    // They come back as soon as they can be heard.
+    // The user connects again while the node can't hear it.
     let back = inputs::connect("silent", "c2", now_ms());
     if !matches!(way, Way::NodeDown) {
         scene.client.publish(CONNECT, &back).await?;
@@ -228,7 +228,7 @@ async fn grace(way: Way) -> Result<()> {
         Way::NodeDown => scene.host = Host::start(&scene.site).await?,
     }
     scene.host.ready().await?;
-    // Once it is answered, the first one has been handled; and twice does no harm.
+    // When this is answered, the first connect has been handled. A second one does no harm.
     scene.client.input(CONNECT, back).await?;
     scene.tape.catch_up(&scene.client).await?;
     let online = scene.host.metric("presence_online_users", &[]).await?;

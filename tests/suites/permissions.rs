@@ -1,5 +1,5 @@
-//! The example permissions, line by line: what each user may do and what not, on a
-//! real server with that very file.
+//! The example permissions, line by line: what each user may do and may not do, on a real server
+//! with this file.
 
 use std::sync::{Arc, Mutex};
 
@@ -262,7 +262,7 @@ const RIGHTS: [Rights; 9] = [
     },
 ];
 
-/// What somebody might try beside what is theirs.
+/// Subjects that a user might try in addition to their own.
 const TRIED: [&str; 24] = [
     "presence.admin.other",
     "$KV.presence-pipeline.other",
@@ -290,7 +290,7 @@ const TRIED: [&str; 24] = [
     "somewhere.else",
 ];
 
-/// What the recorder may not hear of what its wildcard covers.
+/// Subjects that the recorder may not hear, although its wildcard covers them.
 const DENIED: [&str; 6] = [
     "presence.filtered.",
     "presence.inbox.",
@@ -300,7 +300,7 @@ const DENIED: [&str; 6] = [
     "presence.admin.",
 ];
 
-/// What nobody subscribes to but who is permitted just that.
+/// Subjects to which only those subscribe who are permitted exactly these.
 const WILDCARDS: [&str; 7] = [
     ">",
     "presence.>",
@@ -311,8 +311,8 @@ const WILDCARDS: [&str; 7] = [
     "_INBOX.>",
 ];
 
-/// Where nobody may publish: the server's complaint says that it has acted on all
-/// that came before.
+/// A subject on which nobody may publish. The server's complaint shows that it has handled all that
+/// came before.
 const MARK: &str = "presence-tests.mark";
 
 /// A user's connection, and what the server forbade on it.
@@ -346,7 +346,7 @@ impl User {
         })
     }
 
-    /// What the server has forbidden since this was last asked.
+    /// What the server has forbidden since the last call.
     async fn forbidden(&mut self) -> Result<Vec<String>> {
         self.marks += 1;
         let mark = format!("{MARK}.{}", self.marks).to_lowercase();
@@ -471,7 +471,7 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
     let mut gateway = User::connect(&server, rights("gateway")?).await?;
     let mut ada = User::connect(&server, rights("ada")?).await?;
     let mut ben = User::connect(&server, rights("ben@example.com")?).await?;
-    // Not the harness's recording, which asks where these users may not.
+    // The harness's recording isn't used: it asks for an answer where these users may not.
     let mut filtered = gateway.nats.subscribe(FILTERED_ONLINE).await?;
     let mut inbox = ben.nats.subscribe(format!("presence.inbox.{BEN}")).await?;
     for user in [&mut gateway, &mut ben] {
@@ -519,7 +519,7 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
         "{metrics}"
     );
 
-    // The commands, as an operator and as who may not.
+    // The commands, as an operator and as a user without permission.
     site.set("nats.user", "operator")?;
     site.set("nats.password", "change-me-operator")?;
     let asked = host::run(&site, &["query", "ada", "12345", "--json"])?;
@@ -569,7 +569,7 @@ async fn a_recorder_hears_what_comes_in() -> Result<()> {
     assert!(status.success(), "{}", recorder.last_words());
     assert!(recorder.stdout().concat().contains("\"12345\""));
 
-    // Anyone who may not hear it is told so.
+    // A user who may not hear it is told so.
     let site = site
         .with("nats.user", "gateway")?
         .with("nats.password", "change-me-gateway")?;

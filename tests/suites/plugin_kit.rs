@@ -1,5 +1,5 @@
-//! `presence plugin`, as an author uses it: in each language from nothing to a
-//! filter that decides in a running host.
+//! `presence plugin`, as an author uses it: in each language, from an empty folder to a filter that
+//! decides in a running host.
 
 use std::fs;
 
@@ -68,7 +68,7 @@ async fn from_new_to_running(language: &str, own_tests: &str) -> Result<()> {
     assert_eq!(said["role"], "filter");
     let directory = said["directory"].as_array().context("directory")?;
     assert!(directory.contains(&json!("contacts")), "{said}");
-    // The engines of the others import all that there is.
+    // The engines of the other languages import everything.
     assert!(directory.len() == 1 || ["typescript", "python"].contains(&language));
     assert_eq!(said["sizeBytes"], plugin.len());
     assert_eq!(said["selfTests"].as_array().map(Vec::len), Some(4));
@@ -101,14 +101,14 @@ async fn from_new_to_running(language: &str, own_tests: &str) -> Result<()> {
         }
     }
 
-    // The same again, and nothing is built.
+    // A second build of the same source does nothing.
     let again = kit.succeed(&["build", "quiet"])?;
     assert!(again.contains("unchanged, not rebuilt"), "{again}");
     fails_with_its_place(&kit, language)?;
     takes_effect(&plugin).await
 }
 
-/// An error that nothing catches, and a call of something that plugins don't have.
+/// An uncaught error, and a call of something that plugins don't have.
 fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
     let (file, before, error, said, denied, wanted) = match language {
         "rust" => (
@@ -171,7 +171,7 @@ fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         Ok(format!("{} {stderr}", answer["answer"]["error"]))
     };
-    // In C, what WASI would do is seen while it is built.
+    // In C, calls of WASI are already found by the build.
     let both = [error, denied];
     fs::write(
         &path,
@@ -182,7 +182,7 @@ fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
     fs::write(&path, with(&both))?;
     let failure = fails("eve")?;
     assert!(failure.contains(wanted), "{failure}");
-    // An answer that is none.
+    // An answer of the wrong type.
     let no_answer = match language {
         "typescript" => Some("`filter` is async, and plugins answer at once"),
         "python" => Some("filter returned None, and has to return an audience"),
@@ -214,7 +214,7 @@ async fn takes_effect(plugin: &[u8]) -> Result<()> {
             "contacts": {"ada": ["ben"]},
             "groups": {"team": ["ada", "cleo"]},
         }))?;
-        // Until the new one comes, one that takes nobody away from ada.
+        // Until the new plugin comes, this one takes nobody away from ada.
         let before = component::named(&component::load("blocklist")?, "quiet")?;
         site.write_plugin("quiet", before)?;
         Ok(site)
@@ -251,7 +251,7 @@ fn all_pass(tested: &Value, count: usize) -> Result<()> {
     let limits = &tested["limits"];
     for case in cases {
         assert_eq!(case["passes"], true, "{case}");
-        // A refused configuration is no call.
+        // A refused configuration makes no call.
         if case["found"].get("error").is_none() {
             let within = |key: &str| {
                 let taken = case[key].as_u64();

@@ -1,4 +1,4 @@
-//! What plugins log, over NATS: kept by nodes, and published while somebody follows it.
+//! What plugins log: kept by nodes, and published over NATS while somebody follows it.
 
 use std::collections::BTreeSet;
 
@@ -67,7 +67,7 @@ async fn what_a_plugin_logs_is_published_while_somebody_follows_it() -> Result<(
     let printed = lines(&follower.stdout())?;
     let numbers: BTreeSet<_> = printed.iter().map(|it| it["seq"].as_u64()).collect();
     assert_eq!(numbers.len(), printed.len(), "each line once: {printed:?}");
-    // It is kept, and what was said while nobody wanted it isn't.
+    // The lines are kept. Lines for debugging from before somebody followed are not.
     let kept = good(&world.site, &["plugins", "logs", "reader", "--debug"])?;
     ensure!(kept.contains("after") && !kept.contains("before"), "{kept}");
     let kept = good(&world.site, &["plugins", "logs", "reader"])?;

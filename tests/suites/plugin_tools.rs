@@ -1,5 +1,4 @@
-//! `presence plugin` where something is wrong, and on the plugins that there are:
-//! without any language's tools.
+//! `presence plugin` with errors, and with existing plugins: without any language's tools.
 
 use std::fs;
 use std::path::Path;
@@ -23,14 +22,14 @@ impl Bench {
         self.0.path()
     }
 
-    /// Runs it with a path on which there is nothing.
+    /// Runs it with a `PATH` that has no programs.
     fn run(&self, args: &[&str]) -> Result<Output> {
         let mut command = plugin_command(self.path())?;
         let output = command.args(args).env("PATH", self.path()).output();
         output.context("running presence plugin")
     }
 
-    /// What it says as it fails with this code.
+    /// Runs a command that fails with this code, and returns what it says.
     fn fails(&self, code: i32, args: &[&str]) -> Result<String> {
         let output = self.run(args)?;
         let stderr = String::from_utf8(output.stderr)?;
@@ -46,7 +45,7 @@ impl Bench {
     }
 }
 
-/// One readable line, that says this.
+/// Asserts that this is one readable line, with these words.
 fn says(stderr: &str, words: &[&str]) {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     for word in words {
@@ -83,7 +82,7 @@ fn a_missing_tool_is_named_with_how_to_get_it() -> Result<()> {
         bench.succeeds(&["new", language, "--lang", language])?;
         says(&bench.fails(1, &["build", language])?, &words);
     }
-    // Node alone doesn't do.
+    // Node alone is not enough.
     let node = bench.path().join("node");
     fs::write(&node, "")?;
     says(
@@ -161,7 +160,7 @@ fn a_plugin_is_inspected_without_being_run() -> Result<()> {
         object["limits"],
         json!({"fuel": null, "memoryBytes": null, "deadlineMs": null})
     );
-    // A component that no host takes can be looked at all the same.
+    // A component that no host accepts can still be inspected.
     fs::write(
         bench.path().join("w.wasm"),
         component::load("fixtures/wants-wasi")?,
@@ -200,7 +199,7 @@ fn a_self_test_that_fails_is_shown_line_by_line_and_can_be_updated() -> Result<(
     let tested: Value = serde_json::from_str(&bench.succeeds(&["test", "f.wasm", "--json"])?)?;
     let cases = tested["cases"].as_array().context("cases")?;
     assert!(cases.iter().all(|case| case["passes"] == true), "{tested}");
-    // The source has become the same, and nothing else in it has changed.
+    // Only the expected result has changed in the source, in one line.
     let (before, after) = (
         fs::read_to_string(source)?,
         fs::read_to_string(bench.path().join("plugin.json"))?,
@@ -279,13 +278,13 @@ fn one_input_is_run_from_a_case_a_file_or_standard_input() -> Result<()> {
     says(&stderr, &["no self-test `none`", case]);
     bench.fails(2, &["run", "c.wasm"])?;
 
-    // An event takes the place of the case's, whose directory stays.
+    // `--event` replaces the case's event. The case's directory stays.
     let event = json!({"type": "user_online", "userId": "stranger", "timestamp": 7});
     fs::write(bench.path().join("event.json"), event.to_string())?;
     let page = bench.succeeds(&["run", "c.wasm", "--case", case, "--event", "event.json"])?;
     assert!(page.contains("{\"audience\":[]}"), "{page}");
 
-    // An event by itself says nothing of a configuration, and a case does.
+    // An event by itself has no configuration, and a case has one.
     let event = json!({"type": "user_online", "userId": "22222", "timestamp": 7});
     let letter = json!({
         "subject": "presence.events.user_online", "reason": "plugin-failed", "error": "…",

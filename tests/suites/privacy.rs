@@ -1,5 +1,5 @@
-//! What viewers are shown follows the rules, the directory and the configuration of
-//! now, message by message; and a query says the same.
+//! Each message shows viewers what the current rules, directory and configuration allow, and a
+//! query shows the same.
 
 use anyhow::Result;
 use presence_tests::client::{ReceivedMessage, now_ms};
@@ -14,10 +14,10 @@ use crate::world::{World, on};
 
 const FILTERED_UPDATED: &str = "presence.filtered.user_updated";
 
-/// What a connect and the ledger's entry come to.
+/// The records of a user: the connection, and the ledger's entry.
 const RECORDS: f64 = 2.0;
 
-/// Contacts get the device and the browser, who shares a group gets the device.
+/// Contacts see the device and the browser. Members of the same group see the device.
 fn tiers() -> Table {
     toml! {
         tiers = [
@@ -52,7 +52,7 @@ async fn come(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// What a viewer is answered of ann.
+/// The answer to a viewer's query about ann.
 async fn asked(world: &World, viewer: &str) -> Result<Value> {
     asked_of(world, viewer, "ann").await
 }
@@ -63,7 +63,7 @@ async fn asked_of(world: &World, viewer: &str, user: &str) -> Result<Value> {
     Ok(answer["users"][0].clone())
 }
 
-/// What is answered of who has never been seen.
+/// The answer about a user who has never been seen.
 fn unknown(user: &str) -> Value {
     json!({"userId": user, "status": "offline"})
 }
@@ -93,7 +93,7 @@ async fn a_viewer_who_comes_to_another_tier_is_told_what_they_may_see_now() -> R
         online(&json!({"device": "web"}))
     );
 
-    // And back, with somebody else, who was in the other tier all along.
+    // Ben comes back to his tier, and cleo comes to it from the other one.
     directory(&world.site, &["ben", "cleo"])?;
     let told = world.tape.hosts(FILTERED_ONLINE, 4).await?.remove(3);
     assert_eq!(told.visible_to(), ["ben", "cleo"]);
@@ -118,7 +118,7 @@ async fn a_redactor_that_shows_less_is_told_even_if_it_was_changed_while_the_hos
     assert_eq!(told.visible_to(), ["ben"], "cleo sees what she saw");
     assert_eq!(*told.field("metadata"), json!({"device": "web"}));
 
-    // What viewers see doesn't differ by this: nobody is told anything.
+    // This changes nothing that viewers see, so nobody is told anything.
     let from = world.host.log_len();
     let keys = toml! { keys = ["device", "location"] };
     world.site.set_stage("redact", "config", keys)?;
@@ -210,7 +210,7 @@ async fn one_stages_wish_to_be_asked_again_makes_no_other_stages_time_reusable()
     world.end().await
 }
 
-/// A rule by what users say of themselves: those are shown who say that they are open.
+/// A rule on users' own metadata: only those are shown who have this text at `door`.
 fn open_alone(site: &mut Site, text: &str) -> Result<()> {
     let steps = toml! { steps = [{ only_if = { key = "door", text = text } }] };
     let stages = [("contacts", None), ("door", Some(steps)), ("redact", None)];
@@ -243,7 +243,7 @@ async fn when_a_user_was_seen_who_was_hidden_all_along_is_answered_to_nobody_eve
     assert_eq!(asked_of(&world, "ben", "abe").await?, left);
     assert_eq!(asked(&world, "ben").await?, unknown("ann"));
 
-    // Nor is it when the rule is taken away, and what it was is forgotten.
+    // The same after the rule has been taken away and forgotten.
     let plain = [("contacts", None), ("redact", None)];
     world.site.set_pipeline(&plain)?;
     let taken = "presence_pipeline_generation";
@@ -251,7 +251,7 @@ async fn when_a_user_was_seen_who_was_hidden_all_along_is_answered_to_nobody_eve
     assert_eq!(asked_of(&world, "ben", "abe").await?, left);
     assert_eq!(asked(&world, "ben").await?, unknown("ann"));
 
-    // The same, whether the host is killed or stopped. What comes later is stored later.
+    // The same after a kill, and after a stop. When later changes are stored, this one is.
     let records = "presence_state_records_total";
     let before = world.host.metric(records, &[]).await?;
     for number in 0..20 {
@@ -278,7 +278,7 @@ async fn when_a_user_was_seen_who_was_hidden_all_along_is_answered_to_nobody_eve
         );
     }
 
-    // The rules of now have a say as well, and read what the user said while online.
+    // The current rules apply as well, to the metadata that the user had while online.
     open_alone(&mut world.site, "ajar")?;
     world.host.until_metric(taken, &[], |it| it == 2.0).await?;
     assert_eq!(asked_of(&world, "ben", "abe").await?, unknown("abe"));
@@ -289,8 +289,8 @@ async fn when_a_user_was_seen_who_was_hidden_all_along_is_answered_to_nobody_eve
     world.end().await
 }
 
-/// The ways of coming to be hidden. Of each there is a user who is hidden so, and one who
-/// leaves instead.
+/// The ways in which a user is hidden. For each, there is a user who is hidden in this way, and one
+/// who leaves instead.
 const WAYS: [&str; 3] = ["block", "invisible", "contact"];
 
 /// Ben is a contact of all of them, and cleo shares a group with each.
@@ -312,7 +312,7 @@ fn hiding(hides: bool) -> Value {
     directory
 }
 
-/// Text in which all users and times look the same.
+/// The text with all users and times replaced by the same words.
 fn normalised(text: &str, user: &str) -> String {
     let mut plain = String::new();
     let mut digits = String::new();
@@ -329,8 +329,8 @@ fn normalised(text: &str, user: &str) -> String {
     plain
 }
 
-/// All that a viewer gets that says something of a user: where it is published, which
-/// headers it has, and its bytes, with no other viewer in them.
+/// All that a viewer gets about a user: the subject, the headers and the bytes of each message,
+/// without other viewers.
 fn gets(seen: &[ReceivedMessage], viewer: &str, user: &str) -> Vec<String> {
     let own = format!("presence.inbox.{viewer}");
     let is_for = |seen: &&ReceivedMessage| {
@@ -379,7 +379,7 @@ async fn being_hidden_from_a_viewer_gives_them_the_bytes_that_leaving_does() -> 
         disconnect(&world, &format!("left-{way}"), now_ms()).await?;
     }
     world.site.write_directory_value(&hiding(true))?;
-    // Both tiers of each, and the viewers' own subjects, which come after what all read.
+    // The messages to both tiers, and those on the viewers' own subjects, which come after them.
     let users = WAYS.len() * 2;
     world.tape.hosts(FILTERED_OFFLINE, users * 2).await?;
     for viewer in ["ben", "cleo"] {
@@ -402,8 +402,8 @@ async fn being_hidden_from_a_viewer_gives_them_the_bytes_that_leaving_does() -> 
             let knows = of_left[3].contains("lastSeen");
             assert_eq!(knows, viewer == "ben", "{of_left:#?}");
         }
-        // Who may not know when somebody was seen can't tell by asking, either. A hidden user
-        // looks as one who was never seen, to everyone.
+        // A viewer who may not know when a user was last seen can't find out by asking, either. To
+        // everyone, a hidden user looks like one who was never seen.
         assert_eq!(asked_of(&world, "cleo", &left).await?, unknown(&left));
         for viewer in ["ben", "cleo"] {
             assert_eq!(asked_of(&world, viewer, &hidden).await?, unknown(&hidden));

@@ -1,5 +1,5 @@
-//! The node's second connection, by which it notices what the broker has and what it has
-//! heard: without it the main one does that work.
+//! The node's second connection, by which it notices what the broker has, and until when it has
+//! heard everything. Without it, the main connection does this.
 
 use anyhow::Result;
 use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
@@ -12,7 +12,8 @@ use crate::inputs::{self, CONNECT, FILTERED_ONLINE, OFFLINE};
 
 const SECOND: &str = "presence_nats_second_connection";
 
-/// A user comes and is silent: both are told, and the broker is known to have it.
+/// A user connects and times out. Both are told, so the node knows that the broker has the
+/// messages.
 async fn comes_and_times_out(
     user: &str,
     client: &Client,
@@ -42,14 +43,14 @@ async fn without_its_second_connection_a_node_publishes_and_hears_as_before() ->
     let mut host = Host::start(&site).await?;
     let from = host.log_len();
 
-    // It stands, and says nothing.
+    // The second connection is open, and carries nothing.
     proxy.pause();
     comes_and_times_out("12345", &client, &mut tape, &host).await?;
     host.until_metric(SECOND, &[], |is| is == 0.0).await?;
     host.wait_for_log(from, &["second connection", "the main one"])
         .await?;
 
-    // It is gone, and can't be made again.
+    // The second connection is closed, and can't be made again.
     proxy.cut();
     comes_and_times_out("12345", &client, &mut tape, &host).await?;
     host.ready().await?;
@@ -74,7 +75,7 @@ async fn leases_run_on_at_the_same_speed_when_a_reload_shortens_the_time_out() -
     site.set("tracker.timeout_ms", 200)?;
     host.wait_for_log(from, &["configuration", "reloaded"])
         .await?;
-    // Were the broker asked as seldom as before, no lease would end within a second.
+    // If the broker were asked as rarely as before, no lease would end within a second.
     for _ in 0..50 {
         let offline = comes_and_times_out("12345", &client, &mut tape, &host).await?;
         let at = |key: &str| offline.body[key].as_u64().unwrap();

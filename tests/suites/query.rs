@@ -153,7 +153,7 @@ async fn what_is_wrong_with_a_query_is_replied_and_is_no_dead_letter() -> Result
                 .is_some_and(|error| !error.is_empty())
         );
     }
-    // Nobody waits for an answer: nothing is said, and it is counted.
+    // Without a reply subject, nothing is sent, but the question is counted.
     world.client.publish_bytes(QUERY, "{").await?;
     world.client.round_trip().await?;
     about(&world, "v", "u").await?;
@@ -235,8 +235,7 @@ async fn an_answer_past_max_payload_says_to_ask_in_parts() -> Result<()> {
     host.stop().await
 }
 
-/// Of every user and viewer, at every step: what an answer says is what the
-/// events before it said.
+/// For every user and viewer, at every step, an answer says the same as the last event before it.
 #[tokio::test]
 async fn answers_agree_with_the_events() -> Result<()> {
     const USERS: [&str; 4] = ["12345", "22222", "67890", "11111"];
@@ -253,7 +252,7 @@ async fn answers_agree_with_the_events() -> Result<()> {
         }
     }
     for user in USERS {
-        // What the last event of the user said to whom, without ending the visit.
+        // What the last event about the user told each viewer, without ending the user's visit.
         let reply = ask(&world, json!({"viewerId": "67890", "userIds": [user]})).await?;
         let is_online = reply["users"][0]["status"] == "online";
         world.client.round_trip().await?;
@@ -274,7 +273,7 @@ async fn answers_agree_with_the_events() -> Result<()> {
     world.end().await
 }
 
-/// What a command prints, and how it ends.
+/// A command's output, error output and exit code.
 fn command(site: &Site, args: &[&str]) -> Result<(String, String, Option<i32>)> {
     let output = host::run(site, args)?;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes);

@@ -1,5 +1,5 @@
-//! Quotas of a tenant: what goes beyond one is refused, and says which one it was, to the sender,
-//! in a dead letter, in a metric and in the log; other tenants notice nothing.
+//! Quotas of a tenant. What exceeds one is refused, and the quota is named to the sender, in a dead
+//! letter, in a metric and in the log. Other tenants notice nothing.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use toml::{Table, toml};
 use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, FILTERED_ONLINE, HEARTBEAT};
 use crate::world::World;
 
-/// How often a client sends a heartbeat, of which several are due in each time-out.
+/// The interval of a client's heartbeats. Several are due in each timeout.
 const PACE: Duration = Duration::from_millis(200);
 
-/// A connection that comes up.
+/// Sends a connect, and returns the answer.
 async fn connect(client: &Client, prefix: &str, user: &str, conn: &str) -> Result<Value> {
     let body = inputs::connect(user, conn, now_ms()).to_string();
     client.request(&format!("{prefix}{CONNECT}"), body).await
 }
 
-/// That an answer is a refusal which names the key of a quota.
+/// Asserts that an answer is a refusal which names the key of a quota.
 #[track_caller]
 fn is_refused(answer: &Value, key: &str) {
     assert_eq!(answer["reason"], "quota-exceeded", "{answer}");
@@ -38,7 +38,8 @@ async fn exceeded(host: &Host, quota: &str) -> Result<f64> {
         .await
 }
 
-/// Waits until a quota has been exceeded so often: shards tell their figures now and then.
+/// Waits until a quota has been exceeded this many times. Shards report their figures only now and
+/// then.
 async fn until_exceeded(host: &Host, quota: &str, times: f64) -> Result<()> {
     wait::until("the metric of the quota", async || {
         let over = exceeded(host, quota).await?;
@@ -77,7 +78,7 @@ async fn a_flood_of_one_tenant_is_refused_and_takes_nothing_from_another() -> Re
         }
         assert_eq!(connect(&client, "beta.", &user, "c").await?["ok"], true);
     }
-    // As many as at once, and one for each second that it takes.
+    // The quota permits a burst, and one more for each second that this takes.
     assert!((1..=185).contains(&refused), "{refused}");
     let letter = letters.next("a dead letter", |_| true).await?;
     assert_eq!(letter.text("reason"), "quota-exceeded");
@@ -89,7 +90,8 @@ async fn a_flood_of_one_tenant_is_refused_and_takes_nothing_from_another() -> Re
     let lines = host.process.last_words();
     let lines = lines.lines().filter(|it| it.contains("messages_per_s"));
     assert_eq!(lines.count(), 1, "one line a minute");
-    // Who is there can go, whatever else comes; and the limit changes while the node runs.
+    // A connected user can disconnect, however many other messages come. And the limit changes
+    // while the node runs.
     let gone = inputs::disconnect("12345", "c", now_ms(), "logout").to_string();
     let gone = client.request(&format!("acme.{DISCONNECT}"), gone).await?;
     assert_eq!(gone["ok"], true, "{gone}");
@@ -115,7 +117,8 @@ async fn heartbeats_past_the_quota_time_nobody_out_and_keep_nobody() -> Result<(
     })
     .await?;
     let client = world.client.clone();
-    // One who goes on, and one who falls silent, beside one who sends far more than may come.
+    // A user who sends heartbeats, and a user who falls silent, beside one who sends far more than
+    // is permitted.
     for user in ["12345", "67890"] {
         assert_eq!(connect(&client, "", user, "c0").await?["ok"], true);
     }
@@ -246,10 +249,10 @@ async fn a_directory_past_its_entries_is_not_taken() -> Result<()> {
         .host
         .metric("presence_on_disk_refused", &["what=\"directory\""]);
     assert!((refused.await? - 1.0).abs() < 0.1);
-    // It is taken as soon as it may be.
+    // The directory is taken as soon as the limit permits it.
     world.site.set("limits.directory_entries_max", 7)?;
     world.until_visible_to("12345", &all).await?;
-    // So is one that is not read to its end.
+    // The same for a directory that is not read to its end.
     let huge: Vec<_> = (100..200).map(|id| id.to_string()).collect();
     let directory = json!({"contacts": {"12345": huge}, "groups": {}, "blocks": {}});
     world.site.write_directory_value(&directory)?;
@@ -279,11 +282,12 @@ async fn a_bucket_past_its_entries_is_taken_when_it_has_fewer() -> Result<()> {
     put("contacts.67890", json!(["1", "2"])).await?;
     let words = ["directory not taken", "[limits] directory_entries_max"];
     world.host.wait_for_log(from, &words).await?;
-    // What comes meanwhile isn't lost.
+    // Changes that come meanwhile aren't lost.
     put("contacts.12345", json!(["3"])).await?;
     world.until_visible_to("67890", &["1", "2"]).await?;
     world.until_visible_to("12345", &["3"]).await?;
-    // One that has far more is not read to its end, and taken when most of it is gone.
+    // A directory with far too many entries is not read to its end, and is taken when most of them
+    // are gone.
     let from = world.host.log_len();
     for user in 100..120 {
         put(&format!("contacts.{user}"), json!(["1", "2"])).await?;
@@ -390,7 +394,7 @@ async fn a_swap_to_more_plugins_than_may_be_is_refused_and_counted() -> Result<(
 
 #[tokio::test]
 async fn memory_that_all_plugins_together_may_not_have_fails_the_call_and_says_so() -> Result<()> {
-    // It takes memory until it is refused more.
+    // The plugin takes memory until the host refuses more.
     let hoard = component::load("fixtures/hoard")?;
     let mut world = World::start_with(|mut site| {
         site.set("limits.plugin_memory_bytes_max", 12_000_000)?;
@@ -434,14 +438,14 @@ async fn a_tenant_that_has_used_up_its_time_waits_and_says_so_and_another_goes_o
         let body = inputs::connect("12345", &format!("c{number}"), now_ms());
         client.publish(&format!("busy.{CONNECT}"), &body).await?;
     }
-    // Its start may have taken more than that already, and the log says so once a minute.
+    // The node's start may have exceeded this already, and the log says it once per minute.
     let words = ["a quota is exceeded", "[limits] cpu_ms_per_s", "busy"];
     host.wait_for_log(0, &words).await?;
     assert_eq!(connect(&client, "quiet.", "12345", "c").await?["ok"], true);
     let letter = letters.next("a dead letter", |it| {
         it.text("error").contains("cpu_ms_per_s")
     });
-    // It goes on as soon as it may use more, while it runs.
+    // The tenant goes on as soon as it may use more, without a restart.
     site.set("tenant", tenants(500))?;
     assert_eq!(letter.await?.text("reason"), "quota-exceeded");
     until_exceeded(&host, "cpu", 1.0).await?;
@@ -472,7 +476,7 @@ async fn a_replay_keeps_to_the_quotas_of_the_configuration() -> Result<()> {
     Ok(())
 }
 
-/// On how many connections a server has subscriptions to both of these subjects.
+/// The number of connections at a server with subscriptions to both of these subjects.
 async fn shared_connections(monitoring_port: u16, subjects: [&str; 2]) -> Result<usize> {
     let connz = http::get(monitoring_port, "/connz?subs=1").await?;
     let connz: Value = serde_json::from_str(&connz.body)?;
@@ -527,13 +531,13 @@ async fn an_isolated_tenant_has_other_threads_and_connections_and_is_served_like
     for thread in ["pool-0", "isolated-0", "isolated-io"] {
         assert!(names.iter().any(|name| name == thread), "{names:?}");
     }
-    // Metrics of the connection are of both.
+    // The metrics of connections count both connections.
     let connects = ["presence_nats_connects_total", "presence_nats_connected"];
     for (name, expected) in connects.into_iter().zip([2.0, 1.0]) {
         host.until_metric(name, &[], |it| (it - expected).abs() < 0.1)
             .await?;
     }
-    // One that becomes isolated moves to the connection of the others that are.
+    // A tenant that becomes isolated moves to the connection of the other isolated tenants.
     site.set("tenant", vec![isolated("apart"), isolated("quiet")])?;
     wait::until("both to share a connection", async || {
         let shared = shared_connections(monitoring_port, both).await?;

@@ -1,5 +1,5 @@
-//! Whether a node does its work, and why not: at `/readyz`; and what of the files on disk is
-//! not in force, in the metrics and by `presence status`.
+//! Whether a node does its work, and why not: at `/readyz`. And which files on disk are not in
+//! force: in the metrics and in `presence status`.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ use crate::world::World;
 
 const REFUSED: &str = "presence_on_disk_refused";
 
-/// A node's user that may do all but this, and another who may do anything.
+/// Two users: the node's, who may do everything but this, and another one without limits.
 fn without(denied: &str) -> String {
     format!(
         r#"authorization {{ users = [
@@ -48,10 +48,10 @@ async fn client(server: &NatsServer) -> Result<Client> {
     Ok(Client { nats })
 }
 
-/// Waits until `/readyz` says no, and all of these words, each in a line of the reasons.
+/// Waits until `/readyz` answers 503, with a line for each of these words.
 async fn unready(site: &Site, words: &[&str]) -> Result<()> {
     wait::until(&format!("/readyz to say {words:?}"), async || {
-        // It may not listen yet.
+        // The node may not listen yet.
         let Ok(answer) = http::get(site.http_port(), "/readyz").await else {
             return Ok(None);
         };
@@ -61,7 +61,7 @@ async fn unready(site: &Site, words: &[&str]) -> Result<()> {
     .await
 }
 
-/// Has the server take other permissions, while everyone stays connected.
+/// Makes the server take other permissions. Everyone stays connected.
 fn permit(server: &NatsServer, denied: &str) -> Result<()> {
     server.set_config(&without(denied))?;
     server.signal(Signal::HUP)
@@ -84,7 +84,7 @@ async fn a_forbidden_publication_turns_it_until_it_is_permitted() -> Result<()> 
     host.ready().await?;
     host.until_metric("presence_nats_forbidden", &[], |it| it == 0.0)
         .await?;
-    // What was tried meanwhile was said to nobody, and once in the log.
+    // What was tried meanwhile was sent to nobody, and is in the log once.
     let empty = heard.seen();
     let empty = empty
         .iter()
@@ -106,7 +106,7 @@ async fn a_forbidden_subscription_turns_it_until_it_is_permitted() -> Result<()>
         unready(&site, &[&why]).await?;
         permit(&server, "")?;
         host.ready().await?;
-        // It has subscribed again.
+        // The node has subscribed again.
         let client = client(&server).await?;
         let answer = client.request(CONNECT, "nonsense").await?;
         assert_eq!(answer["ok"], false, "{answer}");
@@ -122,7 +122,7 @@ fn status(site: &Site) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("status")
 }
 
-/// Waits until just this is not in force, and says why.
+/// Waits until exactly this is not in force, and returns the reason.
 async fn until_refused(world: &mut World, what: &str) -> Result<String> {
     for of in ["configuration", "directory", "pipeline"] {
         let label = format!("what=\"{of}\"");
@@ -132,7 +132,7 @@ async fn until_refused(world: &mut World, what: &str) -> Result<String> {
             .until_metric(REFUSED, &[&label], |it| it == expected)
             .await?;
     }
-    // What is refused leaves it so.
+    // The node stays ready when it refuses a file.
     world.host.ready().await?;
     let status = status(&world.site)?;
     let refused = &status["serving"]["notInForce"];
@@ -156,7 +156,7 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     let mut world = World::start().await?;
     until_taken(&world).await?;
 
-    // A key twice: the file is whole, and can't be taken.
+    // A duplicate key: the file is complete, and can't be taken.
     let twice = r#"{"contacts": {"12345": ["67890"], "12345": ["11111"]}}"#;
     world.site.write_directory(twice)?;
     let why = until_refused(&mut world, "directory").await?;
@@ -190,7 +190,7 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     let back = ["the pipeline on disk is in force again"];
     world.host.wait_for_log(from, &back).await?;
 
-    // A plugin that runs, and whose file is gone.
+    // The file of a running plugin is removed.
     fs::remove_file(world.site.plugin_path("contacts"))?;
     let why = until_refused(&mut world, "pipeline").await?;
     ensure!(why.contains("contacts.wasm"), "{why}");
@@ -204,7 +204,7 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     world.end().await
 }
 
-/// Waits until all that lies on disk is in force.
+/// Waits until all files on disk are in force.
 async fn until_taken(world: &World) -> Result<()> {
     world
         .host

@@ -1,5 +1,5 @@
-//! `presence record`: what comes in on a live system, written down so that a replay
-//! of it does what the live system did.
+//! `presence record`: records the input of a live system, so that a replay does what the live
+//! system did.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ use crate::inputs::{
 };
 use crate::world::World;
 
-/// Starts a recording, and waits until nothing is missed any more.
+/// Starts a recording, and waits until it misses nothing.
 async fn record(site: &Site, args: &[&str]) -> Result<Process> {
     let args: Vec<_> = ["record"].iter().chain(args).copied().collect();
     let mut recorder = host::start(site, &args)?;
@@ -29,7 +29,7 @@ async fn record(site: &Site, args: &[&str]) -> Result<Process> {
     Ok(recorder)
 }
 
-/// The end of a recording that went well, as it says.
+/// Waits for the end of a successful recording, and returns what it says.
 async fn end(mut recorder: Process) -> Result<String> {
     let status = recorder.wait().await?;
     assert!(status.success(), "{}", recorder.last_words());
@@ -45,7 +45,7 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a temporary path is text")
 }
 
-/// What a command that ends well prints.
+/// The output of a successful command.
 fn print(site: &Site, args: &[&str]) -> Result<String> {
     let output = host::run(site, args)?;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -53,7 +53,8 @@ fn print(site: &Site, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What can be compared of a filtered message that was published at another time.
+/// The parts of a filtered message that can be compared with one that was published at another
+/// time.
 fn shape(subject: &str, body: &Value) -> (String, Value, Value, Value) {
     let field = |name: &str| body.get(name).cloned().unwrap_or_default();
     let mut viewers = field("visibleTo");
@@ -75,7 +76,7 @@ fn live(seen: &[ReceivedMessage]) -> Vec<(String, Value, Value, Value)> {
         .collect()
 }
 
-/// The filtered messages of a replay until some time.
+/// The filtered messages of a replay up to some time.
 fn replayed(printed: &str, until: u64) -> Result<Vec<(String, Value, Value, Value)>> {
     let lines = lines(printed)?.into_iter().filter(|line| {
         let is_in_time = line["at"].as_u64().is_some_and(|at| at <= until);
@@ -155,7 +156,7 @@ async fn it_ends_when_it_is_told_to_or_is_full_and_leaves_what_is_there_alone() 
     world.end().await
 }
 
-/// Ids and values that can't come about by chance.
+/// Ids and values that can't occur by chance.
 const SECRETS: [&str; 9] = [
     "ada-lovelace",
     "ben@example.com",
@@ -209,7 +210,7 @@ async fn a_redacted_recording_tells_nothing_of_anyone_and_decides_the_same() -> 
     let client = &world.client;
     let connect = inputs::connect("ada-lovelace", "tab-of-ada", now_ms());
     client.input(CONNECT, connect).await?;
-    // Nobody knows what it may hold.
+    // The processor refuses this message, so its content is unknown.
     client
         .publish(CONNECT, &json!({"userId": ["ada-lovelace"]}))
         .await?;
@@ -233,7 +234,7 @@ async fn a_redacted_recording_tells_nothing_of_anyone_and_decides_the_same() -> 
     let except = &settings.context("settings")?["online"]["contactsExcept"];
     assert!(except[0].as_str().is_some_and(|id| id.starts_with("user-")));
 
-    // The configuration still names the bucket.
+    // The configuration names the bucket, and `--directory` the file.
     let replay = ["replay", file, "--directory", directory];
     let printed = print(&world.site, &replay)?;
     let shapes = replayed(&printed, u64::MAX)?;
@@ -249,7 +250,7 @@ async fn a_redacted_recording_tells_nothing_of_anyone_and_decides_the_same() -> 
     let contacts: Value = serde_json::from_str(&contacts)?;
     assert!(contacts["contacts"][shapes[0].1.as_str().unwrap_or("")].is_array());
 
-    // A rule can be tried on it.
+    // A rule can be tried on the recording.
     let rule = world.site.path().join("rule.wasm");
     fs::write(
         &rule,

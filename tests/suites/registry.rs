@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::store::{CONTACTS, apply, bad, empty, good};
 
-/// What `wkg` calls a component.
+/// The media type that `wkg` gives a component.
 const WASM: &str = "application/wasm";
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn what_a_registry_has_is_checked_and_what_is_wrong_is_said() -> Result<()
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(error.contains("file_bytes_max permits 1024"), "{error}");
 
-    // A registry whose disk, or whose operator, is not to be trusted.
+    // A registry whose disk or operator can't be trusted.
     let stored = registry.stored(&layer);
     let mut altered = fs::read(&stored)?;
     altered[100] ^= 1;

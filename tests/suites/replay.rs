@@ -1,4 +1,4 @@
-//! `presence replay`: no broker, virtual time, the same bytes every time.
+//! `presence replay`: without a broker, in virtual time, with the same bytes every time.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::inputs::{
     ONLINE, SEED_MS,
 };
 
-/// What a replay of these lines writes.
+/// The output of a replay of these lines.
 fn replay(site: &Site, lines: &[Value]) -> Result<String> {
     let file = site.path().join("inputs.ndjson");
     fs::write(
@@ -34,8 +34,8 @@ fn replay(site: &Site, lines: &[Value]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The seed document's day: two devices, activity, the last device gone; then
-/// a second user who falls silent, an application's word, and nonsense.
+/// The seed document's day: two devices, activity, and the end of the last device. Then a second
+/// user who falls silent, an application's statement, and an invalid message.
 fn day() -> Vec<Value> {
     let web = "web_abc123";
     let mobile = "mobile_xyz789";
@@ -56,7 +56,7 @@ fn the_same_input_gives_the_same_bytes() -> Result<()> {
     let site = Site::new("nats://127.0.0.1:1")?;
     let first = replay(&site, &day())?;
     assert_eq!(first, replay(&site, &day())?);
-    // Nor does it depend on how the work is shared out.
+    // The number of workers makes no difference, either.
     let site = site.with("engine.workers", 4)?;
     let third = replay(&site, &day())?;
     let bodies = |text: &str| -> Vec<String> {
@@ -109,7 +109,7 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
         "lastSeen": SEED_MS + 50, "reason": "timeout",
         "metadata": {"timeoutDuration": 30_000, "lastHeartbeat": SEED_MS + 50},
     });
-    // What an application stated ends a day later.
+    // An application's statement ends a day later.
     let unsaid_at = SEED_MS + 70 + 86_400_000;
     let unsaid = json!({
         "type": "user_offline", "userId": "12345", "timestamp": unsaid_at,
@@ -194,8 +194,8 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
     Ok(())
 }
 
-/// A night in Berlin, when the clocks go on or back: a colleague loses sight of the user at ten
-/// in the evening, and gains it again at seven by the new time.
+/// A night in Berlin, when the clocks go forward or back. A colleague loses sight of the user at
+/// ten in the evening, and gains it again at seven by the new time.
 #[test]
 fn a_night_ends_at_the_hour_by_the_clock_also_when_the_clocks_are_changed() -> Result<()> {
     const HOUR_MS: u64 = 3_600_000;
@@ -206,7 +206,7 @@ fn a_night_ends_at_the_hour_by_the_clock_also_when_the_clocks_are_changed() -> R
         "groups": {"team": ["ada", "ben", "cleo"], "close-friends:ada": ["ben"]},
         "settings": {"ada": {"timeZone": "Europe/Berlin"}},
     }))?;
-    // Nine in the evening there, and how long the night is.
+    // The time of nine in the evening there, and the length of the night in hours.
     for (evening, night) in [(1_774_728_000_000, 8), (1_792_868_400_000, 10)] {
         let connect = inputs::connect("ada", "c", evening);
         let line = json!({"at": evening, "subject": CONNECT, "data": connect});

@@ -34,7 +34,7 @@ impl Bench {
         Ok(path.to_str().context("a temporary path is text")?.into())
     }
 
-    /// Writes a component under the name that its manifest is to say.
+    /// Writes a component with this name in its manifest.
     fn plugin(&self, file: &str, from: &str, name: &str) -> Result<String> {
         let path = self.path(file)?;
         fs::write(&path, component::named(&component::load(from)?, name)?)?;
@@ -122,7 +122,7 @@ are told otherwise  0      0      0
     let object = bench.json(&args)?;
     assert_eq!(object["stays"], json!({"same": 0, "different": 2}));
     assert_eq!(object["examples"][0]["gained"], json!(["67890"]));
-    // How many are shown makes no difference to what is counted.
+    // The number of examples doesn't change the figures.
     let few = bench.json(&["--plugin", &new, "--against", &old, "--examples", "0"])?;
     assert_eq!(few["examples"], json!([]));
     for figure in ["stays", "lost", "gained", "otherwise", "pluginFailed"] {

@@ -1,6 +1,6 @@
-//! Where the host answers: anyone who asks names the subject, and could otherwise have
-//! the host write with its own rights where they may not. And what isn't an answer,
-//! where a JetStream stream replies as well.
+//! Where the host answers. A client that asks names the reply subject, and could otherwise make the
+//! host publish, with the host's rights, where the client may not. And what isn't an answer, if a
+//! JetStream stream replies, too.
 
 use anyhow::Result;
 use async_nats::jetstream;
@@ -14,7 +14,7 @@ use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_ONLINE, HEARTBEAT, OFFLI
 use crate::service::Service;
 use crate::world::World;
 
-/// Where nobody may have an answer sent.
+/// Subjects to which nobody may have an answer sent.
 const FORBIDDEN: [&str; 9] = [
     "$KV.presence-directory.settings.12345",
     "$JS.API.STREAM.PURGE.KV_presence-directory",
@@ -27,8 +27,7 @@ const FORBIDDEN: [&str; 9] = [
     "somewhere.else",
 ];
 
-/// Every subject that answers, with a body that is answered there and one that is
-/// refused there.
+/// Every subject that answers, with a body that is accepted there and one that is refused.
 fn answering() -> Vec<(&'static str, [Value; 2])> {
     let now = now_ms();
     vec![
@@ -68,7 +67,7 @@ async fn ask(client: &Client, subject: &str, reply: &str, body: &Value) -> Resul
 #[tokio::test]
 async fn answers_go_to_reply_subjects_alone_whatever_is_asked() -> Result<()> {
     let world = World::start_with(|site| site.with("explain.enabled", true)).await?;
-    // What is published where answers must not go, by the host: it is another client.
+    // Records what the host publishes on these subjects: the host is another client.
     let mut tapes = Vec::new();
     for subject in FORBIDDEN {
         tapes.push(world.client.record(subject).await?);
@@ -79,7 +78,7 @@ async fn answers_go_to_reply_subjects_alone_whatever_is_asked() -> Result<()> {
             ask(&world.client, subject, forbidden, body).await?;
             asked += 1;
         }
-        // The same is answered where it may be.
+        // The same question is answered on a permitted subject.
         let inbox = world.client.nats.new_inbox();
         let mut answers = world.client.record(&inbox).await?;
         ask(&world.client, subject, &inbox, &bodies[0]).await?;
@@ -90,8 +89,8 @@ async fn answers_go_to_reply_subjects_alone_whatever_is_asked() -> Result<()> {
         .host
         .until_metric("presence_replies_refused_total", &[], refused)
         .await?;
-    // Whatever was published there is what the test itself has asked, an event of what it
-    // reported, or what the node asks others every few seconds: no answer.
+    // On these subjects, there are only the test's own questions, events of what it reported, and
+    // what the node asks others every few seconds: no answers.
     let is_answer = |seen: &ReceivedMessage| {
         let fields = ["ok", "users", "stages", "node"];
         seen.reply.is_none() && fields.iter().any(|field| seen.body.get(field).is_some())
@@ -145,7 +144,7 @@ async fn the_log_tells_of_it_once_a_while() -> Result<()> {
     world.end().await
 }
 
-/// A broker with a stream that takes in all that is asked, and replies to it at once.
+/// A broker with a stream that stores all questions, and replies to each at once.
 async fn server_with_stream() -> Result<NatsServer> {
     let server = NatsServer::start().await?;
     let client = Client::connect(&server.url()).await?;
@@ -181,14 +180,14 @@ async fn a_stream_that_replies_as_well_is_passed_over() -> Result<()> {
     assert_eq!(explained.status.code(), Some(0), "{explained:?}");
     let text = String::from_utf8(explained.stdout)?;
     assert!(text.contains("May 67890 see 12345? yes."), "{text}");
-    // A second node finds the first one behind what the stream says.
+    // A second node finds the first one, although the stream replies first.
     let second = Site::new(&server.url())?;
     let mut waiting = Host::spawn(&second)?;
     waiting.wait_for_log(0, &["waiting while node"]).await?;
     waiting.stop().await?;
     host.stop().await?;
 
-    // Nobody else answers: the stream's reply is no answer, and is said to be none.
+    // Nobody else answers: the stream's reply is reported not to be an answer.
     for command in [
         &["query", "67890", "12345"][..],
         &["explain", "67890", "12345"],

@@ -1,4 +1,4 @@
-//! A directory that is asked of a service of the team's own.
+//! A directory that is a service of the team's own, which the host asks.
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt;
@@ -13,14 +13,14 @@ use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, EVENTS, FILTERED_OFFLINE, FI
 use crate::service::{SUBJECT, Service};
 use crate::world::{World, on};
 
-/// A host that asks, and its service.
+/// A host that asks a service, and the service.
 async fn start(prepare: impl FnOnce(Site) -> Result<Site>) -> Result<(World, Service)> {
     let world = alone(prepare).await?;
     let service = service(&world).await?;
     Ok((world, service))
 }
 
-/// A host that asks, and nobody to answer.
+/// A host that asks, without a service.
 async fn alone(prepare: impl FnOnce(Site) -> Result<Site>) -> Result<World> {
     World::start_with(|site| prepare(site.with("directory.source", "request")?)).await
 }
@@ -72,7 +72,7 @@ fn of(user: &str, viewers: &[&str]) -> (String, Vec<String>) {
 async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
     for count in 1..=2 {
-        // A connection of its own: the clock may not have gone on since the last end.
+        // A connection of its own: the clock may still show the time of the last disconnect.
         let conn = format!("c{count}");
         let hello = inputs::connect("12345", &conn, now_ms());
         world.client.input(CONNECT, hello).await?;
@@ -127,7 +127,7 @@ async fn every_question_is_asked_and_its_answer_used() -> Result<()> {
         site.with("tenant.prefix", "acme")
     })
     .await?;
-    // With a prefix, all is somewhere else.
+    // With a prefix, all subjects are different.
     service.stop().await?;
     world.tape = world.client.record("acme.presence.>").await?;
     let mut questions = world
@@ -212,7 +212,7 @@ async fn while_the_service_is_away_the_told_stay_told_and_nobody_new_is() -> Res
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?;
     assert_eq!(offline[0].visible_to(), ["22222", "67890"]);
 
-    // Back with another directory, just the differences are told.
+    // The service is back with another directory: only the differences are told.
     let directory = json!({"contacts": {"22222": ["33333"], "67890": ["11111"]}});
     let service = Service::start(&world.server.url(), directory).await?;
     world.tape.hosts(FILTERED_ONLINE, 4).await?;
@@ -235,7 +235,7 @@ async fn an_invalidation_corrects_exactly_the_difference() -> Result<()> {
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
     let contacts = r#"{"question":"contacts","id":"12345"}"#;
-    // What hasn't changed tells nobody anything.
+    // An answer that hasn't changed tells nobody anything.
     service.invalidate(contacts).await?;
     service.until_asked(4).await?;
     service.says(json!({
@@ -276,7 +276,7 @@ async fn an_answer_is_asked_again_when_its_time_is_up_while_it_is_in_use() -> Re
     assert_eq!(offline[0].visible_to(), ["22222"]);
     disconnect(&world, "12345").await?;
     world.tape.hosts(FILTERED_OFFLINE, 2).await?;
-    // Nobody asks for it any more.
+    // Nobody needs the answer any more.
     until_metric(&world, "presence_directory_answers", &[], 0.0).await?;
     world.end().await
 }
@@ -300,7 +300,7 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
     }
     world.tape.hosts(EVENTS, USERS).await?;
     service.until_asked(LIMIT as usize).await?;
-    // All that is wanted is known, and no more is asked.
+    // The host knows which answers it wants, and asks no more at a time.
     let wanted = (3 * USERS) as f64;
     until_metric(&world, "presence_directory_answers_wanted", &[], wanted).await?;
     assert_eq!(service.asked().len(), LIMIT as usize);
@@ -382,7 +382,7 @@ async fn after_a_restart_the_told_stay_told_until_the_service_answers() -> Resul
     world.end().await
 }
 
-/// An enricher that asks, and what it adds shown.
+/// A pipeline with an enricher that asks, and that shows what the enricher adds.
 fn with_enricher(mut site: Site) -> Result<Site> {
     let redact = toml! { keys = ["contacts"] };
     site.set_pipeline(&[
@@ -406,7 +406,7 @@ async fn an_event_waits_for_what_an_enricher_asks_and_the_users_next_waits_behin
     connect(&world, "12345").await?;
     disconnect(&world, "12345").await?;
     service.until_asked(1).await?;
-    // Another user, whose answer comes, is not kept waiting for them.
+    // Another user, whose answers come, doesn't wait for this one.
     service.answers(true);
     connect(&world, "22222").await?;
     world.tape.hosts(EVENTS, 3).await?;
@@ -444,11 +444,11 @@ async fn an_event_that_has_waited_for_long_enough_goes_on_without_the_enricher()
     world.end().await
 }
 
-/// The service goes away, and what it has answered is taken away, also from the worker
-/// of a user who is online.
+/// Stops the service, and takes back what it has answered, also in the worker of a user who is
+/// online.
 async fn lose_answers(world: &World, service: Service) -> Result<()> {
     service.stop().await?;
-    // The subject is the host's as well as the service's.
+    // Both the host and the service listen to this subject.
     let all = format!("{SUBJECT}.invalidate");
     world.client.publish_bytes(&all, "").await?;
     until_metric(world, "presence_directory_answers", &[], 0.0).await?;
@@ -460,7 +460,7 @@ async fn lose_answers(world: &World, service: Service) -> Result<()> {
     .await
 }
 
-/// A redactor that asks for the user's settings.
+/// A pipeline with a redactor that asks for the user's settings.
 fn with_settings(mut site: Site) -> Result<Site> {
     let redact = toml! {
         keys = ["device"]
@@ -492,7 +492,7 @@ async fn an_offline_that_waits_outlives_a_kill() -> Result<()> {
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
     lose_answers(&world, service).await?;
-    // The connection and who was told, and then the ends of both and what waits.
+    // The records: the connection and who was told; then the ends of both, and the pending event.
     world.host.until_saved(2.0).await?;
     disconnect(&world, "12345").await?;
     world.host.until_saved(5.0).await?;

@@ -25,7 +25,7 @@ const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Fi
 /// Longer than a host takes to start again.
 const TIMEOUT_MS: i64 = 2_000;
 
-/// What a connect and a disconnect come to: the connection, and who was told.
+/// The records of a connect and of a disconnect: the connection, and who was told.
 const RECORDS: f64 = 2.0;
 
 async fn kill_and_start(world: &mut World) -> Result<()> {
@@ -38,7 +38,7 @@ fn state_file(site: &Site) -> PathBuf {
     site.path().join("presence-state").join("presence.redb")
 }
 
-/// The files that were set aside.
+/// The state files that were set aside as damaged.
 fn damaged(site: &Site) -> Result<Vec<PathBuf>> {
     let files = fs::read_dir(site.path().join("presence-state"))?;
     let paths = files
@@ -65,7 +65,7 @@ async fn after_a_kill_nobody_is_announced_again_and_the_told_are_told() -> Resul
     }
     world.host.until_saved(RECORDS * USERS as f64).await?;
 
-    // However many workers share the users now.
+    // The number of workers may be different now.
     world.host.process.kill().await?;
     world.site.set("engine.workers", 3)?;
     world.host = Host::start(&world.site).await?;
@@ -140,7 +140,7 @@ async fn an_enricher_that_came_or_went_meanwhile_changes_what_viewers_are_shown(
     let shown = world.tape.hosts(FILTERED_ONLINE, 2).await?.remove(1);
     let with_os = json!({"device": "web", "os": "Linux"});
     assert_eq!(shown.field("metadata"), &with_os);
-    // Of the enrichers that there were, nothing is told again, however the host ended.
+    // For an enricher that was there before, nothing is told again, however the host ended.
     world.host.until_saved(1.0).await?;
     kill_and_start(&mut world).await?;
     world.host.process.stop().await?;
@@ -174,7 +174,7 @@ async fn a_directory_that_changed_meanwhile_is_corrected_after_the_restart() -> 
     assert_eq!(gained.visible_to(), ["33333"]);
     assert_eq!(gained.field("metadata"), &json!({"device": "web"}));
 
-    // And the correction itself outlives the next one.
+    // The correction itself survives the next restart.
     world.host.until_saved(1.0).await?;
     kill_and_start(&mut world).await?;
     let body = inputs::disconnect("12345", "c1", now_ms(), "logout");
@@ -222,7 +222,7 @@ async fn a_reconnect_after_the_restart_ends_a_grace() -> Result<()> {
     world.client.input(CONNECT, body).await?;
     let body = inputs::disconnect("12345", "c1", now_ms(), "client_disconnect");
     world.client.input(DISCONNECT, body).await?;
-    // The close of the connection, and the grace.
+    // The records: the closed connection, and the grace.
     world.host.until_saved(RECORDS + 1.0).await?;
     kill_and_start(&mut world).await?;
 
@@ -318,7 +318,7 @@ async fn a_damaged_state_is_set_aside_and_the_host_starts_empty() -> Result<()> 
     world.client.input(HEARTBEAT, body).await?;
     world.tape.hosts(ONLINE, 2).await?;
 
-    // One that is empty has lost as much.
+    // An empty file has lost as much.
     world.host.process.kill().await?;
     fs::write(&file, "")?;
     world.host = Host::start(&world.site).await?;
@@ -393,7 +393,8 @@ async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes
         world.client.input(CONNECT, body).await?;
     }
     world.host.until_saved(4.0).await?;
-    // Each run is far shorter than the time-out, and one of the two speaks all the while.
+    // Each run is far shorter than the timeout, and one of the two users sends heartbeats all the
+    // time.
     let _speaker = Speakers::start(&world.client, &["22222".to_owned()]);
     let begin = std::time::Instant::now();
     while on(world.tape.seen(), OFFLINE).is_empty() {
@@ -403,7 +404,7 @@ async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes
         let body = inputs::heartbeat("22222", "c1", now_ms());
         world.client.input(HEARTBEAT, body).await?;
         world.host.until_saved(3.0).await?;
-        // A run of a second, in which a few answers of the broker come.
+        // A run of a second, in which the broker answers a few times.
         let run = std::time::Instant::now();
         let over = async || Ok((run.elapsed().as_secs() >= 1).then_some(()));
         wait::until("the run to be over", over).await?;

@@ -1,5 +1,5 @@
-//! What a node logs in with, and what operators log in to it with, is printed nowhere: not in the
-//! log at its most talkative, not in an error, and by no command or endpoint.
+//! A node's own login, and the operators' token, are printed nowhere: not in the log at its most
+//! verbose level, not in an error, and not by any command or endpoint.
 
 use std::fs;
 
@@ -11,17 +11,17 @@ use presence_tests::identity::OperatorServer;
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 
-/// What opens the page to operators.
+/// The token with which operators log in to the page.
 const ADMIN: &str = "4dm1n-0f-the-p4ge-c0ffee";
 
-/// A login: how the server takes it, how the node is told of it, and what of it is secret.
+/// A login: the server's configuration for it, the node's configuration, and what is secret.
 struct Way {
     server: String,
     /// Keys of the configuration.
     keys: Vec<(&'static str, String)>,
     /// A file of the site, and its content.
     file: Option<(&'static str, String)>,
-    /// In the address, before the `@`.
+    /// The login in the address, before the `@`.
     address: &'static str,
     secrets: Vec<String>,
 }
@@ -78,11 +78,11 @@ fn ways() -> Result<Vec<Way>> {
     ])
 }
 
-/// All that was said somewhere, and where.
+/// All outputs, each with its origin.
 struct Said(Vec<(String, String)>);
 
 impl Said {
-    /// Runs a command, whatever comes of it.
+    /// Runs a command, and keeps its output, whether it fails or not.
     fn by(&mut self, site: &Site, args: &[&str]) -> Result<()> {
         let output = host::run(site, args)?;
         let text = [output.stdout, output.stderr].concat();
@@ -95,7 +95,7 @@ impl Said {
     fn hold_none_of(&self, secrets: &[String]) -> Result<()> {
         for (place, text) in &self.0 {
             for secret in secrets.iter().map(String::as_str).chain([ADMIN]) {
-                // A part would be a beginning, too.
+                // A part of a secret must not occur, either.
                 let (begin, end) = secret.split_at(secret.len() / 2);
                 for part in [secret, begin, end].into_iter().filter(|it| it.len() >= 5) {
                     let line = text.lines().find(|line| line.contains(part));
@@ -155,7 +155,7 @@ async fn tried(way: &Way) -> Result<()> {
         said.0.push((path.into(), answer.body));
     }
 
-    // The broker takes it no more, and the configuration is wrong in some ways.
+    // The broker refuses the login from now on, and the configuration has several errors.
     server.stop().await?;
     host.unready().await?;
     server.set_config("authorization { token: another }")?;
@@ -183,7 +183,7 @@ async fn tried(way: &Way) -> Result<()> {
     ensure!(log.len() > 100, "a talkative log");
     said.0.push(("the log".into(), log.join("\n")));
     said.hold_none_of(&way.secrets)?;
-    // It is found where it is: the test can fail.
+    // A secret that is there is found: the check can fail.
     let held = Said(vec![(
         "here".into(),
         format!("{} {ADMIN}", way.secrets.join(" ")),

@@ -1,5 +1,5 @@
-//! The seed document's flows, with its own bodies, and what the contract says
-//! of them to the field.
+//! The seed document's flows, with its own bodies, and what the contract says about each of their
+//! fields.
 
 use anyhow::Result;
 use presence_tests::client::{ReceivedMessage, now_ms};

@@ -1,5 +1,5 @@
-//! A directory's service, as a team would have one: it answers each question from
-//! what a directory file would say, until a test has it say something else.
+//! A directory service, as a team would have one. It answers each question from the content of a
+//! directory file, until a test sets another answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What its subjects begin with unless the configuration says otherwise.
+/// The beginning of its subjects, by default.
 pub(crate) const SUBJECT: &str = "presence-directory";
 
 /// A service that runs for as long as this is held.
 pub(crate) struct Service {
     client: Client,
-    /// What its subjects begin with.
+    /// The beginning of its subjects.
     root: String,
     state: Arc<Mutex<State>>,
     answers: watch::Sender<bool>,
@@ -28,28 +28,28 @@ pub(crate) struct Service {
 #[derive(Default)]
 struct State {
     directory: Value,
-    /// By question: what it says instead.
+    /// The answers that replace those from the directory, by question.
     instead: BTreeMap<String, Value>,
     asked: Vec<Asked>,
 }
 
-/// A question that was put.
+/// A question that the service was asked.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Asked {
-    /// The subject, without what all begin with.
+    /// The subject, without its beginning.
     pub(crate) subject: String,
     pub(crate) body: Value,
 }
 
 impl Service {
-    /// One that answers from this directory.
+    /// Starts a service that answers from this directory.
     pub(crate) async fn start(url: &str, directory: Value) -> Result<Self> {
         let service = Self::of(Client::connect(url).await?, directory).await?;
         service.client.round_trip().await?;
         Ok(service)
     }
 
-    /// As [`Self::start`], of the tenant with this prefix.
+    /// As [`Self::start`], for the tenant with this prefix.
     pub(crate) async fn start_for(url: &str, prefix: &str, directory: Value) -> Result<Self> {
         let client = Client::connect(url).await?;
         let service = Self::under(client, format!("{prefix}.{SUBJECT}"), directory).await?;
@@ -57,7 +57,7 @@ impl Service {
         Ok(service)
     }
 
-    /// As [`Self::start`], for a client of its own.
+    /// As [`Self::start`], with a client that exists.
     pub(crate) async fn of(client: Client, directory: Value) -> Result<Self> {
         Self::under(client, SUBJECT.into(), directory).await
     }
@@ -101,17 +101,17 @@ impl Service {
         })
     }
 
-    /// Whether it answers from now on, or takes note of questions alone.
+    /// Sets whether it answers. If not, it only notes the questions.
     pub(crate) fn answers(&self, answers: bool) {
         self.answers.send_replace(answers);
     }
 
-    /// From now on it answers from this directory.
+    /// Sets the directory from which it answers.
     pub(crate) fn says(&self, directory: Value) {
         locked(&self.state).directory = directory;
     }
 
-    /// From now on it says this to a kind of question; none, and it answers again.
+    /// Sets the answer to a kind of question. `None`: it answers from the directory again.
     pub(crate) fn says_to(&self, question: &str, answer: Option<Value>) {
         let instead = &mut locked(&self.state).instead;
         match answer {
@@ -120,7 +120,7 @@ impl Service {
         }
     }
 
-    /// Says that an answer has changed; with nothing, that all have.
+    /// Publishes that an answer has changed. With an empty question: all have.
     pub(crate) async fn invalidate(&self, question: &str) -> Result<()> {
         let subject = format!("{}.invalidate", self.root);
         self.client.publish_bytes(&subject, question).await
@@ -131,7 +131,7 @@ impl Service {
         locked(&self.state).asked.clone()
     }
 
-    /// Waits until it has been asked so many questions.
+    /// Waits until it has been asked this many questions.
     pub(crate) async fn until_asked(&self, count: usize) -> Result<Vec<Asked>> {
         let what = format!("the service to be asked {count} questions");
         wait::until(&what, async || {
@@ -195,7 +195,7 @@ impl State {
         }
     }
 
-    /// The keys in a section whose values are such.
+    /// The keys in a section whose values fulfil a condition.
     fn keys_of(&self, section: &str, is_one: impl Fn(&Value) -> bool) -> Vec<String> {
         let section = self.directory[section].as_object();
         let entries = section.into_iter().flat_map(Map::iter);

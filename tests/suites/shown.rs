@@ -1,4 +1,4 @@
-//! What is shown of a user who has several connections: what the newest says.
+//! What is shown of a user who has several connections: the metadata of the newest.
 
 use anyhow::Result;
 use presence_tests::client::now_ms;
@@ -12,7 +12,7 @@ use crate::world::{World, on};
 
 const FILTERED_UPDATED: &str = "presence.filtered.user_updated";
 
-/// Ann's one contact is Ben, who gets to see devices and what enrichers make of them.
+/// Ann's one contact is Ben, who sees devices and what enrichers add to them.
 fn site(site: Site) -> Result<Site> {
     let mut site = site;
     let redact = toml! { keys = ["device", "os", "connId", "activity"] };
@@ -36,7 +36,7 @@ async fn go(world: &World, conn: &str) -> Result<()> {
     world.client.input(DISCONNECT, bye).await
 }
 
-/// What Ben is answered of Ann.
+/// The metadata in the answer to Ben's query about Ann.
 async fn asked(world: &World) -> Result<Value> {
     let question = json!({"viewerId": "ben", "userIds": ["ann"]}).to_string();
     let answer = world.client.request("presence.query", question).await?;
@@ -46,7 +46,7 @@ async fn asked(world: &World) -> Result<Value> {
 const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/118.0";
 const ANDROID: &str = "Mozilla/5.0 (Android 13; Mobile; rv:109.0) Gecko/118.0 Firefox/118.0";
 
-/// How a viewer is shown a user by one of the two connections.
+/// The metadata that a viewer is shown when one of the two connections is shown.
 fn by(conn: &str) -> Value {
     match conn {
         "laptop" => json!({"device": "web", "os": "Linux", "connId": "laptop"}),
@@ -68,14 +68,14 @@ async fn a_further_connection_is_no_event_and_the_next_is_shown_when_the_shown_o
     assert_eq!(told[1].visible_to(), ["ben"]);
     assert_eq!(asked(&world).await?, by("phone"));
 
-    // One that isn't shown comes and goes unseen.
+    // A connection that isn't shown comes and goes unnoticed.
     connect(&world, "tablet", "web", LINUX).await?;
     go(&world, "tablet").await?;
     assert_eq!(asked(&world).await?, by("phone"));
     go(&world, "phone").await?;
     let seen = world.all_about("ann").await?;
     assert_eq!(on(&seen, FILTERED_ONLINE).len(), 2);
-    // Transitions are nobody's device.
+    // A change of the shown connection is no transition: the user comes online only once.
     assert_eq!(on(&seen, ONLINE).len(), 1);
     let events = on(&seen, EVENTS);
     let types: Vec<_> = events.iter().map(|body| body["type"].clone()).collect();

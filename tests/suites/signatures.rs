@@ -1,4 +1,4 @@
-//! Signed plugins: who they are from, and that nobody has changed them since.
+//! Signed plugins: who signed them, and that nobody has changed them since.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,27 +16,27 @@ use serde_json::Value;
 use crate::inputs;
 use crate::world::World;
 
-/// `presence plugin` with these arguments, and what came of it.
+/// Runs `presence plugin` with these arguments.
 fn plugin(folder: &Path, args: &[&str]) -> Result<Output> {
     let mut command = plugin_command(folder)?;
     Ok(command.args(args).output()?)
 }
 
-/// As [`plugin`], of a command that succeeds: what it printed.
+/// As [`plugin`], for a command that succeeds: its output.
 fn succeeds(folder: &Path, args: &[&str]) -> Result<String> {
     let output = plugin(folder, args)?;
     ensure!(output.status.success(), "{args:?}: {output:?}");
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// As [`plugin`], of a command that fails: what it said.
+/// As [`plugin`], for a command that fails: its error.
 fn fails(folder: &Path, args: &[&str]) -> Result<String> {
     let output = plugin(folder, args)?;
     ensure!(output.status.code() == Some(1), "{args:?}: {output:?}");
     Ok(String::from_utf8(output.stderr)?)
 }
 
-/// Makes a key, and gives back its public half.
+/// Makes a key, and returns its public half.
 fn keygen(folder: &Path, name: &str) -> Result<String> {
     let printed = succeeds(folder, &["keygen", name])?;
     let (_, rest) = printed.split_once("[\"").context(printed.clone())?;
@@ -78,7 +78,7 @@ fn a_plugin_is_signed_and_verified_with_keys_that_are_their_owner_s_alone() -> R
     ensure!(said.contains(&ours) && !said.contains(&theirs), "{said}");
     let said = fails(folder, &["verify", "signed.wasm", "--key", &theirs])?;
     ensure!(said.contains("not signed with a trusted key"), "{said}");
-    // A link stays one, and what it leads to is signed.
+    // A link stays a link, and the file that it leads to is signed.
     let (real, link) = (folder.join("real.wasm"), folder.join("link.wasm"));
     fs::write(&real, component::load("public")?)?;
     std::os::unix::fs::symlink("real.wasm", &link)?;
@@ -110,7 +110,7 @@ fn a_plugin_is_signed_and_verified_with_keys_that_are_their_owner_s_alone() -> R
     let said = fails(folder, &["verify", "signed.wasm", "--key", &ours])?;
     ensure!(said.contains("changed after it was signed"), "{said}");
 
-    // Whatever is wrong with a key, it is not repeated.
+    // Whatever is wrong with a key, the error doesn't repeat the key.
     let secret = fs::read_to_string(&key)?;
     let secret = secret.lines().nth(1).context("a key")?;
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640))?;
@@ -135,14 +135,14 @@ async fn a_node_takes_no_plugin_that_is_not_signed_with_a_trusted_key() -> Resul
         Ok(site)
     })
     .await?;
-    // What is built in needs no signature.
+    // A built-in plugin needs no signature.
     world.until_visible_to("12345", &["11111", "67890"]).await?;
     let unsigned = unsigned()?;
     let by_them = signed(folder, "groups", "contacts", "their.key")?;
     let by_us = signed(folder, "groups", "contacts", "our.key")?;
     let mut altered = by_us.clone();
     *altered.last_mut().context("a byte")? ^= 1;
-    // What stands there is nothing that a parser takes: it is refused before one sees it.
+    // No parser would accept these bytes: the file is refused before a parser sees it.
     let garbage = b"\0asm\x0d\0\x01\0\x01\xff\xff\xff\xff\xff\xff".to_vec();
     for (bytes, words) in [
         (unsigned.clone(), "it has no signature"),
@@ -198,7 +198,7 @@ async fn a_node_takes_no_plugin_that_is_not_signed_with_a_trusted_key() -> Resul
     world.end().await
 }
 
-/// The rule of `groups`, in the place of `contacts`, which nobody has signed.
+/// The rule of `groups` under the name `contacts`, without a signature.
 fn unsigned() -> Result<Vec<u8>> {
     component::named(&component::load("groups")?, "contacts")
 }
@@ -221,7 +221,7 @@ async fn what_runs_and_is_trusted_no_more_is_out_of_service_wherever_its_file_is
     })
     .await?;
     world.until_visible_to("12345", &["22222"]).await?;
-    // Nothing lies on disk any more that could be verified.
+    // The disk has no file any more that could be verified.
     let from = world.host.log_len();
     fs::remove_file(world.site.plugin_path("contacts"))?;
     world
@@ -247,7 +247,7 @@ async fn what_runs_and_is_trusted_no_more_is_out_of_service_wherever_its_file_is
     }
     let seen = world.probe("12345").await?;
     assert!(seen.visible_to().is_empty(), "nobody is told by it");
-    // Nor does another pipeline take it along.
+    // A new pipeline doesn't keep the plugin, either.
     let from = world.host.log_len();
     world
         .site
@@ -255,7 +255,7 @@ async fn what_runs_and_is_trusted_no_more_is_out_of_service_wherever_its_file_is
     let words = ["not swapped", "`contacts` from", "it has no signature"];
     world.host.wait_for_log(from, &words).await?;
     assert!(world.probe("12345").await?.visible_to().is_empty());
-    // The next word of the operator holds at once.
+    // The operator's next setting holds at once.
     world.site.set("plugins.require_signature", false)?;
     world.until_visible_to("12345", &["22222"]).await?;
     world.host.ready().await?;
@@ -280,7 +280,7 @@ async fn a_key_that_is_lost_stops_what_runs_and_what_would_take_over() -> Result
     })
     .await?;
     world.until_visible_to("12345", &["22222"]).await?;
-    // What runs is closed for as long as its key is out, and no longer.
+    // A running plugin is in quarantine for as long as its key isn't trusted, and no longer.
     let both = vec![lost.clone(), ours.clone()];
     world.site.set("plugins.trusted_keys", vec![ours.clone()])?;
     let why = "it is not signed with a trusted key";
@@ -289,7 +289,7 @@ async fn a_key_that_is_lost_stops_what_runs_and_what_would_take_over() -> Result
     world.site.set("plugins.trusted_keys", both)?;
     world.host.ready().await?;
     world.until_visible_to("12345", &["22222"]).await?;
-    // It is not the one that takes over, either.
+    // It doesn't take over as the last good plugin, either.
     let from = world.host.log_len();
     world.site.write_plugin("contacts", failing)?;
     world.host.wait_for_log(from, &["pipeline swapped"]).await?;
@@ -320,7 +320,7 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         .with("plugins.trusted_keys", vec![ours.clone()])?;
     let mut host = Host::spawn(&site)?;
     host.wait_for_log(0, &["no pipeline revision"]).await?;
-    // Before that, nobody answers.
+    // Before this line, nobody answers.
     host.wait_for_log(0, &["ready node="]).await?;
     let pipeline = site.path().join("pipeline.toml");
     fs::write(
@@ -332,7 +332,7 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         let mut command = host::command(site, args)?;
         Ok(command.current_dir(site.path()).output()?)
     };
-    // Another one than the one that is built in.
+    // A plugin with the name of a built-in one, and other bytes.
     let unsigned = component::named(&component::load("groups")?, "public")?;
     fs::write(site.path().join("public.wasm"), unsigned)?;
     let pushed = run(&site, &["plugins", "push", "public.wasm"])?;
@@ -352,7 +352,7 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
     let taken = run(&site, &apply)?;
     ensure!(taken.status.success(), "{taken:?}");
 
-    // What runs beside the pipeline is held to it as well, though the pipeline is the same.
+    // A canary or shadow has to be signed as well, although the pipeline is the same.
     let from = host.log_len();
     site.set("plugins.trusted_keys", vec![ours.clone(), theirs])?;
     host.wait_for_log(from, &["reloaded"]).await?;

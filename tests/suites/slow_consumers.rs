@@ -1,6 +1,6 @@
-//! Subscriptions that are read more slowly than their messages come: what the broker's
-//! client drops is counted for the subscription, and what it carried is had anew. With room
-//! for a few messages, a burst is enough.
+//! Subscriptions that are read more slowly than messages come. Messages that the broker's client
+//! drops are counted for the subscription, and their content is fetched again. With room for only a
+//! few messages, a burst is enough.
 
 use anyhow::Result;
 use presence_tests::client::{Client, ReceivedMessage, now_ms};
@@ -57,7 +57,7 @@ async fn an_invalidation_that_was_dropped_in_a_burst_is_made_up_for() -> Result<
     let subject = format!("{SUBJECT}.invalidate");
     for number in 0..BURST {
         let user = match number {
-            // In the midst of the burst.
+            // This one is in the middle of the burst.
             2_500 => "12345".to_owned(),
             number => format!("user-{number}"),
         };
@@ -70,7 +70,7 @@ async fn an_invalidation_that_was_dropped_in_a_burst_is_made_up_for() -> Result<
                 .await?;
         }
     }
-    // Whatever answers come together.
+    // The answers may come together or one by one.
     let corrected = |seen: &[ReceivedMessage]| {
         let told = |subject: &str, viewer: &str| {
             let mut on = seen.iter().filter(|seen| seen.subject == subject);
@@ -95,7 +95,7 @@ async fn a_buckets_entry_that_was_dropped_in_a_burst_is_read_again() -> Result<(
     let bucket = jetstream.get_key_value("presence-directory").await?;
     bucket.put("contacts.12345", r#"["67890"]"#.into()).await?;
     world.until_visible_to("12345", &["67890"]).await?;
-    // The same keys are there before and after: no number says what is missing.
+    // The bucket has the same keys before and after, so no count shows what is missing.
     for round in 0..2 {
         for number in 0..BURST {
             let (user, contact) = match number {

@@ -1,5 +1,5 @@
-//! Users who say that they are there, again and again, as transports have them do: those
-//! of whom no outage and no clock may make the host believe that they are gone.
+//! Users who send heartbeats all the time, as transports do for them. No outage and no clock may
+//! make the host report them as gone.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::task::JoinHandle;
 
 use crate::inputs::{self, HEARTBEAT};
 
-/// How often they say so: many times within the time-outs of the tests.
+/// The interval of heartbeats: many in each timeout of the tests.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Speaks until it is dropped.
+/// Sends heartbeats until it is dropped.
 pub(crate) struct Speakers(JoinHandle<()>);
 
 impl Speakers {
-    /// Heartbeats of these users' connection `c1`. What can't be sent is lost, as it
-    /// would be in the network.
+    /// Sends heartbeats of these users' connection `c1`. A heartbeat that can't be sent is lost, as
+    /// in the network.
     pub(crate) fn start(client: &Client, users: &[String]) -> Self {
         Self::start_on(client, HEARTBEAT.into(), users)
     }

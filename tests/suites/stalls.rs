@@ -1,5 +1,5 @@
-//! What hangs, or takes long, holds up nothing else: loading a plugin, a broker that
-//! says nothing, and strangers at the HTTP port. And the process ends when it is told to.
+//! What hangs, or takes long, delays nothing else: loading a plugin, a silent broker, and strangers
+//! at the HTTP port. And the process ends when it is told to.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,8 +22,7 @@ use serde_json::json;
 
 use crate::world::World;
 
-/// Who sees 12345 by the built-in `contacts` alone, and by a directory that has another
-/// contact.
+/// Who sees 12345 by the built-in `contacts` alone, and by a directory with another contact.
 const BY_CONTACT: [&str; 2] = ["11111", "67890"];
 const OTHER: [&str; 1] = ["33333"];
 const OTHER_DIRECTORY: &str = r#"{"contacts": {"12345": ["33333"]}}"#;
@@ -50,7 +49,7 @@ async fn what_is_no_file_in_the_plugin_folder_is_refused_and_holds_up_nothing() 
         .await?;
     world.site.write_directory(OTHER_DIRECTORY)?;
     world.until_visible_to("12345", &OTHER).await?;
-    // Where the pipeline can't be loaded at all, a node ends and says so.
+    // A node that can't load its pipeline at the start ends, and says why.
     world.host.process.stop().await?;
     let mut host = Host::spawn(&world.site)?;
     host.wait_for_log(0, &["contacts.wasm is a FIFO"])
@@ -61,8 +60,8 @@ async fn what_is_no_file_in_the_plugin_folder_is_refused_and_holds_up_nothing() 
     Ok(())
 }
 
-/// A plugin, under the name `contacts`, that takes over an hour to load: each of its
-/// self-tests goes on until its time is over.
+/// A plugin named `contacts` that takes over an hour to load: each of its self-tests runs until its
+/// deadline.
 fn slow_plugin() -> Result<Vec<u8>> {
     let case = |number: usize| {
         json!({
@@ -88,7 +87,7 @@ async fn a_plugin_that_takes_long_to_load_holds_up_neither_the_directory_nor_a_l
     .await?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
     world.site.write_plugin("contacts", slow_plugin()?)?;
-    // It is noticed before what is written now.
+    // The plugin's file is noticed before the directory that is written now.
     world.site.write_directory(OTHER_DIRECTORY)?;
     world.until_visible_to("12345", &OTHER).await?;
     let groups = component::named(&component::load("groups")?, "contacts")?;
@@ -113,8 +112,8 @@ async fn a_file_that_is_longer_than_allowed_is_refused() -> Result<()> {
     world.end().await
 }
 
-/// A world whose broker says nothing any more, while messages wait for it to have them: a
-/// stop would wait for that until its time is over.
+/// A world with a silent broker, while messages wait for its acknowledgement. A stop waits for this
+/// until its time is over.
 async fn silent_world(stop_timeout_ms: i64) -> Result<World> {
     let mut world = world(|site| {
         site.with("node.stop_timeout_ms", stop_timeout_ms)?
@@ -135,7 +134,7 @@ async fn a_broker_that_says_nothing_holds_up_the_stop_for_no_longer_than_allowed
     let took = begin.elapsed();
     world.server.signal(Signal::CONT)?;
     ensure!(status.success(), "{status}");
-    // The steps share the time, and the machine may be slow.
+    // The steps of a stop share the time, and the machine may be slow.
     ensure!(took < Duration::from_secs(25), "{took:?}");
     Ok(())
 }
@@ -185,7 +184,7 @@ async fn a_log_that_nobody_reads_keeps_no_process_from_ending() -> Result<()> {
     rustix::io::ioctl_fionbio(&full, false)?;
     let mut command = host::command(&site, &["run"])?;
     let mut child = command.stderr(Stdio::from(full)).spawn()?;
-    // Before it takes signals, any would end it.
+    // Until it handles signals, any signal would end it.
     let status = format!("/proc/{}/status", child.id());
     wait::until("the process to take signals", async || {
         let status = fs::read_to_string(&status)?;
@@ -246,7 +245,7 @@ async fn half_sent_requests_take_neither_health_nor_the_broker() -> Result<()> {
     host.ready().await?;
     let half_sent = (0..256).map(|_| {
         let mut stream = TcpStream::connect(("127.0.0.1", site.http_port()))?;
-        // It may have been closed to make room.
+        // The node may have closed the connection to make room.
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:");
         anyhow::Ok(stream)
     });

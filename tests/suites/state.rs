@@ -18,9 +18,9 @@ fn config(key: &str) -> Table {
     ])
 }
 
-/// The metadata with which a user comes online, and goes again.
+/// Takes a user online and offline, and returns the metadata of the online.
 async fn session(world: &mut World, user: &str) -> Result<Value> {
-    // Of a connection that was closed within the same millisecond nothing is heard.
+    // A connection that was closed within the same millisecond would be ignored.
     let conn = format!("c{}", world.tape.seen().len());
     let connect = inputs::connect(user, &conn, now_ms());
     world.client.input(CONNECT, connect).await?;
@@ -56,7 +56,7 @@ async fn counts_go_on_over_a_hot_swap_in_every_worker() -> Result<()> {
         }
     }
 
-    // Another configuration.
+    // The configuration changes.
     let from = world.host.log_len();
     world
         .site
@@ -67,7 +67,7 @@ async fn counts_go_on_over_a_hot_swap_in_every_worker() -> Result<()> {
         assert_eq!(metadata["sessions"], json!(3), "{user}: {metadata}");
     }
 
-    // Another plugin of the chain, and then another file of the same.
+    // Another plugin of the pipeline changes, and then the file of this plugin.
     for (n, plugin, component) in [
         (4, "contacts", component::load("groups")?),
         (5, "sessions", padded(&sessions)),
@@ -103,7 +103,7 @@ async fn a_refused_state_is_logged_and_the_swap_takes_place() -> Result<()> {
     world.end().await
 }
 
-/// The same component, in a file of other bytes: a custom section more.
+/// The same component with other bytes: it has one more custom section.
 fn padded(component: &[u8]) -> Vec<u8> {
     let mut bytes = component.to_vec();
     bytes.extend([0, 4, 3, b'p', b'a', b'd']);

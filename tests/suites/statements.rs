@@ -1,5 +1,4 @@
-//! What applications state themselves: for how long it holds, and how it goes together
-//! with connections.
+//! What applications state themselves: how long it holds, and how it combines with connections.
 
 use anyhow::Result;
 use presence_tests::client::now_ms;
@@ -12,7 +11,7 @@ use crate::inputs::{
 };
 use crate::world::{World, on};
 
-/// What 67890, a contact of 12345, is answered of them.
+/// The status of 12345 in the answer to 67890, a contact.
 async fn status(world: &World) -> Result<Value> {
     let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
     let answer = world.client.request("presence.query", question).await?;
@@ -29,7 +28,7 @@ async fn an_offline_holds_until_the_next_connect_and_ends_no_connection() -> Res
     say(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
     say(&world, OFFLINE, inputs::offline("12345", now_ms())).await?;
     assert_eq!(status(&world).await?, "offline");
-    // Neither a live connection nor one that a heartbeat adopts says otherwise.
+    // Neither a live connection nor one that a heartbeat adopts changes this.
     say(
         &world,
         HEARTBEAT,
@@ -43,7 +42,7 @@ async fn an_offline_holds_until_the_next_connect_and_ends_no_connection() -> Res
     )
     .await?;
     assert_eq!(status(&world).await?, "offline");
-    // It isn't said twice that the user is gone.
+    // The user's offline isn't published twice.
     let bye = |conn| inputs::disconnect("12345", conn, now_ms(), "logout");
     say(&world, DISCONNECT, bye("c1")).await?;
     say(&world, DISCONNECT, bye("c2")).await?;
@@ -109,7 +108,7 @@ async fn an_online_ends_unless_it_is_repeated_and_a_crashed_application_leaves_n
     assert_eq!(told.visible_to(), ["22222", "67890"]);
     assert_eq!(status(&world).await?, "offline");
 
-    // Over a restart as well.
+    // The same after a restart.
     say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
     world.host.process.stop().await?;
     world.host = Host::start(&world.site).await?;
@@ -122,9 +121,9 @@ async fn connections_take_over_from_an_applications_online() -> Result<()> {
     let mut world = World::start_with(|it| it.with("tracker.statement_ttl_ms", 600)).await?;
     say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
     say(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
-    // Stated of someone who is connected.
+    // A statement about a user who is connected.
     say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
-    // Another user's statement, made later, ends.
+    // The statement about another user, which is made later, ends.
     say(&world, ONLINE, inputs::online("67890", now_ms())).await?;
     world.tape.hosts(OFFLINE, 1).await?;
     assert_eq!(status(&world).await?, "online");

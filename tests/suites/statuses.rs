@@ -1,4 +1,4 @@
-//! What users are doing and say of themselves, for who turns it on.
+//! What users are doing, and their status texts, for those who turn it on.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ const FILTERED_UPDATED: &str = "presence.filtered.user_updated";
 
 /// Ann's one contact is Ben, who gets to see statuses.
 fn site(site: Site) -> Result<Site> {
-    // However slow the machine, typing lasts for as long as a test.
+    // A long time, so that typing doesn't end during a test, however slow the machine is.
     let site = site.with("status.typing_ms", 3_600_000)?;
     let mut site = site.with("status.enabled", true)?;
     let redact = toml! { keys = ["device", "activity", "status"] };
@@ -39,7 +39,7 @@ async fn say(world: &World, metadata: Value) -> Result<()> {
     world.client.input(HEARTBEAT, body).await
 }
 
-/// What Ben is answered of Ann.
+/// The metadata in the answer to Ben's query about Ann.
 async fn asked(world: &World) -> Result<Value> {
     let question = json!({"viewerId": "ben", "userIds": ["ann"]}).to_string();
     let answer = world.client.request("presence.query", question).await?;
@@ -76,7 +76,7 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     assert_eq!([&updated, &told].map(|seen| seen.counted().2), [1, 1]);
     assert_eq!(asked(&world).await?, metadata);
 
-    // What is said again is nothing new, and what isn't understood is counted.
+    // A repeated status is no change, and an invalid one is counted.
     say(&world, json!({"activity": "active", "status": status})).await?;
     say(&world, json!({"activity": "dancing", "status": "busy"})).await?;
     say(&world, json!({"status": null})).await?;
@@ -170,12 +170,12 @@ async fn what_others_publish_as_an_update_is_nobodys_input() -> Result<()> {
 async fn a_status_outlives_a_kill_and_expires_in_time() -> Result<()> {
     let mut world = World::start_with(|it| site(it)?.with("tracker.timeout_ms", 600_000)).await?;
     come(&world).await?;
-    // The connection, and who was told.
+    // The records: the connection, and who was told.
     world.host.until_saved(2.0).await?;
     let expires_at = now_ms() + 5_000;
     let status = json!({"text": "brb", "expiresAt": expires_at});
     say(&world, json!({"activity": "typing", "status": status})).await?;
-    // Both again, and the status.
+    // The records: both again, and the status.
     world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
@@ -183,7 +183,7 @@ async fn a_status_outlives_a_kill_and_expires_in_time() -> Result<()> {
     let metadata = json!({"device": "web", "activity": "typing", "status": status});
     assert_eq!(answer, metadata);
 
-    // Nothing is told again, and what changes then is told.
+    // Nothing is told again, and later changes are told.
     let told = world.tape.hosts(FILTERED_UPDATED, 2).await?;
     assert_eq!(*told[0].field("metadata"), metadata);
     let metadata = json!({"device": "web", "activity": "typing"});

@@ -1,5 +1,5 @@
-//! The plugin store: a pipeline that all nodes share, revision by revision, changed and taken
-//! back from the command line over NATS alone.
+//! The plugin store: a pipeline that all nodes share, revision by revision. It is changed and taken
+//! back from the command line, over NATS alone.
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
@@ -22,7 +22,7 @@ const BY_GROUP: [&str; 1] = ["22222"];
 /// A pipeline, as an operator writes it.
 pub(crate) const CONTACTS: &str = "[[pipeline]]\nplugin = \"contacts\"\n\n[[pipeline]]\nplugin = \"redact\"\nconfig = { keys = [\"device\"] }\n";
 
-/// What a command prints, what it says, and whether it ended well.
+/// A command's output, its error output, and whether it succeeded.
 pub(crate) fn run(site: &Site, args: &[&str]) -> Result<(String, String, bool)> {
     let output = host::run(site, args)?;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes);
@@ -33,14 +33,14 @@ pub(crate) fn run(site: &Site, args: &[&str]) -> Result<(String, String, bool)> 
     ))
 }
 
-/// What a command prints that ends well.
+/// The output of a successful command.
 pub(crate) fn good(site: &Site, args: &[&str]) -> Result<String> {
     let (out, error, good) = run(site, args)?;
     ensure!(good, "{args:?}: {out}{error}");
     Ok(out)
 }
 
-/// What a command says that fails, after what it prints.
+/// The output of a command that fails, with its error output.
 pub(crate) fn bad(site: &Site, args: &[&str]) -> Result<String> {
     let (out, error, good) = run(site, args)?;
     ensure!(!good, "{args:?} should fail: {out}");
@@ -55,14 +55,14 @@ pub(crate) fn apply(site: &Site, pipeline: &str) -> Result<String> {
     good(site, &["pipeline", "apply", &path, "--yes"])
 }
 
-/// Writes a plugin's file beside the plugin folder, and says where.
+/// Writes a plugin's file beside the plugin folder, and returns its path.
 pub(crate) fn plugin(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let path = site.path().join(file);
     fs::write(&path, bytes)?;
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// The digest under which a file was uploaded.
+/// Uploads a file, and returns its digest.
 pub(crate) fn push(site: &Site, path: &str) -> Result<String> {
     let pushed = good(site, &["plugins", "push", path, "--json"])?;
     let pushed: Value = serde_json::from_str(&pushed)?;
@@ -86,7 +86,7 @@ pub(crate) async fn empty(server: NatsServer, site: Site) -> Result<World> {
     })
 }
 
-/// A node that runs a revision of the store, by which contacts see each other.
+/// A node that runs a revision of the store, in which contacts see each other.
 async fn world() -> Result<World> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?;
@@ -100,7 +100,7 @@ async fn world() -> Result<World> {
     Ok(world)
 }
 
-/// The bucket of revisions, as anybody can reach it.
+/// The bucket of revisions.
 pub(crate) async fn bucket(world: &World) -> Result<kv::Store> {
     let client = async_nats::connect(world.server.url()).await?;
     Ok(jetstream::new(client)
@@ -108,7 +108,7 @@ pub(crate) async fn bucket(world: &World) -> Result<kv::Store> {
         .await?)
 }
 
-/// The revision that a bucket has under a number.
+/// The revision with this number in a bucket.
 async fn revision(bucket: &kv::Store, number: u64) -> Result<Value> {
     let entry = bucket.get(format!("revision.{number}")).await?;
     Ok(serde_json::from_slice(&entry.context("a revision")?)?)
@@ -119,7 +119,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
 -> Result<()> {
     let mut world = world().await?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    // What lies in the folder is of no effect.
+    // A file in the folder has no effect.
     let groups = component::named(&component::load("groups")?, "contacts")?;
     world.site.write_plugin("contacts", &groups)?;
     let path = plugin(&world.site, "groups.wasm", &groups)?;
@@ -155,7 +155,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
         "{history}"
     );
 
-    // The store is gone at the start: what was in force is.
+    // The store is missing at the start: the last revision stays in force.
     world.host.stop().await?;
     world.server.set_config("jetstream: disabled")?;
     world.server.restart().await?;
@@ -172,7 +172,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
         "{log}"
     );
 
-    // It is back, and followed.
+    // The store is back, and is followed.
     world.host.stop().await?;
     world.server.set_config("")?;
     world.server.restart().await?;
@@ -229,7 +229,7 @@ async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<
     )?;
     ensure!(error.contains("no pipeline can name it"), "{error}");
 
-    // Each is validated by the node as a swap of the folder is.
+    // The node validates each revision like a swap of the folder.
     let path = plugin(
         site,
         "bad-config.wasm",
@@ -268,7 +268,7 @@ async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<
         let error = bad(site, &["pipeline", "apply", &path, "--yes"])?;
         ensure!(error.contains(problem), "{problem}: {error}");
     }
-    // Nobody is there to be asked.
+    // There is no terminal to ask on.
     let path = plugin(site, "p.toml", b"[[pipeline]]\nplugin = \"groups\"\n")?;
     let error = bad(site, &["pipeline", "apply", &path])?;
     ensure!(error.contains("--yes goes on"), "{error}");
@@ -300,7 +300,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     next["revision"] = 2.into();
     next["chain"][0]["digest"] = digest.clone().into();
 
-    // A plugin that has been altered, and then is uploaded again.
+    // A plugin is altered, and then uploaded again.
     let client = async_nats::connect(world.server.url()).await?;
     let objects = jetstream::new(client)
         .get_object_store("presence-plugins")
@@ -320,7 +320,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     ensure!(good(&world.site, &["plugins", "push", &path])?.contains("uploaded"));
     world.until_visible_to("12345", &BY_GROUP).await?;
 
-    // What is no revision; the next one is written after it.
+    // An entry that is no revision. The next revision is written after it.
     bucket.put("revision.3", "?".into()).await?;
     let refused = alerts.next("an alert", |seen| *seen.field("revision") == 3);
     ensure!(refused.await?.text("error").contains("can't be read"));
@@ -331,7 +331,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     let history = good(&world.site, &["pipeline", "history"])?;
     ensure!(history.contains("unreadable"), "{history}");
 
-    // What is under the highest number that there is keeps nobody from writing the next one.
+    // An entry with the highest possible number doesn't prevent the next revision.
     let highest = format!("revision.{}", u64::MAX);
     bucket.put(&highest, "?".into()).await?;
     let refused = alerts.next("an alert", |seen| *seen.field("revision") == u64::MAX);
@@ -346,7 +346,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     let out = apply(&world.site, &pipeline)?;
     ensure!(out.contains("revision 5 is written"), "{out}");
     world.until_visible_to("12345", &BY_GROUP).await?;
-    // It starts with that one, too.
+    // The node starts with this revision, too.
     world.host.stop().await?;
     fs::remove_dir_all(world.site.path().join("presence-state"))?;
     world.host = Host::start(&world.site).await?;
@@ -388,7 +388,6 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     world.end().await
 }
 
-/// Waits until a plugin's alert of a type comes.
 #[tokio::test]
 async fn a_revision_that_is_not_the_one_that_ran_is_not_taken_at_a_start_either() -> Result<()> {
     let mut world = world().await?;
@@ -409,7 +408,7 @@ async fn a_revision_that_is_not_the_one_that_ran_is_not_taken_at_a_start_either(
     let history: Value = serde_json::from_str(&history)?;
     assert_eq!(history["revisions"].as_array().map(Vec::len), Some(1));
 
-    // The node has run another one of that number.
+    // The node has run another revision with this number.
     world.host.stop().await?;
     let kept = world
         .site
@@ -447,7 +446,8 @@ async fn where_the_store_is_lost_commands_go_by_what_runs() -> Result<()> {
         jetstream.delete_stream(stream).await?;
     }
 
-    // The canary is there, and ends; the store lacks the plugin of everyone else, too.
+    // The canary is still there, and can be ended. The store also lacks the plugin of all other
+    // users.
     let (out, said, is_good) = run(&world.site, &["plugins", "abort", "--yes"])?;
     ensure!(
         is_good && out.contains("revision 4 is written"),

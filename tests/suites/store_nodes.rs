@@ -1,5 +1,5 @@
-//! Changing the pipeline of several nodes: each is asked, each is named, and of two operators
-//! at once one wins. The nodes are found as NATS services are.
+//! Changing the pipeline of several nodes: each is asked, each is named, and of two operators at
+//! once, one wins. The nodes are found as NATS services are.
 
 use std::collections::HashMap;
 
@@ -19,10 +19,10 @@ use crate::permissions;
 use crate::store::{CONTACTS, apply, bad, empty, good};
 use crate::world::World;
 
-/// A pipeline that only groups are seen by.
+/// A pipeline that shows users only to members of their groups.
 const GROUPS: &str = "[[pipeline]]\nplugin = \"groups\"\n";
 
-/// A node that runs a revision, and the start of another one, which is none.
+/// A node that runs a revision, and a service that pretends to be another node.
 async fn two() -> Result<(World, async_nats::Client, Service)> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?;
@@ -38,8 +38,8 @@ async fn two() -> Result<(World, async_nats::Client, Service)> {
     Ok((world, client, service))
 }
 
-/// What comes of applying a pipeline, while another node is asked to validate it and does so
-/// as it is told.
+/// Applies a pipeline while the other node is asked to validate it. `validate` gives its answer.
+/// Returns whether the command succeeded, and its output.
 async fn applied(
     world: &World,
     service: &Service,
@@ -101,7 +101,7 @@ async fn a_node_that_ends_while_it_is_asked_is_named_and_not_waited_for() -> Res
     let run = tokio::task::spawn_blocking(move || command.output());
     wait::guarded("the other node to be asked", asked.next()).await?;
     asked.unsubscribe().await?;
-    // Sooner than what it was asked for may take.
+    // The command ends sooner than the timeout of the request.
     let output = wait::guarded("the command to end", run).await???;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
@@ -196,7 +196,7 @@ async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Res
         let reply = wait::guarded("an answer", client.request(subject, "".into())).await??;
         Ok(reply.payload.into())
     };
-    // Where the node may publish, and who asks may not.
+    // A subject on which the node may publish, and the asker may not.
     let victim = "acme.presence.events.user_online";
     let mut forged = client.subscribe(victim).await?;
     client

@@ -1,4 +1,4 @@
-//! Metrics and traces by OTLP, at a collector of the test's own.
+//! Metrics and traces by OTLP, to the test's own collector.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use crate::world::World;
 const METRICS: &str = "/v1/metrics";
 const TRACES: &str = "/v1/traces";
 
-/// What nothing may be sent of.
+/// A user and a connection, which must not be sent.
 const USER: &str = "12345";
 const CONN: &str = "web_abc123";
 
-/// A sender's `traceparent`, whose trace and span are these.
+/// A sender's `traceparent`, with its trace and its span.
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const TRACE: [u8; 16] = [
     0x0a, 0xf7, 0x65, 0x19, 0x16, 0xcd, 0x43, 0xdd, 0x84, 0x48, 0xeb, 0x21, 0x1c, 0x80, 0x31, 0x9c,
 ];
 const SPAN: [u8; 8] = [0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31];
 
-/// A host that sends to a collector, and makes a trace of such a share of messages.
+/// A host that sends to a collector, and traces this share of messages.
 async fn world(sample: f64) -> Result<(World, Collector)> {
     let collector = Collector::start().await?;
     let url = collector.url();
@@ -40,7 +40,7 @@ async fn world(sample: f64) -> Result<(World, Collector)> {
     Ok((world.await?, collector))
 }
 
-/// Every series of `/metrics` that stands still while nothing happens.
+/// Every series of `/metrics` that doesn't change while nothing happens.
 fn still(series: impl IntoIterator<Item = (String, f64)>) -> BTreeMap<String, String> {
     let moves = [
         "process_",
@@ -77,7 +77,7 @@ async fn a_collector_gets_what_metrics_says() -> Result<()> {
     }
     world.client.publish_bytes(CONNECT, "{").await?;
     world.all_about("12345").await?;
-    // Once the figures of the last input are there, and were sent.
+    // Waits until the figures include the last input, and have been sent.
     wait::until("the same of both", async || {
         let told = still(of_text(&world.host.metrics().await?));
         let requests = collector.requests().into_iter().rev();
@@ -113,7 +113,7 @@ async fn a_collector_gets_what_metrics_says() -> Result<()> {
     world.end().await
 }
 
-/// The spans of a trace, once all of a message's are there.
+/// The spans of a trace, once all spans of a message are there.
 async fn spans_of(collector: &Collector, trace: [u8; 16]) -> Result<Vec<Span>> {
     wait::until("the spans of a trace", async || {
         let spans = collector.spans()?.into_iter();
@@ -133,7 +133,7 @@ fn named<'a>(spans: &'a [Span], name: &str) -> Result<&'a Span> {
 
 #[tokio::test]
 async fn a_trace_has_its_senders_span_as_its_parent_and_names_nobody() -> Result<()> {
-    // None by chance.
+    // With this share, no message is traced by chance.
     let (mut world, collector) = world(1e-300).await?;
     let connect = inputs::connect(USER, CONN, SEED_MS);
     let headers = [("Traceparent", PARENT)];
@@ -171,7 +171,7 @@ async fn a_trace_has_its_senders_span_as_its_parent_and_names_nobody() -> Result
     assert!(whole.start_time_unix_nano <= decision.start_time_unix_nano);
     assert!(whole.end_time_unix_nano >= decision.end_time_unix_nano);
 
-    // What its sender doesn't trace isn't; nor is what has no such header.
+    // A message whose sender doesn't trace it is not traced, nor is one without a valid header.
     let unsampled = [("traceparent", PARENT.replace("-01", "-00"))];
     let unsampled = unsampled.each_ref().map(|(name, value)| (*name, &**value));
     let bye = inputs::disconnect(USER, CONN, SEED_MS, "client_disconnect");
@@ -182,7 +182,7 @@ async fn a_trace_has_its_senders_span_as_its_parent_and_names_nobody() -> Result
     let wrong = [("traceparent", "00-nonsense")];
     let connect = inputs::connect("67890", CONN, SEED_MS);
     world.client.publish_with(CONNECT, &wrong, &connect).await?;
-    // Behind them: its trace comes behind theirs.
+    // This message comes last, so its trace comes after theirs.
     let last = PARENT.replace("0af7", "0bf7");
     let last = [("traceparent", last.as_str())];
     let beat = inputs::heartbeat("67890", CONN, SEED_MS + 1);
@@ -242,7 +242,7 @@ async fn a_collector_that_takes_nothing_costs_nothing_else_and_gets_the_rest() -
         let from = collector.requests().len();
         collector.answer(answers);
         collector.until_sent(METRICS, answers, from).await?;
-        // Users come and go, and are told of, as ever.
+        // Users come and go, and viewers are told, as usual.
         let seen = world.probe(USER).await?;
         assert_eq!(seen.visible_to(), ["22222", "67890"], "{answers:?}");
         at += 1;
@@ -257,7 +257,7 @@ async fn a_collector_that_takes_nothing_costs_nothing_else_and_gets_the_rest() -
     let from = collector.requests().len();
     collector.answer(Answers::Well);
     collector.until_sent(METRICS, Answers::Well, from).await?;
-    // Traces of meanwhile were kept, and come now.
+    // The traces from meanwhile were kept, and come now.
     let sent = ["outcome=\"sent\""];
     let name = "presence_telemetry_traces_total";
     world

@@ -1,5 +1,5 @@
-//! Edits of `[[tenant]]` sections that are clumsy, hostile, or refused by the broker: each concerns
-//! its own tenant, whatever the file says.
+//! Edits of `[[tenant]]` sections that are clumsy, hostile, or refused by the broker. Each affects
+//! only its own tenant, whatever the file says.
 
 use anyhow::{Context as _, Result};
 use async_nats::ConnectOptions;
@@ -14,7 +14,7 @@ use toml::{Table, toml};
 
 use crate::inputs;
 
-/// A server with two accounts, each with a user, and with a user who may use few subjects.
+/// A server with two accounts, each with a user, and a further user who may use few subjects.
 const ACCOUNTS: &str = r#"accounts {
   ONE { jetstream: enabled, users: [
     {user: one, password: p1}
@@ -53,7 +53,7 @@ async fn server() -> Result<(NatsServer, u16)> {
     Ok((NatsServer::start_with(options).await?, monitoring_port))
 }
 
-/// A site whose node logs in as this user, and with the usual directory.
+/// A site whose node logs in as this user, with the usual directory.
 fn site(server: &NatsServer, (user, password): (&str, &str)) -> Result<Site> {
     let site = Site::new(&server.url())?.with("nats.user", user)?;
     let site = site.with("nats.password", password)?;
@@ -74,7 +74,7 @@ async fn status(site: &Site) -> Result<Value> {
     Ok(serde_json::from_str(&answer.body)?)
 }
 
-/// What a tenant is at, and all that is said of it.
+/// The state of a tenant, and all that the status says about it.
 async fn tenant_of(site: &Site, name: &str) -> Result<(String, String)> {
     let status = status(site).await?;
     let tenants = status["tenants"].as_array().into_iter().flatten();
@@ -132,7 +132,8 @@ async fn a_tenant_that_the_login_may_not_serve_stops_no_other() -> Result<()> {
             Ok(said.contains("zeta.presence").then_some(()))
         })
         .await?;
-        // A client's choice of where its answer goes to is nobody's right to its subjects.
+        // A client can choose any reply subject. A refusal of it doesn't mean that the login lacks
+        // rights to the tenant's own subjects.
         let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
         for _ in 0..50 {
             let (subject, reply) = ("acme.presence.query", "_INBOX.private.presence-nodes.hello");
@@ -155,7 +156,7 @@ async fn a_tenant_that_the_login_may_not_serve_stops_no_other() -> Result<()> {
     let log = host.process.last_words();
     assert!(!log.contains("forbids `acme"), "{log}");
     host.stop().await?;
-    // So it is at a start.
+    // The same at a start.
     site.set("tenant", all)?;
     let host = Host::start(&site).await?;
     until_state(&site, "acme", "serving").await?;
@@ -172,7 +173,7 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     let host = Host::start(&site).await?;
     let client = log_in(&server, "one", "p1").await?;
     let mut all = client.record(">").await?;
-    // The file gives beta's subjects to one that stands before it.
+    // The file gives beta's subjects to a tenant whose section comes before beta's.
     let evil = with(tenant("evil"), "prefix", "beta");
     let broken = with(tenant("beta"), "tracker", toml! { timeout_ms = "soon" });
     site.set("tenant", vec![tenant("acme"), evil, tenant("beta")])?;
@@ -181,7 +182,7 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     let why = "the tenant `evil` would have the subjects of `beta`";
     assert!(said.contains(why), "{said}");
     until_state(&site, "beta", "serving").await?;
-    // One that runs is given them, while beta's own section can't be taken.
+    // A running tenant is given beta's subjects, while beta's own section can't be taken.
     let acme = with(tenant("acme"), "prefix", "beta");
     let why = "the tenant `acme` would have the subjects of `beta`";
     for (beta, owner) in [(tenant("beta"), "at "), (broken, "its last good section")] {
@@ -191,7 +192,7 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
             Ok((said.contains(why) && said.contains(owner)).then_some(()))
         })
         .await?;
-        // Each goes on as it was, on its own subjects.
+        // Each tenant goes on as before, on its own subjects.
         for name in ["acme", "beta"] {
             until_state(&site, name, "serving").await?;
             assert_eq!(
@@ -209,7 +210,7 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     let begun = host.process.stderr();
     let begun = begun.iter().filter(|line| line.contains(": ready node="));
     assert_eq!(begun.count(), 2, "none has begun anew");
-    // It has them once the other has ended.
+    // The tenant gets the subjects once the other has ended.
     site.set("tenant", vec![acme])?;
     wait::until("acme to have beta's subjects", async || {
         let known = status_of(&client, "beta.", "12345").await;
@@ -284,13 +285,13 @@ async fn another_login_is_another_account() -> Result<()> {
     };
     let mut site = site(&server, ("one", "p1"))?.with("tenant", own("two", "wrong"))?;
     let host = Host::start(&site).await?;
-    // Others don't wait for it.
+    // The other tenants don't wait for it.
     until_state(&site, "acme", "serving").await?;
     wait::until("the process to be ready", async || {
         Ok((ready(&site).await?.0 == 200).then_some(()))
     })
     .await?;
-    // A login that is mended is used, though nothing has begun.
+    // A corrected login is used, although the tenant has not started yet.
     site.set("tenant", own("two", "p2"))?;
     until_state(&site, "gamma", "serving").await?;
     let (one, two) = (
@@ -305,7 +306,7 @@ async fn another_login_is_another_account() -> Result<()> {
         anyhow::Ok(answer["num_connections"].as_u64().unwrap_or_default())
     };
     let before = connections().await?;
-    // Who was known in one account isn't known in another.
+    // A user who was known in one account isn't known in another.
     site.set("tenant", own("one", "p1"))?;
     wait::until("gamma to serve the other account", async || {
         let known = status_of(&one, "", "12345").await;
@@ -316,7 +317,7 @@ async fn another_login_is_another_account() -> Result<()> {
         Ok((connections().await? == before).then_some(()))
     })
     .await?;
-    // Nor is anything left of one that is paused, or has gone.
+    // Nothing is left of a tenant that is paused or removed, either.
     let mut paused = own("one", "p1");
     paused[1].insert("paused".into(), true.into());
     for tenants in [paused, vec![tenant("acme")]] {
@@ -347,7 +348,7 @@ async fn tenants_that_change_while_they_start_are_started_again() -> Result<()> 
     let tenants = |round: usize| -> Vec<Table> {
         let tenants = (0..TENANTS).map(|nth| {
             let tenant = with(Table::new(), "name", format!("t{nth}"));
-            // It takes effect at the next start.
+            // The number of shards takes effect only at the next start.
             let shards = if (nth + round).is_multiple_of(2) {
                 4
             } else {
@@ -369,7 +370,7 @@ async fn tenants_that_change_while_they_start_are_started_again() -> Result<()> 
     };
     for round in 1..=12 {
         site.set("tenant", tenants(round))?;
-        // Then they begin to stop and to start.
+        // Then the tenants begin to stop and to start.
         wait::until("the file to be read", async || {
             Ok((reloaded() >= round).then_some(()))
         })

@@ -1,4 +1,4 @@
-//! `[[tenant]]` sections: what commands read of them, and what a node makes of mistakes in them.
+//! `[[tenant]]` sections: what commands read from them, and how a node handles mistakes in them.
 
 use std::fs;
 use std::process::Output;
@@ -132,11 +132,11 @@ async fn a_mistyped_name_ends_nobody() -> Result<()> {
         line.is_some_and(|it| it.contains("no section has this name")),
         "{listed}"
     );
-    // Once it has a name, all is as it was, and nothing is left of the mistake.
+    // Once the section has a name, everything is as before, and nothing is left of the mistake.
     site.set("tenant", both)?;
     until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
     assert_eq!(status(&site).await?["tenants"][0]["notTaken"], Value::Null);
-    // One that is taken out goes.
+    // A tenant whose section is removed ends.
     site.set("tenant", vec![tenant("beta")])?;
     until_states(&site, &[("beta", "serving")]).await?;
     host.stop().await
@@ -173,7 +173,7 @@ async fn a_tenant_goes_on_as_it_was_while_two_sections_have_its_name() -> Result
     let why = acme["notTaken"].as_str().unwrap_or_default();
     ensure!(places.iter().all(|place| why.contains(place)), "{acme}");
     assert_eq!(status_of_user().await?, "online");
-    // Nothing is left of it once one alone has the name.
+    // Nothing is left of it once only one section has the name.
     site.set("tenant", vec![tenant("acme")])?;
     until_states(&site, &[("acme", "serving")]).await?;
     assert_eq!(status(&site).await?["tenants"][0]["notTaken"], Value::Null);
@@ -198,7 +198,7 @@ async fn nothing_is_told_of_sections_that_are_gone_and_one_that_pauses_pauses() 
     let refused = ["state=\"refused\""];
     let count = host.metric("presence_tenants", &refused).await?;
     assert!(count < 0.1, "{count}");
-    // Why a new pipeline is not in force is said of the tenant as well.
+    // The tenant's status also says why a new pipeline is not in force.
     let wrong = with(acme(), "pipeline", vec![toml! { plugin = "nowhere" }]);
     site.set("tenant", vec![wrong])?;
     wait::until("`tenants list` to say why", async || {
@@ -207,7 +207,7 @@ async fn nothing_is_told_of_sections_that_are_gone_and_one_that_pauses_pauses() 
         Ok(says.then_some(()))
     })
     .await?;
-    // It is to rest, whatever else is wrong.
+    // The tenant is paused, whatever else is wrong in its section.
     let wrong = with(acme(), "tracker", toml! { timeout_ms = "soon" });
     site.set("tenant", vec![with(wrong, "paused", true)])?;
     until_states(&site, &[("acme", "paused")]).await?;

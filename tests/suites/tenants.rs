@@ -1,4 +1,4 @@
-//! Several tenants on one node: each as if it were alone, and none within the reach of another.
+//! Several tenants on one node: each works as if it were alone, and can't reach another.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use toml::{Table, toml};
 use crate::inputs;
 use crate::service::Service;
 
-/// What every subject of one tenant begins with, as requests to it and what it publishes.
+/// The subjects of the input of transports.
 const INPUTS: [&str; 3] = [inputs::CONNECT, inputs::HEARTBEAT, inputs::DISCONNECT];
 
 pub(crate) fn tenant(name: &str) -> Table {
@@ -29,7 +29,7 @@ pub(crate) fn with(mut tenant: Table, key: &str, value: impl Into<toml::Value>) 
     tenant
 }
 
-/// A node with two tenants, `acme` and `beta`, who have the same users and the same directory.
+/// A node with two tenants, `acme` and `beta`, which have the same users and the same directory.
 async fn two(prepare: impl FnOnce(Site) -> Result<Site>) -> Result<(Host, Site, NatsServer)> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?.with("tenant", vec![tenant("acme"), tenant("beta")])?;
@@ -45,7 +45,7 @@ async fn log_in(url: &str, user: &str, password: &str) -> Result<Client> {
     Ok(Client { nats })
 }
 
-/// Records all that the server has got by now of what a tape records, with this prefix.
+/// Records all that the server has got so far with this prefix.
 async fn catch_up(tape: &mut Recording, client: &Client, prefix: &str) -> Result<()> {
     let mark = json!({"mark": tape.seen().len()});
     client
@@ -56,7 +56,7 @@ async fn catch_up(tape: &mut Recording, client: &Client, prefix: &str) -> Result
         .map(drop)
 }
 
-/// What is published about a user, once an online of theirs is.
+/// Takes a user online, and returns what is published for their viewers.
 async fn come_online(client: &Client, prefix: &str, user: &str) -> Result<ReceivedMessage> {
     let mut tape = client.record(&format!("{prefix}.presence.>")).await?;
     let body = inputs::connect(user, "c1", now_ms());
@@ -94,7 +94,7 @@ pub(crate) async fn status(site: &Site) -> Result<Value> {
     Ok(serde_json::from_str(&answer.body)?)
 }
 
-/// Waits until a node's tenants are at these.
+/// Waits until a node's tenants are in these states.
 pub(crate) async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
     let mut last = String::new();
     let reached = wait::until("the tenants' states", async || {
@@ -118,7 +118,8 @@ async fn each_tenant_is_served_as_if_it_were_alone() -> Result<()> {
     assert_eq!(online_of(&client, "beta", "12345").await?, "offline");
     let online = come_online(&client, "beta", "12345").await?;
     assert_eq!(online.visible_to(), ["22222", "67890"]);
-    // All that was said on beta's subjects is beta's, and nothing was on nobody's.
+    // All that was published on beta's subjects is beta's, and nothing was published on subjects
+    // without a tenant.
     catch_up(&mut of_beta, &client, "beta").await?;
     of_none.catch_up(&client).await?;
     let events = of_beta
@@ -190,7 +191,7 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
     let client = Client::connect(&server.url()).await?;
     come_online(&client, "beta", "12345").await?;
     let mut of_beta = client.record("beta.>").await?;
-    // What beta's subjects carry: each is named as the reply subject of all that acme answers.
+    // Beta's subjects: each is named as the reply subject of questions to acme.
     let of_others = [
         "beta.presence.connect",
         "beta.presence.disconnect",
@@ -237,7 +238,7 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
             client.nats.publish_with_reply(subject, reply, body).await?;
         }
     }
-    // Ids that look like subjects of the other tenant are ids.
+    // Ids that look like subjects of the other tenant are only ids.
     for user in [
         "beta.presence.connect",
         "../beta",
@@ -250,9 +251,9 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
             .await?;
         assert_eq!(online_of(&client, "beta", user).await?, "offline", "{user}");
     }
-    // The same user's leaving one tenant is no leaving of the other.
+    // A user who leaves one tenant doesn't leave the other.
     assert_eq!(online_of(&client, "beta", "12345").await?, "online");
-    // What is explained of one tenant's user is not known of by the other.
+    // An explanation about one tenant's user says nothing about the other tenant's.
     let question = json!({"viewerId": "67890", "userId": "12345"}).to_string();
     let acme = client
         .request("acme.presence.explain", question.clone())
@@ -260,7 +261,7 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
     let beta = client.request("beta.presence.explain", question).await?;
     assert_ne!(acme["outcome"]["told"], json!(true), "{acme}");
     assert_eq!(beta["outcome"]["told"], json!(true), "{beta}");
-    // Who is published to and asks must bear what the host published: nothing did.
+    // Answers don't have the host's header. None of them was published on beta's subjects.
     catch_up(&mut of_beta, &client, "beta").await?;
     let answers = of_beta.seen().iter().filter(|seen| {
         let fields = ["ok", "users", "stages", "node"];
@@ -299,12 +300,12 @@ async fn each_tenants_directory_service_and_inboxes_are_its_own() -> Result<()> 
     let online = come_online(&client, "beta", "12345").await?;
     assert_eq!(online.visible_to(), ["22222"]);
     let asked = beta.asked();
-    // What one service says has changed is asked again of that one alone.
+    // When one service says that answers have changed, only that service is asked again.
     acme.says(contacts("11111"));
     acme.invalidate("").await?;
     let gained = |seen: &ReceivedMessage| seen.subject == "acme.presence.inbox.11111";
     all.next("the one who gains sight", gained).await?;
-    // All that beta's service was sent by now has come.
+    // All questions that were sent to beta's service so far have come.
     let query = json!({"viewerId": "22222", "userIds": ["12345"]}).to_string();
     client.request("beta.presence.query", query).await?;
     assert_eq!(beta.asked(), asked);
@@ -322,7 +323,7 @@ async fn each_tenants_directory_service_and_inboxes_are_its_own() -> Result<()> 
 
 #[tokio::test]
 async fn a_node_with_two_tenants_publishes_what_two_nodes_with_one_do() -> Result<()> {
-    // Bodies by subject, without what differs between any two runs: the times.
+    // Bodies by subject, without times, which differ between any two runs.
     async fn run(tenants: &[&str]) -> Result<Vec<Vec<(String, Value)>>> {
         let server = NatsServer::start().await?;
         let sections: Vec<_> = tenants.iter().map(|name| tenant(name)).collect();
@@ -333,7 +334,7 @@ async fn a_node_with_two_tenants_publishes_what_two_nodes_with_one_do() -> Resul
         for name in tenants {
             tapes.push(client.record(&format!("{name}.presence.>")).await?);
         }
-        // A fixed pseudo-random walk for each tenant; interleaved where there are two.
+        // A fixed pseudo-random walk for each tenant. With two tenants, the walks are interleaved.
         let mut walks: Vec<_> = tenants
             .iter()
             .map(|name| {
@@ -465,7 +466,7 @@ async fn tenants_come_change_pause_and_go_while_others_are_served() -> Result<()
     )
     .await?;
     come_online(&client, "gamma", "12345").await?;
-    // A change that takes effect at a start has that tenant alone begin anew.
+    // A change that takes effect only at a start restarts this tenant alone.
     let other = with(tenant("beta"), "prefix", "b");
     site.set("tenant", vec![tenant("acme"), other.clone()])?;
     until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
@@ -476,7 +477,7 @@ async fn tenants_come_change_pause_and_go_while_others_are_served() -> Result<()
     })
     .await?;
     come_online(&client, "b", "12345").await?;
-    // One whose section is broken meanwhile goes on as it was.
+    // A tenant whose section is broken meanwhile goes on as before.
     let broken = with(tenant("acme"), "tracker", toml! { timeout_ms = "soon" });
     site.set("tenant", vec![broken, with(other.clone(), "paused", true)])?;
     until_states(&site, &[("acme", "serving"), ("beta", "paused")]).await?;
@@ -491,7 +492,7 @@ async fn tenants_come_change_pause_and_go_while_others_are_served() -> Result<()
         "its state was kept"
     );
     assert_eq!(online_of(&client, "acme", "12345").await?, "online");
-    // Of all this, acme's viewers noticed nothing.
+    // Acme's viewers noticed nothing of all this.
     catch_up(&mut of_acme, &client, "acme").await?;
     let told = of_acme
         .seen()

@@ -1,5 +1,5 @@
-//! Tenants in the store: added, changed, paused and removed while a node runs, each without the
-//! others.
+//! Tenants in the store: added, changed, paused and removed while a node runs, without affecting
+//! the others.
 
 use std::fs;
 use std::process::Output;
@@ -16,8 +16,8 @@ use toml::Table;
 
 use crate::{inputs, permissions};
 
-/// A node whose file has the tenant `acme`, and which has others from the store. The pipeline of
-/// each is the folder's.
+/// A node with the tenant `acme` in its file, and further tenants from the store. Each has the
+/// folder's pipeline.
 pub(crate) async fn node() -> Result<(Host, Site, NatsServer)> {
     let server = NatsServer::start().await?;
     let site = site(&server)?;
@@ -56,7 +56,7 @@ pub(crate) fn apply(site: &Site, text: &str) -> Result<Output> {
     )
 }
 
-/// What a command printed, once it has succeeded.
+/// The output of a command that has succeeded.
 pub(crate) fn done(output: Output) -> Result<String> {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     anyhow::ensure!(
@@ -99,7 +99,7 @@ pub(crate) async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Resu
     .await
 }
 
-/// Has a user come online, and waits until somebody is told.
+/// Takes a user online, and waits until a viewer is told.
 async fn come_online(client: &Client, prefix: &str) -> Result<()> {
     let mut tape = client
         .record(&format!("{prefix}.presence.filtered.user_online"))
@@ -145,7 +145,7 @@ async fn tenants_come_change_rest_and_go_without_the_others() -> Result<()> {
 
     let printed = change(&site, "pause", "gamma")?;
     assert!(printed.contains("gamma paused"), "{printed}");
-    // A tenant that rests goes on resting when it is changed.
+    // A paused tenant stays paused when it is changed.
     let changed = section("gamma", "prefix = 'g'");
     assert!(done(apply(&site, &changed)?)?.contains("gamma paused"));
     until_states(
@@ -213,7 +213,7 @@ async fn what_a_node_refuses_is_not_written_and_the_reason_is_said() -> Result<(
         "there is no terminal to ask on"
     );
     until_states(&site, &[("acme", "serving")]).await?;
-    // What others write into the bucket is refused by the node, and disturbs nobody.
+    // The node refuses what others write into the bucket, and no tenant is disturbed.
     done(apply(&site, &section("beta", ""))?)?;
     let nats = async_nats::connect(server.url()).await?;
     let bucket = async_nats::jetstream::new(nats);
@@ -245,7 +245,7 @@ async fn a_node_that_starts_without_the_store_serves_the_tenants_that_it_knew() 
     let (host, site, server) = node().await?;
     done(apply(&site, &section("beta", ""))?)?;
     host.stop().await?;
-    // As where JetStream is away.
+    // This has the same effect as if JetStream were away.
     let nats = async_nats::connect(server.url()).await?;
     let bucket = async_nats::jetstream::new(nats);
     bucket.delete_stream("KV_presence-tenants").await?;
@@ -277,7 +277,8 @@ async fn a_bucket_that_is_lost_ends_no_tenant_and_one_made_anew_is_read() -> Res
     host.wait_for_log(0, &["the bucket `presence-tenants` is gone"])
         .await?;
     until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
-    // Its first place is the one up to which the bucket before it was read.
+    // The new bucket's first place is the same as the last one that was read of the bucket before
+    // it.
     let applied = done(apply(&site, &section("gamma", ""))?)?;
     assert!(applied.contains("gamma serving"), "{applied}");
     let three = [
@@ -288,7 +289,7 @@ async fn a_bucket_that_is_lost_ends_no_tenant_and_one_made_anew_is_read() -> Res
     until_states(&site, &three).await?;
     let lacks = ["the bucket `presence-tenants` lacks tenants", "end: beta"];
     host.wait_for_log(0, &lacks).await?;
-    // Nothing was written, so it has come no further.
+    // Nothing was written, so the bucket's place is the same.
     let stream = bucket.get_stream("KV_presence-tenants").await?;
     stream.purge().await?;
     let both = ["the bucket `presence-tenants` lacks", "end: beta, gamma"];
@@ -383,7 +384,7 @@ async fn operators_who_change_different_tenants_at_once_are_both_done() -> Resul
 async fn who_had_subjects_has_them_after_a_restart() -> Result<()> {
     let (host, site, server) = node().await?;
     done(apply(&site, &section("zeta", "prefix = 'p'"))?)?;
-    // Others can write what no command does. By its name, it would be the first.
+    // Others can write what no command writes. By its name, this tenant would be the first.
     let nats = async_nats::connect(server.url()).await?;
     let bucket = async_nats::jetstream::new(nats);
     let bucket = bucket.get_key_value("presence-tenants").await?;
@@ -391,7 +392,7 @@ async fn who_had_subjects_has_them_after_a_restart() -> Result<()> {
     bucket.put("eps", twin.into()).await?;
     let states = [("acme", "serving"), ("eps", "refused"), ("zeta", "serving")];
     until_states(&site, &states).await?;
-    // Written later than the other.
+    // Now its entry is newer than the other's.
     change(&site, "pause", "zeta")?;
     change(&site, "resume", "zeta")?;
     until_states(&site, &states).await?;
@@ -425,8 +426,8 @@ async fn what_is_no_tenant_can_be_removed() -> Result<()> {
     host.stop().await
 }
 
-/// Waits until the file's tenant is in a state, the key of the same name is refused, and `beta`
-/// serves.
+/// Waits until the file's tenant is in a state, the store's tenant with the same name is refused,
+/// and `beta` serves.
 async fn until_acme(site: &Site, state: &str) -> Result<()> {
     wait::until("the tenants' states", async || {
         let states = states(site).await?;
@@ -450,7 +451,7 @@ async fn a_key_with_the_name_of_a_tenant_of_the_file_changes_nothing_of_it() -> 
     let written = context.publish("$KV.presence-tenants.acme", others.into());
     written.await?.await?;
     until_acme(&site, "serving").await?;
-    // The file's own section is followed as before.
+    // The file's own section is still followed.
     let acme = |key: &str, value: toml::Value| {
         let mut acme = Table::new();
         acme.insert("name".into(), "acme".into());
@@ -515,7 +516,7 @@ async fn tenants_of_the_file_are_changed_in_the_file() -> Result<()> {
 #[tokio::test]
 async fn the_example_permissions_let_a_node_read_tenants_and_an_operator_change_them() -> Result<()>
 {
-    // As the guide says of tenants that come later: each subject with `*.` before it, too.
+    // As the guide says for tenants that come later: each subject also with `*.` before it.
     let config = permissions::file()?;
     let mut quoted = config.split('"').enumerate();
     let config = quoted.try_fold(String::new(), |config, (nth, text)| {

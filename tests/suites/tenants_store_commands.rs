@@ -1,4 +1,4 @@
-//! Commands about a tenant that is in the store, and not in the file by which they are run.
+//! Commands about a tenant that is in the store, and not in the file that the commands read.
 
 use std::fs;
 
@@ -54,7 +54,7 @@ async fn commands_find_a_tenant_of_the_store_by_its_name() -> Result<()> {
     anyhow::ensure!(why.contains("nor in the store"), "{why}");
     let why = failed(&host::run(&site, &["query", "67890", "12345"])?)?;
     anyhow::ensure!(why.contains("`presence tenants list` shows"), "{why}");
-    // Of one that is paused, each says so.
+    // About a paused tenant, each command says that it is paused.
     change(&site, "pause", "beta")?;
     fs::write(&pipeline, "[[pipeline]]\nplugin = 'contacts'\n")?;
     let is_paused =

@@ -53,7 +53,7 @@ async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not()
     let validates = wait::guarded("the node to be asked", asked.next()).await?;
     let validates = validates.context("a request")?;
     ensure!(what(&validates)?["validate"]["beta"].is_object());
-    // It says how it is, however long that takes.
+    // The other node reports its state, however long this takes.
     for _ in 0..3 {
         let request = wait::guarded("the node to be asked how it is", asked.next()).await?;
         let request = request.context("a request")?;
@@ -68,11 +68,11 @@ async fn a_node_that_validates_for_long_is_waited_for_and_one_that_ends_is_not()
     let said_of = said(wait::guarded("the command to end", run).await???);
     ensure!(said_of.contains("refused: thought about it"), "{said_of}");
     let run = applies()?;
-    // It doesn't say who is of its fleet.
+    // This time, it doesn't say which nodes are in its fleet.
     wait::guarded("the node to be asked for its fleet", asked.next()).await?;
     wait::guarded("the node to be asked", asked.next()).await?;
     asked.unsubscribe().await?;
-    // Sooner than what it was asked for may take.
+    // The command ends sooner than the timeout of the request.
     let said_of = said(wait::guarded("the command to end", run).await???);
     let words = "refused: it was asked, and doesn't answer any more: ";
     ensure!(said_of.contains(words), "{said_of}");

@@ -1,5 +1,5 @@
-//! Texts of others in the store's tenants, however long: what is said of them has a bound, and
-//! keeps no command from its answer.
+//! Texts by others in the store's tenants, however long: messages about them have a bound, and
+//! don't keep a command from its answer.
 
 use anyhow::Result;
 use async_nats::jetstream::{self, kv::Store};
@@ -78,7 +78,7 @@ async fn a_command_whose_answer_is_too_long_is_told_so() -> Result<()> {
     let site = site(&server)?;
     let mut host = Host::start(&site).await?;
     done(apply(&site, &section("beta", ""))?)?;
-    // Each of these is said with the line's place, and with what to do about it.
+    // A message about each of these keys has the line's place, and what to do about it.
     let keys: String = (0..8)
         .map(|it| format!("{}{it} = 1\n", "k".repeat(380)))
         .collect();

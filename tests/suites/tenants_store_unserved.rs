@@ -1,4 +1,4 @@
-//! Tenants in the store that can't be served: commands say so as soon as it is known.
+//! Tenants in the store that can't be served: commands say so as soon as nodes know it.
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::service::Info;
@@ -11,7 +11,7 @@ use toml::Table;
 
 use crate::tenants_store::{apply, done, failed, node, section, until_states};
 
-/// What a node says of a tenant that a command asks about.
+/// What a node answers about a tenant to a command.
 async fn told(server: &NatsServer, tenant: &str) -> Result<Value> {
     let client = async_nats::connect(server.url()).await?;
     let inbox = client.new_inbox();
@@ -117,7 +117,7 @@ async fn one_with_another_login_of_the_account_of_another_tenant_does_not_get_it
         .await?;
     let said = done(apply(&site, &with_login("one", "", "one", "p2"))?)?;
     ensure!(said.contains("one serving"), "{said}");
-    // Before it is written.
+    // This is refused before it is written.
     let why = failed(&apply(&site, &with_login("two", "", "two", "p3"))?)?;
     for words in [
         "the tenant `two` would have the subjects of `one`: both logins are of one NATS account",

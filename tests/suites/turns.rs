@@ -17,7 +17,7 @@ use crate::world::on;
 
 const SPEAKERS: usize = 20;
 
-/// A broker, and users who speak all the while.
+/// A broker, and users who send heartbeats all the time.
 struct Scene {
     _speakers: Speakers,
     client: Client,
@@ -42,13 +42,13 @@ impl Scene {
         Site::new(&self.server.url())?.with("node.name", name)
     }
 
-    /// Waits until a node has all of them online.
+    /// Waits until all of them are online on a node.
     async fn are_online(&self, host: &Host) -> Result<()> {
         let all = |online: f64| online == SPEAKERS as f64;
         host.until_metric("presence_online_users", &[], all).await
     }
 
-    /// Nobody was taken for gone, and these nodes alone have said anything.
+    /// Checks that nobody was reported gone, and that only these nodes have published.
     async fn ends_well(&mut self, nodes: &[&str]) -> Result<()> {
         self.tape.catch_up(&self.client).await?;
         let gone = on(self.tape.seen(), OFFLINE);
@@ -62,7 +62,7 @@ impl Scene {
     }
 }
 
-/// Waits until a node waits: it is alive and not ready, and says why.
+/// Waits until a node waits for its turn: it is alive, not ready, and says why.
 async fn waits(host: &mut Host, site: &Site, words: &[&str]) -> Result<()> {
     host.wait_for_log(0, words).await?;
     let answer = http::get(site.http_port(), "/readyz").await?;
@@ -89,7 +89,7 @@ async fn in_a_rolling_update_the_second_node_waits_and_goes_on_where_the_first_e
     let site = scene.site("first")?;
     let first = Host::start(&site).await?;
     scene.are_online(&first).await?;
-    // Of one machine: they have one state.
+    // Nodes on one machine, with one state.
     let state = site.path().join("presence-state");
     let next = scene
         .site("second")?
@@ -124,7 +124,7 @@ async fn in_a_rolling_update_the_second_node_waits_and_goes_on_where_the_first_e
 async fn a_node_that_was_paused_meets_the_one_that_took_its_turn_and_one_steps_back() -> Result<()>
 {
     let mut scene = Scene::start().await?;
-    // Nodes find each other wherever the answers of others go.
+    // Nodes find each other even if answers go to other prefixes.
     let site = scene
         .site("first")?
         .with("nats.reply_prefixes", vec!["_R_."])?;
@@ -153,7 +153,7 @@ async fn a_node_that_was_paused_meets_the_one_that_took_its_turn_and_one_steps_b
     first.ready().await?;
     scene.are_online(&first).await?;
     scene.ends_well(&["first", "second"]).await?;
-    // It still waits for its turn.
+    // The other node still waits for its turn.
     first.stop().await?;
     second.ready().await?;
     scene.are_online(&second).await?;
@@ -193,7 +193,7 @@ async fn a_node_that_has_waited_serves_by_the_rules_of_now() -> Result<()> {
     let mut site = scene.site("second")?;
     let mut second = Host::spawn(&site)?;
     waits(&mut second, &site, &["waiting while node `first` serves"]).await?;
-    // Those of whom it knew when it started admit contacts and groups.
+    // When the second node started, the rules admitted contacts and groups.
     site.set_pipeline(&[("groups", None), ("redact", None)])?;
     first.stop().await?;
     second.ready().await?;

@@ -1,5 +1,5 @@
-//! What nearly every test begins with: a broker, a host in its site, a client,
-//! and a recording of all that is published.
+//! The base of nearly every test: a broker, a host in its site, a client, and a recording of all
+//! that is published.
 
 use anyhow::{Context, Result};
 use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::inputs::{self, DISCONNECT, EVENTS, OFFLINE};
 
-/// Before any time that a test or the host's clock says.
+/// Earlier than any time in a test, and than the host's clock.
 const MARK_MS: u64 = inputs::SEED_MS - 1_000_000_000;
 
 /// A broker of the test's own with a host on it. The fields are dropped in this
@@ -29,7 +29,7 @@ impl World {
         Self::start_with(Ok).await
     }
 
-    /// As the test prepares the site.
+    /// With a site that the test prepares.
     pub(crate) async fn start_with(prepare: impl FnOnce(Site) -> Result<Site>) -> Result<Self> {
         let server = NatsServer::start().await?;
         let site = prepare(Site::new(&server.url())?)?;
@@ -50,12 +50,12 @@ impl World {
         self.host.stop().await
     }
 
-    /// All that the host has published about a user, in order, once all that
-    /// the user's inputs so far give rise to is there: an application's
-    /// statement about the same user is handled after them, and its re-broadcast
-    /// is the sign. (It says "offline", so the viewers forget the user.)
+    /// All that the host has published about a user so far, in order. It waits until all effects of
+    /// the user's earlier inputs are there: an application's statement about the same user is
+    /// handled after them, and its event on the common subject is the sign. (It says "offline", so
+    /// viewers count the user as offline.)
     pub(crate) async fn all_about(&mut self, user: &str) -> Result<Vec<ReceivedMessage>> {
-        // No other event bears such a time.
+        // No other event has this time.
         let mark = MARK_MS + self.tape.seen().len() as u64;
         self.client
             .publish(OFFLINE, &inputs::offline(user, mark))
@@ -79,8 +79,8 @@ impl World {
         Ok(self.tape.seen().iter().filter(about).cloned().collect())
     }
 
-    /// The next filtered online of a user who comes online now with a
-    /// connection of their own, and goes again: what the rules say at present.
+    /// Connects a user with a connection of its own, and disconnects it. Returns the filtered
+    /// online, which shows what the rules say now.
     pub(crate) async fn probe(&mut self, user: &str) -> Result<ReceivedMessage> {
         let conn = format!("probe-{}", self.tape.seen().len());
         self.client
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    /// The filtered message of an online event; one to nobody, if there is none.
+    /// The filtered message of an online event. If there is none, a message to nobody.
     async fn filtered(&mut self, user: &str, event: &ReceivedMessage) -> Result<ReceivedMessage> {
         self.all_about(user).await.context("probing")?;
         let filtered = self.tape.seen().iter().rev().find(|seen| {

@@ -1,9 +1,7 @@
-//! `cargo xtask bench`: presence beside what else could do its work, on a real
-//! nats-server, in one run.
+//! `cargo xtask bench`: measures presence and its alternatives, on a real nats-server, in one run.
 //!
-//! Everything that is measured runs as a process of its own, built for release,
-//! on the same broker, and is fed the same messages in turns, so that the
-//! machine's noise hits all alike.
+//! Each contender runs as a process of its own, built for release, on the same broker. All get the
+//! same messages, in turns, so that the machine's noise affects them alike.
 
 pub(crate) mod contender;
 mod cpu;
@@ -113,7 +111,8 @@ impl Args {
     }
 }
 
-/// Builds for release, and measures from there: the load must not be the limit.
+/// Builds xtask and presence for release, and measures with this xtask: the load generator must not
+/// be the limit.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.measure {
         return measure(args);

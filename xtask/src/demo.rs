@@ -1,8 +1,7 @@
 //! `cargo xtask demo`: presence at work on a real nats-server, told in steps.
 //!
-//! Everything that is printed has happened: what the host publishes is read
-//! back over NATS and held against what the directory says. The demo fails where
-//! the two differ.
+//! Everything that is printed has happened: what the host publishes is read back over NATS and
+//! compared with what the directory says. The demo fails if the two differ.
 
 mod cast;
 mod crowd;
@@ -31,11 +30,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use page::Page;
 use world::World;
 
-/// Names the host's binary, for the harness.
+/// The environment variable that names the host's binary to the harness.
 const BINARY: &str = "PRESENCE_BIN";
 
-/// How long the host may take to end after a signal. A Ctrl-C reaches the broker,
-/// too, and without one the host has nobody to hand its last messages to.
+/// How long the host may take to end after a signal. A Ctrl-C also ends the broker, and without a
+/// broker the host can't deliver its last messages.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The arguments of `cargo xtask demo`.
@@ -105,7 +104,7 @@ async fn play(args: &Args, page: Page) -> Result<()> {
     Ok(())
 }
 
-/// The whole story. What it was played on goes on running.
+/// Tells the whole story. The world goes on running afterwards.
 async fn tell(mut page: Page) -> Result<(World, Page)> {
     let mut world = World::start().await?;
     let told = async {
@@ -120,7 +119,7 @@ async fn tell(mut page: Page) -> Result<(World, Page)> {
     Ok((world, page))
 }
 
-/// Waits until somebody wants it to end.
+/// Waits until a signal asks the demo to end.
 async fn interrupted() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

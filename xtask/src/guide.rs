@@ -60,7 +60,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Writes a page, or sees that it is there as it would be written.
+/// Writes a page. With `check`, fails unless the file has this content already.
 fn keep(path: &str, page: &str, check: bool) -> Result<()> {
     let place = tools::root().join(path);
     if check {
@@ -73,7 +73,7 @@ fn keep(path: &str, page: &str, check: bool) -> Result<()> {
     fs::write(&place, page).with_context(|| format!("writing {}", place.display()))
 }
 
-/// Every key, as the configuration reader says it where nothing is configured.
+/// All keys, as the configuration reader prints them when nothing is configured.
 fn settings() -> Result<Value> {
     let folder = tempfile::tempdir()?;
     let presence = match std::env::var_os("PRESENCE_BIN") {
@@ -90,7 +90,7 @@ fn settings() -> Result<Value> {
     Ok(serde_json::from_str(&tools::run(&mut config)?)?)
 }
 
-/// mdBook, built once without what serves and searches books.
+/// mdBook, built once, without its server and its search.
 fn mdbook() -> Result<PathBuf> {
     let folder = tools::fetched(&format!("mdbook-{MDBOOK}"), |beside| {
         let build = tempfile::tempdir_in(tools::target())?;

@@ -1,6 +1,6 @@
-//! `cargo xtask instructions`: how many instructions an event takes in the core, counted
-//! by valgrind. Unlike times, these don't depend on what else the machine does, so CI can
-//! compare them: `--check` fails where one has risen since the figures were committed.
+//! `cargo xtask instructions`: how many instructions an event takes in the core, counted by
+//! valgrind. Unlike times, these don't depend on what else the machine does, so CI can compare
+//! them: `--check` fails if a figure has risen since the figures were committed.
 
 mod valgrind;
 
@@ -17,11 +17,11 @@ use valgrind::Valgrind;
 
 /// The committed figures.
 const FIGURES: &str = "xtask/instructions/figures.json";
-/// By what part a figure may rise before `--check` fails.
+/// By which part a figure may rise before `--check` fails.
 const TOLERANCE: f64 = 0.05;
-/// How many events the program passes through.
+/// How many events the measured program handles.
 const EVENTS: u64 = 1_000;
-/// Events, and how many viewers each user has.
+/// Kinds of events, and how many viewers each user has.
 const KINDS: [(&str, u32); 7] = [
     ("online", 10),
     ("online", 100),
@@ -127,7 +127,7 @@ fn one(valgrind: &Valgrind, program: &Path, kind: &str, viewers: u32) -> Result<
     Ok(count)
 }
 
-/// What has risen by more than is tolerated, with both figures.
+/// The figures that have risen by more than the tolerance: before and now.
 fn risen(now: &Figures, committed: &Figures) -> Vec<String> {
     let mut risen = Vec::new();
     for (name, now) in &now.events {

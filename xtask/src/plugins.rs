@@ -1,6 +1,5 @@
-//! `cargo xtask plugins`: builds the components under `plugins/` into
-//! `plugins/dist`, and with `--check` proves that what lies there is what the
-//! sources build to.
+//! `cargo xtask plugins`: builds the components under `plugins/` into `plugins/dist`. With
+//! `--check`, it proves that the files there are what the sources build to.
 
 mod build;
 mod check;

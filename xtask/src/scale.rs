@@ -1,15 +1,15 @@
-//! `cargo xtask scale`: what users cost, simulated over the real core at several sizes, and carried
-//! over to more than one machine has.
+//! `cargo xtask scale`: what users cost, simulated with the real core at several sizes, and
+//! extrapolated to more users than one machine can have.
 //!
-//! The smallest size predicts the larger ones that are simulated too: how far that is off says
-//! how much the sizes that aren't simulated can be relied on.
+//! The figures of the smallest size are also extrapolated to the larger sizes that are simulated.
+//! How far off they are shows how reliable the figures are for sizes that aren't simulated.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::bench::in_process::figures;
 
-/// A row of a table: its title, and how its figure is had.
+/// A row of a table: its title, and the function of its figure.
 type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> f64);
 
 /// Simulates what users cost, and carries it over to many millions.
@@ -28,7 +28,8 @@ pub(crate) struct Args {
     costs: Costs,
 }
 
-/// For how long a router has a heartbeat wait for others of its shard, in seconds.
+/// For how long a router holds a heartbeat back, to pass it on together with others of its shard.
+/// In seconds.
 const ROUTER_WAITS_S: f64 = 0.02;
 
 /// What is measured elsewhere: see `cargo xtask bench`.
@@ -100,10 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Simulates so many users for so many seconds.
+/// Simulates this many users for this many seconds.
 fn simulate(users: u64, seconds: u64) -> Result<Simulated> {
     let (users, seconds) = (users.to_string(), seconds.to_string());
-    // No other package is wanted: it is built for this alone, as fast as it can be.
+    // Only this package is selected, so that the core is built for this alone, optimized.
     figures(
         "scale",
         &["--package", "presence-core", "--", &users, &seconds],
@@ -185,7 +186,7 @@ fn simulations(all: &[Simulated]) -> String {
     text + &line("ns an input: parsing + the owner, the standby", cells)
 }
 
-/// What as many users as that need, by what one of the largest simulation costs.
+/// What each of these numbers of users needs, from the cost per user in the largest simulation.
 fn carried_over(from: &Simulated, of: &[u64], costs: &Costs) -> String {
     let needs: Vec<_> = of
         .iter()
@@ -259,18 +260,21 @@ impl Needs {
             + published * seconds(costs.publish_us)
             + filtered * seconds(costs.decide_us);
         let told = from.told_per_s * times;
-        // Of many heartbeats, the owner tells it.
+        // The standby takes in only a part of the inputs itself. The owner tells it of many
+        // heartbeats.
         let share = from.standby_inputs_per_s / from.inputs_per_s;
         let standbys =
             taking * share + told * seconds(costs.take_us) + from.standby_ns_per_s * times / 1e9;
         let of_node = costs.cores * costs.load;
         let nodes = ((owners + standbys) / of_node).ceil();
         let bytes = (from.owner_bytes + from.standby_bytes) * times;
-        // The application's message, and one to the owner and to the standby each, if it takes it in. A
-        // filtered event is counted once: how many gateways listen is theirs.
+        // An input is the application's message, one message to the owner, and one to the standby
+        // if it takes the input in itself. A published message is counted as one in and one out,
+        // however many gateways listen.
         let broker_messages = inputs * (2.0 + share) + published * 2.0;
-        // It goes to the router, too, and comes in again: a heartbeat with others of its shard, which another
-        // input parts.
+        // With a router, an input also goes to the router, and comes to the broker again. The
+        // router passes heartbeats of one shard on together. A connect or disconnect between them
+        // parts them into two messages.
         let shards = (connections / 250_000.0).max(64.0).log2().ceil().exp2();
         let changes = from.changes_per_s * times;
         let together = (inputs * ROUTER_WAITS_S / (nodes * shards)).max(1.0);
@@ -298,7 +302,7 @@ impl Needs {
     }
 }
 
-/// A figure with as many places as say something.
+/// A figure with only its significant places.
 fn number(figure: f64) -> String {
     match figure {
         figure if figure >= 10_000_000.0 => format!("{:.1} M", figure / 1e6),

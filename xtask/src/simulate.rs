@@ -1,5 +1,5 @@
-//! `cargo xtask simulate`: the simulator of a fleet, over as many seeds as are wanted. Of a single
-//! one, it prints all that happens.
+//! `cargo xtask simulate`: runs the simulator of a fleet over a range of seeds. With a single seed,
+//! it prints all that happens.
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::tools;
@@ -12,7 +12,7 @@ pub(crate) struct Args {
     seeds: Seeds,
 }
 
-/// The first seed, and the one behind the last.
+/// The first seed, and the one after the last.
 type Seeds = (u64, u64);
 
 /// Runs the task.
@@ -21,7 +21,7 @@ type Seeds = (u64, u64);
 /// If a promise is broken in one of the seeds.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (from, to) = args.seeds;
-    // No other package is wanted: it is built for this alone, as fast as it can be.
+    // Only this package is selected, so that the core is built for this alone, optimized.
     let status = tools::cargo()
         .args(["test", "--quiet", "--release", "--package", "presence-core"])
         .args(["--test", "fleet", "--", "--nocapture", "promises_hold"])

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: gets what the tests need, and runs every one of them.
 //!
-//! The tests of what plugin authors do compute (they run compilers, and compile the
-//! engines of other languages), while most others wait for something. So both are run at
-//! the same time, those that compute at a lower priority.
+//! The tests of what plugin authors do need the processors: they run compilers, and compile the
+//! engines of other languages. Most other tests wait for something. So both run at the same time,
+//! the former at a lower priority.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use presence_tests::{browser, kit, nats, node, promtool, tools};
 
-/// The suites that compute, by what their tests' names begin with.
+/// The suites that need the processors, by the beginnings of their tests' names.
 const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin_kit::"];
 
-/// What has the processors to itself, at the end, and on how many threads: a browser that draws
-/// without a graphics card takes a minute for what takes it a second when it is alone, and nodes that
-/// are held up for longer than a lease show nothing of what is promised. Three of them, with their
+/// The suites that run alone, at the end, and their numbers of threads. A browser that draws
+/// without a graphics card takes a minute for what takes it a second when it runs alone. Nodes that
+/// are held up for longer than a lease show nothing of what is promised; three of them, with their
 /// brokers and users, take most of a processor.
 const ALONE: [(&str, usize); 2] = [("page::", 1), ("fleet_faults::", 2)];
 
@@ -61,7 +61,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         .arg("test")
         .current_dir(tools::root().join("plugins"))
         .status();
-    // Whatever became of these, the one beside them comes to its end.
+    // The background command is waited for, whether the others have failed or not.
     let authors = authors.end();
     let alone = ALONE.map(|(name, threads)| {
         cargo_test(threads)
@@ -86,8 +86,8 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Fetches what the tests need while all that there is is built: the one waits for the
-/// network, the other for the processors. Returns the host's binary.
+/// Fetches what the tests need, and builds everything at the same time: fetching waits for the
+/// network, and building for the processors. Returns the host's binary.
 fn fetch_and_build() -> Result<PathBuf> {
     thread::scope(|scope| {
         let fetching = scope.spawn(|| {
@@ -103,8 +103,8 @@ fn fetch_and_build() -> Result<PathBuf> {
     })
 }
 
-/// A command that runs beside others, at a lower priority. What it writes goes to a file,
-/// and is shown when it has ended.
+/// A command that runs beside others, at a lower priority. Its output goes to a file, and is
+/// printed when it has ended.
 struct BackgroundCommand {
     child: Child,
     log: PathBuf,
@@ -134,7 +134,7 @@ impl BackgroundCommand {
         Ok(Self { child, log })
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended, and prints its output.
     fn end(mut self) -> Result<ExitStatus> {
         let status = self.child.wait()?;
         print!("{}", String::from_utf8_lossy(&fs::read(&self.log)?));

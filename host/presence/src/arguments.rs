@@ -19,7 +19,7 @@ pub(crate) struct Output {
 
 /// A span of time as it is written on the command line: `500ms`, `90s`, `15m`, `2h`, `7d`.
 pub(crate) fn span(text: &str) -> Result<Duration, String> {
-    // Only the first takes fractions, and only the second days, which have 24 hours here.
+    // Only the first parser takes fractions, and only the second takes days (of 24 hours).
     let span = text.parse::<SignedDuration>().or_else(|_| {
         let span: Span = text.parse()?;
         span.to_duration(SpanRelativeTo::days_are_24_hours())
@@ -29,7 +29,7 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
     span.ok_or_else(|| "write a time such as 500ms, 90s, 15m, 2h or 7d".into())
 }
 
-/// A span of time in words: in days if it is so many, or else in hours.
+/// A span of time in words: in days if it is a whole number of days, otherwise in hours.
 pub(crate) fn in_words(span: Duration) -> String {
     let hours = span.as_secs() / 3_600;
     match hours.is_multiple_of(24) {
@@ -38,9 +38,9 @@ pub(crate) fn in_words(span: Duration) -> String {
     }
 }
 
-/// An amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`.
-/// Units with an `i` are binary, the others decimal, as in the SI; their case is of no
-/// matter, since nothing here is counted in bits or in thousandths.
+/// Parses an amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`. Units
+/// with an `i` are binary, the others decimal, as in the SI. Case doesn't matter: no unit here
+/// means bits or thousandths.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let bytes = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {

@@ -17,7 +17,7 @@ pub(crate) struct RequestArgs {
     pub(crate) config: ConfigArg,
 }
 
-/// Asks, and prints the answer: as it came, or as a text.
+/// Sends a question, and prints the answer: as JSON, or formatted by `text`.
 pub(crate) fn answer(
     common: &RequestArgs,
     question: &ClientRequest,

@@ -1,5 +1,5 @@
-//! What all commands have in common that change something in the store: their options, who is
-//! said to have made the change, and the question whether to go on.
+//! What all commands that change something in the store have in common: their options, the author
+//! of the change, and the confirmation.
 
 use std::fmt::Display;
 use std::io::{BufRead as _, IsTerminal as _, stdin};
@@ -32,10 +32,11 @@ pub(crate) struct ChangeOptions {
 }
 
 impl ChangeOptions {
-    /// Why the change is made: in the command's own words, if it has some, and in the operator's.
+    /// The reason for the change: `own`, the command's own words, and the operator's `--why`.
+    /// Either may be empty.
     ///
     /// # Errors
-    /// If that is too long to be kept.
+    /// If the operator's and the command's words together are too long to be kept.
     pub(crate) fn why(&self, own: &str) -> anyhow::Result<String> {
         let why = match (self.why.as_str(), own) {
             ("", why) | (why, "") => why.to_owned(),
@@ -48,10 +49,10 @@ impl ChangeOptions {
         Ok(why)
     }
 
-    /// Shows what changes, and asks whether it is to be done.
+    /// Prints the difference (without `--json`), and asks for confirmation (without `--yes`).
     ///
     /// # Errors
-    /// If it isn't, or there is no terminal to ask on.
+    /// If the answer isn't yes, or there is no terminal to ask on.
     pub(crate) fn agree(&self, difference: impl Display, question: &str) -> anyhow::Result<()> {
         if !self.json {
             print(difference)?;
@@ -63,7 +64,8 @@ impl ChangeOptions {
     }
 }
 
-/// Who runs a command: the user of NATS, if that has a name, or else of this machine.
+/// Who runs a command: the NATS user, if the configuration has one with a password; otherwise the
+/// user of this machine, with the node's name.
 pub(crate) fn who(config: &Config) -> String {
     if let Auth::Password { user, .. } = &config.nats.auth {
         return user.clone();
@@ -73,12 +75,13 @@ pub(crate) fn who(config: &Config) -> String {
     format!("{}@{}", user.to_string_lossy(), config.node.name)
 }
 
-/// What is said of a node that others know as one of their fleet, and that doesn't answer.
+/// The message about a fleet member that doesn't answer. `takes`: what it will take once it
+/// answers.
 pub(crate) fn silent_why(takes: &str) -> String {
     format!("it is one of the fleet and doesn't answer; it takes {takes} when it does")
 }
 
-/// Asks, and goes on if the answer is yes.
+/// Asks for confirmation on the terminal. Fails unless the answer is yes.
 fn confirm(question: &str) -> anyhow::Result<()> {
     ensure!(
         stdin().is_terminal(),

@@ -1,4 +1,4 @@
-//! `presence check`: all that is wrong, before it is run.
+//! `presence check`: finds all that is wrong before a node runs.
 
 use presence_config::causes::Causes;
 use presence_config::directory;
@@ -35,18 +35,19 @@ struct Report {
     warnings: Vec<String>,
     /// The pipeline in a line, and what each of its stages is loaded from.
     pipeline: Option<(String, Vec<FoundPlugin>)>,
-    /// Where the pipeline comes from, in words, and as one.
+    /// Where the pipeline comes from: in words, and as one word for `--json`.
     source: Option<(String, &'static str)>,
     /// The names of plugins in the folder that no stage names.
     unused: Vec<String>,
-    /// The keys that something sets and that take effect at the next start only.
+    /// The keys that are set and take effect only at the next start.
     restart: Vec<String>,
     broker: Option<probe::Found>,
-    /// Each of several tenants, with its pipeline, in a line.
+    /// With several tenants: a line for each, with its name and pipeline.
     tenants: Vec<String>,
 }
 
-/// What is said of tenants, and of which: what several have in common is said once.
+/// Messages, each with the names of the tenants that it is about. A message that several tenants
+/// have in common is kept once.
 struct OfTenants<T>(Vec<(T, Vec<String>)>);
 
 impl<T: PartialEq> OfTenants<T> {
@@ -57,7 +58,7 @@ impl<T: PartialEq> OfTenants<T> {
         }
     }
 
-    /// Each of them, and the tenants in words.
+    /// Each message, with its tenants in words.
     fn named(self) -> impl Iterator<Item = (T, String)> {
         self.0.into_iter().map(|(said, tenants)| {
             let named = match &*tenants {
@@ -76,7 +77,7 @@ impl<T: PartialEq> OfTenants<T> {
 #[derive(PartialEq)]
 struct Problem {
     text: String,
-    /// Where in the configuration, if it is there.
+    /// Where in the configuration it is. `None`: it is elsewhere.
     place: Option<String>,
 }
 
@@ -99,7 +100,7 @@ impl From<&config::Problem> for Problem {
     }
 }
 
-/// Checks the configuration, the directory and the plugins; and the broker, if it is to.
+/// Checks the configuration, the directory and the plugins; with `--connect`, also the broker.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let report = match args.config.read_all() {
         Ok(read) => Report::of_all(read, args)?,
@@ -123,7 +124,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 impl Report {
-    /// Of the one tenant, or of each of several: all that is wrong with any of them.
+    /// Checks the one tenant, or each of several; with `--tenant`, only the one of this name.
     fn of_all(read: LoadedConfig, args: &Args) -> anyhow::Result<Self> {
         let wanted = args.config.tenant.as_deref();
         if let Some(name) = wanted {
@@ -320,8 +321,9 @@ impl Report {
     }
 }
 
-/// A configuration with the pipeline that can be checked here, where that comes from, and
-/// warnings about it. What the plugin store says is known as far as this node has kept it.
+/// A configuration with the pipeline that can be checked here, the source of this pipeline, and
+/// warnings about it. If the pipeline comes from the plugin store, it is read from the copy that
+/// this node keeps; without a copy, it is empty.
 fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>) {
     if !config.follows_store() {
         let dir = config.plugins.dir.display();
@@ -355,7 +357,7 @@ fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>)
     (config, (source, "store"), warnings)
 }
 
-/// What is printed of a stage.
+/// The row of a stage in the table.
 fn row(stage: &FoundPlugin) -> [String; 4] {
     let (version, role) = match &stage.manifest {
         Some((version, role)) => (line(version), (*role).to_owned()),

@@ -1,4 +1,5 @@
-//! `presence completions`: what makes a shell complete this program's commands and options.
+//! `presence completions`: a script with which a shell completes this program's commands and
+//! options.
 
 use std::io::Write as _;
 
@@ -13,7 +14,7 @@ pub(crate) struct Args {
 
 /// Prints the script.
 pub(crate) fn run(args: &Args, program: clap::Command) -> anyhow::Result<()> {
-    // The text is this program's own, and for a shell: it is written as it is.
+    // The script comes from this program, and is for a shell: it is written without escapes.
     Ok(json_output().write_all(&script(args.shell, program))?)
 }
 

@@ -1,5 +1,5 @@
-//! `presence config`: what is in effect, key by key, and what sets it. It reads what a node
-//! would read now; what a running one has not taken, `presence status` says.
+//! `presence config`: the value in effect of each key, and what sets it. It reads the configuration
+//! as a node would read it now. `presence status` shows what a running node has not taken over.
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{Effect, LoadedConfig, OnFailure, Place, Source, Stage, effect_of};
@@ -14,10 +14,10 @@ pub(crate) struct Args {
     common: RequestArgs,
 }
 
-/// Prints it.
+/// Prints the configuration.
 ///
 /// # Errors
-/// All that is wrong with the configuration.
+/// If something is wrong with the configuration. The error has all problems.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let read = args.common.config.read()?;
     if let Some(problems) = read.problems {
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a value comes from, in a word, and where that is.
+/// The kind of source of a value, in a word, and the exact place.
 fn source(place: Option<&Place>) -> (&'static str, Option<String>) {
     match place {
         None => ("default", None),
@@ -49,7 +49,7 @@ fn source(place: Option<&Place>) -> (&'static str, Option<String>) {
     }
 }
 
-/// Where the stages of the pipeline stand, in their order; none where they are the default's.
+/// The places of the pipeline's stages, in order. `None` for stages of the default pipeline.
 fn stage_places(read: &LoadedConfig) -> impl Iterator<Item = Option<&Place>> {
     let places = read.settings.iter();
     let places = places.filter(|it| it.key.starts_with("pipeline["));

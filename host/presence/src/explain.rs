@@ -89,7 +89,8 @@ pub(crate) fn question(viewer: &str, user: &str) -> ClientRequest {
     }
 }
 
-/// That nothing is decided yet, if that is so of an explanation: a query says the same.
+/// The text that says that the decision is pending. `None` if it isn't. `presence query` prints the
+/// same.
 pub(crate) fn pending(answer: &Value) -> Option<String> {
     if word(answer, "/outcome/standing") != "pending" {
         return None;

@@ -1,4 +1,4 @@
-//! `presence init`: a folder with all that a node needs, to begin with.
+//! `presence init`: makes a folder with all that a node needs to start with.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ))?)
 }
 
-/// Writes all of it, or nothing where any of it is there already.
+/// Writes all files, or none if one of them exists.
 fn make(dir: &Path) -> anyhow::Result<()> {
     let files = [
         ("presence.toml", CONFIGURATION),

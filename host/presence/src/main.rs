@@ -1,7 +1,7 @@
 //! `presence`: who is online, and who may see it. Arguments in, text out: one file per
 //! command.
 
-// It panics once nobody reads any more, as with `| head`.
+// `println!` and `eprintln!` panic once nobody reads the output any more, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,

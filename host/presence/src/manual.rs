@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args, program: clap::Command) -> anyhow::Result<()> {
 fn write(dir: &Path, program: clap::Command) -> anyhow::Result<usize> {
     let made = fs::create_dir_all(dir);
     made.with_context(|| format!("can't make the folder {}", dir.display()))?;
-    // `help` of each command says what the pages say.
+    // The `help` subcommands would have pages that say the same again.
     let mut program = program.disable_help_subcommand(true);
     program.build();
     let mut left = vec![program];
@@ -44,7 +44,8 @@ fn write(dir: &Path, program: clap::Command) -> anyhow::Result<usize> {
     Ok(pages)
 }
 
-/// A page. What `--help` ends with is examples, which is what the section is called.
+/// The text of a page. What `--help` prints after the options is examples, so this section is
+/// renamed.
 fn text(page: &Man) -> io::Result<String> {
     let mut text = Vec::new();
     page.render(&mut text)?;

@@ -1,5 +1,4 @@
-//! `presence pub`: what a client of one's own would publish, for the first minutes without
-//! one and for trying things out.
+//! `presence pub`: publishes what a client would. It is for trying things out without a client.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -73,7 +72,7 @@ pub(crate) struct Event {
     config: ConfigArg,
 }
 
-/// What a processor takes in.
+/// The subjects from which a processor takes input.
 const INPUTS: [&str; 5] = [
     "presence.connect",
     "presence.disconnect",
@@ -82,14 +81,14 @@ const INPUTS: [&str; 5] = [
     "presence.events.user_offline",
 ];
 
-/// How long standard input may be, in bytes.
+/// The longest standard input, in bytes.
 const STDIN_BYTES_MAX: u64 = 1 << 20;
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|error| format!("it is not a JSON object: {error}"))
 }
 
-/// Publishes it.
+/// Runs one of the commands.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     let config = match command {
         Command::Connect(Connect { config, .. })
@@ -183,10 +182,11 @@ async fn event(args: &Event, config: &Config) -> anyhow::Result<()> {
     Ok(print_json(answer)?)
 }
 
-/// Publishes it, with the time of now if it has none, and returns what the processor answers.
+/// Publishes a message, and returns the processor's answer. Adds the current time if the message
+/// has no timestamp.
 ///
 /// # Errors
-/// If it refuses, or doesn't answer.
+/// If the processor refuses the message, or doesn't answer.
 async fn publish(client: &RequestClient, subject: &str, mut body: Value) -> anyhow::Result<Value> {
     let fields = body.as_object_mut().context("no JSON object")?;
     let now = json!(clock::now_ms());

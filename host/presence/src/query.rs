@@ -11,7 +11,7 @@ use crate::ask::RequestArgs;
 use crate::explain;
 use crate::tenant;
 
-/// About how many users who are shown as offline explanations are asked for.
+/// For how many of the users who are shown as offline an explanation is requested.
 const EXPLAINED_MAX: usize = 10;
 
 #[derive(clap::Args)]
@@ -39,8 +39,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     print(table(&answer))?;
-    // A viewer may not know of anyone that a decision is pending: that would tell that they
-    // are online. An operator may, who may ask for explanations.
+    // A viewer must not learn that the decision on a user is pending: this would reveal that the
+    // user is online. An operator may know it, and has the right to ask for explanations.
     if let Some(viewer) = &args.viewer
         && args.viewer_self.is_none()
         && config.explain.enabled
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which of the users are shown as offline because the decision who may see them is pending.
+/// Text about the users who are shown as offline because the decision who may see them is pending.
 fn pending(config: &Config, viewer: &str, answer: &Value) -> String {
     let users = answer.get("users").and_then(Value::as_array);
     let offline = users.into_iter().flatten().filter(|user| {
@@ -61,7 +61,7 @@ fn pending(config: &Config, viewer: &str, answer: &Value) -> String {
     for user in offline.take(EXPLAINED_MAX) {
         let user = user.get("userId").and_then(Value::as_str);
         let question = explain::question(viewer, user.unwrap_or_default());
-        // The answer is there; that it can't be explained is no failure.
+        // The query was answered. A missing explanation is no failure.
         let Ok(explanation) = request_client::ask(config, &question) else {
             break;
         };

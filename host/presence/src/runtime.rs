@@ -1,9 +1,9 @@
-//! What commands that wait for NATS or a signal run on.
+//! The runtime of commands that wait for NATS or a signal.
 
-/// Runs what a command waits for, on this thread.
+/// Runs a command's future on this thread, until it is done.
 ///
 /// # Errors
-/// As what it waits for, or if the runtime can't be made.
+/// The command's error, or if the runtime can't be made.
 pub(crate) fn wait_for<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

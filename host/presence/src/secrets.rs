@@ -1,12 +1,11 @@
-//! What nobody is to read of what a command prints: passwords, tokens, seeds, and logins within
-//! addresses.
+//! Masks secrets in what a command prints: passwords, tokens, seeds, and logins within addresses.
 
 use serde_json::Value;
 
-/// What is printed in the place of a secret.
+/// What is printed in place of a secret.
 const MASK: &str = "***";
 
-/// What the name of a key holds whose value is a secret.
+/// The value of a key is a secret if the key's name contains one of these.
 const NAMES: [&str; 10] = [
     "password",
     "passwd",
@@ -20,7 +19,8 @@ const NAMES: [&str; 10] = [
     "private_key",
 ];
 
-/// A patch without the secrets of these TOML documents; none if they can't be told from the rest.
+/// A patch of TOML documents, with their secrets masked. `None` if a secret can't be found in the
+/// text.
 pub(crate) fn masked<'a>(
     mut patch: String,
     documents: impl Iterator<Item = &'a str>,
@@ -30,7 +30,7 @@ pub(crate) fn masked<'a>(
         let of_document = secrets.len();
         let read = Value::Object(toml::from_str(document).ok()?);
         collect(&read, false, &mut secrets);
-        // One that is written with escapes isn't found.
+        // A secret that is written with escapes isn't found in the text.
         if secrets
             .iter()
             .skip(of_document)
@@ -43,11 +43,11 @@ pub(crate) fn masked<'a>(
     for secret in &secrets {
         patch = patch.replace(secret, MASK);
     }
-    // One of several lines has the signs of the patch in between.
+    // A secret of several lines isn't found in the patch, where each line has a sign before it.
     secrets.iter().all(|it| !it.contains('\n')).then_some(patch)
 }
 
-/// A value without its secrets.
+/// A value with its secrets masked.
 pub(crate) fn masked_value(mut value: Value) -> Value {
     let mut secrets = Vec::new();
     collect(&value, false, &mut secrets);
@@ -69,13 +69,14 @@ fn mask(value: &mut Value, secrets: &[String]) {
     }
 }
 
-/// One may be a part of another.
+/// Sorts the longest first: one secret may be part of another. Drops empty ones.
 fn sort(secrets: &mut Vec<String>) {
     secrets.retain(|it| !it.is_empty());
     secrets.sort_unstable_by_key(|it| std::cmp::Reverse(it.len()));
 }
 
-/// Collects secrets. `is_secret`: whether the key that has this value says so.
+/// Collects the secrets of a value. `is_secret`: whether the name of a key around it says that it
+/// is one.
 fn collect(value: &Value, is_secret: bool, secrets: &mut Vec<String>) {
     match value {
         Value::Object(keys) => {
@@ -90,7 +91,7 @@ fn collect(value: &Value, is_secret: bool, secrets: &mut Vec<String>) {
         }
         Value::String(text) if is_secret => secrets.push(text.clone()),
         Value::String(text) => {
-            // There may be several, with commas between.
+            // There may be several addresses, separated by commas.
             for url in text.split(',') {
                 let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
                 if let Some((login, _)) = rest.rsplit_once('@') {

@@ -1,5 +1,5 @@
-//! `presence status`: what a running node runs, and what is wrong with it. It is asked over
-//! HTTP, where it serves its health: the same machine, and no rights on the broker.
+//! `presence status`: what a running node runs, and what is wrong with it. It asks over HTTP, where
+//! the node serves its health: this works on the node's machine, without rights on the broker.
 
 mod fetch;
 mod store;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(print(page(&status))?)
 }
 
-/// What a node says of one of its tenants.
+/// The status of one tenant, from a node's status.
 ///
 /// # Errors
 /// If it has no such tenant, or the tenant isn't served.
@@ -57,10 +57,10 @@ pub(crate) fn of_tenant(status: &Value, name: &str) -> anyhow::Result<Value> {
     Ok(status.clone())
 }
 
-/// What a node says of itself: at an address, or where its configuration says.
+/// A node's status, from an address, or from where its configuration says that it listens.
 ///
 /// # Errors
-/// If it isn't known where to ask, or no node answers there.
+/// If no address is configured, or no node answers there.
 pub(crate) fn of_node(http: Option<SocketAddr>, config: &ConfigArg) -> anyhow::Result<Value> {
     let address = reachable(match http {
         Some(address) => address,
@@ -81,8 +81,8 @@ pub(crate) fn of_node(http: Option<SocketAddr>, config: &ConfigArg) -> anyhow::R
     Ok(status)
 }
 
-/// Where the node listens by its configuration. Something else in that may be wrong, which is
-/// one of the reasons to ask.
+/// Where the node listens according to its configuration. Other problems in the configuration are
+/// only warnings: they may be the reason for asking.
 fn configured(config: &ConfigArg) -> anyhow::Result<SocketAddr> {
     // The process has one address for all of its tenants.
     let read = config
@@ -95,7 +95,7 @@ fn configured(config: &ConfigArg) -> anyhow::Result<SocketAddr> {
     listens.context("[http] listen is empty: such a node serves no status")
 }
 
-/// Where to reach what listens on an address: on all of them, it does on this machine's own.
+/// The address to ask: a node that listens on all addresses is asked on the loopback address.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
@@ -184,7 +184,7 @@ pub(crate) fn page(status: &Value) -> String {
     page
 }
 
-/// The fleet that the node is one of, if it is of one.
+/// The rows about the fleet. Empty for a node that is in none.
 fn fleet(status: &Value) -> Vec<[String; 2]> {
     let Some(fleet) = status.pointer("/serving/fleet").filter(|it| it.is_object()) else {
         return Vec::new();
@@ -221,7 +221,7 @@ fn fleet(status: &Value) -> Vec<[String; 2]> {
     rows
 }
 
-/// What of the files on disk is not in force, if anything is.
+/// The text about files on disk that are not in force. Empty if all are.
 fn not_in_force(status: &Value) -> String {
     let mut text = String::new();
     let refused = status

@@ -1,4 +1,4 @@
-//! The configuration of the tenant that a command is about: of the file, or of the store.
+//! The configuration of the tenant that a command is about, from the file or from the store.
 
 use anyhow::bail;
 use presence_config::escape::{line, say};
@@ -6,7 +6,7 @@ use presence_config::{Config, InStore};
 use presence_kit::ConfigArg;
 use presence_node::store::operator::Operator;
 
-/// Reads it, before a command waits for anything else.
+/// Reads the configuration, for commands that are not in a runtime yet.
 ///
 /// # Errors
 /// As [`load`].
@@ -14,11 +14,12 @@ pub(crate) fn load_now(arg: &ConfigArg) -> anyhow::Result<Config> {
     crate::runtime::wait_for(load(arg))
 }
 
-/// Reads it. A tenant that the file doesn't have is looked up in the store, where nodes have theirs from
-/// there.
+/// Reads the configuration. A tenant that isn't in the file is looked up in the store, if nodes
+/// take tenants from there.
 ///
 /// # Errors
-/// What is wrong with it, if there is no such tenant, or if the store can't be read.
+/// If something is wrong with the configuration, there is no such tenant, or the store can't be
+/// read.
 pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
     let of_file = arg.load();
     let Some(name) = &arg.tenant else {

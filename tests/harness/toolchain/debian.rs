@@ -1,5 +1,5 @@
-//! Debian's Rust, unpacked into a folder of ours, with a standard library built
-//! for Wasm from its sources.
+//! Debian's Rust, unpacked into a folder, with a standard library that is built for Wasm from its
+//! sources.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{TARGET, Toolchain, one_line, run};
 
-/// The toolchain that `unpack` put there.
+/// The toolchain that `unpack` has made.
 pub(super) fn at(root: &Path) -> Toolchain {
     Toolchain {
         rustc: root.join("usr/bin/rustc").into(),
@@ -19,16 +19,16 @@ pub(super) fn at(root: &Path) -> Toolchain {
     }
 }
 
-/// Makes a toolchain at `root`, in a minute or so. It is put together beside
-/// `root` and moved there when it is whole.
+/// Makes a toolchain at `root`, in about a minute. It is put together in another folder, and moved
+/// to `root` when it is complete.
 ///
 /// # Errors
-/// When the packages can't be had, or the standard library can't be built.
+/// When the packages can't be downloaded, or the standard library can't be built.
 pub(super) fn unpack(root: &Path) -> Result<()> {
     let partial = root.with_extension(format!("partial-{}", id()));
     let result = assemble(&partial).and_then(|()| {
         match fs::rename(&partial, root) {
-            // Another process may have been faster; its toolchain is as good.
+            // Another process may have been faster. Its toolchain is as good.
             Err(_) if root.exists() => Ok(()),
             moved => moved.with_context(|| format!("moving {} into place", partial.display())),
         }
@@ -69,7 +69,7 @@ fn assemble(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Downloads the packages. Which Rust and LLVM belong together is apt's to say.
+/// Downloads the packages. apt knows which versions of Rust and LLVM belong together.
 fn download(into: &Path) -> Result<()> {
     let std = dependency("rustc-web", "libstd-rust-web-")?;
     let llvm = dependency(&std, "libllvm")?;
@@ -89,7 +89,7 @@ fn download(into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The package that `package` depends on whose name begins with `prefix`.
+/// The package with a name that begins with `prefix`, among those that `package` depends on.
 fn dependency(package: &str, prefix: &str) -> Result<String> {
     let depends = run(Command::new("apt-cache").args(["depends", "--important", package]))?;
     let named = depends
@@ -102,7 +102,7 @@ fn dependency(package: &str, prefix: &str) -> Result<String> {
     }
 }
 
-/// LLVM's linker, as a path relative to the folder that rustc looks in.
+/// LLVM's linker, as a path relative to the folder in which rustc looks.
 fn linker(root: &Path) -> Result<PathBuf> {
     for entry in fs::read_dir(root.join("usr/bin"))? {
         let name = entry?.file_name();
@@ -113,11 +113,11 @@ fn linker(root: &Path) -> Result<PathBuf> {
     bail!("the lld package has no usr/bin/lld-*")
 }
 
-/// Builds the standard library into the toolchain's sysroot, where it is found
-/// like one that came with it.
+/// Builds the standard library into the toolchain's sysroot, where rustc finds it as if it had come
+/// with the toolchain.
 ///
-/// The library lies inside the workspace that asks for it: Cargo then hashes
-/// its path relative to that, so the result doesn't depend on where we are.
+/// The library lies inside the workspace that depends on it. Cargo then hashes its path relative to
+/// the workspace, so that the result doesn't depend on the folder.
 fn build_std(root: &Path) -> Result<()> {
     fs::write(root.join("Cargo.toml"), ASKING_FOR_STD)?;
     fs::write(root.join("nothing.rs"), "#![no_std]\n")?;
@@ -134,7 +134,7 @@ fn build_std(root: &Path) -> Result<()> {
         .arg(root.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", &build)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
-        // `-Zbuild-std` on a stable toolchain.
+        // This permits `-Zbuild-std` on a stable toolchain.
         .env("RUSTC_BOOTSTRAP", "1"))?;
 
     let library = root.join("usr/lib/rustlib").join(TARGET).join("lib");

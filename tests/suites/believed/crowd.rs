@@ -1,6 +1,5 @@
-//! A crowd of users who come and go, as their transports report it, and the oracle: who
-//! is there, and who may see whom. What a transport reports may be lost; heartbeats and
-//! time-outs make up for it.
+//! A crowd of users who come and go, as their transports report it, and the oracle: who is online,
+//! and who may see whom. Reports may be lost. Heartbeats and timeouts make up for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +16,8 @@ use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT};
 const USERS: usize = 40;
 const VIEWERS: usize = 8;
 
-/// How often somebody comes or goes, and after how many of these times all say that they
-/// are still there.
+/// The interval of steps, in each of which somebody comes or goes; and the number of steps between
+/// two heartbeats of everyone.
 const STEP: Duration = Duration::from_millis(20);
 const STEPS_A_HEARTBEAT: usize = 25;
 
@@ -97,7 +96,7 @@ impl Crowd {
         site.write_directory_value(&directory)
     }
 
-    /// Has them come and go until the handle is aborted.
+    /// Makes them come and go until the handle is aborted.
     pub(super) fn start(&self, client: Client) -> JoinHandle<()> {
         let crowd = self.clone();
         tokio::spawn(async move {
@@ -115,7 +114,7 @@ impl Crowd {
                     }
                 }
                 for (subject, body) in said {
-                    // What can't be said is lost, as it would be in the network.
+                    // A message that can't be published is lost, as in the network.
                     let _ = client.publish(subject, &body).await;
                 }
             }
@@ -132,7 +131,7 @@ impl Crowd {
         self.truth().there.values().flatten().count()
     }
 
-    /// Whom each viewer sees if they believe what is true.
+    /// The users whom each viewer sees if the viewer believes what is true.
     pub(super) fn seen(&self) -> Sight {
         let truth = self.truth();
         let is_there = |user: &&String| truth.there.get(*user).is_some_and(Option::is_some);

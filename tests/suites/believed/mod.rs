@@ -1,6 +1,6 @@
-//! What viewers believe, beside what is true: a crowd comes and goes, the node, the broker
-//! and the links fail, and every view of the reference client comes to hold exactly those
-//! to be online who are, and whom its viewer may see.
+//! What viewers believe, compared with what is true. A crowd comes and goes; the node, the broker
+//! and the links fail. In the end, every view of the reference client shows exactly those users as
+//! online who are online and whom its viewer may see.
 
 mod crowd;
 
@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 
 use crowd::{Crowd, Random, Sight};
 
-/// So that ghosts go within the time that is promised, and heartbeats, twice a second,
-/// have room on a busy machine.
+/// Short, so that ghosts disappear within the promised time. Long enough for heartbeats twice a
+/// second, on a busy machine.
 const TIMEOUT_MS: i64 = 3_000;
 
 /// How long a link hangs before it is cut.
@@ -43,7 +43,7 @@ enum Fault {
     ViewersLink,
     /// The viewers' link is cut at once.
     ViewersCut,
-    /// No fault, but what faults come amid: who may see whom changes.
+    /// Not a fault, but a change that may come between faults: who may see whom.
     Directory,
 }
 
@@ -110,7 +110,7 @@ impl Scene {
         })
     }
 
-    /// Has something fail, and be repaired.
+    /// Makes something fail, and repairs it.
     async fn fail(&mut self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Node => {
@@ -129,8 +129,8 @@ impl Scene {
         Ok(())
     }
 
-    /// What the views believe: viewer → users held to be online, for each kind of feed;
-    /// none while one doubts. Fails if one ever believed what it never may.
+    /// The users whom each viewer's view shows as online, for each kind of feed. `None` while a
+    /// view is in doubt. Fails if a view has ever shown a user whom its viewer may never see.
     async fn believed(&self) -> Result<Option<[Sight; 2]>> {
         let answer = http::get(self.viewers_port, "/").await?;
         let answer: Value = serde_json::from_str(&answer.body)?;
@@ -170,7 +170,7 @@ impl Scene {
                 .zip(&believed)
                 .flat_map(|(mode, sight)| differences(mode, sight, &expected))
                 .collect();
-            // That the node knows the same shows that nothing is still to come.
+            // If the node has the same number, no message is still to come.
             let online = self.host.metric("presence_online_users", &[]).await?;
             if online != self.crowd.online() as f64 {
                 wrong.push(format!("the node holds {online} to be online"));
@@ -205,7 +205,7 @@ fn strings(list: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// Who believes what isn't so.
+/// The differences between what viewers believe and what they should believe, as texts.
 fn differences(mode: &str, believed: &Sight, expected: &Sight) -> Vec<String> {
     let all = expected.iter().filter_map(|(viewer, expected)| {
         let believed = believed.get(viewer).cloned().unwrap_or_default();

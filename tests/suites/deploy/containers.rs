@@ -1,5 +1,5 @@
-//! The image, the compose file and the Kubernetes example: what they name is there, what they
-//! set the program has, and an edit of a ConfigMap is followed.
+//! The image, the compose file and the Kubernetes example: the files that they name exist, the keys
+//! that they set are the program's, and an edit of a ConfigMap is followed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -112,7 +112,8 @@ fn the_kubernetes_example_is_whole() -> Result<()> {
         .as_u64()
         .context("a grace")?;
     ensure!(grace * 1_000 > stop_ms, "{grace} s");
-    // A folder that no volume gives, or a change that never arrives.
+    // A mount without a volume would be a folder of the container; one with `subPath` would never
+    // change.
     let mut volumes: Vec<_> = list(&pod["volumes"])?
         .iter()
         .map(|it| &it["name"])
@@ -127,7 +128,7 @@ fn the_kubernetes_example_is_whole() -> Result<()> {
     for (probe, asks) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
         assert_eq!(container[probe]["httpGet"]["path"], asks);
     }
-    // As kubectl puts it together, where there is one.
+    // kubectl, if there is one, has to be able to put it together.
     if let Some(kubectl) = tools::on_path("kubectl") {
         tools::run(
             Command::new(kubectl)
@@ -163,7 +164,7 @@ impl Volume<'_> {
         Ok(())
     }
 
-    /// The edit `number`, with which a file is another one, or a new one.
+    /// Makes the edit `number`, which adds or replaces a file.
     fn edit(&self, number: u32, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
         let before = fs::canonicalize(self.0.join("..data"))?;
         let edit = format!("..edit-{number}");

@@ -23,7 +23,7 @@ struct Metric {
 }
 
 impl Metrics {
-    /// Of what a node says, with what Prometheus says of any target.
+    /// The metrics that a node exposes, with those that Prometheus adds for any target.
     pub(super) fn read(exposition: &str) -> Result<Self> {
         let mut metrics = BTreeMap::from([("up".to_owned(), Metric::default())]);
         let mut types = BTreeMap::new();
@@ -60,10 +60,10 @@ impl Metrics {
         Ok(Self(metrics))
     }
 
-    /// Checks that a query asks for nothing that no node has.
+    /// Checks that a query uses only metrics, labels and values that a node has.
     ///
     /// # Errors
-    /// Names what it is.
+    /// Names what no node has.
     pub(super) fn check(&self, query: &Query) -> Result<()> {
         ensure!(!query.selectors.is_empty(), "it asks for no metric");
         let mut labels: BTreeSet<_> = ADDED.into_iter().collect();

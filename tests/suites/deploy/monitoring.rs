@@ -1,4 +1,4 @@
-//! The alerts and the dashboard ask for what a node says, and are what Prometheus takes.
+//! The alerts and the dashboard use only metrics that a node has, and Prometheus accepts them.
 
 use std::collections::BTreeSet;
 use std::fs;

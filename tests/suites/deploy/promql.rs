@@ -1,4 +1,5 @@
-//! As much of PromQL as tells what a query asks for. Whether it is PromQL, `promtool` says.
+//! A reader for as much of PromQL as shows what a query asks for. `promtool` checks whether it is
+//! valid.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -16,7 +17,7 @@ pub(super) struct Selector {
     pub(super) metric: String,
     /// Label, operator and value.
     pub(super) matchers: Vec<(String, String, String)>,
-    /// The function that it is right in.
+    /// The function that it is the argument of.
     pub(super) function: Option<String>,
 }
 
@@ -31,7 +32,7 @@ enum Token {
 /// The words that are neither functions nor metrics.
 const WORDS: [&str; 5] = ["and", "or", "unless", "bool", "offset"];
 
-/// What labels stand after.
+/// Words that are followed by labels in parentheses.
 const GROUPING: [&str; 6] = [
     "by",
     "without",

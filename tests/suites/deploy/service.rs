@@ -1,4 +1,4 @@
-//! The systemd unit is one, and keeps from the node what it doesn't need.
+//! The systemd unit is valid, and denies the node what it doesn't need.
 
 use std::fs;
 use std::path::{Path, PathBuf};

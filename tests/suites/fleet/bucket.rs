@@ -41,14 +41,14 @@ async fn what_all_nodes_have_in_common_is_written_again_when_it_is_gone() -> Res
         .host
         .wait_for_log(0, &["had lost its key `config`"])
         .await?;
-    // So a node that disagrees doesn't join.
+    // So a node with another configuration doesn't join.
     let other = site(&scene.server, "b")?.with("fleet.shards", 16)?;
     let said = ends(Host::spawn(&other)?).await?;
     ensure!(said.contains("[fleet] shards is 16 here"), "{said}");
     are_settled(&hosts(&nodes)).await?;
     scene.nobody_was_told_wrong().await?;
 
-    // While no node runs, nobody knows what they had in common.
+    // While no node runs, nobody knows the common configuration.
     nodes.remove(0).host.stop().await?;
     store.delete("config").await?;
     let other = site(&scene.server, "b")?;

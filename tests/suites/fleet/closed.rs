@@ -1,4 +1,4 @@
-//! Nodes that can decide on nobody.
+//! Nodes that can't decide on anybody.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ async fn a_node_without_a_directory_gets_no_shard_until_it_has_one() -> Result<(
     fs::remove_file(&directory)?;
     let mut joined = Host::spawn(&other)?;
     joined.answers("/readyz", 503).await?;
-    // It stands by for all of them, and is handed none.
+    // It is the standby of all shards, and gets none of them.
     wait::until("the other node to be in step", async || {
         let in_step = joined.metric("presence_fleet_shards_in_step", &[]).await?;
         Ok((in_step == SHARDS as f64).then_some(()))

@@ -1,4 +1,4 @@
-//! Standbys that take in no heartbeats, since their owners tell them of what they have heard.
+//! Standbys that take in no heartbeats themselves, because their owners tell them of heartbeats.
 
 use anyhow::{Result, ensure};
 use presence_tests::client::{Client, ReceivedMessage, now_ms};
@@ -10,10 +10,10 @@ use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE, OFFLINE};
 use crate::speakers::Speakers;
 use crate::world::on;
 
-/// So many that no shard has few heartbeats.
+/// Enough users that every shard has many heartbeats.
 const CROWD: usize = 240;
 
-/// Waits until all standbys go by what they are told.
+/// Waits until all standbys rely on what their owners tell them.
 async fn are_told(hosts: &[&Host]) -> Result<()> {
     wait::until("standbys to be told of heartbeats", async || {
         let mut told = 0.0;

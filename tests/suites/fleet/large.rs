@@ -34,8 +34,8 @@ async fn what_an_owner_tells_of_a_user_with_many_viewers_reaches_the_standby() -
     let all = |seen: &[ReceivedMessage]| told(seen, STAR) == VIEWERS && told(seen, &other) == 1;
     scene.tape.until("all viewers to be told", all).await?;
 
-    // An owner hands over when the other node has all that it told. Whichever of the two it is, the
-    // other has missed nothing by then.
+    // An owner hands a shard over when the other node has received all that it told. Whichever of
+    // the two it is, the other has missed nothing by then.
     let gaps = async |host: &Host| {
         let reason = [r#"reason="gap""#];
         host.metric("presence_fleet_catch_ups_total", &reason).await

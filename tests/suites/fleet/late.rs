@@ -51,7 +51,7 @@ async fn what_an_application_stated_meanwhile_holds() -> Result<()> {
     let all =
         |seen: &[ReceivedMessage]| seen.iter().filter(|it| is_passed_on(it)).count() == GUESTS * 2;
     scene.tape.until("all to be passed on", all).await?;
-    // What owners answer now, they have handled behind that.
+    // When owners answer these heartbeats, they have handled all that came before.
     for number in 0..SPEAKERS {
         let heartbeat = inputs::heartbeat(&speaker(number), "c1", now_ms());
         scene.client.input(HEARTBEAT, heartbeat).await?;

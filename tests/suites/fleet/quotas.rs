@@ -1,5 +1,5 @@
-//! Quotas in a fleet: an owner and its standby refuse the same, so that a takeover neither forgets who
-//! was taken in nor brings in who was refused.
+//! Quotas in a fleet: an owner and its standby refuse the same, so that a takeover neither forgets
+//! who was taken in nor brings in who was refused.
 
 use std::collections::BTreeSet;
 
@@ -64,7 +64,8 @@ async fn kill_owner(nodes: &mut Vec<Node>, shard: u32) -> Result<()> {
 #[tokio::test]
 async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover() -> Result<()> {
     let mut scene = Scene::start().await?;
-    // Of 80 in 8 shards, each may have 10, and 13 more by chance.
+    // The limit of 80 in 8 shards gives each shard 10, and 13 more because users are spread by
+    // chance.
     let mut nodes = nodes(&scene, |site| site.with("limits.connections_max", 80)).await?;
     scene.are_online().await?;
     let shard = 3;
@@ -81,7 +82,7 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
     ensure!(taken.len() + there == 23, "{there} and {taken:?}");
     ensure!(taken.iter().eq(&users[..taken.len()]), "the first ones");
 
-    // They go on, or they would be gone by the time of the takeover.
+    // They send heartbeats, or they would have timed out by the takeover.
     let client = Client::connect(&scene.server.url()).await?;
     let _others = Speakers::start(&client, &taken[1..]);
     let first = Speakers::start(&client, &taken[..1]);
@@ -92,8 +93,8 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
     client.round_trip().await?;
     let bye = inputs::disconnect(&taken[0], "c1", now_ms(), "client_disconnect");
     scene.client.input(DISCONNECT, bye).await?;
-    // While it isn't sure who is there, the new owner may take the one who left for one whom it
-    // has yet to hear.
+    // While the new owner is unsure who is connected, it may count the user who left as one from
+    // whom it has yet to hear.
     wait::until("room for one again", async || {
         Ok(scene.connects(&users[29]).await?.then_some(()))
     })
@@ -104,7 +105,7 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
 #[tokio::test]
 async fn who_was_refused_for_too_many_messages_is_not_there_after_a_takeover() -> Result<()> {
     let mut scene = Scene::start().await?;
-    // Speakers send half as many.
+    // The speakers send half as many messages.
     let limits = |site: Site| site.with("limits.messages_per_s", 500);
     let mut nodes = nodes(&scene, limits).await?;
     scene.are_online().await?;
@@ -123,7 +124,7 @@ async fn who_was_refused_for_too_many_messages_is_not_there_after_a_takeover() -
     kill_owner(&mut nodes, 0).await?;
     let online = scene.online(&refused).await?;
     ensure!(online.is_empty(), "{online:?} were refused");
-    // Their heartbeats are taken, however many others there are.
+    // The heartbeats of speakers are taken, however many other messages come.
     let speakers: Vec<_> = (0..SPEAKERS).map(speaker).collect();
     ensure!(scene.online(&speakers).await? == speakers);
     scene.tape.catch_up(&scene.client).await?;

@@ -1,4 +1,5 @@
-//! What is refused of nodes that don't fit the fleet, and of messages that don't fit a shard.
+//! Nodes that are refused because they don't fit the fleet, and messages that are refused because
+//! they don't fit a shard.
 
 use anyhow::{Result, ensure};
 use presence_tests::client::now_ms;

@@ -58,7 +58,7 @@ async fn a_change_of_tenants_names_the_node_that_does_not_answer() -> Result<()>
         anyhow::bail!("two nodes");
     };
     let path = a.site.path().join("tenants.toml");
-    // It is no fleet's, so that it is served at once.
+    // Its fleet is turned off, so that it is served at once.
     let alone = "[tenant.fleet]\nenabled = false\n";
     std::fs::write(&path, section("acme", alone))?;
     let path = path.to_string_lossy();

@@ -141,7 +141,7 @@ async fn two_tenants_with_the_same_subjects_are_no_fleet_together() -> Result<()
     let of_prefix = |name| with(tenant(name), "prefix", "acme");
     let one = site(&server, "a")?.with("tenant", vec![of_prefix("one")])?;
     let first = Host::start(&one).await?;
-    // Another node's file has the subjects for another tenant, with other rules.
+    // Another node's file gives the same subjects to another tenant, with other rules.
     let two = site(&server, "b")?.with("tenant", vec![of_prefix("two")])?;
     let mut second = Host::spawn(&two)?;
     second.unready().await?;

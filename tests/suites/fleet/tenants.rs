@@ -1,5 +1,5 @@
-//! A fleet that serves several tenants: each is a fleet of its own over the same nodes, and what
-//! becomes of one is nothing to the others.
+//! A fleet that serves several tenants: each is a fleet of its own on the same nodes. What happens
+//! to one doesn't affect the others.
 
 use std::collections::BTreeMap;
 
@@ -27,11 +27,11 @@ const ACCOUNTS: &str = "accounts {
   OWN { jetstream: enabled, users: [{user: own, password: p2}] }
 }";
 
-/// A tenant as those outside see it: its users speak all the while, and all that is published of
-/// it is recorded.
+/// A tenant, seen from outside: its users send heartbeats all the time, and all that is published
+/// for it is recorded.
 pub(super) struct Tenant {
     pub(super) name: &'static str,
-    /// What its subjects begin with.
+    /// The beginning of its subjects.
     prefix: String,
     client: Client,
     tape: Recording,
@@ -148,7 +148,8 @@ impl Tenant {
         told
     }
 
-    /// Each speaker was told once, and each guest as often as this; and nobody else's users.
+    /// Checks that each speaker was told once, each guest as often as this, and no user of another
+    /// tenant.
     pub(super) async fn was_told(&mut self, guests: Option<(usize, usize)>) -> Result<()> {
         let mark = json!({"mark": self.tape.seen().len()});
         let subject = self.subject("presence.mark");
@@ -236,7 +237,7 @@ pub(super) async fn sum(tenant: &str, nodes: &[Node], metric: &str) -> Result<f6
     Ok(sum)
 }
 
-/// Waits until these nodes own all shards of a tenant between them, and stand by for all.
+/// Waits until these nodes together own all shards of a tenant, and all have a standby.
 pub(super) async fn is_settled(tenant: &str, nodes: &[Node]) -> Result<()> {
     let what = format!("the shards of {tenant} to be owned and stood by for");
     wait::until(&what, async || {
@@ -426,7 +427,7 @@ async fn a_tenant_whose_bucket_was_removed_begins_anew_and_the_others_go_on() ->
     for node in &mut nodes {
         let words = ["tenant{name=\"acme\"}", "the fleet's bucket was removed"];
         node.host.wait_for_log(0, &words).await?;
-        // There is nobody to hand anything over to.
+        // There is no other node to hand over to.
         let said = node.host.process.stderr().join("\n");
         ensure!(!said.contains("could be handed over in time"), "{said}");
     }

@@ -13,7 +13,7 @@ use crate::world::on;
 /// How many guests there are.
 const GUESTS: usize = 24;
 
-/// Whom heartbeats are about that were passed on together.
+/// The users of heartbeats that were passed on together.
 fn users(message: &ReceivedMessage) -> Result<Vec<String>> {
     let lines = message.bytes.split(|byte| *byte == b'\n');
     let users = lines.map(|line| {
@@ -88,7 +88,7 @@ async fn what_comes_after_a_heartbeat_is_passed_on_after_it() -> Result<()> {
         scene.client.publish(HEARTBEAT, &heartbeat).await?;
         let bye = inputs::disconnect(&user, "c1", at + 1, "client_disconnect");
         scene.client.publish(DISCONNECT, &bye).await?;
-        // Of those that wait to be read, all of one kind may be read before those of another.
+        // The node may read all waiting messages of one kind before those of another.
         let has_come = |seen: &[ReceivedMessage]| seen.iter().any(|it| is_bye(it, &user));
         scene.tape.until("both to be passed on", has_come).await?;
     }

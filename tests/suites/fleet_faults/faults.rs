@@ -32,7 +32,8 @@ async fn a_node_is_killed() -> Result<()> {
     scene.end().await
 }
 
-/// Of some shards these are the owner and the node that stands by: the third begins from nothing.
+/// For some shards, these two are the owner and the standby, so that the third node has to start
+/// from nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_are_killed_at_once() -> Result<()> {
     let mut scene = Scene::start(Plan {
@@ -133,7 +134,7 @@ async fn a_node_hears_nothing_on_links_that_hang() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_broker_is_split_from_the_others() -> Result<()> {
-    // Users on its side aren't heard for as long: their timeout is longer than that.
+    // Users on the split server's side aren't heard during the split, so the timeout is longer.
     let scene = Scene::start(Plan {
         name: "split",
         timeout_ms: 10_000,

@@ -31,8 +31,8 @@ const STAY: usize = 24;
 /// Users from there up to here come and go. The others fall silent and come back.
 const MOVE: usize = 46;
 
-/// A client that goes on with another server when its own is gone, and notices soon when nothing
-/// answers.
+/// A client that changes to another server when its own is gone, and soon notices when its server
+/// doesn't answer.
 pub(super) fn options(name: &str) -> ConnectOptions {
     ConnectOptions::new()
         .name(name)
@@ -166,12 +166,13 @@ fn persons(gateway: usize) -> Vec<Person> {
         .collect()
 }
 
-/// How many there are on each gateway whom no viewer sees, and how often they are heard: so often
-/// that the owner of their shard tells its standby of heartbeats.
+/// The number of crowd users on each gateway, whom no viewer sees, and the interval of their
+/// heartbeats. It is so short that the owner of their shard tells its standby of heartbeats.
 const CROWD: usize = 8;
 const CROWD_MS: u64 = 100;
 
-/// One of those who are in the same shard as the crowd of a gateway: users of all habits.
+/// The user whose shard the crowd of a gateway shares. The gateways' three users have different
+/// habits.
 fn in_crowded_shard(gateway: usize) -> usize {
     [0, STAY, MOVE].get(gateway).copied().unwrap_or_default()
 }
@@ -196,7 +197,8 @@ fn shard_of(user: &str) -> u32 {
 struct Gateway {
     client: Client,
     persons: Vec<Person>,
-    /// Of a fleet, those who make standbys be told of heartbeats, and when they are heard next.
+    /// The crowd users, and the time of their next heartbeats. Only in a fleet, they are heard, so
+    /// that standbys are told of heartbeats.
     crowd: Vec<String>,
     crowd_at: u64,
     partitions: bool,
@@ -206,7 +208,7 @@ struct Gateway {
     phase: watch::Receiver<Phase>,
 }
 
-/// A message to send, and what is to be noted before it is sent and once it has arrived.
+/// A message to send, and the facts to note before it is sent and after it has arrived.
 struct Message {
     user: usize,
     subject: &'static str,
@@ -261,7 +263,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// What a person says now, if anything.
+    /// What a person sends now. `None`: nothing.
     fn act(&mut self, number: usize, is_calm: bool) -> Option<Message> {
         let now = self.trace.now();
         let random = &mut self.random;
@@ -311,7 +313,7 @@ impl Gateway {
             });
         }
         person.conn = None;
-        // A shorter time than a timeout, or a longer one.
+        // May be shorter or longer than a timeout.
         person.opens_at = now + random.within(300, 9_000);
         let conn = conn_number;
         let (closes, closed) = (Fact::Closes { user, conn }, Fact::Closed { user, conn });
@@ -328,11 +330,11 @@ impl Gateway {
         })
     }
 
-    /// Waits until a broker has all that was sent; or the load ends.
+    /// Waits until a broker has all that was sent, or until the load ends.
     async fn arrives(&self) {
         const AGAIN: Duration = Duration::from_millis(500);
-        // Nobody listens there, and the server says so, after all that came before. What was asked
-        // on a connection that broke isn't answered, so it is asked again.
+        // Nobody listens on this subject. The server says so after it has handled all that came
+        // before. A request on a connection that broke gets no answer, so it is sent again.
         let mut asked = FuturesUnordered::new();
         while *self.phase.borrow() != Phase::Ended {
             let nobody = self.client.nats.request("presence-tests.nobody", "".into());
@@ -353,7 +355,8 @@ impl Gateway {
     }
 }
 
-/// It says what the connect said: whoever missed that makes the same of it.
+/// It has the same metadata as the connect, so that a node that has missed the connect decides the
+/// same.
 fn heartbeat(user: &str, conn: &str) -> Value {
     json!({
         "userId": user,

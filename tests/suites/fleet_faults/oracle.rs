@@ -1,5 +1,5 @@
-//! Whether the promises were kept: what viewers were told, held against what users did. It knows
-//! nothing of nodes, shards and leases but what a client sees.
+//! Checks whether the promises were kept: compares what viewers were told with what users did. It
+//! knows what a client sees, and nothing else of nodes, shards and leases.
 
 mod telling;
 #[cfg(test)]
@@ -11,15 +11,16 @@ use self::telling::Tellings;
 use super::people::{USERS, VIEWERS, may_see};
 use super::trace::{Entry, Fact};
 
-/// What the promises are counted by.
+/// The times on which the promises depend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) timeout_ms: u64,
     pub(super) lease_ms: u64,
     pub(super) heartbeat_ms: u64,
-    /// For messages, beacons, claims and questions, on a machine with much else to do.
+    /// The time for messages, beacons, claims and questions on a busy machine.
     pub(super) allowance_ms: u64,
-    /// Whether shards change hands only in order: then nothing is told twice, over epochs, too.
+    /// Whether all shards change hands by orderly hand-overs. Then nothing is told twice, not even
+    /// in different epochs.
     pub(super) is_orderly: bool,
 }
 
@@ -29,14 +30,15 @@ impl Terms {
         self.timeout_ms + self.lease_ms + self.allowance_ms
     }
 
-    /// How long a connection may say nothing and still be surely connected: a timeout, less what
-    /// a stopped router swallows until the broker closes its connection, and a heartbeat.
+    /// How long a connection may be silent and still count as surely connected: a timeout, minus a
+    /// heartbeat's interval, and minus the time for which a stopped router swallows messages until
+    /// the broker closes its connection.
     fn silence_ms_max(&self) -> u64 {
         self.timeout_ms.saturating_sub(1_500 + self.heartbeat_ms)
     }
 }
 
-/// What is found.
+/// The result.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
     pub(super) violations: Vec<String>,
@@ -44,17 +46,17 @@ pub(super) struct Verdict {
     pub(super) told: usize,
     /// How many epochs followed another one.
     pub(super) successions: usize,
-    /// How many users were surely connected, without a pause, for three quarters of the time since the
-    /// first one came, up to the end: of them the first promise is judged throughout.
+    /// How many users were surely connected without a pause for the last three quarters of the time
+    /// since the first user came. For them, the first promise is checked throughout.
     pub(super) steady: usize,
-    /// How often something was held up that the test didn't make.
+    /// How many times something was held up that the test had not caused.
     pub(super) stalls: usize,
 }
 
 /// A connection that is open.
 #[derive(Debug, Default)]
 struct Conn {
-    /// Since when it has spoken without long pauses. None before it has spoken.
+    /// Since when it has sent messages without long pauses. `None` before its first message.
     steady_since: Option<u64>,
     spoke_at: u64,
     was_never_silent: bool,
@@ -67,9 +69,10 @@ struct Oracle {
     now: u64,
     conns: BTreeMap<(usize, u64), Conn>,
     left_at: BTreeMap<usize, u64>,
-    /// Of what fails now.
+    /// How many faults last now.
     failing: usize,
-    /// When the first of the last faults began that followed each other, and when the last ended.
+    /// When the current series of faults began, in which each followed soon after the one before,
+    /// and when the last of them ended.
     faults_began_at: Option<u64>,
     faults_ended_at: u64,
     shown: BTreeSet<(usize, usize)>,
@@ -102,7 +105,7 @@ pub(super) fn judge(terms: Terms, trace: &[Entry]) -> Verdict {
     open.into_iter().for_each(|it| oracle.violated(it));
     let mut verdict = oracle.verdict;
     verdict.successions = oracle.tellings.successions;
-    // Starting all that there is takes a while before that.
+    // The start of the brokers and nodes before that doesn't count.
     let begin = trace
         .iter()
         .find(|it| matches!(it.fact, Fact::Opens { .. }))
@@ -133,7 +136,7 @@ pub(super) fn connected(trace: &[Entry]) -> BTreeSet<usize> {
     conns.into_iter().map(|(user, _)| user).collect()
 }
 
-/// Where viewers don't know what is. In the end this is empty.
+/// The viewers whose view is wrong at the end of a trace, as texts. It has to be empty.
 pub(super) fn differences(trace: &[Entry]) -> Vec<String> {
     let mut shown = BTreeSet::new();
     for entry in trace {
@@ -276,8 +279,9 @@ impl Oracle {
         conns.next().is_some()
     }
 
-    /// The first promise. Where something failed lately, what is said now may have been decided
-    /// before that: so it counts who was connected since then.
+    /// The first promise: whether the user has been connected all the time. Shortly after a fault,
+    /// a message may come from a decision before it, so the user has to have been connected since
+    /// before the fault.
     fn stayed_connected(&self, user: usize) -> bool {
         let recovered_at = self.faults_ended_at + self.terms.shown_ms_max();
         let fails = self.failing > 0 || self.now <= recovered_at;

@@ -1,4 +1,4 @@
-//! Who there is, and who may see whom.
+//! The users and viewers, and who may see whom.
 
 use serde_json::{Value, json};
 
@@ -18,12 +18,12 @@ pub(super) fn viewer_id(viewer: usize) -> String {
 const USER: &str = "user-";
 const VIEWER: &str = "viewer-";
 
-/// The user of an id.
+/// The number of the user with this id.
 pub(super) fn user_of(id: &str) -> Option<usize> {
     id.strip_prefix(USER)?.parse().ok()
 }
 
-/// The viewer of an id. Users of a team are viewers of each other, too, and none of these.
+/// The number of the viewer with this id. `None` for users of a team, who are each other's viewers.
 pub(super) fn viewer_of(id: &str) -> Option<usize> {
     id.strip_prefix(VIEWER)?.parse().ok()
 }
@@ -45,7 +45,7 @@ fn is_blocked(viewer: usize, user: usize) -> bool {
     (user + 2 * viewer).is_multiple_of(7)
 }
 
-/// The directory that says so.
+/// The directory with these contacts, teams and blocks.
 pub(super) fn directory() -> Value {
     let of = |user: usize, is: fn(usize, usize) -> bool| -> Vec<String> {
         let viewers = (0..VIEWERS).filter(|viewer| is(*viewer, user));

@@ -19,22 +19,22 @@ use super::trace::{Fact, Trace};
 use super::viewer::{self, Viewer};
 use super::watches;
 
-/// How long messages, beacons, claims and questions may take on a machine that has much else to do.
+/// How long messages, beacons, claims and questions may take on a busy machine.
 const ALLOWANCE_MS: u64 = 4_000;
 
-/// What a scene is to be.
+/// The set-up of a scene.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) name: &'static str,
     pub(super) nodes: usize,
     pub(super) timeout_ms: u64,
-    /// How long a lease is in the fleet; none, for nodes that serve alone.
+    /// The lease of the fleet. `None` for nodes that serve alone.
     pub(super) lease_ms: Option<u64>,
-    /// Whether shards change hands only in order.
+    /// Whether all shards change hands by orderly hand-overs.
     pub(super) is_orderly: bool,
 }
 
-/// A node, in its place.
+/// A node, with its site and its links.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) host: Option<Host>,
@@ -43,7 +43,7 @@ pub(super) struct Node {
     pub(super) links: Links,
 }
 
-/// All that there is. Nodes go before brokers.
+/// Everything in the scene. Nodes are dropped before brokers.
 #[derive(Debug)]
 pub(super) struct Scene {
     plan: Plan,
@@ -57,7 +57,7 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// Starts all that there is, and waits until all viewers know who is online.
+    /// Starts everything, and waits until all viewers know who is online.
     pub(super) async fn start(plan: Plan) -> Result<Self> {
         let is_fleet = plan.lease_ms.is_some();
         let partitions = match is_fleet {
@@ -91,7 +91,7 @@ impl Scene {
         if is_fleet {
             watching.push(watches::bucket(&cluster, Arc::clone(&trace)).await?);
         }
-        // What is drawn may differ each time: what is promised doesn't.
+        // The random numbers differ in each run. The promises have to hold for all of them.
         let seed = now_ms();
         println!("{}: seed {seed}", plan.name);
         let load = Load::start(&cluster, &trace, is_fleet, seed).await?;
@@ -112,7 +112,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Waits until standbys of the shards with a crowd take in no heartbeats, where there are any.
+    /// Waits until the standbys of shards with a crowd take in no heartbeats themselves, if there
+    /// are standbys.
     async fn standbys_are_told(&self) -> Result<()> {
         let wanted = match self.nodes.len() {
             1 => 0,
@@ -128,7 +129,7 @@ impl Scene {
         .await
     }
 
-    /// Waits until viewers have been told so many times more of somebody who came or went.
+    /// Waits until this many more messages about users have been told to viewers.
     pub(super) async fn until_told(&self, more: usize) -> Result<()> {
         let enough = self.trace.told() + more;
         wait::until("viewers to be told of users", async || {
@@ -137,7 +138,7 @@ impl Scene {
         .await
     }
 
-    /// Something fails from here on, until this ends.
+    /// Something fails from now on, until [`Self::recovers`].
     pub(super) fn fails(&self, what: &'static str) {
         self.trace.note(Fact::FaultBegins(what));
     }
@@ -146,7 +147,7 @@ impl Scene {
         self.trace.note(Fact::FaultEnds(what));
     }
 
-    /// It lasts so long.
+    /// Lets some time pass.
     pub(super) async fn lasts(&self, ms: u64) {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
@@ -164,8 +165,8 @@ impl Scene {
         Ok(())
     }
 
-    /// The users come to rest. Then viewers come to know exactly what is, go on knowing it for
-    /// longer than a timeout, and all promises were kept all the time.
+    /// The users stop coming and going. Then the views become exact, and stay so for longer than a
+    /// timeout. Fails if any promise was ever broken.
     pub(super) async fn end(mut self) -> Result<()> {
         let judged = self.judged().await;
         if judged.is_err() {
@@ -196,7 +197,7 @@ impl Scene {
         let entries = self.trace.entries();
         let found = differences(&entries);
         ensure!(found.is_empty(), "a while after the end: {found:#?}");
-        // Who knows nothing yet is answered the same.
+        // A client that knows nothing yet gets the same answers.
         let connected = connected(&entries);
         for (viewer, users) in answers {
             for (user, online) in users {
@@ -236,7 +237,7 @@ impl Scene {
         }
     }
 
-    /// Keeps all that happened, to look at.
+    /// Writes everything that happened to a folder, and returns the folder.
     fn keep(&self) -> Result<String> {
         let folder = tools::target().join("fleet-faults").join(self.plan.name);
         fs::create_dir_all(&folder)?;
@@ -301,7 +302,7 @@ impl Node {
         self.host.take().context("the node runs")?.kill().await
     }
 
-    /// Stops it in order.
+    /// Stops it with SIGTERM.
     pub(super) async fn stop(&mut self) -> Result<()> {
         self.host.take().context("the node runs")?.stop().await
     }

@@ -26,12 +26,12 @@ pub(super) enum Fact {
         user: usize,
         conn: u64,
     },
-    /// The test makes something fail, from here to there.
+    /// The test makes something fail, until the fault of this name ends.
     FaultBegins(&'static str),
     FaultEnds(&'static str),
-    /// Something was held up that the test didn't make: this process, a node, or the bucket.
+    /// Something was held up that the test had not caused: this process, a node, or the bucket.
     Stall(&'static str),
-    /// A client has received a message about a user, whatever it makes of it.
+    /// A client has received a message about a user, whether it uses it or not.
     Told {
         client: usize,
         source: String,
@@ -41,18 +41,19 @@ pub(super) enum Fact {
         user: usize,
         viewers: Vec<usize>,
     },
-    /// By a beacon, a client has heard how many onlines and offlines a source has published.
+    /// A client has received a beacon, with the numbers of onlines and offlines that a source has
+    /// published.
     Counted {
         client: usize,
         source: String,
         epoch: u64,
         seqs: [u64; 2],
     },
-    /// The client's own connection was lost, and with it perhaps messages.
+    /// The client's own connection was lost, and perhaps messages with it.
     Missed {
         client: usize,
     },
-    /// Now the client shows a viewer a user as online, or as offline, and why.
+    /// From now on, the client shows a user to a viewer as online, or as offline, for this reason.
     Shown {
         viewer: usize,
         user: usize,
@@ -89,7 +90,7 @@ impl Trace {
 
     /// Notes what happens at one time.
     pub(super) fn note_all(&self, facts: impl IntoIterator<Item = Fact>) {
-        // The time is taken in turn, so that entries are in its order.
+        // The time is taken under the lock, so that entries are in order.
         let mut entries = self.lock();
         let at = self.now();
         entries.extend(facts.into_iter().map(|fact| Entry { at, fact }));

@@ -1,5 +1,5 @@
-//! A client that shows viewers who is online: it follows the rule that `docs/use/clients.md` states,
-//! by its reference in Rust.
+//! A client that shows viewers who is online. It follows the rule in `docs/use/clients.md`, with
+//! the reference implementation in Rust.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::load;
 use super::people::{Random, USERS, user_id, user_of, viewer_id, viewer_of};
 use super::trace::{Fact, Trace};
 
-/// Of what is told, the two subjects that there are without statuses.
+/// The subjects that it reads: those that exist without statuses.
 const READ: [Subject; 2] = [Subject::FilteredOnline, Subject::FilteredOffline];
 
-/// How long an answer is waited for at first.
+/// The first and the longest timeout of an answer.
 const ANSWER: Duration = Duration::from_millis(700);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
@@ -89,7 +89,7 @@ struct Task {
     beacons: Subscriber,
     answers: Subscriber,
     inbox: String,
-    /// Says so each time that the client has connected.
+    /// Gets an item each time that the client has connected.
     connected: mpsc::UnboundedReceiver<()>,
     has_connected: bool,
     client: usize,
@@ -114,7 +114,8 @@ struct Round {
     number: u64,
     waits_for: BTreeSet<usize>,
     until: Instant,
-    /// Of whom an event was taken since: it holds, whatever the answer says.
+    /// The users about whom an event came since the round began. The event holds, whatever the
+    /// answer says.
     since: BTreeSet<(usize, usize)>,
 }
 
@@ -126,7 +127,8 @@ impl Task {
                 None => self.asks_at,
             };
             let wakes_at = wakes_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
-            // Messages before beacons: what a beacon counts came before it.
+            // Messages are read before beacons: a beacon counts messages that were published before
+            // it.
             tokio::select! {
                 biased;
                 Some(()) = self.connected.recv() => self.connects(),
@@ -145,7 +147,7 @@ impl Task {
     }
 
     fn connects(&mut self) {
-        // The first time nothing was lost.
+        // Before the first connection, nothing was lost.
         if std::mem::replace(&mut self.has_connected, true) {
             self.trace.note(Fact::Missed {
                 client: self.client,
@@ -154,7 +156,7 @@ impl Task {
         }
     }
 
-    /// There is something to ask: soon, and not when all others ask.
+    /// Plans a question: soon, at a random time, so that clients don't all ask at once.
     fn notice(&mut self) {
         let wait = Duration::from_millis(self.random.within(0, 500));
         self.asks_at.get_or_insert(Instant::now() + wait);
@@ -174,7 +176,7 @@ impl Task {
         }
     }
 
-    /// Takes a message in, if it is to be. None if the host didn't publish it so.
+    /// Handles a message. `None` if it isn't a host's message about one of the users.
     fn heard(&mut self, message: &Message) -> Option<Heard> {
         let counted = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
         let mut words = counted.split(' ');
@@ -253,7 +255,7 @@ impl Task {
         }
     }
 
-    /// Asks what there is to ask, or once more what wasn't answered.
+    /// Asks what is planned, or repeats questions that were not answered.
     async fn wakes(&mut self) {
         let now = Instant::now();
         if let Some(round) = &self.round
@@ -292,7 +294,7 @@ impl Task {
         };
         let is_of_round = message.subject.ends_with(&format!(".{}", round.number));
         let Some((viewer, users)) = answered(&message.payload).filter(|_| is_of_round) else {
-            // No answer, or no longer one.
+            // Not an answer, or an answer to an earlier round.
             return;
         };
         if !round.waits_for.remove(&viewer) {
@@ -317,7 +319,7 @@ pub(super) fn question(viewer: usize) -> String {
     json!({"viewerId": viewer_id(viewer), "userIds": users}).to_string()
 }
 
-/// The viewer of an answer, and who is online to them; nothing if it is no answer.
+/// The viewer of an answer, and who is online to the viewer. `None` if it isn't an answer.
 pub(super) fn answered(payload: &[u8]) -> Option<(usize, Vec<(usize, bool)>)> {
     let answer: Value = serde_json::from_slice(payload).ok()?;
     let viewer = viewer_of(answer.get("viewerId")?.as_str()?)?;
@@ -329,7 +331,7 @@ pub(super) fn answered(payload: &[u8]) -> Option<(usize, Vec<(usize, bool)>)> {
     Some((viewer, users.collect::<Option<_>>()?))
 }
 
-/// Asks as a client that knows nothing yet. Says what it was answered for each viewer.
+/// Asks as a client that knows nothing yet. Returns the answer for each viewer.
 pub(super) async fn ask_anew(
     client: &Client,
     viewers: impl Iterator<Item = usize>,

@@ -1,6 +1,5 @@
-//! What a test sees of faults that it didn't make: this process, a node or the bucket in which a
-//! fleet notes who owns what is held up, since the machine has much else to do, or the bucket's servers
-//! elect a leader.
+//! Detects delays that the test didn't cause: this process, a node or the fleet's bucket is held
+//! up, because the machine is busy, or because the bucket's servers elect a leader.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +17,10 @@ use super::trace::{Fact, Trace};
 
 const EVERY: Duration = Duration::from_millis(100);
 
-/// How long a look may take before that counts.
+/// How long a check may take before it counts as a stall.
 const LATE: Duration = Duration::from_millis(400);
 
-/// Notes when this process was held up: then users' and viewers' clients were, too.
+/// Notes when this process was held up. Then the clients of users and viewers were, too.
 pub(super) fn pauses(trace: Arc<Trace>) -> JoinHandle<()> {
     tokio::spawn(async move {
         loop {
@@ -48,7 +47,7 @@ pub(super) fn node(http_port: u16, trace: Arc<Trace>) -> JoinHandle<()> {
     })
 }
 
-/// Notes while the fleet's bucket has no leader, or the servers take long to store something.
+/// Notes when the fleet's bucket has no leader, or the servers take long to store something.
 pub(super) async fn bucket(cluster: &Cluster, trace: Arc<Trace>) -> Result<JoinHandle<()>> {
     const INFO: &str = "$JS.API.STREAM.INFO.KV_presence-fleet";
     let client = load::connect(load::options("watch"), &cluster.urls(2)).await?;

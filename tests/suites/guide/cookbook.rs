@@ -1,5 +1,5 @@
-//! The cookbook: each rule's files are put into a plugin's folder, built, tested in
-//! the language and by its cases, and taken by a host as the page configures it.
+//! The cookbook: each rule's files are put into a plugin's folder, built, tested with the
+//! language's tests and with its cases, and run by a host with the configuration on the page.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::page::{Block, Page};
 use super::pages;
 
-/// Whether a page is one rule of it.
+/// Whether a page is one of the cookbook's rules.
 pub(super) fn has(page: &str) -> bool {
     page.starts_with("rules/cookbook/")
 }
@@ -56,7 +56,8 @@ fn hold(language: &str, file: &str, own_tests: &str) -> Result<()> {
             fs::write(kit.folder().join(file), &rule.code)?;
             fs::write(kit.folder().join("plugin.json"), &manifest.code)?;
             holds(&kit, own_tests, &manifest.code).with_context(|| rule.place.clone())?;
-            // It is the same for all languages, and takes a while where an engine comes along.
+            // This is the same for all languages, and takes long for plugins that contain an
+            // engine.
             if language == "rust" {
                 is_taken(&kit, &manifest.code, stage).with_context(|| stage.place.clone())?;
             }
@@ -95,7 +96,7 @@ fn is_taken(kit: &Kit, manifest: &str, stage: &Block) -> Result<()> {
     Ok(())
 }
 
-/// The block of a language, of which there is at most one.
+/// The only block of a language. `None` if there is none.
 fn one<'a>(blocks: &'a [Block], language: &str) -> Result<Option<&'a Block>> {
     let mut of = blocks.iter().filter(|block| block.language == language);
     let one = of.next();

@@ -1,24 +1,24 @@
-//! A page's blocks of code, and what is to be done with each. That stands in
-//! comments right before a block, which readers don't see:
+//! A page's blocks of code, and what is to be done with each. Comments right before a block say it,
+//! which readers don't see:
 //!
 //! | comment | the block |
 //! |---|---|
-//! | `file: PATH` | is that file's content |
-//! | `only: LANGUAGE` | is for those who write their rule in it |
+//! | `file: PATH` | is the content of this file |
+//! | `only: LANGUAGE` | is for readers who write their rule in this language |
 //! | `clone` | is run in a clone of this repository |
 //! | `terminal: WORDS` | is run in a terminal of its own, until it says the words, and goes on; each line in one of its own, if there are words for several: `WORDS \| WORDS` |
-//! | `printed: COMMAND` | comes out of that command, which still runs |
-//! | `logged: COMMAND: WORDS` | comes once that command, which still runs, has logged the words |
-//! | `stop` | comes once the newest terminal's command was told to end, and has |
+//! | `printed: COMMAND` | is printed by this command, which still runs |
+//! | `logged: COMMAND: WORDS` | is run after this command, which still runs, has logged the words |
+//! | `stop` | is run after the newest terminal's command was told to end, and has ended |
 //! | `fails` | is a command that fails |
-//! | `last` | is the end of what came out, and not all of it |
-//! | `figures` | is what came out, but for the figures |
-//! | `part: PATH` | stands in that file, as it is |
+//! | `last` | is the end of the output, and not all of it |
+//! | `figures` | is the output, and its figures may differ |
+//! | `part: PATH` | is a part of this file |
 //! | `picture` | is a drawing |
-//! | `elsewhere` | is of `cargo xtask`, whose tasks have tests of their own |
+//! | `elsewhere` | is a command of `cargo xtask`, whose tasks have tests of their own |
 //!
-//! What a reader has from elsewhere is a block that stands in a comment itself:
-//! between `<!--` and `-->` on lines of their own, with its orders on lines before it.
+//! A block that a reader has from elsewhere is itself in a comment: between `<!--` and `-->` on
+//! lines of their own, with its orders on lines before it.
 
 use std::fs;
 use std::path::Path;
@@ -33,9 +33,9 @@ pub(super) struct Page {
 
 /// A block of code.
 pub(super) struct Block {
-    /// Where it stands, for errors.
+    /// Its place in the page, for errors.
     pub(super) place: String,
-    /// What it is written in.
+    /// The language that it is written in.
     pub(super) language: String,
     pub(super) code: String,
     pub(super) orders: Orders,
@@ -99,7 +99,7 @@ impl Page {
     }
 }
 
-/// What a comment of one line orders; one that is a sentence is for those who change
+/// The order in a comment of one line. `None` for a sentence, which is a note for those who change
 /// the page.
 fn order(line: &str) -> Option<&str> {
     let order = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
@@ -130,7 +130,7 @@ impl Orders {
     }
 }
 
-/// A block's text, with the files that mdBook puts into it.
+/// A block's text, with the files that mdBook includes in it.
 fn include(page: &Path, body: &[&str]) -> Result<String> {
     let mut text = String::new();
     for line in body {

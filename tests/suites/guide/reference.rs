@@ -1,5 +1,5 @@
-//! The reference pages of the guide, held against what a node says and may do: every metric, every
-//! reason and every subject is there, and nothing else.
+//! The guide's reference pages, compared with a node: they have exactly its metrics, reasons and
+//! subjects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,16 +11,16 @@ use presence_tests::tools;
 
 use crate::world::World;
 
-/// What stands in replies alone, and so in no metric.
+/// Reasons that occur only in replies, and so in no metric.
 const IN_REPLIES: [&str; 4] = ["stale", "overloaded", "unavailable", "not-enabled"];
 
 #[tokio::test]
 async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
-    // Everything on, so that every metric is there.
+    // Everything is turned on, so that every metric is there.
     let world = World::start_with(|site| site.with("directory.source", "request")).await?;
     let exposition = world.host.metrics().await?;
     let mut told = BTreeMap::new();
-    // What only a node with several tenants has.
+    // The metrics that only a node with several tenants has.
     let acme = toml::Table::from_iter([("name".to_owned(), "acme".into())]);
     let site = Site::new(&world.server.url())?.with("tenant", vec![acme])?;
     let host = Host::start(&site).await?;
@@ -32,7 +32,7 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
         ("gauge".to_owned(), "`state`".to_owned()),
     );
     host.stop().await?;
-    // What only a node of a fleet has.
+    // The metrics that only a node of a fleet has.
     let site = Site::new(&world.server.url())?
         .with("tenant.prefix", "fleet")?
         .with("fleet.enabled", true)?
@@ -64,7 +64,7 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
             }
         }
     }
-    // What only a node with a canary or a shadow has values of: the suite `canary` shows them.
+    // A metric that has values only with a canary or a shadow: the suite `canary` checks it.
     let candidate = told.get_mut("presence_candidate_quarantined");
     candidate.context("it is there")?.1 = "`plugin`".to_owned();
     let documented = rows("metrics.md")?.into_iter().filter_map(|row| {
@@ -91,7 +91,7 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
     world.end().await
 }
 
-/// The subjects of `permissions.conf`, which other suites hold to be what a node needs.
+/// The subjects in `permissions.conf`. Other suites check that these are what a node needs.
 #[test]
 fn the_reference_has_every_subject() -> Result<()> {
     let permissions = fs::read_to_string(tools::root().join("docs/permissions.conf"))?;
@@ -111,7 +111,7 @@ fn the_reference_has_every_subject() -> Result<()> {
             subject => subject,
         });
     let permitted: BTreeSet<_> = permitted
-        // Of the service's questions the file has the wildcard, and of what is between nodes.
+        // For the service's questions, and for subjects between nodes, the file has only wildcards.
         .chain([
             "presence-directory.<question>",
             "presence.shard.<shard>.in.<kind>",

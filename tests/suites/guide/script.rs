@@ -1,4 +1,4 @@
-//! A page's blocks, done one after the other in a folder of their own.
+//! Runs a page's blocks, one after the other, in a folder of their own.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,25 +14,25 @@ use tempfile::TempDir;
 
 use super::page::Block;
 
-/// A reader at work.
+/// The state of a reader who follows a page.
 pub(super) struct Script {
-    /// What was started in other terminals, and by which command, the last of it first.
+    /// The commands that run in other terminals, with their processes. The newest is first.
     terminals: Vec<(String, Process)>,
     around: TempDir,
-    /// The folder that they are in by now.
+    /// The current folder.
     at: PathBuf,
     variables: Vec<(&'static str, OsString)>,
-    /// What the last command wrote.
+    /// The output of the last command.
     output: String,
-    /// The last file that nothing has been done with yet.
+    /// The last file that was written, if nothing has been done with it yet.
     untried: Option<String>,
-    /// Whether plugins are written in Rust, and the turns of those that are.
+    /// Whether plugins are written in Rust, and the turns to build them (see `kit::turn`).
     is_rust: bool,
     turns: Vec<File>,
 }
 
 impl Script {
-    /// One who has what a language needs, and not yet `presence`.
+    /// A reader who has a language's tools, and doesn't have `presence` yet.
     pub(super) fn new(language: &str) -> Result<Self> {
         let around = tempfile::Builder::new()
             .prefix("presence-guide-")
@@ -42,7 +42,7 @@ impl Script {
         fs::create_dir(&at)?;
         fs::create_dir(&bin)?;
         let mut variables = Vec::new();
-        // What the others need, their pages install.
+        // The pages of other languages install their tools.
         if language == "rust" {
             variables = kit::variables(language)?;
         }
@@ -69,16 +69,16 @@ impl Script {
         Ok(script)
     }
 
-    /// Commands that are the real ones, but for what a test can't have: minutes of
-    /// compiling, a toolchain of its own, NATS on its usual port, and the `nats`
-    /// command, in whose place is npm's client.
+    /// Commands that run the real ones, except for what a test can't have: minutes of compiling, a
+    /// toolchain of its own, NATS on its usual port, and the `nats` command, for which npm's client
+    /// stands in.
     fn stand_ins(&self, port: u16) -> Result<()> {
         let quoted = |path: &Path| format!("'{}'", path.display());
-        // A version manager's shim may look on the path for what it runs, where it would
-        // find what stands in for it.
+        // A version manager's shim may search the path for what it runs, and would find the
+        // stand-in there. So the stand-in gets the original path.
         let path = std::env::var_os("PATH").unwrap_or_default();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        // By its whole path: its stand-in comes first on the path.
+        // The absolute path: the stand-in comes first on the path.
         let mut folders = std::env::split_paths(&path).map(|folder| folder.join(&cargo));
         let cargo = folders.find(|it| it.is_file()).context("finding cargo")?;
         let nats = tools::root().join("tests/node/nats.js");
@@ -134,8 +134,8 @@ impl Script {
     /// Does what a block says.
     ///
     /// # Errors
-    /// When it can't be done, doesn't come out as it says, or is of a kind that
-    /// nothing can be done with.
+    /// When it can't be done, the result isn't what the block says, or nothing can be done with a
+    /// block of this kind.
     pub(super) async fn run(&mut self, block: &Block) -> Result<()> {
         if block.orders.stop {
             ensure!(!self.terminals.is_empty(), "{}: nothing runs", block.place);
@@ -173,7 +173,7 @@ impl Script {
         done.with_context(|| block.place.clone())
     }
 
-    /// Ends, unless there is something that was only written.
+    /// Ends. Fails if a file was written and not used.
     pub(super) fn end(self) -> Result<()> {
         match self.untried {
             Some(path) => bail!("nothing is done with {path} as it is at the end"),
@@ -193,7 +193,8 @@ impl Script {
         Ok(())
     }
 
-    /// Changes a file: `--- PATH`, and lines that stay, go (`-`) and come (`+`).
+    /// Changes a file. The block has `--- PATH`, and lines that stay, are removed (`-`), or are
+    /// added (`+`).
     fn change(&mut self, block: &Block) -> Result<()> {
         let (path, lines) = block.code.split_once('\n').context("a path comes first")?;
         let path = path.strip_prefix("--- ").context("a path comes first")?;
@@ -213,7 +214,7 @@ impl Script {
         Ok(())
     }
 
-    /// Finds the block in a file.
+    /// Checks that the block is in a file.
     fn find(&self, block: &Block) -> Result<()> {
         let path = block.orders.part.as_deref().unwrap_or_default();
         let text = fs::read_to_string(self.at.join(path)).with_context(|| path.to_owned())?;
@@ -267,7 +268,7 @@ impl Script {
 
     /// Starts a command in a terminal of its own, and waits until it says these words.
     async fn start(&mut self, command: &str, words: &str) -> Result<()> {
-        // So that what is ended is the command, and not its shell.
+        // With `exec`, the process is the command, and not its shell.
         let code = format!("exec {command}");
         let mut bash = self.command("bash", &["-c", &code])?;
         let mut process = Process::spawn(command.trim(), &mut bash)?;
@@ -294,7 +295,7 @@ impl Script {
         Ok(())
     }
 
-    /// Waits until a command that runs prints the block, but for its figures.
+    /// Waits until a running command prints the block. Times of day may differ.
     async fn printed(&mut self, block: &Block) -> Result<()> {
         let command = block.orders.printed.clone().unwrap_or_default();
         for line in block.code.lines() {
@@ -325,7 +326,7 @@ impl Script {
         Ok(())
     }
 
-    /// A configuration that stands alone.
+    /// Checks a configuration that stands alone.
     fn check(&self, block: &Block) -> Result<()> {
         let folder = tempfile::tempdir_in(self.around.path())?;
         let file = folder.path().join("presence.toml");
@@ -351,7 +352,7 @@ impl Script {
     }
 }
 
-/// A diagram of a kind that GitHub draws.
+/// Checks that this is a diagram of a kind that GitHub draws.
 fn is_diagram(code: &str) -> Result<()> {
     let kind = code.lines().next().unwrap_or_default();
     ensure!(
@@ -361,7 +362,7 @@ fn is_diagram(code: &str) -> Result<()> {
     Ok(())
 }
 
-/// Commands of `cargo xtask` alone.
+/// Checks that these are only commands of `cargo xtask`.
 fn of_xtask(code: &str) -> Result<()> {
     let mut lines = code.lines();
     ensure!(
@@ -371,7 +372,7 @@ fn of_xtask(code: &str) -> Result<()> {
     Ok(())
 }
 
-/// JSON, or lines of it.
+/// Checks that this is JSON, or lines of JSON.
 fn read_json(text: &str) -> Result<()> {
     for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
         value?;
@@ -387,7 +388,7 @@ fn time_aside(line: &str) -> &str {
     }
 }
 
-/// A line's words, of which any two figures, digests and units are the same.
+/// A line's words. All figures, all digests and all units are the same word.
 fn words(line: &str) -> Vec<&str> {
     let words = line.split_whitespace();
     let word = |word| match word {

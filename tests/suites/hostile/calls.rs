@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::rule::{Rule, enricher, filter, forever, redactor, times};
 
-/// A rule, and what the dead letter of its victim says: the limit that ended the call.
+/// A rule, and the error in the dead letter of its victim: the limit that ended the call.
 pub(super) struct Case {
     pub(super) what: &'static str,
     pub(super) rule: Rule,
@@ -21,7 +21,7 @@ const STACK: &str = "recursed until its stack was used up";
 const AT_ONCE: &str = "handed over more than 8388608 bytes at once";
 const FOREIGN: &str = "used an audience that is not of this call";
 
-/// Grows something by so much, until it is refused, and traps then.
+/// Grows something until the host refuses more, and then traps.
 fn grow(grow: &str) -> String {
     format!("(loop (if (i32.eq {grow} (i32.const -1)) (then unreachable)) (br 0))")
 }
@@ -34,7 +34,7 @@ pub(super) fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// Calls that would never end.
+/// Calls that never end by themselves.
 fn without_end() -> Vec<Case> {
     let spin = forever("");
     vec![
@@ -44,7 +44,7 @@ fn without_end() -> Vec<Case> {
         case(
             "a clean-up that loops, after the answer",
             Rule {
-                // What was returned is a list: only then is there something to clean up.
+                // Only a returned list needs a clean-up.
                 role: "enricher",
                 module: format!(
                     r#"(global $is-victim (mut i32) (i32.const 0))
@@ -99,7 +99,7 @@ fn without_end() -> Vec<Case> {
     ]
 }
 
-/// Memory, of all kinds.
+/// Use of memory, of all kinds.
 fn memory() -> Vec<Case> {
     vec![
         case(
@@ -154,7 +154,7 @@ fn memory() -> Vec<Case> {
     ]
 }
 
-/// The host's work on sets.
+/// Work that the host does on sets.
 fn sets() -> Vec<Case> {
     let group = "(i32.const 512) (i32.const 5)";
     let named = r#"(data (i32.const 512) "crowd") (data (i32.const 520) "joiner")"#;
@@ -191,7 +191,7 @@ fn sets() -> Vec<Case> {
         ),
         case(
             "an audience of ids that are made up",
-            // A list of 80 texts that all hold the three bytes that are others each time.
+            // A list of 80 texts. All contain the three bytes that differ in each turn.
             filter(format!(
                 "(loop
                    (i32.store (i32.add (i32.const 16384) (i32.mul (local.get 5) (i32.const 8)))
@@ -262,7 +262,7 @@ impl Case {
     }
 }
 
-/// Texts and lists, in and out.
+/// Texts and lists as arguments and as results.
 fn texts() -> Vec<Case> {
     let answer = |parts: usize| {
         format!(
@@ -363,7 +363,7 @@ fn texts() -> Vec<Case> {
     ]
 }
 
-/// Manifests that ask for more than there is.
+/// Manifests that ask for more than is allowed.
 fn lies() -> Vec<Case> {
     vec![
         case(

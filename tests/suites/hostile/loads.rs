@@ -1,5 +1,5 @@
-//! Plugins that a node refuses: what they declare is too much, what they do while they are
-//! loaded doesn't end, or their manifests lie.
+//! Plugins that a node refuses: they declare too much, they don't finish while they are loaded, or
+//! their manifests lie.
 
 use std::fmt::Write as _;
 
@@ -34,7 +34,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
 
 type Named = (&'static str, Rule, &'static str);
 
-/// A rule with a module that is instantiated so many times.
+/// A rule with a module that is instantiated this many times.
 fn many(items: &str, times: usize) -> Rule {
     let instances = "(core instance (instantiate $many))".repeat(times);
     Rule {
@@ -43,7 +43,7 @@ fn many(items: &str, times: usize) -> Rule {
     }
 }
 
-/// What a component declares.
+/// Components that declare too much.
 fn declared() -> Vec<Named> {
     let module = |items: String| Rule {
         module: items,
@@ -217,7 +217,7 @@ fn declared() -> Vec<Named> {
     ]
 }
 
-/// What it does while it is loaded.
+/// Components that misbehave while they are loaded.
 fn begun() -> Vec<Named> {
     let spin = forever("");
     let started = |body: &str| Rule {

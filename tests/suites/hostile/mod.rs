@@ -1,6 +1,6 @@
-//! Hostile plugins: each is swapped into a running node, misbehaves, and is ended by a limit
-//! that the node names, while a quiet user's events pass beside it. The node is one and the
-//! same for all of them, and goes on.
+//! Hostile plugins. Each is swapped into a running node, misbehaves, and is ended by a limit that
+//! the node names. Meanwhile, a quiet user's events pass. All of this is on one node, which goes
+//! on.
 
 mod calls;
 mod loads;
@@ -15,11 +15,12 @@ use crate::inputs::{self, CONNECT, DISCONNECT, DLQ};
 use crate::world::World;
 use rule::{Rule, VICTIM_BYTES, filter};
 
-/// The user whom nothing may disturb, and who sees them.
+/// The user whom nothing may disturb, and the viewers of this user.
 const QUIET: &str = "12345";
 const VIEWERS: [&str; 2] = ["22222", "67890"];
 
-/// How many others there are, all in one group; and groups with one user in all of them.
+/// The number of other users, all in one group; and the number of groups with one user in all of
+/// them.
 const CROWD: usize = 200_000;
 const GROUPS: usize = 2_000;
 
@@ -41,11 +42,11 @@ impl Arena {
             ])?;
             for (key, value) in [
                 ("engine.workers", 1),
-                // Each call is to be ended by what it does, on whatever machine.
+                // The behaviour of each call has to end it, on any machine, and not the deadline.
                 ("engine.deadline_ms", 60_000),
                 ("engine.retry_ms", 3_600_000),
                 ("engine.retry_ms_max", 3_600_000),
-                // A user on whom it fails is not to close it to the others.
+                // A user on whom the plugin fails must not put it into quarantine for the others.
                 ("engine.quarantine_failures", 1_000_000),
                 ("plugins.file_bytes_max", 4_194_304),
             ] {
@@ -71,7 +72,7 @@ impl Arena {
         Ok(())
     }
 
-    /// That the node refuses a plugin, in these words.
+    /// Checks that the node refuses a plugin, in these words.
     async fn refuses(&mut self, bytes: &[u8], words: &str) -> Result<()> {
         let from = self.world.host.log_len();
         self.world.site.write_plugin("rule", bytes)?;
@@ -83,7 +84,7 @@ impl Arena {
         self.quiet_is_undisturbed().await
     }
 
-    /// A user whom the plugin treats badly comes online. Says who it is.
+    /// A user whom the plugin treats badly comes online. Returns the user's id.
     async fn victim(&mut self) -> Result<String> {
         let victim = format!("m-{:05}", self.victims);
         self.victims += 1;
@@ -93,14 +94,14 @@ impl Arena {
         Ok(victim)
     }
 
-    /// A victim goes again.
+    /// A victim goes offline.
     async fn gone(&mut self, victim: &str) -> Result<()> {
         let body = inputs::disconnect(victim, "c1", now_ms(), "client_disconnect");
         self.world.client.input(DISCONNECT, body).await
     }
 
-    /// That a call about a victim ends with these words in its dead letter, and that the quiet
-    /// user passes beside it.
+    /// Checks that a call about a victim ends with these words in its dead letter, and that the
+    /// quiet user isn't disturbed.
     async fn fails(&mut self, words: &str) -> Result<()> {
         self.quiet_is_undisturbed().await?;
         let victim = self.victim().await?;
@@ -111,7 +112,7 @@ impl Arena {
         self.gone(&victim).await
     }
 
-    /// What the first dead letter about a user says.
+    /// The error in the first dead letter about a user.
     async fn error_about(&mut self, user: &str) -> Result<String> {
         let about = format!("\"userId\":\"{user}\"");
         let mut error = None;
@@ -126,14 +127,14 @@ impl Arena {
         error.context("a dead letter has an error")
     }
 
-    /// That the quiet user comes and goes, seen by exactly those who may see them.
+    /// Checks that the quiet user comes and goes, seen by exactly those who may see them.
     async fn quiet_is_undisturbed(&mut self) -> Result<()> {
         let seen = self.world.probe(QUIET).await?;
         ensure!(seen.visible_to() == VIEWERS, "{:?}", seen.body);
         Ok(())
     }
 
-    /// That the node is as well as it was, and stops in order.
+    /// Checks that the node still works, and stops in order.
     async fn end(mut self) -> Result<()> {
         let last = Rule::default().says("version", json!("9.0.0"));
         self.swap_in(&last.bytes()?).await?;
@@ -216,8 +217,8 @@ async fn a_plugin_that_compiles_too_long_is_given_up_and_the_next_one_has_its_tu
     arena.world.site.set("plugins.compile_timeout_ms", 5_000)?;
     let host = &mut arena.world.host;
     host.wait_for_log(from, &["configuration reloaded"]).await?;
-    // Each function is within the bounds, and takes seconds; a quick plugin takes a fraction of
-    // the limit, also where the slow ones go on beside it.
+    // Each function is within the bounds, and takes seconds to compile. A quick plugin takes a
+    // fraction of the limit, even while the slow ones are still being compiled.
     let locals = "i32 ".repeat(300);
     let ifs: String = (0..3_000)
         .map(|number| {
@@ -234,12 +235,12 @@ async fn a_plugin_that_compiles_too_long_is_given_up_and_the_next_one_has_its_tu
             module: functions,
             ..Rule::default()
         };
-        // Another one in each run: what an earlier one has compiled in the end is kept.
+        // Each run has another version: the result of a slow compilation is kept once it ends.
         let version = format!("{version}.0.{}", now_ms());
         rule.says("version", json!(version)).bytes()
     };
     let words = "takes too long to compile: more than 5 s ([plugins] compile_timeout_ms)";
-    // More of them than plugins compile at a time, in and out of turn.
+    // More slow plugins than are compiled at a time, each followed by a quick one.
     for version in 1..=2 {
         arena.refuses(&slow(version)?, words).await?;
         let quick = Rule::default().says("version", json!(format!("{version}.1.0")));

@@ -1,5 +1,5 @@
-//! Components that are made by the test: rules too odd to be written with the kit. Each is a
-//! rule that does what it should for all users but its victims.
+//! Components that the test makes: rules too odd to be written with the kit. Each behaves correctly
+//! for all users but its victims.
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -7,35 +7,36 @@ use serde_json::{Map, Value, json};
 /// The section that holds the manifest.
 const MANIFEST: &str = "presence:manifest";
 
-/// How long the ids of victims are. Nobody else's has this length.
+/// The length of victims' ids. No other id has this length.
 pub(super) const VICTIM_BYTES: usize = 7;
 
-/// A rule. All texts are WAT, empty if nothing is to be added.
+/// A rule. All texts are WAT. An empty one adds nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) role: &'static str,
-    /// What the call does for a victim, with the kind of the event in local 0, the user's id
-    /// in 1 and 2, and the audience in 3. The locals 4 and 5 are free.
+    /// The code of the call for a victim. Local 0 has the kind of the event, locals 1 and 2 the
+    /// user's id, and local 3 the audience. Locals 4 and 5 are free.
     pub(super) call: String,
-    /// What it does at every call, before that.
+    /// The code that runs before this, at every call.
     pub(super) always: String,
-    /// What it does with its configuration: it leaves the place of the result.
+    /// The code of `configure`. It leaves the address of the result on the stack.
     pub(super) configure: String,
-    /// Items of the module of the rule.
+    /// Items of the rule's module.
     pub(super) module: String,
     /// Items of the component, and the rest of its exports.
     pub(super) component: String,
-    /// What the module of the rule is given beside the host's functions.
+    /// Imports of the rule's module, besides the host's functions.
     pub(super) with: String,
-    /// Further exports.
+    /// Further exports of the component.
     pub(super) exports: String,
-    /// What `realloc` does: it leaves the place of the memory. Local 3 is the new size.
+    /// The code of `realloc`. It leaves the address of the memory on the stack. Local 3 is the new
+    /// size.
     pub(super) realloc: String,
-    /// How the answer of the call is lifted, beside memory and `realloc`.
+    /// Options with which the answer of the call is lifted, besides memory and `realloc`.
     pub(super) lift: String,
     /// The limits of the memory, in pages.
     pub(super) pages: String,
-    /// What the manifest says beside or in place of what is usual.
+    /// Manifest keys that are added or replaced.
     pub(super) manifest: Map<String, Value>,
 }
 
@@ -58,7 +59,7 @@ impl Default for Rule {
     }
 }
 
-/// A filter that does this for its victims.
+/// A filter that runs this code for its victims.
 pub(super) fn filter(call: impl Into<String>) -> Rule {
     Rule {
         call: call.into(),
@@ -66,7 +67,7 @@ pub(super) fn filter(call: impl Into<String>) -> Rule {
     }
 }
 
-/// As [`filter`], a redactor.
+/// A redactor that runs this code for its victims.
 pub(super) fn redactor(call: impl Into<String>) -> Rule {
     Rule {
         role: "redactor",
@@ -74,7 +75,7 @@ pub(super) fn redactor(call: impl Into<String>) -> Rule {
     }
 }
 
-/// As [`filter`], an enricher.
+/// An enricher that runs this code for its victims.
 pub(super) fn enricher(call: impl Into<String>) -> Rule {
     Rule {
         role: "enricher",
@@ -82,13 +83,13 @@ pub(super) fn enricher(call: impl Into<String>) -> Rule {
     }
 }
 
-/// Does something again and again, for ever.
+/// Runs some code again and again, without end.
 pub(super) fn forever(body: &str) -> String {
     format!("(loop {body} (br 0))")
 }
 
-/// Does something so many times, with the turn in local 4. Three bytes at 8192 are other text
-/// each time.
+/// Runs some code this many times, with the number of the turn in local 4. The three bytes at 8192
+/// are another text each time.
 pub(super) fn times(turns: usize, body: &str) -> String {
     format!(
         "(loop
@@ -105,7 +106,7 @@ pub(super) fn times(turns: usize, body: &str) -> String {
 const LIFTED: &str = r#"(memory $libc "memory") (realloc (func $libc "realloc"))"#;
 
 impl Rule {
-    /// Says something else in the manifest.
+    /// Sets a key of the manifest.
     pub(super) fn says(mut self, key: &str, value: Value) -> Self {
         self.manifest.insert(key.into(), value);
         self
@@ -142,7 +143,7 @@ impl Rule {
             ..
         } = self;
         let (params, result) = match self.role {
-            // Without an audience, the locals have the same numbers.
+            // Enrichers have no audience. The locals have the same numbers.
             "enricher" => (
                 "(param i32 i32 i32) (result i32) (local i32 i32 i32)",
                 "(i32.const 128)",

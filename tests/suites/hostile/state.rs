@@ -1,4 +1,4 @@
-//! Plugins that are hostile over many calls, or while they are replaced.
+//! Plugins that are hostile over several calls, or while they are replaced.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ fn log(place: usize, bytes: usize) -> String {
     format!("(call $log (i32.const 2) (i32.const {place}) (i32.const {bytes}))")
 }
 
-/// How many lines of the node's log hold a text.
+/// How many lines of the node's log contain a text.
 fn lines(arena: &Arena, text: &str) -> usize {
     let log = arena.world.host.process.stderr();
     log.iter().filter(|line| line.contains(text)).count()
@@ -24,7 +24,7 @@ fn lines(arena: &Arena, text: &str) -> usize {
 #[tokio::test]
 async fn a_rule_that_grows_a_little_at_each_call_is_begun_afresh_before_it_fails() -> Result<()> {
     let mut arena = Arena::start().await?;
-    // One MiB a call, and a trap where it isn't given; says when it begins.
+    // It takes 1 MiB per call, and traps if it doesn't get it. It logs when it begins.
     let grows = Rule {
         module: r#"(global $began (mut i32) (i32.const 0)) (data (i32.const 512) "begun afresh")"#
             .into(),
@@ -40,7 +40,7 @@ async fn a_rule_that_grows_a_little_at_each_call_is_begun_afresh_before_it_fails
     for _ in 0..150 {
         last = arena.victim().await?;
     }
-    // It was decided on, as everybody before.
+    // The last user was decided on, like all before.
     arena.world.all_about(&last).await?;
     arena.quiet_is_undisturbed().await?;
     let letters = arena.world.tape.seen();
@@ -75,7 +75,7 @@ async fn an_enricher_that_hoards_in_its_state_fails_alone_and_loses_it() -> Resu
     let errors: Vec<_> = letters
         .map(|letter| letter.text("error").to_owned())
         .collect();
-    // Of every 16 calls, the one that finds no more room.
+    // In every 16 calls, the one that gets no more memory fails.
     ensure!(errors.len() == 1, "{errors:?}");
     ensure!(
         errors[0].contains("refused more than 67108864 bytes of memory"),
@@ -94,7 +94,7 @@ const STATE: &str = r#"
       (canon lift (core func $rule "restore")
         (memory $libc "memory") (realloc (func $libc "realloc"))))"#;
 
-/// Functions that hand over a state and take it over, which begin so.
+/// The functions that save and restore a state. They begin with this code.
 fn with_state(save: &str, restore: &str) -> String {
     format!(
         r#"(func (export "save") (result i32) {save} (i32.const 128))
@@ -179,7 +179,7 @@ async fn a_state_that_can_not_be_handed_over_is_lost_and_nothing_else() -> Resul
             .says("version", json!(version))
         };
         arena.swap_in(&rule(save, "", "1.0.0").bytes()?).await?;
-        // So that there is an instance.
+        // This makes an instance.
         arena.quiet_is_undisturbed().await?;
         let from = arena.world.host.log_len();
         arena.swap_in(&rule("", restore, "2.0.0").bytes()?).await?;
@@ -212,7 +212,7 @@ async fn a_flood_of_log_lines_is_cut_off_and_counted() -> Result<()> {
         .await?;
     let log = host.process.stderr();
     let written: Vec<_> = log.iter().filter(|line| line.contains("flood")).collect();
-    // 16 lines a call, and 200 in ten seconds.
+    // At most 16 lines per call, and 200 in ten seconds.
     ensure!(
         written.len() >= 16 && written.len() < 640,
         "{} lines",
@@ -229,7 +229,7 @@ async fn a_flood_of_log_lines_is_cut_off_and_counted() -> Result<()> {
 #[tokio::test]
 async fn an_answer_that_is_another_at_each_call_breaks_no_promise() -> Result<()> {
     let mut arena = Arena::start().await?;
-    // Admits everyone of the contacts of the quiet user at every other call.
+    // Admits all contacts of the quiet user at every other call.
     let fickle = Rule {
         module: r#"(global $turn (mut i32) (i32.const 0)) (data (i32.const 512) "12345")"#.into(),
         ..filter(
@@ -249,7 +249,7 @@ async fn an_answer_that_is_another_at_each_call_breaks_no_promise() -> Result<()
     arena.swap_in(&fickle.bytes()?).await?;
     for round in 0..20 {
         let victim = arena.victim().await?;
-        // More of the same, between which it may be decided again.
+        // Further messages about the same user, between which the decision may be repeated.
         let body = inputs::heartbeat(&victim, "c1", now_ms());
         arena.world.client.input(inputs::HEARTBEAT, body).await?;
         let body = inputs::connect(&victim, "c2", now_ms());
@@ -289,7 +289,7 @@ async fn a_filter_that_says_it_narrows_adds_nobody() -> Result<()> {
         .filter(|seen| seen.subject == FILTERED_ONLINE)
         .collect();
     ensure!(shown.is_empty(), "{shown:?}");
-    // Nor does an enricher publish what is never published.
+    // An enricher can't publish what is never published, either.
     let leaks = Rule {
         module: r#"(data (i32.const 512) "socketId") (data (i32.const 528) "leaked")"#.into(),
         ..enricher(

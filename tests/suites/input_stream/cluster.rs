@@ -51,7 +51,7 @@ async fn a_stream_without_a_leader_is_said_and_read_again_when_it_has_one() -> R
     let lost = host.metric("presence_input_stream_lost_total", &[]).await?;
     assert_eq!(lost, 0.0);
 
-    // Whichever of them leads it, another takes its place.
+    // Whichever server leads the stream, another one takes its place.
     for server in [1, 2] {
         cluster.servers[server].kill().await?;
         store(&format!("user-{server}")).await?;

@@ -1,5 +1,5 @@
-//! The nodes of a fleet take connects and disconnects from one stream: whichever of them fails, each
-//! message is handled by the owner of its user, and acknowledged then.
+//! The nodes of a fleet take connects and disconnects from one stream: whichever of them fails,
+//! each message is handled by the owner of its user, and acknowledged then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +35,7 @@ const VIEWER: &str = "viewer";
 /// How often connections send heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// After which silence a connection is gone.
+/// After this silence, a connection times out.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a user stays, or stays away.
@@ -58,7 +58,7 @@ pub(super) fn site(url: &str, name: &str) -> Result<Site> {
     site_without_stream(url, name)?.with("input.stream", STREAM)
 }
 
-/// One that hears connects as they are published.
+/// A site of a node that hears connects as they are published, without a stream.
 pub(super) fn site_without_stream(url: &str, name: &str) -> Result<Site> {
     let contacts = (0..USERS).map(|number| (user(number), json!([VIEWER])));
     let contacts: serde_json::Map<_, _> = contacts.collect();
@@ -67,7 +67,7 @@ pub(super) fn site_without_stream(url: &str, name: &str) -> Result<Site> {
         .with("fleet.enabled", true)?
         .with("fleet.shards", i64::try_from(SHARDS)?)?
         .with("fleet.lease_ms", 3_000)?
-        // Longer than a message takes that is delivered again.
+        // Longer than it takes until a message is delivered again.
         .with("tracker.timeout_ms", i64::try_from(TIMEOUT.as_millis())?)?
         .with("tracker.flap_threshold", 0)?;
     site.write_directory_value(&json!({ "contacts": contacts }))?;
@@ -95,12 +95,12 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Starts nodes, and waits until all shards are owned, and stood by for.
+    /// Starts nodes, and waits until all shards have an owner and a standby.
     async fn join(&mut self, names: &[&'static str]) -> Result<()> {
         self.join_for(names, 3_000).await
     }
 
-    /// The same, with leases of so many milliseconds.
+    /// As [`Self::join`], with leases of this many milliseconds.
     pub(super) async fn join_for(&mut self, names: &[&'static str], lease_ms: i64) -> Result<()> {
         for name in names {
             let site = site(&self.server.url(), name)?.with("fleet.lease_ms", lease_ms)?;
@@ -117,7 +117,7 @@ impl Fleet {
         Ok(&mut node.0)
     }
 
-    /// Waits until all shards are owned, and stood by for if anybody can.
+    /// Waits until all shards have an owner, and a standby if there are several nodes.
     pub(super) async fn is_settled(&self) -> Result<()> {
         let standbys = if self.nodes.len() > 1 { SHARDS } else { 0 };
         wait::until("all shards to be owned and stood by for", async || {
@@ -144,7 +144,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until all that the stream has is handled and acknowledged.
+    /// Waits until all messages in the stream are handled and acknowledged.
     pub(super) async fn is_quiet(&self) -> Result<Info> {
         wait::until("all messages to be acknowledged", async || {
             let stream = self.context.get_stream(STREAM).await?;
@@ -167,7 +167,7 @@ impl Fleet {
         self.store(CONNECT, &body).await
     }
 
-    /// Who is online of all users, as a viewer is answered.
+    /// The users who are online, according to a viewer's query.
     async fn online(&self) -> Result<BTreeSet<String>> {
         let users: Vec<_> = (0..USERS).map(user).collect();
         let asked = json!({"viewerId": VIEWER, "userIds": users}).to_string();
@@ -190,8 +190,8 @@ impl Fleet {
     }
 }
 
-/// Has a message be in the stream once, and says its number there. As a publisher does, it repeats what
-/// isn't acknowledged.
+/// Stores a message in the stream once, and returns its number there. As a publisher does, it
+/// repeats what isn't acknowledged.
 async fn store(context: &Context, subject: &str, body: &Value) -> Result<u64> {
     store_with(context, (subject, HeaderMap::new()), body).await
 }
@@ -229,7 +229,7 @@ impl Drop for People {
 }
 
 impl People {
-    /// They come and go, each by connections of their own, which send heartbeats.
+    /// They come and go, with a new connection each time, which sends heartbeats.
     fn start(fleet: &Fleet) -> Self {
         let (end, ends) = oneshot::channel();
         let (says, ended) = oneshot::channel();
@@ -241,7 +241,8 @@ impl People {
         }
     }
 
-    /// From now on every third of them is online, and nobody else. Says how many messages were sent.
+    /// From now on, every third user is online, and nobody else. Returns how many messages were
+    /// sent.
     async fn end(&mut self) -> Result<usize> {
         let (end, ended) = (self.end.take(), self.ended.take());
         let _ = end.context("a first end")?.send(());
@@ -288,7 +289,7 @@ async fn come_and_go(
         if is_last {
             let _ = says.take().context("one end")?.send(sent);
         }
-        // From then on they only send heartbeats.
+        // After the end, they only send heartbeats.
         while is_last || beaten_at.elapsed() >= BEAT {
             beaten_at = Instant::now();
             for (number, conn) in live.iter().enumerate() {
@@ -312,7 +313,7 @@ async fn come_and_go(
 async fn whichever_node_fails_each_message_is_handled_and_acknowledged() -> Result<()> {
     let mut fleet = Fleet::start(&["a"]).await?;
     let begun = Instant::now();
-    // Until then, its first owner can't be sure that it knows all connections of a user.
+    // Until then, the first owner can't be sure that it knows all connections of a user.
     wait::until("a whole timeout to be over", async || {
         Ok((begun.elapsed() > TIMEOUT + BEAT).then_some(()))
     })
@@ -321,10 +322,10 @@ async fn whichever_node_fails_each_message_is_handled_and_acknowledged() -> Resu
     fleet.join(&["b", "c"]).await?;
     for name in ["a", "b"] {
         fleet.kill(name).await?;
-        // What was on its way to it is handled by others, and it comes back.
+        // Others handle what was on its way to the node. Then the node comes back.
         fleet.join(&[name]).await?;
     }
-    // One that is stopped holds what it has taken for longer than its lease.
+    // A stopped node holds what it has taken for longer than its lease.
     let (host, site) = fleet.nodes.remove("c").context("a node")?;
     host.process.signal(Signal::STOP)?;
     fleet.is_settled().await?;
@@ -344,7 +345,7 @@ async fn whichever_node_fails_each_message_is_handled_and_acknowledged() -> Resu
         async || Ok((fleet.online().await? == expected).then_some(())),
     )
     .await?;
-    // Nobody was ended but by the stream.
+    // All offlines come from disconnects in the stream.
     fleet.tape.catch_up(&fleet.client).await?;
     let seen = fleet.tape.seen().iter();
     let mut gone = seen.filter(|seen| seen.is_hosts() && seen.subject == OFFLINE);
@@ -389,24 +390,24 @@ async fn what_cant_be_handled_is_a_dead_letter_and_is_acknowledged() -> Result<(
     };
     fleet.context.update_stream(&config).await?;
     fleet.store(CONNECT, &json!({"userId": "12345"})).await?;
-    // One that leaves no room for what a router adds.
+    // This message leaves no room for the headers that a router adds.
     let mut long = inputs::connect(&user(0), "c1", now_ms());
     long["filler"] = "x".repeat((1 << 20) - 500).into();
     fleet.store(CONNECT, &long).await?;
-    // One that a node has published is no input.
+    // A message that a node has published is no input.
     let mut headers = HeaderMap::new();
     headers.insert("Presence-Seq", "n/0 1 1");
     let body = inputs::connect(&user(1), "c1", now_ms());
     store_with(&fleet.context, (CONNECT, headers), &body).await?;
     fleet.connects(&user(2), "c1").await?;
-    // Nothing of it is delivered again from then on.
+    // None of these is delivered again.
     let info = fleet.is_quiet().await?;
     assert_eq!(info.ack_floor.stream_sequence, 4);
     assert_eq!(fleet.online().await?, BTreeSet::from([user(2)]));
     fleet.tape.catch_up(&fleet.client).await?;
     let seen = fleet.tape.seen().iter();
     let letters = seen.filter(|seen| seen.is_hosts() && seen.subject == DLQ);
-    // A next owner may handle what the one before hasn't acknowledged in time.
+    // The next owner may handle again what the one before hasn't acknowledged in time.
     let reasons: BTreeSet<_> = letters.map(|seen| seen.text("reason")).collect();
     assert_eq!(reasons, BTreeSet::from(["missing-field", "too-large"]));
     fleet.end().await

@@ -1,5 +1,5 @@
-//! What happens to the stream that a fleet shares, and to its consumer, and nodes that do not agree on
-//! it: each message is handled all the same, or the nodes say why not.
+//! What happens to the stream that a fleet shares, and to its consumer; and nodes that disagree
+//! about it. Each message is handled nonetheless, or the nodes say why not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,7 +44,7 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
     fleet.tape.hosts(ONLINE, 2).await?;
     fleet.is_quiet().await?;
 
-    // Somebody changes it.
+    // Somebody changes the consumer.
     let found = fleet.consumer().await?;
     let other = pull::Config {
         max_deliver: 3,
@@ -60,7 +60,7 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
     fleet.node("b")?.ready().await?;
     fleet.tape.hosts(ONLINE, 3).await?;
 
-    // Another stream has the same name.
+    // Another stream gets the same name.
     fleet.is_quiet().await?;
     fleet.context.delete_stream(STREAM).await?;
     fleet.node("a")?.unready_since("there is no stream").await?;
@@ -87,7 +87,7 @@ async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -
     }
     fleet.is_quiet().await?;
     fleet.server.kill().await?;
-    // The consumer is ahead of the stream then.
+    // Then the consumer is ahead of the stream.
     fs::remove_dir_all(fleet.server.messages_path(STREAM))?;
     fleet.server.resume().await?;
     let stored = wait::until("the stream to be back", async || {
@@ -112,14 +112,14 @@ async fn what_comes_is_handled_though_the_consumer_is_lost_with_the_streams_end(
         fleet.connects(&user(number), "c1").await?;
     }
     fleet.is_quiet().await?;
-    // The node knows how far all have come.
+    // The node knows up to which message all are acknowledged.
     let position = "presence_input_stream_position";
     let is_last = |it| it == 30.0;
     fleet
         .node("a")?
         .until_metric(position, &[], is_last)
         .await?;
-    // Publishers are faster than the node.
+    // Publishers send more before the node comes back.
     fleet.node("a")?.process.signal(Signal::STOP)?;
     fleet.server.kill().await?;
     let messages = fleet.server.messages_path(STREAM);
@@ -217,7 +217,7 @@ async fn a_node_that_owns_users_and_has_no_stream_says_what_is_wrong() -> Result
     host.ready().await?;
     fleet.nodes.insert("b", (host, other));
     fleet.is_settled().await?;
-    // Both own some of them.
+    // Both nodes own some of the users.
     for number in 0..10 * SHARDS {
         fleet.connects(&user(number), "c1").await?;
     }
@@ -245,7 +245,7 @@ async fn what_waits_for_slow_owners_is_not_passed_on_again_and_again() -> Result
     for ack in acks {
         ack.await?;
     }
-    // It needs far longer than messages may take until they are delivered again.
+    // The node needs far longer for all of them than until messages are delivered again.
     let slow = site(&fleet.server.url(), "a")?.with("limits.cpu_ms_per_s", 100)?;
     let mut host = Host::spawn(&slow)?;
     let words = ["takes no others until what is on its way is soon handled"];

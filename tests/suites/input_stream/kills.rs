@@ -14,8 +14,8 @@ const USERS: usize = 40;
 const ROUNDS: usize = 30;
 const KILLS: usize = 7;
 
-/// What was told of one user: which of the user's messages each event is about, and in which
-/// epoch it was told.
+/// What was told about each user: for each event, its epoch, and the number of the user's message
+/// that it is about.
 fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize)>> {
     let mut told = BTreeMap::<_, Vec<_>>::new();
     let is_event =
@@ -40,9 +40,9 @@ fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize
     told
 }
 
-/// What is wrong with what was told of a user, who sent so many messages: within an epoch, one
-/// follows the other, and a later epoch leaves none out. It may tell again what was not stored.
-/// Says how many were told again.
+/// Checks what was told about a user who sent this many messages. Within an epoch, one event
+/// follows the other, and a later epoch leaves none out. It may repeat what was not stored. Returns
+/// how many were repeated.
 fn judge(told: &[(u64, usize)], messages: usize) -> Result<usize> {
     let (mut epoch, mut next, mut again) = (0, 0, 0);
     for (of_epoch, place) in told {
@@ -85,7 +85,7 @@ async fn whenever_the_node_is_killed_every_message_is_told_and_none_twice_in_an_
         site.with("tenant.shards", 2)?.with("engine.workers", 2)
     })
     .await?;
-    // Each message of a user bears another time, and each connect another connection.
+    // Each message of a user has another time, and each connect another connection.
     let base = now_ms() - 10_000_000;
     let messages = ROUNDS * 2;
     let mut last = 0;
@@ -108,7 +108,7 @@ async fn whenever_the_node_is_killed_every_message_is_told_and_none_twice_in_an_
         for ack in acks {
             last = ack.await?.sequence;
         }
-        // In the middle of them, or at their end.
+        // The kill is in the middle of the messages, or at their end.
         let half = last - (USERS * ROUNDS / KILLS) as u64 * (part % 3) as u64 / 2;
         it.until_taken(half).await?;
         it.kill().await?;

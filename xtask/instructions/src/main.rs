@@ -1,7 +1,6 @@
 //! Runs one kind of event through a shard, a thousand times: `presence-instructions KIND VIEWERS`.
-//! `cargo xtask instructions` has valgrind count the instructions that [`measured`] takes:
-//! from a message's bytes to the bodies that it gives rise to, with a rule that costs
-//! nothing.
+//! `cargo xtask instructions` has valgrind count the instructions of [`measured`]: from a message's
+//! bytes to the bodies that are published, with a rule that costs nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,8 +24,7 @@ use contacts::Contacts;
 
 /// How many events are measured, each of a user of their own.
 const EVENTS: usize = 1_000;
-/// Far more than the largest audience, and a prime, so that any step through them visits
-/// each.
+/// Far more than the largest audience. A prime, so that any step through the viewers visits each.
 const VIEWERS: usize = 2_003;
 const METADATA: &str = r#""metadata":{"device":"web","userAgent":"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7)","location":"dashboard","connId":"conn_abc123"}"#;
 
@@ -34,7 +32,7 @@ struct World {
     shard: Shard,
     rules: Contacts,
     out: Vec<Output>,
-    /// How many outputs there were.
+    /// How many outputs the shard has made.
     outputs: usize,
     now: u64,
 }
@@ -61,14 +59,14 @@ fn main() {
     }
     world.outputs = 0;
     measured(&mut world, measured_kind, measured_bodies);
-    // None was rejected, which would cost little.
+    // No event was rejected: a rejected one would cost less.
     assert_eq!(world.outputs == 0, kind == "heartbeat");
     let are_gone = ["offline", "disconnect"].contains(&&*kind);
     let online = if are_gone { 0 } else { EVENTS };
     assert_eq!(world.shard.online_users(), online);
 }
 
-/// What is counted. Its name is given to valgrind.
+/// The function whose instructions are counted. valgrind finds it by its name.
 #[inline(never)]
 fn measured(world: &mut World, kind: Kind, bodies: &[Bytes]) {
     for body in bodies {
@@ -77,7 +75,7 @@ fn measured(world: &mut World, kind: Kind, bodies: &[Bytes]) {
 }
 
 impl World {
-    /// A shard whose users are seen by so many each.
+    /// A shard in which each user has this many viewers.
     fn new(viewers: usize) -> Self {
         let names = Arc::new(Names::new());
         let pool = (0..VIEWERS).map(|viewer| names.intern(&format!("v{viewer:05}")));
@@ -116,9 +114,9 @@ fn name(user: usize) -> String {
     format!("user-{user:05}")
 }
 
-/// The seed document's bodies, one a user.
+/// The seed document's bodies, one for each user.
 fn bodies(rest: &str) -> Vec<Bytes> {
-    // Later than any arrival, and so taken for that.
+    // Later than the time of arrival, so that the shard uses the time of arrival.
     let at = 9_999_999_999_999_u64;
     let body = |user| {
         format!(

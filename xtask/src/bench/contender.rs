@@ -1,6 +1,6 @@
-//! The contenders that are written here, each run as a process of its own: the
-//! raw relay, the native filter, the limit, the subscriber that only counts, and the
-//! bare answerer. They are what one would write without thinking of benchmarks.
+//! The contenders that are written here, each run as a process of its own: the raw relay, the
+//! native filter, the limit, the subscriber that only counts, and the bare answerer. They are
+//! written plainly, without optimizing for benchmarks.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -123,14 +123,14 @@ async fn serve(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A thread that answers what it is sent, always the same.
+/// Starts a thread that sends the same answer to every query.
 fn elsewhere(answer: String) -> Result<mpsc::UnboundedSender<oneshot::Sender<String>>> {
     let (queries, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<String>>();
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
             while let Some(done) = asked.recv().await {
-                // The one who asked may have given up.
+                // The asker may have given up.
                 let _ = done.send(answer.clone());
             }
         });
@@ -146,7 +146,7 @@ struct Published {
 }
 
 impl Published {
-    /// Reads what goes to all for an event, and what goes to its viewers.
+    /// Reads the two messages that were published for an event: to all, and to its viewers.
     fn read(folder: Option<&Path>, kind: &str) -> Result<(Self, Self)> {
         let Some(folder) = folder else {
             return Ok(Default::default());
@@ -158,7 +158,7 @@ impl Published {
         Ok((read("events")?, read("filtered")?))
     }
 
-    /// Parses one as it came from the broker.
+    /// Parses a message as it came from the broker: headers, if any, and body.
     fn parse(text: &str) -> Result<Self> {
         let mut headers = HeaderMap::new();
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
@@ -213,7 +213,7 @@ async fn filter(
         .await?)
 }
 
-/// Where the filtered form of an event goes.
+/// The subject of the filtered form of an event.
 fn filtered(root: &str, subject: &Subject) -> String {
     let kind = subject.rsplit('.').next().unwrap_or_default();
     format!("{root}.filtered.{kind}")

@@ -10,7 +10,7 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     let tasks = format!("/proc/{pid}/task");
     let mut sum = 0;
     for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
-        // It may have ended since it was listed.
+        // The thread may have ended since it was listed.
         let Ok(stat) = fs::read_to_string(task?.path().join("schedstat")) else {
             continue;
         };
@@ -23,7 +23,8 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// Processor time in a span of time: of who is measured, the broker, and the load.
+/// Processor time in a span of time: of the contender, of the broker, and of this process, which
+/// generates the load.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Cpu {
     pub(crate) contender_ns: u64,
@@ -32,7 +33,7 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// What these have used so far.
+    /// The processor time of each so far.
     pub(crate) fn now(contender: u32, broker: u32) -> Result<Self> {
         Ok(Self {
             contender_ns: cpu_ns(contender)?,
@@ -41,7 +42,7 @@ impl Cpu {
         })
     }
 
-    /// What was used since then.
+    /// The processor time since then.
     pub(crate) fn since(self, then: Self) -> Self {
         Self {
             contender_ns: self.contender_ns.saturating_sub(then.contender_ns),

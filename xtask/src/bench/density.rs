@@ -1,4 +1,5 @@
-//! What many tenants take of one node: time to start, memory, threads, mappings, subscriptions.
+//! The resources that many tenants take on one node: time to start, memory, threads, mappings,
+//! subscriptions.
 
 use std::fs;
 use std::path::Path;
@@ -18,13 +19,13 @@ use super::{Args, Broker};
 /// How long an idle node is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How long instances that nobody calls are waited for, until they are given back.
+/// How long to wait until instances that nobody calls have been released.
 const GIVEN_BACK: Duration = Duration::from_secs(150);
 
-/// How often is looked whether something has come to be.
+/// The interval between two checks whether the node is ready.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a node takes at one moment.
+/// A node's resources at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
     pub(crate) resident: u64,
@@ -36,22 +37,24 @@ pub(crate) struct Taken {
 /// The figures of a node with many tenants.
 pub(crate) struct Density {
     pub(crate) tenants: usize,
-    /// From the start of the process until every tenant is served: at first, with no state, and
-    /// again, with the state of the first run.
+    /// The time from the start of the process until every tenant is served: the first time without
+    /// state, and again with the state of the first run.
     pub(crate) started: [Duration; 2],
-    /// What a node with one tenant takes, which is served and idle.
+    /// The resources of an idle node with one tenant.
     pub(crate) one: Taken,
-    /// What all of them take: idle, after an event in each, and once instances are given back.
+    /// The resources of the node with all tenants: idle, after an event in each, and after unused
+    /// instances have been released.
     pub(crate) all: [Taken; 3],
-    /// The part of a processor that the idle node uses, in thousandths: with one, and with all.
+    /// The processor time of the idle node, in thousandths of a processor: with one tenant, and
+    /// with all.
     pub(crate) idle_cpu: [f64; 2],
-    /// How many subscriptions the broker has of the node: with one, and with all.
+    /// The node's subscriptions at the broker: with one tenant, and with all.
     pub(crate) subscriptions: [u64; 2],
-    /// How long the events of all of them took.
+    /// How long it took until the viewers of one event in each tenant were told.
     pub(crate) events: Duration,
 }
 
-/// Measures a node with `--tenants` tenants beside one with one.
+/// Measures a node with `--tenants` tenants, and a node with one.
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Density> {
     let few = site(broker, 1)?;
     let (host, _) = start(broker, &few, 1)?;
@@ -92,7 +95,7 @@ fn name(tenant: usize) -> String {
     format!("t{tenant:05}")
 }
 
-/// A site with so many tenants, each with a directory of its own.
+/// A site with this many tenants, each with a directory of its own.
 fn site(broker: &Broker, tenants: usize) -> Result<Site> {
     let site = Site::new(&broker.server.url())?.with("state.dir", "state")?;
     let folder = site.path().join("directories");
@@ -116,14 +119,14 @@ fn site(broker: &Broker, tenants: usize) -> Result<Site> {
     site.with("tenant", sections)
 }
 
-/// Starts a node, and waits until all its tenants are served. It is not asked for its metrics
-/// meanwhile: those of a thousand tenants take the time that is measured.
+/// Starts a node, and waits until all its tenants are served. Doesn't read its metrics meanwhile:
+/// those of a thousand tenants would take part of the measured time.
 fn start(broker: &Broker, site: &Site, tenants: usize) -> Result<(Host, Duration)> {
     let began = Instant::now();
     let mut host = Host::spawn(site)?;
     let is_ready = async || -> Result<bool> {
         let ready = http::get(site.http_port(), "/readyz").await?;
-        // Tenants that are not served would be named.
+        // The body would name tenants that are not served.
         Ok(ready.status == 200 && ready.body == "ready\n")
     };
     while !broker.runtime.block_on(is_ready()).unwrap_or(false) {
@@ -139,9 +142,9 @@ fn start(broker: &Broker, site: &Site, tenants: usize) -> Result<(Host, Duration
     Ok((host, took))
 }
 
-/// How many thousandths of a processor an idle node uses.
+/// The processor time of an idle node, in thousandths of a processor.
 fn idle_cpu(host: &Host) -> Result<f64> {
-    // What it does after its start is no idling.
+    // Waits first, so that the work after the start is not measured.
     std::thread::sleep(IDLE);
     let (began, before) = (Instant::now(), cpu_ns(host.process.id())?);
     std::thread::sleep(IDLE);
@@ -149,7 +152,7 @@ fn idle_cpu(host: &Host) -> Result<f64> {
     Ok(1_000.0 * used as f64 / began.elapsed().as_nanos() as f64)
 }
 
-/// Has a user of each tenant come online, and waits until each is told of.
+/// Takes one user of each tenant online, and waits until viewers are told of each.
 async fn come_online(broker: &Broker, tenants: usize) -> Result<()> {
     let client = Client::connect(&broker.server.url()).await?;
     let mut tape = client.record("*.presence.filtered.user_online").await?;
@@ -167,7 +170,7 @@ async fn come_online(broker: &Broker, tenants: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a node takes now.
+/// A node's resources now.
 fn taken(host: &Host) -> Result<Taken> {
     let process = format!("/proc/{}", host.process.id());
     let status = fs::read_to_string(format!("{process}/status"))?;
@@ -189,7 +192,7 @@ fn taken(host: &Host) -> Result<Taken> {
 }
 
 impl Broker {
-    /// How many subscriptions its clients have, but for its own.
+    /// The number of its clients' subscriptions, without the broker's own.
     fn subscriptions(&self) -> Result<u64> {
         let connz = http::get(self.monitoring_port, "/connz?limit=1024");
         let connz: Value = serde_json::from_str(&self.runtime.block_on(connz)?.body)?;

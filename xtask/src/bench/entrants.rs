@@ -14,16 +14,16 @@ use super::Broker;
 
 /// A running contender.
 pub(crate) struct Entrant {
-    /// What it is called in the table.
+    /// Its title in the table.
     pub(crate) title: &'static str,
-    /// What its subjects begin with.
+    /// The beginning of its subjects.
     pub(crate) root: String,
     process: Running,
 }
 
 enum Running {
     Plain(Process),
-    /// The site is a temporary folder, which is there for as long as the host is.
+    /// The site is a temporary folder, which is kept as long as the host runs.
     Host {
         host: Host,
         site: Site,
@@ -31,8 +31,8 @@ enum Running {
 }
 
 impl Entrant {
-    /// One of the contenders that are written here: `relay`, `filter`, `count`,
-    /// `answer`, `answer-elsewhere`.
+    /// One of the contenders that are written here: `relay`, `filter`, `limit`, `count`, `answer`,
+    /// `answer-elsewhere`.
     pub(crate) fn own(
         broker: &Broker,
         title: &'static str,
@@ -95,7 +95,7 @@ impl Entrant {
         )
     }
 
-    /// As [`Self::presence`], with a binary.
+    /// As [`Self::presence`], with another binary.
     pub(crate) fn presence_of(
         broker: &Broker,
         title: &'static str,
@@ -106,7 +106,7 @@ impl Entrant {
     ) -> Result<Self> {
         let mut site = configure(Site::new(&broker.server.url())?.with("state.dir", "")?)?;
         site.write_directory(directory)?;
-        // Nobody who is online for long falls silent by the load's being elsewhere.
+        // A long timeout: nobody times out while another contender has the load.
         site.set("tracker.timeout_ms", 3_600_000)?;
         let root = match tenant {
             Some(tenant) => {
@@ -126,7 +126,7 @@ impl Entrant {
         })
     }
 
-    /// The host with a pipeline of its plugin store.
+    /// The host with a pipeline from the plugin store.
     pub(crate) fn of_store(
         broker: &Broker,
         title: &'static str,
@@ -181,7 +181,7 @@ impl Entrant {
         }
     }
 
-    /// What it says of itself, for errors.
+    /// The end of its output, for error messages.
     pub(crate) fn last_words(&self) -> String {
         match &self.process {
             Running::Plain(process) => process.last_words(),
@@ -193,7 +193,7 @@ impl Entrant {
 /// Runs one of the host's commands, and returns what it prints.
 ///
 /// # Errors
-/// When it fails; the error carries what it says.
+/// If it fails; the error has its output.
 pub(crate) fn run(site: &Site, args: &[&str]) -> Result<String> {
     let output = host::run(site, args)?;
     ensure!(

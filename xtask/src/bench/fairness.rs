@@ -1,8 +1,9 @@
-//! What a hostile tenant does to a quiet one on the same node, of each kind that there is: how long
-//! events of the quiet one take, one at a time, while the other one does nothing and while it does
-//! its worst. A third figure is with the same load on the broker, and none on the node: on few
-//! cores, broker and load take their part of the time, whatever the node does. What the other one's
-//! work takes of the cores shows where it has a node of its own, on the same machine.
+//! What a hostile tenant does to a quiet one on the same node, for each kind of hostile load.
+//! Events of the quiet tenant are sent one at a time, and their times are measured: while the other
+//! tenant does nothing, and while it does its worst. A third figure is with the same load on the
+//! broker, and none on the node: on few cores, the broker and the load take processor time,
+//! whatever the node does. How much of the cores the other tenant's own work takes is shown by the
+//! rows in which it has a node of its own, on the same machine.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,17 +29,17 @@ use super::{Args, Broker};
 /// How long each part of a round is measured.
 const PART: Duration = Duration::from_millis(500);
 
-/// How many heartbeats a flood has a second: many times what a tenant is meant to send, and less than
-/// a node reads. All tenants of an account share its connection: where the broker has more for it than
+/// The heartbeats per second of a flood: many times what a tenant is meant to send, and less than a
+/// node reads. All tenants of an account share its connection: if the broker has more for it than
 /// the node reads, all of them wait.
 const FLOOD_PER_S: usize = if cfg!(debug_assertions) { 500 } else { 200_000 };
 
-/// How often the costly and the failing plugin are called a second, at most; how often the
-/// directory changes.
+/// At most how many calls per second the costly and the failing plugin get, and how many times per
+/// second the directory changes.
 const CALLS_PER_S: u64 = 500;
 const CHANGES_PER_S: u64 = 10;
 
-/// How many users the hostile tenant's directory has, and how many are in its one large group.
+/// How many users the hostile tenant's directory has, and how many members its one large group has.
 const USERS: usize = 20_000;
 const CROWD: usize = 50_000;
 
@@ -55,14 +56,14 @@ struct Kind {
     kept: Kept,
 }
 
-/// How the operator keeps it from others, beside taking turns.
+/// How the operator protects other tenants from it, besides the pool's fair turns.
 #[derive(Clone, Copy, PartialEq)]
 enum Kept {
     Nothing,
     Quotas,
-    /// On threads that aren't the quiet one's.
+    /// It is on other threads than the quiet tenant.
     Isolated,
-    /// In a process that isn't the quiet one's.
+    /// It is in another process than the quiet tenant.
     Elsewhere,
 }
 
@@ -85,7 +86,7 @@ const DOES: [(&str, Does); 6] = [
     ("queries of 1,000", Does::Queries),
 ];
 
-/// All kinds: each as it is, within quotas, isolated, and elsewhere.
+/// All kinds: each load without protection, within quotas, isolated, and on another node.
 fn kinds() -> impl Iterator<Item = Kind> {
     DOES.into_iter().flat_map(|(title, does)| {
         let kind = move |title, kept| Kind { title, does, kept };
@@ -102,7 +103,7 @@ fn kinds() -> impl Iterator<Item = Kind> {
 pub(crate) struct Row {
     pub(crate) title: &'static str,
     pub(crate) alone: Times,
-    /// With the same load on the broker, for nobody.
+    /// With the same load on the broker, on subjects that no node reads.
     pub(crate) broker_loaded: Times,
     pub(crate) beside: Times,
 }
@@ -143,7 +144,8 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
             let entrant = start(kind.title, &mut |site| site.with("tenant", vec![quiet()]))?;
             (entrant, Some(other))
         }
-        // Its shards are on every thread: none is the quiet one's own.
+        // The hostile tenant has shards on every thread, so that no thread serves the quiet tenant
+        // alone.
         _ => {
             let both = |site| prepare(site)?.with("tenant", vec![quiet(), hostile(kind)?]);
             (start(kind.title, &mut { both })?, None)
@@ -167,18 +169,19 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
             ("hostile", &mut row.beside),
         ] {
             let load = Load::begin(broker, kind.does, root, &folder);
-            // What it does first isn't what it does all the time.
+            // The beginning of a load is different from the rest, and is not measured.
             quiet.run(&mut Times::default(), PART / 2)?;
             quiet.run(times, PART)?;
             load.end(broker).with_context(|| entrant.last_words())?;
         }
-        // What it has left behind is done before the quiet one is alone again.
+        // The node finishes what the load has left, before the quiet tenant is measured alone
+        // again.
         quiet.run(&mut Times::default(), PART)?;
     }
     Ok(row)
 }
 
-/// Waits until so many tenants are served.
+/// Waits until `count` tenants are served.
 pub(super) fn until_served(broker: &Broker, entrant: &Entrant, count: usize) -> Result<()> {
     let port = entrant.site().context("it is a host")?.http_port();
     let served = wait::until("tenants to be served", async || {
@@ -213,7 +216,7 @@ fn hostile(kind: Kind) -> Result<Table> {
         [directory]
         path = "hostile.json"
         [engine]
-        // Nothing takes it out of service.
+        // The circuit breaker never takes the plugin out of service.
         quarantine_failures = 1000000
         retry_ms_max = 3600000
         retry_ms = 3600000
@@ -242,7 +245,7 @@ fn hostile(kind: Kind) -> Result<Table> {
     Ok(tenant)
 }
 
-/// The directory of the hostile tenant, another one for each number.
+/// The directory of the hostile tenant. It is different for each number.
 fn directory(does: Does, number: u64) -> String {
     let users = match does {
         Does::ChangeDirectory | Does::Queries => USERS,
@@ -266,14 +269,14 @@ fn directory(does: Does, number: u64) -> String {
     )
 }
 
-/// What a hostile tenant does until it is stopped.
+/// The load of a hostile tenant, which runs until it is ended.
 struct Load {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Result<()>>,
 }
 
 impl Load {
-    /// `root`: the tenant that it does it to.
+    /// `root`: the tenant whose subjects or directory get the load. `nobody`: only the broker does.
     fn begin(broker: &Broker, does: Does, root: &'static str, folder: &std::path::Path) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let (port, stopped, folder) = (broker.server.port(), Arc::clone(&stop), folder.to_owned());
@@ -295,7 +298,7 @@ impl Load {
     }
 }
 
-/// Heartbeats of some hundred connections, as many in each tick as make the rate.
+/// Sends heartbeats of some hundred connections: in each tick, as many as the rate needs.
 fn flood(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     const TICK: Duration = Duration::from_millis(2);
     let mut stream = plain(port)?;
@@ -320,7 +323,7 @@ fn flood(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Users who come and go, so that each has rules called for them.
+/// Users come and go, so that the plugins are called for each.
 fn calls(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     let mut stream = plain(port)?;
     let mut number = 0;
@@ -341,7 +344,7 @@ fn calls(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Another directory each time.
+/// Writes another directory each time.
 fn changes(root: &str, folder: &std::path::Path, goes_on: impl Fn() -> bool) -> Result<()> {
     let mut number = 0;
     let path = folder.join(format!("{root}.json"));
@@ -355,7 +358,8 @@ fn changes(root: &str, folder: &std::path::Path, goes_on: impl Fn() -> bool) -> 
     Ok(())
 }
 
-/// Queries of as many users as one may name, some at a time. Those to nobody aren't answered.
+/// Sends queries about as many users as a query may name, several at a time. Those to `nobody` are
+/// not answered.
 fn queries(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     let users: Vec<_> = (0..ASKED)
         .map(|user| format!("\"{}\"", name(user)))
@@ -389,7 +393,7 @@ fn queries(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// A connection that only publishes. The broker's pings are left unanswered: it is short.
+/// A connection that only publishes. It doesn't answer the broker's pings, since it is short.
 pub(super) fn plain(port: u16) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     let hello = "CONNECT {\"verbose\":false,\"pedantic\":false,\"name\":\"hostile\"}\r\n";

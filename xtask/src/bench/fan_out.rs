@@ -17,8 +17,9 @@ use super::generator::{Generator, Window};
 use super::load::{BEGIN_MS, Population};
 use super::{Args, Broker};
 
-/// How many events a round times at least. The first of them find memory that the allocator has
-/// given back while others had their turn, which a shorter round would measure instead.
+/// The least number of events that a round times. The first events of a round are slow, because the
+/// allocator has given back memory while other contenders had their turn. They would dominate a
+/// shorter round.
 const ROUND_EVENTS_MIN: usize = 10_000;
 
 /// The contenders, as the table calls them.
@@ -54,7 +55,7 @@ pub(crate) struct Row {
     pub(crate) published: f64,
 }
 
-/// What is measured, and the load on it.
+/// A contender, its load, and its figures.
 pub(crate) struct Lane {
     pub(crate) entrant: Entrant,
     pub(crate) generator: Generator,
@@ -165,7 +166,7 @@ impl Figures {
 }
 
 impl Lane {
-    /// What an entrant publishes filtered answers for the load.
+    /// The generator takes the filtered events that an entrant publishes as answers.
     pub(crate) fn new(broker: &Broker, entrant: Entrant) -> Result<Self> {
         let subject = format!("{}.filtered.*", entrant.root);
         let generator = Generator::connect(broker.server.port(), &subject)?;
@@ -183,7 +184,7 @@ impl Lane {
         })
     }
 
-    /// That it does the work: the audience is as large as it should be.
+    /// Checks that the contender does the work: its event has the right number of viewers.
     fn check(&mut self, population: Population) -> Result<()> {
         let one = population.of_one();
         let online = self
@@ -197,7 +198,7 @@ impl Lane {
         } else {
             population.viewers
         };
-        // `"visibleTo"` begins as a viewer's id does.
+        // `"visibleTo"` begins like a viewer's id.
         let found = viewers.saturating_sub(online.matches("\"visibleTo\"").count());
         ensure!(
             found == expected,
@@ -227,8 +228,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes everyone online, timed, and offline again, until enough events are timed. The
-    /// first round warms up and doesn't count.
+    /// Takes everyone online, which is timed, and offline again, until enough events are timed.
+    /// Round 0 is a warm-up, and doesn't count.
     pub(crate) fn round(
         &mut self,
         broker: &Broker,
@@ -255,9 +256,9 @@ impl Lane {
             self.generator.feed(&offline, window)?;
             events += online.len();
         }
-        // What the host publishes beside the filtered event may still be on its way
-        // when that comes; after the offlines all of the onlines' is there, and
-        // both phases publish alike.
+        // The host publishes other messages beside the filtered event, which may come later than
+        // the event. So the messages of both phases are counted together, after the offlines: then
+        // all of the onlines' messages have come. Both phases publish the same number.
         let published = broker.messages_in()? - published;
 
         if round > 0 {

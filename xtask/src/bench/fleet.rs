@@ -1,6 +1,6 @@
-//! A fleet whose users are all in one shard: how long a hand-over and a takeover take, and what events
-//! wait meanwhile; what a standby takes beside its owner, and what a router takes for a message. All of
-//! it with real nodes, of which one at a time owns the shard.
+//! A fleet whose users are all in one shard: how long a hand-over and a takeover take, and how long
+//! events wait meanwhile; what a standby costs beside its owner, and what a router costs per
+//! message. All of it is measured with real nodes, one of which owns the shard at a time.
 
 mod costs;
 mod load;
@@ -17,17 +17,17 @@ use self::scene::Scene;
 use super::times::Times;
 use super::{Args, Broker};
 
-/// How long a fleet is left alone after something has happened, so that all that comes of it is seen.
+/// How long to wait after something has happened, so that all its effects are seen.
 const AFTER: Duration = Duration::from_secs(3);
 
-/// For how long nobody has been told of anything where all of it is known.
+/// After this time without a message, viewers have been told of everything.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// What happened to the shard, and what came of it.
+/// Something that happens to the shard, and its effects.
 pub(crate) struct Happening {
     pub(crate) title: &'static str,
-    /// From when it happened until the shard's new owner had decided on everyone, and answered queries.
-    /// Of a node that only joins: until it stands by.
+    /// The time until the shard's new owner has decided on everyone, and answers queries. For a
+    /// node that only joins: until it stands by.
     pub(crate) took: Duration,
     /// How long events took meanwhile, from when they were published until viewers were told.
     pub(crate) events: Times,
@@ -108,15 +108,16 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
 }
 
 impl Scene<'_> {
-    /// Has something happen while events are published at a steady rate. It ends when the shard is as
-    /// it is to be then; until queries are answered is counted to it.
+    /// Runs `happen` while events are published at a steady rate, and measures how long it takes.
+    /// `happen` returns when the shard has its new state, and may set the time at which it began.
+    /// The time until queries are answered is included.
     fn happens(
         &mut self,
         title: &'static str,
         happen: impl FnOnce(&mut Self, &mut Instant) -> Result<()>,
     ) -> Result<Happening> {
         eprintln!("  {title}");
-        // What viewers are yet to be told of a load before is no part of it.
+        // Messages that viewers still get about an earlier load are not counted.
         let mut differences = self.watch.others();
         loop {
             std::thread::sleep(QUIET);

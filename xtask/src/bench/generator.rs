@@ -1,5 +1,5 @@
-//! The load: speaks the NATS protocol itself, over frames laid out beforehand,
-//! so that on two cores it takes as little as it can from what is measured.
+//! The load generator. It speaks the NATS protocol itself, and its messages are laid out
+//! beforehand. So on two cores, it takes as little as it can from the contender.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -44,12 +44,12 @@ impl Frames {
     }
 }
 
-/// How much may be under way.
+/// The limit on messages under way.
 #[derive(Clone, Copy)]
 pub(crate) struct Window {
     /// The most messages sent and not yet answered for.
     pub(crate) messages: usize,
-    /// How many messages one message that comes back answers for.
+    /// How many messages one answer stands for.
     pub(crate) per_answer: usize,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Generator {
     /// The part of the buffer that is yet to be read.
     from: usize,
     to: usize,
-    /// What is left of the message whose head was read.
+    /// How many bytes are left of the message whose head was read.
     skip: usize,
 }
 
@@ -136,8 +136,8 @@ impl Generator {
         Ok(body)
     }
 
-    /// Reads what is there, at least one piece; returns how many messages it
-    /// completed the heads of.
+    /// Reads what is there, and waits if there is nothing. Returns how many messages' heads it has
+    /// completed.
     fn receive(&mut self) -> Result<usize> {
         self.fill()?;
         let mut count = 0;
@@ -174,7 +174,8 @@ impl Generator {
         }
     }
 
-    /// Where the line that begins here ends, behind its line feed.
+    /// The end of the line that begins here, after its line feed. `None` if the line isn't
+    /// complete.
     fn line_end(&self) -> Option<usize> {
         let there = self.buffer.get(self.from..self.to)?;
         let end = there.iter().position(|byte| *byte == b'\n')?;
@@ -198,8 +199,8 @@ impl Generator {
     }
 }
 
-/// The size of the message that a protocol line begins, headers and body
-/// together; none if it begins none.
+/// The size of the message that a protocol line announces: headers and body together. `None` if the
+/// line announces none.
 fn message_size(line: &[u8]) -> Result<Option<usize>> {
     if line.starts_with(b"-ERR") {
         bail!(

@@ -1,8 +1,7 @@
-//! Heartbeats of known connections taken in, beside a bare subscriber that only
-//! counts.
+//! Heartbeats of known connections: presence beside a bare subscriber that only counts.
 //!
-//! A heartbeat gives rise to nothing, so every so many carry a reply subject,
-//! and the answers bound what is under way; the subscriber answers those too.
+//! Nothing is published for a heartbeat. So one in `PER_ANSWER` has a reply subject, and the
+//! answers limit how many messages are under way. The subscriber answers these, too.
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::http;
@@ -17,7 +16,7 @@ use super::{Args, Broker};
 
 const CONNECTIONS: usize = 10_000;
 const HEARTBEATS: usize = 200_000;
-/// Every so many heartbeats one is answered.
+/// One in this many heartbeats is answered.
 const PER_ANSWER: usize = 1_000;
 const REPLIES: &str = "_INBOX.load.heard";
 
@@ -83,7 +82,7 @@ fn measure_one(
     Ok(())
 }
 
-/// How many heartbeats the host says it has taken in.
+/// How many heartbeats the host has counted. `None` for the subscriber.
 fn counted(broker: &Broker, entrant: &Entrant) -> Result<Option<f64>> {
     let Some(host) = entrant.host() else {
         return Ok(None);
@@ -96,7 +95,7 @@ fn counted(broker: &Broker, entrant: &Entrant) -> Result<Option<f64>> {
     )))
 }
 
-/// That none was lost on the way.
+/// Checks that no heartbeat was lost on the way.
 fn all_taken_in(broker: &Broker, entrant: &Entrant, expected: f64) -> Result<()> {
     let counted = wait::until("presence to count every heartbeat", async || {
         let Some(host) = entrant.host() else {

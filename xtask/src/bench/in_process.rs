@@ -1,5 +1,4 @@
-//! What is measured inside of a process: benches of core and sandbox that print
-//! their figures as JSON.
+//! Measurements inside a process: benches of core and sandbox, which print their figures as JSON.
 
 use std::process::Stdio;
 
@@ -8,45 +7,45 @@ use presence_tests::tools;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// What the ledger takes.
+/// The cost of the ledger.
 #[derive(Deserialize)]
 pub(crate) struct Ledger {
     pub(crate) users: usize,
     pub(crate) contacts: usize,
-    /// Of an online event, once it is decided.
+    /// The time for an online event, after its decision.
     pub(crate) online_ns: f64,
-    /// Of the offline that follows it.
+    /// The time for the offline event that follows.
     pub(crate) offline_ns: f64,
-    /// Of memory, beside directory and events, for a user who is online.
+    /// The ledger's memory for a user who is online, without directory and events.
     pub(crate) ledger_bytes: f64,
-    /// What is known of them: the event with which they came online.
+    /// The memory for the event with which the user came online.
     pub(crate) event_bytes: f64,
-    /// All that a shard holds of them, these two among it.
+    /// A shard's whole memory for the user, these two included.
     pub(crate) shard_bytes: f64,
-    /// How many connections a tracker has, and what it takes for each with its user.
+    /// The number of a tracker's connections, and its memory for each of them with its user.
     pub(crate) connections: usize,
     pub(crate) connection_bytes: f64,
 }
 
-/// What a swap of the pipeline takes from a worker, by what changes with it.
+/// What a swap of the pipeline costs a worker, by the changes that follow from it.
 #[derive(Deserialize)]
 pub(crate) struct Swaps {
     pub(crate) users: usize,
     pub(crate) contacts: usize,
-    /// Nothing.
+    /// No decision changes.
     pub(crate) same: Swap,
-    /// Everyone is lost sight of by a viewer.
+    /// Every user loses a viewer.
     pub(crate) losses: Swap,
-    /// Everyone is seen by one more.
+    /// Every user gains a viewer.
     pub(crate) gains: Swap,
 }
 
-/// What one swap takes.
+/// The cost of one swap.
 #[derive(Deserialize)]
 pub(crate) struct Swap {
-    /// How many users are decided on again in a second of one core's time.
+    /// How many users are decided on again in a second of processor time.
     pub(crate) a_second: f64,
-    /// The longest that new events wait for it, in milliseconds of that.
+    /// The longest that new events wait for it, in milliseconds of processor time.
     pub(crate) longest_ms: f64,
 }
 

@@ -1,23 +1,23 @@
-//! What the contenders are fed: the seed document's events of a population in
-//! which everyone has contacts of their own.
+//! The events that contenders get: the seed document's, for a population in which everyone has
+//! contacts of their own.
 
 use std::fmt::Write;
 
 use super::generator::Frames;
 
-/// A population of users with as many contacts each.
+/// A population of users, all with the same number of contacts.
 #[derive(Clone, Copy)]
 pub(crate) struct Population {
     pub(crate) users: usize,
     pub(crate) viewers: usize,
 }
 
-/// How many users there are to be somebody's contact: a prime, so that any step
-/// through them visits each.
+/// The number of ids from which contacts are taken. A prime, so that any step through them visits
+/// each.
 const POOL: usize = 10_007;
 
 impl Population {
-    /// As many users as keep the directory a few megabytes.
+    /// A population with so few users that the directory has only a few megabytes.
     pub(crate) fn with(viewers: usize) -> Self {
         Self {
             users: (2_000_000 / viewers.max(1)).clamp(500, 20_000),
@@ -48,7 +48,7 @@ impl Population {
 
     /// Who may see a user.
     fn contacts(self, user: usize) -> impl Iterator<Item = usize> {
-        // Any step will do, so long as users differ in it.
+        // Any step will do, if it is different for each user.
         let step = 1 + (user * 7_919) % (POOL - 1);
         (0..self.viewers).map(move |contact| (user + contact * step) % POOL)
     }
@@ -58,7 +58,7 @@ impl Population {
         (0..self.users).filter(move |user| self.contacts(*user).any(|contact| contact == viewer))
     }
 
-    /// Everyone comes online: an application's word, the seed's own body.
+    /// An application says that everyone comes online, with the seed document's body.
     pub(crate) fn online(self, root: &str, at: u64) -> Frames {
         self.frames(&format!("{root}.events.user_online"), |user| {
             format!(

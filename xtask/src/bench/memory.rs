@@ -1,5 +1,5 @@
-//! What connections take on one node that serves alone: resident bytes, with all of them connected
-//! through the broker.
+//! The memory of connections on one node that serves alone: resident bytes, with all of them
+//! connected through the broker.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::{Args, Broker};
 /// How many connections each user has.
 const OF_A_USER: usize = 2;
 
-/// How many messages are laid out at once.
+/// How many messages are laid out in memory at once.
 const PIECE: usize = 50_000;
 
 const REPLIES: &str = "_INBOX.load.memory";

@@ -35,30 +35,31 @@ const PIPELINE: &str = "[[pipeline]]\nplugin = \"contacts\"\n\n[[pipeline]]\nplu
 /// How many users are online all the while that plugins are swapped, and are decided on again
 /// each time.
 const ONLINE: usize = 1_000;
-/// After how many swaps memory is looked at first.
+/// After how many swaps memory is measured first.
 const WARM: u64 = 100;
-/// How often is looked whether a task has ended.
+/// The interval between two checks whether a task has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Swaps of the pipeline under load.
 pub(crate) struct UnderLoad {
     /// How many took effect.
     pub(crate) swaps: u64,
-    /// How many in a second there were, of those that were asked for.
+    /// How many took effect per second, and how many were asked for per second.
     pub(crate) a_second: f64,
     pub(crate) wanted_a_second: u32,
-    /// How long events took, one at a time.
+    /// How long events took, one at a time: without swaps, and while the node swapped.
     pub(crate) steady: Times,
     pub(crate) swapping: Times,
-    /// While another node swapped as often, on the same machine: what the work itself takes of the cores.
+    /// The same while another node swapped as often, on the same machine: this shows how much of
+    /// the cores the swaps themselves take.
     pub(crate) elsewhere: Times,
     /// The node's resident bytes after [`WARM`] swaps, and after all.
     pub(crate) resident: [u64; 2],
 }
 
-/// What is done beside the active path.
+/// The effect on the active path of what runs beside it.
 pub(crate) struct Beside {
-    /// Of a plain node, one with a shadow, and one whose metrics are read.
+    /// The figures of a plain node, of one with a shadow, and of one whose metrics are read.
     pub(crate) rows: Vec<Row>,
     /// How many decisions the shadow has compared.
     pub(crate) compared: f64,
@@ -74,13 +75,14 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     let (other, other_digests) = swapped(broker, "elsewhere", population)?;
     drop(OneByOne::online(broker, &other, population)?);
     let mut load = OneByOne::online(broker, &entrant, population)?;
-    // As many as the longest part of the swaps has.
+    // The first half of the steady part. The second half is measured at the end.
     let mut steady = Times::default();
     load.run(&mut Times::default(), Duration::from_secs(2))?;
     load.run(&mut steady, Duration::from_secs(10))?;
 
     let begun = generation(broker, &entrant)?;
-    // A node takes only the newest revision that it finds: it can't be asked for more than it does.
+    // A node takes only the newest revision that it finds, so it skips those for which it has no
+    // time.
     let apart = Duration::from_secs(1) / args.swaps_per_s.max(1);
     let swapper = Swapper::begin(broker, "swaps", digests, apart)?;
     let began = Instant::now();
@@ -109,7 +111,7 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     swapper.end()?;
     ensure!(generation(broker, &other)? > begun, "the other node swaps");
     load.run(&mut steady, Duration::from_secs(10))?;
-    // Each of them is told offline, once: nobody was lost.
+    // Every user's offline comes once: no user was lost.
     load.all_but_one(false)
         .with_context(|| entrant.last_words())?;
     Ok(UnderLoad {
@@ -221,8 +223,8 @@ impl<'a> OneByOne<'a> {
         Ok(())
     }
 
-    /// Takes everyone online, or offline, and leaves the first one offline. Fails unless each is
-    /// told of once.
+    /// Takes everyone online or offline, and leaves the first user offline. Fails unless exactly
+    /// one event comes for each.
     fn all_but_one(&mut self, online: bool) -> Result<()> {
         let (all, one, root) = (
             self.population,
@@ -246,7 +248,7 @@ impl<'a> OneByOne<'a> {
     }
 }
 
-/// Writes revisions, each with the other one of two plugins.
+/// Writes revisions that alternate between two builds of a plugin.
 struct Swapper {
     stop: Arc<AtomicBool>,
     failed: Arc<Mutex<Option<anyhow::Error>>>,
@@ -271,7 +273,7 @@ impl Swapper {
         Ok(Self { stop, failed, task })
     }
 
-    /// That nothing went wrong so far.
+    /// Fails if the task has failed.
     fn goes_on(&self) -> Result<()> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.take().map_or(Ok(()), Err)
@@ -291,7 +293,7 @@ fn wait_for(task: &tokio::task::JoinHandle<()>) {
     }
 }
 
-/// Writes revisions until it is to stop.
+/// Writes revisions until `stop` is set.
 async fn write(
     bucket: kv::Store,
     (digests, apart): ([String; 2], Duration),
@@ -319,7 +321,7 @@ async fn write(
     Ok(())
 }
 
-/// A shadow that runs.
+/// A running shadow.
 struct Shadow {
     _command: Process,
 }

@@ -1,5 +1,5 @@
-//! Queries of 100 users, beside a bare request and its reply: one under way at a
-//! time, in turns, each with the same question and an answer of the same size.
+//! Queries about 100 users, beside a bare request and its reply. One is under way at a time, in
+//! turns, and all have the same question and an answer of the same size.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use super::load::{BEGIN_MS, Population, name, viewer};
 use super::times::Times;
 use super::{Args, Broker};
 
-/// How many users a query asks after.
+/// How many users a query asks about.
 const USERS: usize = 100;
 /// How many queries there are in a round.
 const QUERIES: usize = 300;
@@ -25,7 +25,7 @@ pub(crate) struct Row {
     pub(crate) took: Times,
 }
 
-/// Measures the bare answerer, and the host with verdicts at hand and without.
+/// Measures the bare answerer, and the host with cached verdicts and without.
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let population = Population::with(100);
     let directory = population.directory();
@@ -88,7 +88,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A viewer asks after users whom they were told of.
+/// A query of one viewer, about users of whom the viewer was told.
 fn query(root: &str, population: Population) -> Frames {
     const VIEWER: usize = 42;
     let users = population.seen_by(VIEWER).take(USERS).map(name);

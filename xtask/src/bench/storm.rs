@@ -1,6 +1,7 @@
-//! A storm: all connections of a tenant are lost at once and are back within ten seconds, on a node
-//! that serves a quiet tenant beside it. With a grace, nobody is told of anything; without one, of
-//! everything. Queues stay bounded in both, and what the quiet tenant's events take is measured.
+//! A storm: all connections of a tenant are lost at once, and come back within ten seconds, on a
+//! node that also serves a quiet tenant. With a grace, nobody is told of anything; without one, of
+//! every change. The queues stay bounded in both cases. The times of the quiet tenant's events are
+//! measured.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -20,7 +21,7 @@ use super::{Args, Broker};
 
 /// How long the connections take to come back.
 const BACK: Duration = Duration::from_secs(10);
-/// In how many pieces they do.
+/// In how many pieces they come back.
 const PIECES: usize = 1_000;
 
 /// Where each event of the storming tenant is published once.
@@ -38,7 +39,7 @@ pub(crate) struct Row {
     pub(crate) during: Times,
     /// How many events of the storming tenant were published.
     pub(crate) events: usize,
-    /// How many messages were dropped since a queue was full.
+    /// How many messages were dropped because a queue was full.
     pub(crate) dropped: f64,
     /// The most bytes that waited for shards, and that waited for the broker.
     pub(crate) waiting: f64,
@@ -108,7 +109,8 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
             let next = BACK * number / u32::try_from(PIECES)?;
             std::thread::sleep(next.saturating_sub(begin.elapsed()));
         }
-        // Clients go on, and the node adopts whose connect was dropped.
+        // The clients send heartbeats, by which the node adopts connections whose connect was
+        // dropped.
         let begin = Instant::now();
         for (number, piece) in (1_u32..).zip(pieces(all.0.clone(), PIECES)) {
             send(&mut stream, "heartbeat", piece, "d")?;
@@ -128,7 +130,7 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
 }
 
 impl Row {
-    /// Notes what the node holds now, if it is more than before.
+    /// Raises the maxima to what the node has now.
     fn look(&mut self, broker: &Broker, entrant: &Entrant) -> Result<()> {
         let host = entrant.host().context("it is a host")?;
         let metric = |name: &str| broker.runtime.block_on(host.metric(name, &[]));
@@ -154,7 +156,8 @@ impl Row {
             Ok((online == self.connections as f64).then_some(()))
         });
         broker.runtime.block_on(back)?;
-        // What was lost was a disconnect, whose connection lives until its timeout, or a connect.
+        // Either disconnects were dropped, whose connections live until their timeout, or connects,
+        // which heartbeats have replaced. So there are at least as many connections as users.
         self.dropped = broker
             .runtime
             .block_on(host.metric("presence_slow_consumer_drops_total", &[]))?;
@@ -203,7 +206,7 @@ fn pieces(
         .map(move |from| from..(from + size).min(end))
 }
 
-/// Sends a message of each of some users, of a connection of this name.
+/// Sends one message for each of these users, about their connection `conn`.
 fn send(
     stream: &mut TcpStream,
     kind: &str,

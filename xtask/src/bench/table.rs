@@ -18,8 +18,7 @@ const TITLE: usize = 32;
 /// How wide a column of figures is.
 const COLUMN: usize = 24;
 
-/// Rates, ratios, and processor time of the fan-out, one column a size of the
-/// audience.
+/// Rates, ratios, and processor time of the fan-out. One column for each size of the audience.
 pub(crate) fn fan_out(figures: &[Figures]) -> String {
     let mut text = String::new();
     let rows = figures.first().map_or(&[][..], |figures| &figures.rows);
@@ -123,8 +122,8 @@ pub(crate) fn queries(rows: &[queries::Row]) -> String {
     text
 }
 
-/// What the ledger takes, the time also as a part of what an online event costs the
-/// host at the first size of the audience.
+/// The cost of the ledger. Its time is also shown as a share of the host's processor time for an
+/// online event, at the first size of the audience.
 pub(crate) fn ledger(ledger: &Ledger, figures: &[Figures]) -> String {
     let mut text = String::new();
     let title = format!("the ledger, {} users online", grouped(ledger.users as f64));
@@ -154,7 +153,7 @@ pub(crate) fn ledger(ledger: &Ledger, figures: &[Figures]) -> String {
     text
 }
 
-/// What a swap of the pipeline takes.
+/// The cost of a swap of the pipeline.
 pub(crate) fn swaps(swaps: &Swaps) -> String {
     let mut text = String::new();
     let title = format!(
@@ -172,7 +171,7 @@ pub(crate) fn swaps(swaps: &Swaps) -> String {
     text
 }
 
-/// What swaps under load do to memory and to events.
+/// The effect of swaps under load on memory and on events.
 pub(crate) fn under_load(figures: &UnderLoad) -> String {
     let mut text = String::new();
     let title = format!(
@@ -212,7 +211,7 @@ pub(crate) fn under_load(figures: &UnderLoad) -> String {
     text
 }
 
-/// What a shadow and scrapes of the metrics take from the active path.
+/// The effect of a shadow and of scrapes of the metrics on the active path.
 pub(crate) fn beside(beside: &Beside) -> String {
     let mut text = String::new();
     let heads = ["events a second", "of the plain one's"].map(str::to_owned);
@@ -227,7 +226,7 @@ pub(crate) fn beside(beside: &Beside) -> String {
     text
 }
 
-/// What hostile tenants do to a quiet one.
+/// The effect of hostile tenants on a quiet one.
 pub(crate) fn fairness(rows: &[fairness::Row]) -> String {
     let mut text = String::new();
     let heads = [
@@ -250,7 +249,7 @@ pub(crate) fn fairness(rows: &[fairness::Row]) -> String {
     text
 }
 
-/// What many tenants take of one node.
+/// The resources that many tenants take on one node.
 pub(crate) fn density(figures: &Density) -> String {
     let mut text = String::new();
     let tenants = figures.tenants as f64;
@@ -285,7 +284,7 @@ pub(crate) fn density(figures: &Density) -> String {
     text
 }
 
-/// What a storm does to the node and to a quiet tenant beside it.
+/// The effect of a storm on the node, and on a quiet tenant beside it.
 pub(crate) fn storm(rows: &[storm::Row]) -> String {
     let mut text = String::new();
     let count = rows.first().map_or(0, |row| row.connections);
@@ -318,7 +317,7 @@ pub(crate) fn storm(rows: &[storm::Row]) -> String {
     text
 }
 
-/// What a fleet's shard is like while it changes hands, and what standby and router take.
+/// How a fleet's shard changes hands, and what standby and router cost.
 pub(crate) fn fleet(figures: &fleet::Figures) -> String {
     let mut text = String::new();
     let title = format!(
@@ -370,7 +369,7 @@ pub(crate) fn fleet(figures: &fleet::Figures) -> String {
     text
 }
 
-/// What connections take of a node's memory.
+/// The memory of a node's connections.
 pub(crate) fn memory(figures: &Memory) -> String {
     let mut text = String::new();
     let title = format!("{} connections", grouped(figures.connections as f64));

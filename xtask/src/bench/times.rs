@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Many times.
+/// A collection of durations.
 #[derive(Default)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -17,12 +17,13 @@ impl Times {
         self.0.len()
     }
 
-    /// The longest; none where there are none.
+    /// The longest. Zero if there are none.
     pub(crate) fn longest(&self) -> Duration {
         self.0.iter().max().copied().unwrap_or_default()
     }
 
-    /// The microseconds in which this part of the answers came.
+    /// The time in microseconds within which this part of the answers came: a quantile. NaN if
+    /// there are none.
     pub(crate) fn us(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();

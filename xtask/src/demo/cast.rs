@@ -1,4 +1,4 @@
-//! Who plays: the people, whom they know, and who may therefore see them.
+//! The people in the story, whom they know, and who may therefore see them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -6,19 +6,19 @@ use std::fmt::Write;
 /// The people with a name. Ada comes first in most steps.
 pub(crate) const PEOPLE: [&str; 6] = ["ada", "ben", "cleo", "dan", "eve", "fay"];
 
-/// How many teams the crowd is made of.
+/// The number of teams in the crowd.
 const TEAMS: usize = 6;
 
-/// How many are in a team.
+/// The number of people in a team.
 const TEAM_MEMBERS: usize = 8;
 
-/// How many the crowd is.
+/// The number of people in the crowd.
 pub(crate) const CROWD: usize = TEAMS * TEAM_MEMBERS;
 
-/// People by name, and what is listed of each.
+/// A list of people for each name.
 type Lists = BTreeMap<String, Vec<String>>;
 
-/// What is asked for when somebody comes online.
+/// The rule that decides who is told that somebody comes online.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// Contacts and those who share a group.
@@ -27,7 +27,7 @@ pub(crate) enum Rule {
     GroupsAlone,
 }
 
-/// What `directory.json` says.
+/// The content of `directory.json`.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
     /// Who may see a user, as the user's contact.
@@ -59,8 +59,8 @@ impl Directory {
         }
     }
 
-    /// Who may see a user. The demo's own idea of the rules, to hold the host's
-    /// against.
+    /// Who may see a user, by the demo's own implementation of the rules. The host's decisions are
+    /// compared with it.
     pub(crate) fn audience(&self, user: &str, rule: Rule) -> BTreeSet<String> {
         let contacts = self
             .contacts
@@ -86,7 +86,7 @@ impl Directory {
         self.blocks.extend(lists(&[(user, blocked)]));
     }
 
-    /// What is to be said of a person, one column a kind of list.
+    /// What the directory says about a person, with one column for each kind of list.
     pub(crate) fn columns(&self, user: &str) -> [String; 3] {
         let listed = |lists: &Lists| lists.get(user).map(|names| names.join(", "));
         let mut groups = self.groups.iter();

@@ -1,5 +1,4 @@
-//! A crowd that comes and goes, by which the way from an input to its filtered
-//! event is timed.
+//! A crowd that comes and goes, to time the way from an input to its filtered event.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,13 +12,13 @@ use super::observer::Saw;
 use super::page::Page;
 use super::world::World;
 
-/// How often each of the crowd comes and goes.
+/// How many times each person in the crowd comes and goes.
 const STAYS: usize = 6;
 
-/// From one's coming to the next, in milliseconds.
+/// The time between two arrivals of the same person, in milliseconds.
 const CYCLE_MS: usize = 500;
 
-/// Somebody of the crowd comes or goes.
+/// A person in the crowd comes or goes.
 struct Move {
     due: Duration,
     number: usize,
@@ -27,12 +26,11 @@ struct Move {
     online: bool,
 }
 
-/// Lets the crowd come and go, and returns how long it took from each input's
-/// being published to its filtered event's being received: by the same clock, in
-/// this process.
+/// Lets the crowd come and go. Returns, for each input, the time from its publication until its
+/// filtered event was received, measured by the same clock in this process.
 ///
 /// # Errors
-/// When somebody isn't told, or somebody is told who shouldn't be.
+/// When somebody isn't told who should be, or is told who shouldn't be.
 pub(crate) async fn come_and_go(world: &mut World, page: &mut Page) -> Result<Latencies> {
     let lines = ["Six teams of eight, each of them seen by the other seven, for the figures."];
     page.step("A crowd comes and goes", &lines).await;
@@ -40,7 +38,7 @@ pub(crate) async fn come_and_go(world: &mut World, page: &mut Page) -> Result<La
     let begin = Instant::now();
     let latencies = play(world).await?;
     let took = readable(begin.elapsed());
-    // Nothing else came of it.
+    // Nothing else was published.
     world.show(page, Expected::default()).await?;
     let counts = world.observer.counts();
     let (events, filtered) = (

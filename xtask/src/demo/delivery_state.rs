@@ -38,10 +38,10 @@ impl DeliveryState {
         self.0.get(user).cloned().unwrap_or_default()
     }
 
-    /// Fails if anyone believes somebody to be online who isn't.
+    /// Fails if anyone believes that a user is online who isn't.
     ///
     /// # Errors
-    /// As said.
+    /// When somebody does.
     pub(crate) fn check(&self, online: &BTreeSet<String>) -> Result<()> {
         for (user, believers) in self.0.iter().filter(|(user, _)| !online.contains(*user)) {
             ensure!(

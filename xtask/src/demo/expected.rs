@@ -1,14 +1,14 @@
-//! What is to come of a thing that is done: the host is held to that.
+//! What the host has to publish after an action.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::filtered_event::Change;
 
-/// What has to come, and nothing else may.
+/// What has to come. Anything else is an error.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
-    /// Events on `presence.events`: the user, and why they went if they did.
+    /// Events on `presence.events`: the user, and the reason if the user went offline.
     pub(crate) events: BTreeSet<(String, Option<String>)>,
     /// Filtered events.
     pub(crate) told: BTreeSet<Change>,
@@ -43,7 +43,7 @@ impl Expected {
             events: [(user.to_owned(), went)].into(),
             ..Self::default()
         };
-        // For nobody, nothing is published.
+        // Without viewers, no filtered event is published.
         if !change.viewers.is_empty() {
             expected.told.insert(change);
         }

@@ -1,4 +1,4 @@
-//! What viewers are told of a user, and how that reads.
+//! What viewers are told about a user, and the text for it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,13 +10,13 @@ use super::page::Ink;
 /// How many viewers are named in a line.
 const NAMED: usize = 6;
 
-/// Who learns what of whom.
+/// A change that viewers are told of: who learns what about whom.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Change {
     pub(crate) user: String,
     pub(crate) online: bool,
-    /// Whether the user came or went; else it is a correction: who may see the
-    /// user has changed.
+    /// Whether the user came or went. `false`: it is a correction, because who may see the user has
+    /// changed.
     pub(crate) moved: bool,
     pub(crate) viewers: BTreeSet<String>,
 }
@@ -53,17 +53,17 @@ impl fmt::Display for Change {
 #[derive(Clone, Debug)]
 pub(crate) struct FilteredEvent {
     pub(crate) change: Change,
-    /// What viewers get to know of the device.
+    /// The device, as viewers are told.
     device: String,
-    /// How long ago the user was last seen, in milliseconds; online, 0.
+    /// How long ago the user was last seen, in milliseconds. 0 if the user is online.
     silent_ms: u64,
     /// Why the user went.
     reason: String,
 }
 
 impl FilteredEvent {
-    /// Reads a filtered event. `moved` is the reason of the event that was
-    /// broadcast before it (empty if it has none), if there was one.
+    /// Reads a filtered event. `moved`: the reason in the broadcast event before it, empty if that
+    /// has none. `None` if there was no broadcast.
     pub(crate) fn read(seen: &ReceivedMessage, moved: Option<String>) -> Self {
         let device = seen.field("metadata").get("device");
         let last_seen = seen.field("lastSeen").as_u64();
@@ -83,7 +83,7 @@ impl FilteredEvent {
         }
     }
 
-    /// It as a line.
+    /// The event as a line.
     pub(crate) fn phrase(&self) -> Phrase {
         let Change { online, moved, .. } = self.change;
         let (ink, detail) = match (online, moved) {
@@ -131,11 +131,11 @@ pub(crate) struct Phrase {
     pub(crate) left: String,
     /// Whom it concerns.
     pub(crate) right: String,
-    /// What else there is to know; may be empty.
+    /// Further information; may be empty.
     pub(crate) detail: String,
 }
 
-/// Names, not too many of them.
+/// At most `NAMED` names, and how many more there are.
 fn named(names: &BTreeSet<String>) -> String {
     let first: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
     match names.len() - first.len() {

@@ -1,5 +1,5 @@
-//! A client that sees all that the host publishes: it counts, and notes who was
-//! told what.
+//! A client that receives all that the host publishes. It counts messages, and notes who was told
+//! what.
 
 use std::collections::BTreeMap;
 
@@ -10,29 +10,29 @@ use serde_json::{Value, json};
 use super::delivery_state::DeliveryState;
 use super::filtered_event::FilteredEvent;
 
-/// A subject that the host doesn't know.
+/// The subject of the observer's marks. The host doesn't know it.
 const MARK: &str = "presence.demo.mark";
 
 /// Something that was published.
 #[derive(Debug)]
 pub(crate) enum Saw {
-    /// An event, as everyone may read it who may subscribe to `presence.events`.
+    /// An event on `presence.events`.
     Broadcast {
         user: String,
-        /// Why they went, if they did.
+        /// The reason, if the user went offline.
         went: Option<String>,
     },
     /// A filtered event.
     FilteredEvent(FilteredEvent),
     /// A dead letter.
     DeadLetter(Value),
-    /// The client's own mark.
+    /// One of the observer's own marks.
     Mark(u64),
-    /// An input, or the same event on a subject of its own.
+    /// Anything else, such as an input, or the same event on another subject.
     Other,
 }
 
-/// How much the host has published.
+/// How many messages the host has published, and their effects.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     /// On all subjects.
@@ -41,9 +41,9 @@ pub(crate) struct Counts {
     pub(crate) events: u64,
     /// On `presence.filtered.*`.
     pub(crate) filtered: u64,
-    /// How many viewers those name, all told.
+    /// The sum of the viewers that these name.
     pub(crate) viewers: u64,
-    /// How many of those correct what was told before.
+    /// How many filtered events are corrections of what was told before.
     pub(crate) corrections: u64,
     /// How many viewers can no longer see a user who stayed online.
     pub(crate) hidden: u64,
@@ -53,21 +53,21 @@ pub(crate) struct Counts {
     pub(crate) dead_letters: u64,
 }
 
-/// The client.
+/// The observer.
 #[derive(Debug)]
 pub(crate) struct Observer {
     client: Client,
     tape: Recording,
     counts: Counts,
     state: DeliveryState,
-    /// Broadcasts whose filtered events haven't come: by user, when, and why they
-    /// went if they did.
+    /// The broadcasts whose filtered events haven't come yet, by user: the timestamp, and the
+    /// reason if the user went offline.
     announced: BTreeMap<String, (Value, Option<String>)>,
     marks: u64,
 }
 
 impl Observer {
-    /// Sees all that is published from here on.
+    /// An observer that receives all that is published from now on.
     pub(crate) async fn new(client: Client) -> Result<Self> {
         let tape = client.record("presence.>").await?;
         Ok(Self {
@@ -80,7 +80,7 @@ impl Observer {
         })
     }
 
-    /// The next that is published. It may be given up half-way.
+    /// The next message. The future can be dropped before it is done.
     ///
     /// # Errors
     /// When nothing comes, or a viewer is told what they know already.
@@ -110,16 +110,16 @@ impl Observer {
         }
     }
 
-    /// Publishes a mark: what was published before it is seen before it.
+    /// Publishes a mark. All that was published before the mark is received before it.
     pub(crate) async fn mark(&mut self) -> Result<u64> {
-        // What a broadcast gave rise to has come by then.
+        // The filtered events of all broadcasts have come by now.
         self.forget_broadcasts();
         self.marks += 1;
         self.client.publish(MARK, &json!(self.marks)).await?;
         Ok(self.marks)
     }
 
-    /// Takes what comes from now on for corrections, until the next broadcast.
+    /// From now on, filtered events count as corrections, until the next broadcast.
     pub(crate) fn forget_broadcasts(&mut self) {
         self.announced.clear();
     }
@@ -180,7 +180,7 @@ fn is_online(seen: &ReceivedMessage) -> bool {
     seen.text("type") == "user_online"
 }
 
-/// Why a user went, by a broadcast event; none if they came.
+/// The reason in a broadcast event. `None` if the user came online.
 fn went(seen: &ReceivedMessage) -> Option<String> {
     (!is_online(seen)).then(|| seen.text("reason").to_owned())
 }

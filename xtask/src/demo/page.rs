@@ -5,20 +5,19 @@ use std::time::Duration;
 
 use super::filtered_event::Phrase;
 
-/// How long a reader gets for a few lines. Nothing is waited for by it: the story
-/// would hold without.
+/// A pause to read a few lines. The story doesn't depend on it.
 const TO_READ: Duration = Duration::from_millis(1_100);
 
-/// How long somebody in the story takes between two things they do.
+/// The pause between two actions in the story.
 const TO_ACT: Duration = Duration::from_millis(350);
 
-/// How wide what happened is.
+/// The width of the column that says what happened.
 const LEFT: usize = 20;
 
-/// How wide who is told of it is.
+/// The width of the column that says who is told.
 const RIGHT: usize = 28;
 
-/// A colour, or what comes nearest to one.
+/// A colour or a style.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ink {
     Bold,
@@ -46,12 +45,12 @@ impl Page {
         }
     }
 
-    /// A title without a number.
+    /// Prints a title without a number.
     pub(crate) fn heading(&self, text: &str) {
         println!("\n{}", self.ink(Ink::Bold, text));
     }
 
-    /// The title of the next step with what there is to know, and time to read.
+    /// Prints the title of the next step and its explanation, and pauses for reading.
     pub(crate) async fn step(&mut self, title: &str, lines: &[&str]) {
         self.steps += 1;
         self.heading(&format!("{}. {title}", self.steps));
@@ -61,12 +60,12 @@ impl Page {
         tokio::time::sleep(TO_READ).await;
     }
 
-    /// A line by itself.
+    /// Prints a line by itself.
     pub(crate) fn say(&self, text: &str) {
         println!("{text}");
     }
 
-    /// Somebody does something, after a moment.
+    /// Prints what somebody does, after a pause.
     pub(crate) async fn act(&self, subject: &str, what: &str) {
         tokio::time::sleep(TO_ACT).await;
         println!(
@@ -75,7 +74,7 @@ impl Page {
         );
     }
 
-    /// What came of it.
+    /// Prints what viewers are told.
     pub(crate) fn tell(&self, phrase: &Phrase) {
         let left = self.ink(phrase.ink, &format!("{:<LEFT$}", phrase.left));
         let arrow = self.ink(Ink::Faint, "→");
@@ -87,12 +86,12 @@ impl Page {
         }
     }
 
-    /// What there is to notice.
+    /// Prints a remark.
     pub(crate) fn note(&self, text: &str) {
         println!("     {}", self.ink(Ink::Faint, text));
     }
 
-    /// A row of a table: what it is, a figure, and what belongs to it.
+    /// Prints a row of a table: a title, a figure, and an explanation.
     pub(crate) fn row(&self, title: &str, figure: &str, rest: &str) {
         let figure = self.ink(Ink::Bold, &format!("{figure:>9}"));
         let rest = self.ink(Ink::Faint, rest);

@@ -1,5 +1,5 @@
-//! After the story: it goes on running, tells what to try, and shows what comes
-//! of it.
+//! After the story: the world goes on running, the demo suggests what to try, and prints what is
+//! published.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::observer::Saw;
 use super::page::{Ink, Page};
 use super::world::{World, dead_letter, millis};
 
-/// As by default: anyone who connects by hand has a while.
+/// The default timeout: it gives those who connect by hand some time.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// So seldom that the record of a long stay is short.
+/// A long interval, so that the recording of a long stay remains short.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How often the host's log is looked at.
@@ -24,11 +24,11 @@ const LOOK: Duration = Duration::from_millis(200);
 const CONNECT: &str = r#"'{"userId": "fay", "connId": "f1", "timestamp": '$(date +%s000)', "metadata": {"device": "web"}}'"#;
 const DISCONNECT: &str = r#"'{"userId": "fay", "connId": "f1", "timestamp": '$(date +%s000)'}'"#;
 
-/// A rule that the plugin's own test cases have nothing against.
+/// A rule with which the plugin's own test cases still pass.
 const PHONE: &str =
     r#"    if event.text("device").as_deref() == Some("phone") { return audience; }"#;
 
-/// Goes on until it is dropped.
+/// Runs until the future is dropped.
 ///
 /// # Errors
 /// When the host ends, or tells a viewer what they know already.
@@ -113,8 +113,7 @@ fn suggest(world: &World, page: &Page) {
     page.heading("What comes of it is printed here. Ctrl-C ends it.");
 }
 
-/// A line of the log without the time that it begins with. What goes on from the
-/// line before begins otherwise.
+/// A line of the log without its time. A line that continues the one before has none.
 fn without_time(line: &str) -> &str {
     match line.split_once(' ') {
         Some((time, rest)) if time.ends_with('Z') => rest.trim_start(),

@@ -13,10 +13,10 @@ use super::page::Page;
 use super::transport::CONNECT;
 use super::world::World;
 
-/// Tells it.
+/// Tells the story.
 ///
 /// # Errors
-/// When something doesn't happen that it tells of, or something else does.
+/// When something that the story tells doesn't happen, or something else does.
 pub(crate) async fn tell(world: &mut World, page: &mut Page) -> Result<()> {
     introduce(world, page);
     come_online(world, page).await?;

@@ -1,5 +1,4 @@
-//! The end: what was sent, what came of it, and that the host's own counters say
-//! the same.
+//! The end: how much was sent and published, compared with the host's own counters.
 
 use anyhow::{Context, Result};
 use presence_tests::{http, wait};
@@ -11,7 +10,7 @@ use super::page::Page;
 use super::transport::Sent;
 use super::world::World;
 
-/// The pipeline in force, counted from 1: two were swapped in.
+/// The pipeline's generation at the end: it begins with 1, and two pipelines were swapped in.
 const GENERATION: u64 = 3;
 
 /// Prints the figures.
@@ -80,12 +79,12 @@ pub(crate) async fn sum_up(world: &mut World, page: &Page, latencies: &Latencies
     Ok(())
 }
 
-/// Waits until what was sent and seen is what the host says: it counts a moment
-/// after it answers. Returns what was sent, and how many figures were compared.
+/// Waits until the host's metrics agree with what was sent and seen: the host counts a moment after
+/// it answers. Returns what was sent, and how many figures were compared.
 async fn agreed(world: &World) -> Result<(Sent, usize)> {
     let mut differing = String::new();
     let agreed = wait::until("/metrics to agree", async || {
-        // Heartbeats go on: these are counted before, and compared after.
+        // Heartbeats go on: these are counted before the metrics are read.
         let sent = world.transport.sent();
         let metrics = world.host.metrics().await?;
         let figures = figures(world, sent, world.observer.counts());

@@ -1,5 +1,5 @@
-//! What a chat server would be in earnest: it reports its users' connections,
-//! and sends a heartbeat for each that is alive.
+//! A transport, as a chat server is in production: it reports its users' connections, and sends a
+//! heartbeat for each that is alive.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ pub(crate) struct Sent {
     pub(crate) invalid: u64,
 }
 
-/// A transport; clones are the same one.
+/// A transport. Clones share their state.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
     client: Client,
@@ -33,7 +33,7 @@ pub(crate) struct Transport {
 
 #[derive(Debug, Default)]
 struct State {
-    /// User and connection.
+    /// The living connections: user and connection id.
     living: BTreeSet<(String, String)>,
     sent: Sent,
 }
@@ -46,7 +46,7 @@ impl Transport {
         }
     }
 
-    /// A connection is made, and the host has said that it took note.
+    /// Reports a new connection, and waits for the host's acknowledgement.
     pub(crate) async fn connect(&self, user: &str, conn: &str, device: &str) -> Result<()> {
         self.client
             .input(CONNECT, connect(user, conn, device))
@@ -55,7 +55,7 @@ impl Transport {
         Ok(())
     }
 
-    /// As [`Self::connect`], without waiting for the host's word.
+    /// As [`Self::connect`], without waiting for the acknowledgement.
     pub(crate) async fn send_connect(&self, user: &str, conn: &str, device: &str) -> Result<()> {
         self.client
             .publish(CONNECT, &connect(user, conn, device))
@@ -64,14 +64,14 @@ impl Transport {
         Ok(())
     }
 
-    /// A connection is closed, and the host has said that it took note.
+    /// Reports that a connection is closed, and waits for the host's acknowledgement.
     pub(crate) async fn disconnect(&self, user: &str, conn: &str) -> Result<()> {
-        // First, so that no heartbeat comes after the close.
+        // Notes it first, so that no heartbeat comes after the disconnect.
         self.disconnected(user, conn);
         self.client.input(DISCONNECT, disconnect(user, conn)).await
     }
 
-    /// As [`Self::disconnect`], without waiting for the host's word.
+    /// As [`Self::disconnect`], without waiting for the acknowledgement.
     pub(crate) async fn send_disconnect(&self, user: &str, conn: &str) -> Result<()> {
         self.disconnected(user, conn);
         self.client
@@ -79,22 +79,22 @@ impl Transport {
             .await
     }
 
-    /// A connection falls silent: nobody says that it is closed.
+    /// Makes a connection silent: nobody reports that it is closed.
     pub(crate) fn crash(&self, user: &str, conn: &str) {
         self.state()
             .living
             .remove(&(user.to_owned(), conn.to_owned()));
     }
 
-    /// Sends what is no valid connect, and returns the host's answer.
+    /// Sends an invalid connect, and returns the host's answer.
     pub(crate) async fn send_invalid(&self, body: &Value) -> Result<Value> {
         let answer = self.client.request(CONNECT, body.to_string()).await?;
         self.state().sent.invalid += 1;
         Ok(answer)
     }
 
-    /// Sends a heartbeat for each living connection, again and again, until what
-    /// it returns is dropped.
+    /// Sends a heartbeat for each living connection, again and again, until the returned value is
+    /// dropped.
     pub(crate) fn heartbeats(&self, period: Duration) -> Heartbeats {
         let transport = self.clone();
         let mut ticks = tokio::time::interval(period);
@@ -150,7 +150,7 @@ impl Transport {
     }
 }
 
-/// Heartbeats that go on for as long as this is there.
+/// Heartbeats that go on until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Heartbeats(JoinHandle<()>);
 
@@ -160,7 +160,7 @@ impl Drop for Heartbeats {
     }
 }
 
-/// Of this, viewers get to see the device alone.
+/// A connect. Of its metadata, viewers see only the device.
 fn connect(user: &str, conn: &str, device: &str) -> Value {
     json!({
         "userId": user,

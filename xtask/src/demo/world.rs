@@ -1,5 +1,5 @@
-//! What the story is played on: a broker, a host in its site, the transport that
-//! feeds it, and the observer of what comes of that.
+//! The world of the story: a broker, a host in its site, the transport that sends its input, and
+//! the observer of what it publishes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,15 +18,14 @@ use super::observer::{Observer, Saw};
 use super::page::{Ink, Page};
 use super::transport::{Heartbeats, Transport};
 
-/// How long a connection lives without a heartbeat: a tenth of the default, since
-/// a crash is to be waited for.
+/// How long a connection lives without a heartbeat: a tenth of the default, since the story waits
+/// for a connection to time out.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often living connections send a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// The world. The fields are dropped in this order: the host goes before the
-/// broker.
+/// The world. The fields are dropped in this order: the host before the broker.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) heartbeats: Heartbeats,
@@ -73,13 +72,13 @@ impl World {
         self.host.process.last_words()
     }
 
-    /// Who may see a user by the rule and the directory of the moment.
+    /// Who may see a user, by the current rule and directory.
     pub(crate) fn audience(&self, user: &str) -> BTreeSet<String> {
         self.directory.audience(user, self.rule)
     }
 
-    /// A user makes a connection. If it is the first, their audience is told;
-    /// else nobody is told anything.
+    /// A user makes a connection. If it is the user's first one, the audience is told. Otherwise
+    /// nobody is told anything.
     pub(crate) async fn connect(
         &mut self,
         page: &Page,
@@ -99,8 +98,8 @@ impl World {
         self.show(page, expected).await
     }
 
-    /// A user closes a connection. If it was the last, those who were told that
-    /// they came are told that they went; else nobody is told anything.
+    /// A user closes a connection. If it was the last one, those are told who were told that the
+    /// user came. Otherwise nobody is told anything.
     pub(crate) async fn disconnect(&mut self, page: &Page, user: &str, conn: &str) -> Result<()> {
         page.act("presence.disconnect", &format!("{user}, {conn}"))
             .await;
@@ -114,9 +113,9 @@ impl World {
         self.show(page, expected).await
     }
 
-    /// What is to come of a change of the rule or the directory: for everyone
-    /// online, who lost sight of them and who gained it. This is asked after the
-    /// change has been noted here, and before the host knows of it.
+    /// What has to follow from a change of the rule or the directory: for each online user, who
+    /// loses sight of the user and who gains it. Call this after the change has been made here, and
+    /// before the host knows of it.
     pub(crate) fn corrections(&self) -> Expected {
         let mut expected = Expected::default();
         for user in self.transport.online() {
@@ -135,11 +134,10 @@ impl World {
         expected
     }
 
-    /// Prints what viewers are told as it comes, until all that is expected has
-    /// come.
+    /// Prints what viewers are told, until all that is expected has come.
     ///
     /// # Errors
-    /// When it doesn't, or something else does.
+    /// When it doesn't come, or something else does.
     pub(crate) async fn show(&mut self, page: &Page, mut expected: Expected) -> Result<()> {
         let mut mark = None;
         loop {

@@ -1,6 +1,6 @@
-//! The configuration reference: a table per section. Keys, and when a change of one takes effect,
-//! are what the configuration reader says (`presence config --json`). What each key means, and its
-//! default, is what `presence.toml` says. A key that only one of the two knows is an error.
+//! The configuration reference: a table for each section. The configuration reader says which keys
+//! there are, and when a change of one takes effect (`presence config --json`). `presence.toml`
+//! says what each key means, and its default. A key that only one of the two knows is an error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,14 +8,14 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// What the page begins with.
+/// The beginning of the page.
 const HEAD: &str = "<!-- Written by `cargo xtask guide`, from presence.toml and the reader's keys. -->\n\n\
                     # Configuration reference\n";
 
-/// What the stages begin with, which are shown as they stand.
+/// The header of a stage. Stages are shown as they are in the file.
 const STAGES: &str = "[[pipeline]]";
 
-/// The page, from the reference file and from what the reader says in a folder without a file.
+/// The page, from the reference file and from the reader's output in a folder without a file.
 ///
 /// # Errors
 /// When the two don't have the same keys.
@@ -46,7 +46,7 @@ pub(super) fn page(file: &str, reader: &Value) -> Result<String> {
     Ok(text)
 }
 
-/// A section's keys, which are taken out of those that are known.
+/// Writes the table of a section's keys, and removes them from `known`.
 fn table(
     text: &mut String,
     section: &Section<'_>,
@@ -59,7 +59,8 @@ fn table(
         let (value, restart) = known
             .remove(&*name)
             .with_context(|| format!("presence.toml has `{name}`, which nothing reads"))?;
-        // What is commented out has no default, one that depends on the machine, or the one shown.
+        // A key that is commented out has no default, a default that depends on the machine, or the
+        // one that is shown.
         let default = match value {
             Value::Null => "none".to_owned(),
             Value::String(value) if key.is_example && !key.value.contains(&**value) => {
@@ -80,7 +81,7 @@ fn table(
 
 /// A section of the file.
 struct Section<'a> {
-    /// As it stands there, with its brackets.
+    /// Its header in the file, with the brackets.
     name: &'a str,
     about: String,
     keys: Vec<Key<'a>>,
@@ -110,7 +111,7 @@ fn read(file: &str) -> Result<(String, Vec<Section<'_>>)> {
     let mut intro = None;
     let mut sections: Vec<Section<'_>> = Vec::new();
     let mut comment = String::new();
-    // The key that a comment stood before: those right after it share the comment.
+    // The last key that had a comment of its own. The keys right after it share the comment.
     let mut above: Option<&str> = None;
     for (number, line) in file.lines().enumerate() {
         let (is_example, code) = match line.strip_prefix('#') {
@@ -128,7 +129,7 @@ fn read(file: &str) -> Result<(String, Vec<Section<'_>>)> {
             None => (false, line),
         };
         if code.is_empty() {
-            // What stands alone at the top is about the file.
+            // A comment that stands alone at the top is about the file.
             if intro.is_none() {
                 intro = Some(std::mem::take(&mut comment));
             }
@@ -166,7 +167,7 @@ fn read(file: &str) -> Result<(String, Vec<Section<'_>>)> {
     Ok((intro.unwrap_or_default().trim().to_owned(), sections))
 }
 
-/// A text that fits a table.
+/// A text in one line, for a cell of a table.
 fn cell(text: &str) -> String {
     linked(&text.split_whitespace().collect::<Vec<_>>().join(" ")).replace('|', "\\|")
 }

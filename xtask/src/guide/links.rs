@@ -1,5 +1,5 @@
-//! Whether the links of a built book lead anywhere: to a file of the book, and in it to a place
-//! that has the name. And whether those of pages outside of it lead to files.
+//! Checks links. A link in the built book has to lead to a file of the book, and to an id in this
+//! file if it names one. A link in a page outside the book has to lead to a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 /// Follows all links, and says how many pages and links there are.
 ///
 /// # Errors
-/// Lists those that lead nowhere.
+/// If links lead nowhere: lists them.
 pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
     let pages = read(book)?;
     let places: BTreeMap<_, _> = pages
@@ -21,7 +21,7 @@ pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
     let mut count = 0;
     let mut dead = Vec::new();
     for (page, html) in &pages {
-        // Around it is what mdBook puts on every page.
+        // The rest is the same on every page of mdBook.
         let (_, main) = html.split_once("<main>").unwrap_or_default();
         let (main, _) = main.split_once("</main>").unwrap_or_default();
         for link in values(main, "href").filter(|link| !link.contains("://")) {
@@ -51,7 +51,7 @@ pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
 /// Follows the links of pages that are read as Markdown.
 ///
 /// # Errors
-/// Lists those that lead to no file.
+/// If links lead to no file: lists them.
 pub(super) fn check_pages(root: &Path, pages: &[&str]) -> Result<()> {
     let mut dead = Vec::new();
     for page in pages {
@@ -104,7 +104,7 @@ fn beside(page: &Path, link: &str) -> PathBuf {
     let mut path = page.parent().unwrap_or(page).to_owned();
     for part in Path::new(link).components() {
         match part {
-            // What leads out of the book is kept, and found nowhere.
+            // A path that leads out of the book is kept: no file is found there.
             Component::ParentDir if path.file_name().is_some() => drop(path.pop()),
             part => path.push(part),
         }

@@ -12,7 +12,7 @@ use wit_parser::{
 /// The page for a package, given as WIT text.
 ///
 /// # Errors
-/// When it isn't WIT, or declares what the API has had no use for so far.
+/// When it isn't WIT, or declares something of a kind that the API doesn't use yet.
 pub(super) fn page(wit: &str) -> Result<String> {
     let mut resolve = Resolve::default();
     let id = resolve.push_source("presence.wit", wit)?;
@@ -40,7 +40,7 @@ pub(super) fn page(wit: &str) -> Result<String> {
 struct Page<'a> {
     resolve: &'a Resolve,
     text: String,
-    /// What has been said of exports so far: each one's comment, and its world.
+    /// The exports that have been described so far, by name: comment and world.
     exported: BTreeMap<String, (Docs, String)>,
 }
 
@@ -101,7 +101,8 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// A type with a row for each of its parts, unless it is another's that is named.
+    /// Describes a type, with a row for each of its parts. Leaves out a name for another declared
+    /// type.
     fn declared(&mut self, id: TypeId) -> Result<()> {
         let ty = self.resolve.types.get(id).context("the type is there")?;
         let name = ty.name.as_deref().context("a declared type has a name")?;
@@ -157,7 +158,7 @@ impl Page<'_> {
         }
     }
 
-    /// A type as one writes it.
+    /// A type, as it is written in WIT.
     fn name(&self, ty: &Type) -> Result<String> {
         let mut printer = WitPrinter::default();
         printer.print_type_name(self.resolve, ty)?;

@@ -12,7 +12,7 @@ use presence_tests::tools;
 /// A valgrind that runs here.
 pub(super) struct Valgrind {
     program: OsString,
-    /// Where its tools are, if not where it was built to look.
+    /// The folder of its tools. `None`: the one that it was built for.
     tools: Option<PathBuf>,
 }
 
@@ -20,7 +20,7 @@ impl Valgrind {
     /// Finds one, or fetches one.
     ///
     /// # Errors
-    /// When there is none and none can be had.
+    /// When there is none, and none can be fetched.
     pub(super) fn find() -> Result<Self> {
         let installed = Self {
             program: "valgrind".into(),

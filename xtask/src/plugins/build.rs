@@ -13,13 +13,13 @@ use serde_json::Value;
 
 use super::record;
 
-/// What a build made, and by what.
+/// A build's components, and its toolchain.
 pub(super) struct Build {
     /// `rustc --version`.
     pub(super) rustc: String,
     /// `cargo --version`.
     pub(super) cargo: String,
-    /// The hash of all that was built from.
+    /// The hash of all source files.
     pub(super) sources: String,
     /// The components, by their file's path within `dist`.
     pub(super) components: BTreeMap<String, Vec<u8>>,

@@ -1,5 +1,5 @@
-//! Compares `plugins/dist` with a build: byte for byte if the same toolchain
-//! made both, and else by what can be the same: manifests and interfaces.
+//! Compares `plugins/dist` with a build: byte for byte if the same toolchain made both. Otherwise
+//! it compares manifests and interfaces.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +11,10 @@ use presence_component as component;
 use super::build::Build;
 use super::record::{FILE, Record, sha256};
 
+/// Compares `dist` with a build.
+///
 /// # Errors
-/// Says everything in which `dist` differs from the build.
+/// When they differ: the error has all differences.
 pub(super) fn check(dist: &Path, build: &Build) -> Result<()> {
     let record = Record::read(dist)?;
     let same_toolchain = record.rustc == build.rustc && record.cargo == build.cargo;

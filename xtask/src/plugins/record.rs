@@ -21,7 +21,7 @@ pub(super) struct Record {
     pub(super) rustc: String,
     /// `cargo --version`.
     pub(super) cargo: String,
-    /// The hash of all that was built from.
+    /// The hash of all source files.
     pub(super) sources_sha256: String,
     /// Each component's hash, by its file's path within `dist`.
     pub(super) files_sha256: BTreeMap<String, String>,
@@ -82,7 +82,7 @@ pub(super) fn hash_sources(root: &Path) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// All files below a folder but what a build makes, and what new plugins are made of.
+/// All files below a folder, without a build's output and the templates of new plugins.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let is_listed = |entry: &DirEntry| {
         let made = ["dist", "target", "templates"];

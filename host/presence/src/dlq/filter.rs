@@ -1,4 +1,4 @@
-//! Which dead letters are meant.
+//! The options that select dead letters.
 
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
@@ -28,13 +28,13 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Whether it leaves out nothing.
+    /// Whether the filter takes every letter.
     pub(super) fn is_empty(&self) -> bool {
         let texts = [&self.reason, &self.subject, &self.plugin];
         texts.iter().all(|text| text.is_none()) && self.since.is_none() && self.until.is_none()
     }
 
-    /// Whether a letter is meant.
+    /// Whether the filter takes a letter.
     pub(super) fn takes(&self, letter: &DeadLetter) -> bool {
         let content = &letter.content;
         let is = |wanted: &Option<String>, found: Option<&str>| {
@@ -48,7 +48,7 @@ impl Filter {
     }
 }
 
-/// A time, in milliseconds since the Unix epoch: as such, or as so long ago.
+/// Parses a time into milliseconds since the Unix epoch: a timestamp, or a span before now (`2h`).
 fn moment(text: &str) -> Result<u64, String> {
     if let Ok(ago) = arguments::span(text) {
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::StreamArgs;
 use super::filter::Filter;
 
-/// How much of an error a line shows.
+/// The longest user, subject and error in a row, in characters. The rest is cut off.
 const CHARS_MAX: usize = 100;
 
 #[derive(clap::Args)]
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     place: StreamArgs,
 }
 
-/// Lists the newest of those that are meant.
+/// Lists the newest dead letters that the filter takes.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let (_, letters) = args.place.open().await?;
     let mut newest = VecDeque::new();
@@ -82,7 +82,7 @@ fn row(letter: &DeadLetter) -> [String; 6] {
     ]
 }
 
-/// The beginning of a text.
+/// The beginning of a text: at most `CHARS_MAX` characters.
 fn brief(text: impl Display) -> String {
     let mut text = line(text);
     if let Some((end, _)) = text.char_indices().nth(CHARS_MAX) {

@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Redrive(redrive::Args),
 }
 
-/// Runs one of them.
+/// Runs one of the commands.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     crate::runtime::wait_for(async {
         match command {

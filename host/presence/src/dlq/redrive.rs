@@ -17,13 +17,14 @@ use tokio::time::sleep;
 use super::StreamArgs;
 use super::filter::Filter;
 
-/// What says which dead letters are meant: one of these is needed, so that nobody redrives all of
-/// them by mistake.
+/// The arguments that select dead letters. One of them is required, so that nobody redrives all
+/// letters by mistake.
 const SELECTIONS: [&str; 7] = [
     "numbers", "reason", "subject", "plugin", "since", "until", "all",
 ];
 
-/// How often, and how long apart, the new letter of a refused message is looked for.
+/// How many times, and at which interval, the stream is read for the new letter of a refused
+/// message.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -54,7 +55,7 @@ pub(crate) struct Args {
     place: StreamArgs,
 }
 
-/// How long apart is looked whether another redrive is done.
+/// How long to wait before trying again to get the turn that another redrive has.
 const TURN_AGAIN: Duration = Duration::from_millis(250);
 
 /// What became of a letter.
@@ -62,13 +63,13 @@ enum Outcome {
     Accepted,
     Stale(String),
     Refused(String, String),
-    /// It stays as it is, and why.
+    /// It was not redriven, and stays in the stream, for this reason.
     Left(String),
-    /// It isn't there any more.
+    /// It isn't in the stream any more.
     Gone,
 }
 
-/// Redrives those that are meant, in their order.
+/// Redrives the selected dead letters, in order.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let (config, letters) = args.place.open().await?;
     let meant = meant(args, &letters).await?;
@@ -109,10 +110,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Redrives letters in their order, and hands on what becomes of each.
+/// Redrives letters in order, and passes each outcome to `tell`.
 ///
 /// # Errors
-/// If one can't be redriven: the next ones would fare no better.
+/// If a letter can't be redriven, or not be removed afterwards. The letters after it are not tried:
+/// they would fare no better.
 async fn redrive_all<'a>(
     turn: &RedriveTurn<'_>,
     letters: &DlqStream,
@@ -135,7 +137,7 @@ async fn redrive_all<'a>(
     Ok(())
 }
 
-/// The turn to redrive letters, once no other redrive has it.
+/// Waits until no other redrive has the turn, and takes it.
 async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
     let mut is_said = false;
     loop {
@@ -152,8 +154,8 @@ async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
     }
 }
 
-/// Which of the letters are still there: another redrive may have been faster, and in a stream that was made
-/// anew other letters have these numbers.
+/// The numbers of the letters that are still there. Another redrive may have removed some. In a
+/// stream that was made anew, other letters have these numbers, so the bodies are compared, too.
 async fn there(letters: &DlqStream, meant: &[DeadLetter]) -> anyhow::Result<BTreeSet<u64>> {
     let first = meant.first().map_or(1, |letter| letter.number);
     let meant: BTreeMap<_, _> = meant.iter().map(|it| (it.number, &it.body)).collect();
@@ -168,12 +170,12 @@ async fn there(letters: &DlqStream, meant: &[DeadLetter]) -> anyhow::Result<BTre
     Ok(there)
 }
 
-/// Redrives a letter while no other redrive can do so.
+/// Redrives a letter while this process has the turn. Fails if it loses the turn.
 async fn in_turn<T>(
     turn: &RedriveTurn<'_>,
     redrive: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
-    // This process may have rested since it was renewed last.
+    // This process may have been suspended since it last renewed the turn.
     turn.renew().await?;
     tokio::select! {
         done = redrive => done,
@@ -181,7 +183,7 @@ async fn in_turn<T>(
     }
 }
 
-/// Why a letter is left as it is, if it is.
+/// Why a letter is not redriven. `None`: it is redriven.
 fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -> Option<String> {
     let kind = match letters.redrive_mode(letter) {
         RedriveMode::None(why) => return Some(why.into()),
@@ -192,10 +194,11 @@ fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -
         Ok(payload) => payload,
         Err(error) => return Some(format!("{error:#}")),
     };
-    // A disconnect is about the past, and so is an event.
+    // Disconnects and events are about the past: they may be of any age.
     kind.filter(|kind| *kind != Kind::Disconnect)?;
     let age_max_ms = age_max_ms?;
-    // Its letter may be newer than the message, and the sender's clock may be ahead.
+    // The message may be older than its letter, and the sender's clock may be ahead: the earlier
+    // time counts.
     let message: Option<Value> = serde_json::from_slice(&payload).ok();
     let said_at = message
         .as_ref()
@@ -208,7 +211,7 @@ fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -
     })
 }
 
-/// The letters that are meant.
+/// The selected letters.
 async fn meant(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLetter>> {
     let mut meant = Vec::new();
     let read = letters.read(1, |letter| {
@@ -251,8 +254,9 @@ fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Redrives a letter, and removes it if nothing of it is left to be done. Up to one number,
-/// letters are older, or replace others. Says what became of it, and whether it could be removed.
+/// Redrives a letter, and removes it, unless it was refused and no new dead letter has replaced it.
+/// A replacement is looked for after the number `replaced_up_to`, which then becomes its number: no
+/// letter replaces two. Returns the outcome, and whether the removal succeeded.
 async fn redrive(
     letters: &DlqStream,
     letter: &DeadLetter,
@@ -264,7 +268,7 @@ async fn redrive(
         RedriveResult::Refused(reason, error) => Outcome::Refused(reason, error),
     };
     let is_done = match &outcome {
-        // Its new dead letter may have been left out, as one of too many.
+        // The limit on dead letters may have left out the new one.
         Outcome::Refused(..) => match replacement(letters, letter, *replaced_up_to).await? {
             Some(number) => {
                 *replaced_up_to = number;
@@ -281,8 +285,9 @@ async fn redrive(
     Ok((outcome, removed))
 }
 
-/// The number of the new letter for the same message, if there is one. The answer to the
-/// message may come before the stream has it.
+/// The number of the new dead letter for the same message, after the number `last`. `None` if there
+/// is none after several reads: the answer to the message may come before the stream has the
+/// letter.
 async fn replacement(
     letters: &DlqStream,
     letter: &DeadLetter,

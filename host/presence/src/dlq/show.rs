@@ -18,7 +18,7 @@ pub(crate) struct Args {
     place: StreamArgs,
 }
 
-/// Prints one.
+/// Prints one dead letter.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let (_, letters) = args.place.open().await?;
     let mut found = None;

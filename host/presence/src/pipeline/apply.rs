@@ -14,7 +14,7 @@ pub(crate) struct Args {
     how: ChangeOptions,
 }
 
-/// Makes it the next revision.
+/// Makes the file's pipeline the next revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let meant = PinnedPipeline::read(&args.file, &args.how.config, &session).await?;

@@ -1,6 +1,6 @@
-//! A change of the pipeline, whatever command makes it: the difference is shown and confirmed,
-//! every node validates the revision, it is written unless somebody else was faster, and every
-//! node is waited for.
+//! A change of the pipeline, the same for all commands that make one: it shows the difference, asks
+//! for confirmation, has every node validate the revision, writes it unless somebody else has
+//! written one meanwhile, and waits for every node.
 
 use std::collections::BTreeSet;
 
@@ -20,16 +20,16 @@ use crate::changing::{ChangeOptions, silent_why, who};
 use crate::secrets;
 use crate::tenant;
 
-/// What to do where somebody else was faster.
+/// The advice after somebody else has written a revision meanwhile.
 const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
 
-/// The store, as it is when a command begins.
+/// The plugin store, as it was read at the start of a command.
 pub(crate) struct StoreSession {
     pub(crate) config: Config,
     pub(crate) operator: Operator,
     /// The revisions, in order.
     pub(crate) revisions: Vec<FoundRevision>,
-    /// The revision that a node runs, where the bucket has none.
+    /// The highest revision that a node runs, if the bucket has no revisions.
     running: Option<Revision>,
 }
 
@@ -59,10 +59,10 @@ impl StoreSession {
         Ok(session)
     }
 
-    /// The highest revision that a node runs, as where the bucket was lost.
+    /// The highest revision that a node runs. It is needed if the bucket was lost.
     async fn run_by_nodes(&self) -> Option<Revision> {
         let mut highest: Option<(String, Revision)> = None;
-        // Where there is none, what needs one says so.
+        // Errors are left out here: a command that needs a revision reports that there is none.
         for node in self.operator.nodes().await.unwrap_or_default() {
             let Ok(Some(revision)) = self.operator.in_force(&node).await else {
                 continue;
@@ -82,8 +82,8 @@ impl StoreSession {
         Some(revision)
     }
 
-    /// What was written after the newest revision that can be read, and can't be: nodes don't
-    /// take what they run from there, and refuse it.
+    /// The entry that was written last, if it can't be read and is newer than every entry that can.
+    /// Nodes refuse it, and keep what they run.
     pub(crate) fn unread(&self) -> Option<&FoundRevision> {
         let place = |it: &&FoundRevision| it.place;
         let good = self.revisions.iter().filter(|it| it.revision.is_ok());
@@ -98,7 +98,7 @@ impl StoreSession {
         revisions.filter_map(|found| found.revision.as_ref().ok())
     }
 
-    /// The newest revision that can be read; what nodes run, where the bucket has none.
+    /// The newest revision that can be read. If the bucket has none, the one that nodes run.
     pub(crate) fn newest(&self) -> Option<&Revision> {
         self.readable().next_back().or(self.running.as_ref())
     }
@@ -130,18 +130,18 @@ impl StoreSession {
         found.revision
     }
 
-    /// Who runs this command: the user of NATS, if that has a name, or else of this machine.
+    /// Who runs this command: the NATS user, or the user of this machine.
     pub(crate) fn who(&self) -> String {
         who(&self.config)
     }
 
-    /// The canary that runs, by the newest revision.
+    /// The running canary, according to the newest revision.
     pub(crate) fn canary(&self) -> Option<&Candidate> {
         self.newest()?.candidate.as_ref()
     }
 
-    /// What changes from the newest revision to a chain and no canary, as a patch; empty if
-    /// nothing does.
+    /// The difference from the newest revision to `chain` without a canary, as a patch. Empty if
+    /// there is none.
     pub(crate) fn difference(&self, chain: &[Entry]) -> String {
         self.difference_to(chain, None)
     }
@@ -168,11 +168,11 @@ impl StoreSession {
         })
     }
 
-    /// Makes a chain the next revision, which may mean plugins that are still to be uploaded. A
-    /// canary that runs ends.
+    /// Makes `chain` the next revision, without a canary: a running one ends. `meant` has the
+    /// built-in plugins of the chain that may have to be uploaded first.
     ///
     /// # Errors
-    /// If it isn't, or a node doesn't run it.
+    /// If the revision isn't written, or a node doesn't run it.
     pub(crate) async fn change(
         &self,
         chain: Vec<Entry>,
@@ -183,7 +183,7 @@ impl StoreSession {
         self.change_to((chain, None), how, why, meant).await
     }
 
-    /// Makes a chain, and a canary beside it, the next revision.
+    /// Makes `chain`, with `candidate` as its canary, the next revision.
     ///
     /// # Errors
     /// As [`Self::change`].
@@ -196,8 +196,8 @@ impl StoreSession {
     ) -> anyhow::Result<()> {
         let difference = self.difference_to(&chain, candidate.as_ref());
         let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
-        // What can't be read is overcome by the next revision, also by the same once more; what
-        // nodes run and the bucket has lost is written anew.
+        // A revision is written even without a difference in two cases: after an entry that can't
+        // be read, which it supersedes, and if the bucket has lost the revision that nodes run.
         let newest = self.newest();
         let newest = newest.filter(|_| self.unread().is_none() && self.running.is_none());
         if let Some(newest) = newest.filter(is_it) {
@@ -240,21 +240,22 @@ impl StoreSession {
         Ok(())
     }
 
-    /// The number of the next revision: also higher than what any node has run, as where the
-    /// bucket was lost.
+    /// The number of the next revision. It is higher than any number in the bucket, and than any
+    /// that a node runs: the bucket may have been lost.
     ///
     /// # Errors
-    /// If there is a revision that this command hasn't seen: what it makes was not made from
-    /// that one.
+    /// If the bucket has a revision that this command hasn't read, and that the change doesn't
+    /// build on.
     async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
         let mut highest = 0;
         for node in nodes {
-            // One that can't be asked refuses, or says so, below.
+            // A node that can't be asked now fails the validation later.
             let status = self.operator.status(node).await.unwrap_or_default();
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
         }
-        // After the nodes were asked: what they run is in the bucket, unless that was lost.
+        // Read after the nodes were asked, so that it has every revision that they run, unless the
+        // bucket was lost.
         let now = self.operator.store().revisions(READ_MAX).await;
         let now = now.map_err(|error| self.operator.complained(error))?;
         let seen = |it: &&FoundRevision| self.revisions.iter().any(|seen| seen.number == it.number);
@@ -265,8 +266,8 @@ impl StoreSession {
             .context("there is no higher number than that of the newest revision")
     }
 
-    /// Whether the store has all plugins of a revision: a node that has them on its disk doesn't
-    /// notice, and another one couldn't run it.
+    /// Fails if the store lacks a plugin of the revision. A node that has the plugin on its disk
+    /// doesn't notice when it validates, but other nodes couldn't run the revision.
     async fn check_store(&self, revision: &Revision) -> anyhow::Result<()> {
         let store = self.operator.store();
         let stored = self.operator.attempt("OBJ_", store.plugins()).await?;
@@ -282,7 +283,7 @@ impl StoreSession {
             "the store has lost {name}@{digest}, which a node has on its disk, and other nodes \
              can't run it: upload it again, with `presence plugins push`"
         );
-        // The end of a canary doesn't wait for that.
+        // A revision that only ends a canary is written nonetheless.
         let before = self.newest();
         let ends_canary = before.is_some_and(|it| {
             it.candidate.is_some() && revision.candidate.is_none() && it.chain == revision.chain
@@ -376,7 +377,7 @@ impl StoreSession {
     }
 }
 
-/// What became of a change on each node.
+/// The outcome of a change, for each node.
 struct Report {
     lines: Vec<Value>,
     json: bool,
@@ -424,7 +425,7 @@ impl Report {
     }
 }
 
-/// A canary, as a difference shows it; nothing, where there is none.
+/// The line about a canary in a difference. Empty without a canary.
 fn canary_line(candidate: Option<&Candidate>) -> String {
     let Some(candidate) = candidate else {
         return String::new();
@@ -447,7 +448,7 @@ fn canary_line(candidate: Option<&Candidate>) -> String {
     line + "\n"
 }
 
-/// Who was faster.
+/// The message that another revision was written meanwhile, and by whom.
 fn taken(other: &FoundRevision) -> String {
     let number = other.number;
     match &other.revision {

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Prints what it would change.
+/// Prints what the file would change.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let meant = PinnedPipeline::read(&args.file, &args.output.config, &session).await?;

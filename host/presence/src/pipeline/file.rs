@@ -1,4 +1,4 @@
-//! A file with a pipeline, and which plugins it means.
+//! A pipeline that is read from a file, with a digest for each of its plugins.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,15 +13,15 @@ use presence_rules::loader::built_in;
 
 use super::change::StoreSession;
 
-/// The pipeline of a file, with each plugin pinned.
+/// The pipeline of a file, with a digest for each plugin.
 pub(crate) struct PinnedPipeline {
     pub(crate) chain: Vec<Entry>,
-    /// The built-in plugins that it has, which may have to be uploaded.
+    /// The built-in plugins in the chain, which may have to be uploaded.
     built_in: BTreeMap<Digest, (&'static [u8], PluginInfo)>,
 }
 
 impl PinnedPipeline {
-    /// Reads a file, and of several tenants in it the one that is meant.
+    /// Reads a file. Of several tenants in it, this is the pipeline of the one that `arg` names.
     pub(crate) async fn read(
         path: &Path,
         arg: &ConfigArg,
@@ -46,7 +46,7 @@ impl PinnedPipeline {
         Ok(meant)
     }
 
-    /// Uploads what it has of built-in plugins, where the store lacks them.
+    /// Uploads the chain's built-in plugins that the store lacks.
     pub(crate) async fn upload(&self, session: &StoreSession) -> anyhow::Result<()> {
         let store = session.operator.store();
         let uploaded = async {

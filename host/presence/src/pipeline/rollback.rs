@@ -30,7 +30,7 @@ pub(crate) async fn back(
         None => {
             let newest = session.needed()?;
             let mut earlier = session.readable().rev();
-            // Where the newest can't be read, the one before is what to go back to.
+            // If the newest entry can't be read, this goes back to the newest one that can.
             let is_unread = session.unread().is_some();
             let other = earlier.find(|it| is_unread || it.chain != newest.chain);
             let other = other.context("there is no earlier revision with another pipeline")?;

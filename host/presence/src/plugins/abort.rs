@@ -13,7 +13,7 @@ pub(crate) struct Args {
     how: ChangeOptions,
 }
 
-/// Has the canary's plugin decide on nobody any more; without a canary, ends the shadow.
+/// Aborts the canary. Without a canary, ends the shadow.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     if session.canary().is_none() && shadow::runs(&session.operator).await {
@@ -24,7 +24,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     session.change(chain, &args.how, &why, None).await
 }
 
-/// The canary that runs.
+/// The running canary.
 ///
 /// # Errors
 /// If there is none.

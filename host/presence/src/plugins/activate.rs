@@ -34,7 +34,7 @@ pub(super) fn named(text: &str) -> Result<PluginRef, String> {
 }
 
 impl PluginRef {
-    /// The digest that is meant.
+    /// The full digest of the plugin in the store.
     ///
     /// # Errors
     /// If the store has no such plugin, or several.
@@ -45,7 +45,7 @@ impl PluginRef {
     }
 }
 
-/// Has all nodes run it.
+/// Puts the plugin in force on all nodes.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let name = &args.plugin.name;
@@ -67,7 +67,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     session.change(chain, &args.how, &why, None).await
 }
 
-/// The digest that is meant.
+/// The only digest of the plugin `name` that begins with `digest`.
 fn meant(stored: &[StoredPlugin], name: &str, digest: &str) -> anyhow::Result<Digest> {
     let named = stored.iter().filter(|it| it.about.name == name);
     let mut begin: Vec<_> = named

@@ -96,7 +96,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What an alert says of a plugin's quarantine, if it is about one.
+/// The text of an alert about a quarantine. `None` for other alerts.
 fn said(alert: &Value) -> Option<String> {
     let what = match &*word(alert, "/type") {
         "quarantine" => format!("in quarantine: {}", word(alert, "/error")),

@@ -39,7 +39,7 @@ fn name(text: &str) -> Result<String, String> {
     config::name(text).map(|()| text.to_owned())
 }
 
-/// Prints what a plugin has logged on all nodes, and what it logs.
+/// Prints a plugin's last log lines on all nodes; with `--follow`, also the next ones.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -55,7 +55,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         ensure!(failed == 0, "{failed} nodes have not said what they have");
         return Ok(());
     }
-    // Before the nodes are asked, so that nothing is lost in between.
+    // Subscribes before the nodes are asked, so that no line is lost in between.
     let mut heard = operator.subscribe(&args.name).await?;
     let (lines, _) = ask(&operator, args).await?;
     let earlier = lines.len().saturating_sub(args.last);
@@ -86,7 +86,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
                     None => anyhow::bail!("the connection to NATS is closed"),
                 },
                 asked = &mut again => {
-                    // With what was logged on a node that is new.
+                    // The answer also has what a new node logged before it was asked.
                     match asked {
                         Ok((lines, _)) => for line in lines {
                             printed.print(&line, args.output.json)?;
@@ -100,13 +100,13 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The last lines of all nodes by time, and how many nodes have not answered. A node that is
-/// asked to follow publishes what comes.
+/// The last lines of all nodes in the order of their times, and how many nodes have not answered.
+/// With `--follow`, this also makes the nodes publish further lines.
 async fn ask(operator: &Operator, args: &Args) -> anyhow::Result<(Vec<Value>, usize)> {
     let mut all = Vec::new();
     let mut failed = 0;
     let mut nodes = operator.nodes().await?;
-    // One that waits for its turn calls no plugin.
+    // A node that waits for its turn calls no plugin.
     nodes.retain(|node| !node.waits);
     for node in nodes {
         let asked = operator.log_lines(&node, &args.name, args.debug, args.follow);
@@ -118,17 +118,17 @@ async fn ask(operator: &Operator, args: &Args) -> anyhow::Result<(Vec<Value>, us
             }
         }
     }
-    // Lines of one node stay in their order.
+    // The sort is stable: lines of one node keep their order.
     all.sort_by_key(|line| number(line, "timestamp"));
     Ok((all, failed))
 }
 
-/// What was printed last of each node: its epoch, and the line's number.
+/// The epoch and number of the line that was printed last, for each node.
 #[derive(Default)]
 struct Printed(HashMap<String, (u64, u64)>);
 
 impl Printed {
-    /// Whether a line was not printed yet. It counts as printed from now on.
+    /// Whether a line has not been printed yet. Marks it as printed.
     fn is_new(&mut self, line: &Value) -> bool {
         let last = self.0.entry(word(line, "/node")).or_default();
         let this = (number(line, "epoch"), number(line, "seq"));
@@ -155,7 +155,7 @@ fn number(line: &Value, key: &str) -> u64 {
     line.get(key).and_then(Value::as_u64).unwrap_or_default()
 }
 
-/// A line as people read it.
+/// A log line as text.
 fn sentence(said: &Value) -> String {
     let word = |key: &str| line(word(said, key));
     let time = text::time(number(said, "timestamp"));

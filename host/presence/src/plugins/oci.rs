@@ -1,5 +1,5 @@
-//! Plugins of an OCI registry, in the layout that `wkg` and wasmCloud push: a manifest one of
-//! whose layers is the component.
+//! Plugins in an OCI registry, in the layout that `wkg` and wasmCloud push: a manifest, with the
+//! component as one of its layers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,23 +19,24 @@ use ureq::{Agent, Body};
 
 use super::oci_login::{Challenge, Login};
 
-/// What an address begins with.
+/// The beginning of an address.
 pub(super) const SCHEME: &str = "oci://";
 
-/// How long a registry has for each request.
+/// The timeout of each request to a registry.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The longest manifest, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 
-/// Layers that are components: of `wkg` and newer tools, and of older ones.
+/// The media types of a layer that is a component. Newer tools and `wkg` use the first, older tools
+/// the others.
 const COMPONENTS: [&str; 3] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
     "application/vnd.module.wasm.content.layer.v1+wasm",
 ];
 
-/// Manifests that are understood.
+/// The media types of the manifests that can be read.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
                          application/vnd.docker.distribution.manifest.v2+json, \
                          application/vnd.oci.image.index.v1+json";
@@ -54,9 +55,9 @@ enum Reference {
     Digest(Digest),
 }
 
-/// A plugin of a registry.
+/// A plugin that was downloaded from a registry.
 pub(super) struct PulledPlugin {
-    /// Where it is, by the digest of its manifest.
+    /// Its address, with the digest of its manifest.
     pub(super) pinned: String,
     pub(super) bytes: Vec<u8>,
 }
@@ -66,7 +67,7 @@ pub(super) struct PulledPlugin {
 struct Manifest {
     #[serde(default)]
     layers: Vec<Descriptor>,
-    /// Of an index, which leads to manifests.
+    /// The manifests that an index lists. Empty in other manifests.
     #[serde(default)]
     manifests: Vec<Descriptor>,
 }
@@ -96,10 +97,10 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Reads one, with or without its scheme.
+    /// Parses an address, with or without its scheme.
     ///
     /// # Errors
-    /// If it is none.
+    /// If the text is not an address.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let form = "write oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:…";
         let rest = text.strip_prefix(SCHEME).unwrap_or(text);
@@ -107,7 +108,7 @@ impl Address {
         let (repository, reference) = match path.split_once('@') {
             Some((repository, digest)) => {
                 let digest = Digest::parse(digest)?;
-                // A tag beside a digest says nothing.
+                // A tag beside a digest is ignored.
                 let repository = repository.split_once(':').map_or(repository, |it| it.0);
                 (repository, Reference::Digest(digest))
             }
@@ -146,7 +147,7 @@ impl Address {
             .map_or(&self.repository, |(_, name)| name)
     }
 
-    /// Docker's registry is elsewhere than its name.
+    /// The host to connect to: Docker's registry has another host than its name.
     fn server(&self) -> &str {
         match &*self.host {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
@@ -154,7 +155,7 @@ impl Address {
         }
     }
 
-    /// Whether it is on this machine.
+    /// Whether the registry is on this machine.
     fn is_local(&self) -> bool {
         let host = self.server();
         let name = match host.rsplit_once(':') {
@@ -165,7 +166,8 @@ impl Address {
         name == "localhost" || ip.is_ok_and(|it| it.is_loopback())
     }
 
-    /// As others do, without TLS on this machine alone, unless that is wanted.
+    /// The base URL of the repository. As in other tools, there is no TLS for this machine or with
+    /// `plain_http`, and TLS otherwise.
     fn url(&self, plain_http: bool) -> String {
         let host = self.server();
         let scheme = if self.is_local() || plain_http {
@@ -177,7 +179,7 @@ impl Address {
     }
 }
 
-/// A registry, as it is asked about one repository.
+/// Requests to a registry about one repository.
 struct Registry<'a> {
     address: &'a Address,
     agent: Agent,
@@ -185,10 +187,10 @@ struct Registry<'a> {
     plain_http: bool,
 }
 
-/// Takes a plugin from a registry.
+/// Downloads a plugin from a registry.
 ///
 /// # Errors
-/// If it can't be had, or is not what its digest says.
+/// If it can't be downloaded, or doesn't match its digest.
 pub(super) fn pull(
     address: &Address,
     limit: Limit,
@@ -264,7 +266,7 @@ impl Registry<'_> {
         Ok((has, manifest.context("its manifest can't be read")?))
     }
 
-    /// What is at a path of the repository; none if there is nothing.
+    /// Downloads what is at a path of the repository. `None` if there is nothing.
     fn get(&mut self, path: &str, accept: &str, bytes_max: u64) -> anyhow::Result<Option<Vec<u8>>> {
         let url = format!("{}/{path}", self.address.url(self.plain_http));
         let mut answer = self.ask(&url, accept)?;
@@ -301,7 +303,7 @@ impl Registry<'_> {
     }
 }
 
-/// Of some bytes.
+/// The SHA-256 digest of some bytes.
 fn digest_of(bytes: &[u8]) -> anyhow::Result<Digest> {
     let digits = digest(&SHA256, bytes);
     let digits: String = digits
@@ -312,8 +314,8 @@ fn digest_of(bytes: &[u8]) -> anyhow::Result<Digest> {
     Ok(Digest::of_hex(&digits)?)
 }
 
-/// What asks: with the certificates that this machine trusts. Nothing on this machine is asked by
-/// way of a proxy.
+/// The HTTP client. It trusts the certificates that this machine trusts. It uses no proxy for a
+/// registry on this machine.
 fn agent(is_local: bool) -> Agent {
     let trusted = rustls_native_certs::load_native_certs();
     let certificates = trusted.certs.iter();
@@ -321,7 +323,7 @@ fn agent(is_local: bool) -> Agent {
     let certificates: Vec<_> = certificates.collect();
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&certificates))
-        // As the connections to NATS have it.
+        // As the connections to NATS do.
         .unversioned_rustls_crypto_provider(Arc::new(ring_provider()));
     let mut config = Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
@@ -355,7 +357,7 @@ fn component(layers: &[Descriptor]) -> anyhow::Result<&Descriptor> {
     }
 }
 
-/// The manifest of an index that is for Wasm.
+/// The manifest for Wasm in an index.
 fn of_wasm(manifests: &[Descriptor]) -> anyhow::Result<&Descriptor> {
     let is_wasm = |it: &&Descriptor| {
         let architecture = it.platform.get("architecture");

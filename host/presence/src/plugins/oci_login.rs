@@ -1,4 +1,4 @@
-//! Who asks a registry: with the credentials that docker's configuration has for it.
+//! The login at a registry, with the credentials in docker's configuration.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,18 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::header;
 
-/// What docker's configuration calls its own registry.
+/// The name of Docker's own registry in docker's configuration.
 const DOCKER: &str = "https://index.docker.io/v1/";
 
 /// The longest answer with a token, in bytes.
 const TOKEN_BYTES_MAX: u64 = 1 << 20;
 
-/// What a registry asks for.
+/// The kind of login that a registry asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// A name and a password.
     Basic,
-    /// A token, from somewhere else.
+    /// A token, which another server issues.
     Bearer {
         realm: String,
         service: Option<String>,
@@ -29,12 +29,12 @@ pub(super) enum Challenge {
     },
 }
 
-/// Who asks.
+/// The login at one registry.
 pub(super) struct Login {
     host: String,
-    /// What docker's configuration has, or why it can't be known.
+    /// The credentials in docker's configuration, `None` if it has none, or why it can't be read.
     known: Result<Option<DockerCredential>, String>,
-    /// What requests bear.
+    /// The value of the header `Authorization`. `None` before a login.
     authorization: Option<String>,
 }
 
@@ -45,10 +45,10 @@ struct Token {
 }
 
 impl Challenge {
-    /// Reads the header of an answer.
+    /// Parses the header `WWW-Authenticate` of an answer.
     ///
     /// # Errors
-    /// If it asks for something that is not known here.
+    /// If it asks for another kind of login, or doesn't say where tokens are issued.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let (scheme, parameters) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
         if scheme.eq_ignore_ascii_case("basic") {
@@ -85,7 +85,7 @@ fn parameter(text: &str, name: &str) -> Option<String> {
 }
 
 impl Login {
-    /// For a registry.
+    /// Reads the credentials for a registry.
     pub(super) fn of(host: &str) -> Self {
         let server = match host {
             "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER,
@@ -107,12 +107,12 @@ impl Login {
         }
     }
 
-    /// What requests bear.
+    /// The value of the header `Authorization`. `None` before a login.
     pub(super) fn header(&self) -> Option<&str> {
         self.authorization.as_deref()
     }
 
-    /// That a registry doesn't let this one in.
+    /// The message that the registry refuses access, and what helps.
     pub(super) fn refused(&self) -> String {
         let host = &self.host;
         match &self.known {
@@ -129,10 +129,11 @@ impl Login {
         }
     }
 
-    /// Does as a registry asks, to read a repository. With `plain_http`, others may read it.
+    /// Answers a registry's challenge, to read a repository. With `plain_http`, credentials may be
+    /// sent where others can read them.
     ///
     /// # Errors
-    /// If that can't be done.
+    /// If there are no credentials, they are refused, or no token is issued.
     pub(super) fn answer(
         &mut self,
         agent: &Agent,
@@ -205,7 +206,7 @@ impl Login {
     }
 }
 
-/// Whether there is a configuration of docker's.
+/// Whether docker's configuration file exists.
 fn has_config() -> bool {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker"));
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
@@ -213,7 +214,7 @@ fn has_config() -> bool {
     folder.is_some_and(|folder| folder.join("config.json").exists())
 }
 
-/// Whether an address is on this machine.
+/// Whether a URL without TLS leads to this machine.
 fn is_local(url: &str) -> bool {
     let host = url.strip_prefix("http://").unwrap_or_default();
     let local = ["127.0.0.1", "localhost", "[::1]"];

@@ -10,7 +10,7 @@ pub(crate) struct Args {
     how: ChangeOptions,
 }
 
-/// Has the canary's plugin decide on everyone.
+/// Promotes the canary: its plugin decides on all users.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let candidate = canary(&session)?;

@@ -34,7 +34,7 @@ struct Plugin {
     digest: Digest,
     about: PluginInfo,
     bytes: Vec<u8>,
-    /// Where it is in a registry, by its digest there.
+    /// Its address in a registry, with the digest of its manifest. `None` if it was a file.
     from: Option<String>,
 }
 
@@ -66,7 +66,7 @@ impl Plugin {
     }
 }
 
-/// Uploads them, once it is known that all of them are plugins.
+/// Uploads the plugins, after all of them have been read and checked.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let limit = Limit {

@@ -15,7 +15,7 @@ pub(crate) struct Args {
     how: ChangeOptions,
 }
 
-/// Goes back to what ran before.
+/// Goes back to the previous revision of a plugin, or of the whole pipeline.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let Some(name) = &args.name else {
@@ -26,7 +26,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(!now.is_empty(), "the pipeline has no plugin `{name}`");
     let before = session.readable().rev().find(|revision| {
         let then = stages(revision, name);
-        // What it is replaced with has to have the same places.
+        // The earlier stages replace the current ones one by one, so their numbers have to be
+        // equal.
         then.len() == now.len() && then != now
     });
     let before = before.with_context(|| {

@@ -16,10 +16,11 @@ use super::activate::{PluginRef, named};
 use crate::arguments::{Output, span};
 use crate::pipeline::change::StoreSession;
 
-/// What is said of a node of the fleet that doesn't answer.
+/// The message about a fleet member that doesn't answer.
 const SILENT: &str = "it is one of the fleet and doesn't answer";
 
-/// How often is looked whether it is over: the more often, the nearer its end is.
+/// The shortest and the longest interval between two looks whether the shadow is over. The interval
+/// is the time that is left, within these bounds.
 const LOOK: Duration = Duration::from_millis(200);
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
@@ -38,7 +39,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Runs a shadow on every node that follows the store, and prints what came of it.
+/// Runs a shadow on every node that follows the store, and prints the reports.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let (Some(plugin), Some(lasts)) = (&args.plugin, args.lasts) else {
@@ -104,10 +105,10 @@ async fn asked(operator: &Operator) -> anyhow::Result<(Vec<FoundNode>, BTreeSet<
     Ok((nodes, silent))
 }
 
-/// Ends the shadow on every node that runs one.
+/// Ends the shadow on every node that runs one, and prints the outcome of each.
 ///
 /// # Errors
-/// If none does, or one can't be asked.
+/// If no node runs one, or a node can't be asked.
 pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
     let (nodes, silent) = asked(operator).await?;
     let (mut told, mut failed, mut ended) = (Vec::new(), 0, 0);
@@ -151,7 +152,7 @@ pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether any node runs one.
+/// Whether any node runs a shadow.
 pub(super) async fn runs(operator: &Operator) -> bool {
     for node in operator.nodes().await.unwrap_or_default() {
         if node.follows_store && operator.runs_shadow(&node).await.unwrap_or_default() {
@@ -161,8 +162,8 @@ pub(super) async fn runs(operator: &Operator) -> bool {
     false
 }
 
-/// What came of a node's shadow, once it is over: at that time, or when somebody has ended it
-/// before.
+/// Waits until a node's shadow is over, and returns its report. It is over at `at`, or earlier if
+/// somebody ends it.
 async fn over(operator: &Operator, node: &FoundNode, at: Instant) -> anyhow::Result<Value> {
     loop {
         sleep(
@@ -180,9 +181,9 @@ async fn over(operator: &Operator, node: &FoundNode, at: Instant) -> anyhow::Res
     }
 }
 
-/// A report as people read it.
+/// A report as text.
 fn page(shadow: &Value) -> String {
-    // What was never called has no times.
+    // A pipeline that was never called has no times.
     let at = |pointer: &str| match &*word(shadow, &format!("/report{pointer}")) {
         "null" => "–".to_owned(),
         word => line(word),

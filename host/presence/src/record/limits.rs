@@ -26,7 +26,7 @@ impl Ended {
     }
 }
 
-/// What is there already, against what there may be.
+/// The recorded messages and bytes, and their limits.
 #[derive(Debug)]
 pub(super) struct Budget {
     pub(super) messages_max: u64,
@@ -36,7 +36,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Takes account of a line. An error is what ends the recording before it.
+    /// Counts a line of this many bytes. `Err`: it doesn't fit, and the recording ends before it.
     pub(super) fn take(&mut self, line: usize) -> Result<(), Ended> {
         let bytes = self.bytes.saturating_add(line as u64);
         if bytes > self.bytes_max {
@@ -47,7 +47,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Whether there can be no further line.
+    /// Whether the maximum number of messages is reached.
     pub(super) fn is_full(&self) -> bool {
         self.messages >= self.messages_max
     }

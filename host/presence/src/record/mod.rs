@@ -1,4 +1,4 @@
-//! `presence record`: what comes in on a live system, written down for a replay.
+//! `presence record`: writes the input of a live system to a file, for a replay.
 
 mod limits;
 mod redact;
@@ -26,7 +26,7 @@ use crate::tenant;
 use limits::{Budget, Ended};
 use redact::Redaction;
 
-/// How often what has been written is handed to the file, for those who look on.
+/// How often buffered lines are flushed, so that the file can be followed.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     config: ConfigArg,
 }
 
-/// Records until the first limit is reached, or it is told to stop.
+/// Records until the first limit is reached, or a signal arrives.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = tenant::load_now(&args.config)?;
     crate::runtime::wait_for(record(args, &config))
@@ -70,7 +70,8 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
     let redaction = args.redact.then(|| Redaction::new(&args.keep));
     let redaction = redaction.transpose()?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
-    // As the processor itself does, so that one order holds over all subjects.
+    // One subscription for all subjects, as in the processor itself, keeps the order between
+    // subjects.
     let subject = subjects.of("presence.>");
     let mut tap = Tap::open(config, "presence record", &subject).await?;
     if let Some(path) = &args.directory {
@@ -146,7 +147,8 @@ struct Recorder<W: Write> {
 }
 
 impl<W: Write> Recorder<W> {
-    /// Writes down a message if it is input. Says what ends the recording, if it does.
+    /// Writes a message to the file if it is input, and not from a node. Returns the reason if the
+    /// recording ends.
     fn take(&mut self, received: TappedMessage) -> anyhow::Result<Option<Ended>> {
         let kind = self.subjects.kind(&received.subject);
         let Some(kind) = kind.filter(|_| !received.is_nodes) else {

@@ -1,9 +1,10 @@
-//! Redaction: what is recorded, in such a form that it can be passed on.
+//! Redaction: a recording in a form that can be given to others.
 //!
-//! Nothing is taken over that isn't known to be harmless. A message is written anew
-//! from what the processor reads in it; ids become pseudonyms, the same for the same
-//! id throughout a recording, by a keyed hash whose key is forgotten with it; and of
-//! metadata and settings stays what the operator names.
+//! Only what is known to be harmless is kept. A message is written anew from what the processor
+//! reads in it. Ids become pseudonyms, by a keyed hash: the same id has the same pseudonym
+//! throughout a recording, and the key is forgotten at the end. Metadata is left out, except for
+//! the keys that the operator names. So are settings, except for these and those of the built-in
+//! plugins.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,14 +20,14 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// How much of a hash makes a pseudonym, in bytes: two ids of a million share one
-/// with a probability of one in 37 million.
+/// The length of the hash in a pseudonym, in bytes. Among a million ids, two share a pseudonym with
+/// a probability of one in 37 million.
 const PSEUDONYM_BYTES: usize = 8;
 
 /// The settings that the built-in plugins read, whose values are no free text.
 const SETTINGS: [&str; 4] = ["online", "lastSeen", "invisible", "doNotDisturb"];
 
-/// The words that stand in those settings. Any other text in them is an id.
+/// The words that can be values of these settings. Any other text in them is an id.
 const WORDS: [&str; 3] = ["everyone", "contacts", "nobody"];
 
 pub(super) struct Redaction {
@@ -66,10 +67,10 @@ impl Redaction {
         })
     }
 
-    /// A message's body as it may be passed on. None for what the processor would
-    /// refuse: what that holds is anyone's guess.
+    /// A message's redacted body. `None` for a message that the processor would refuse: its content
+    /// is unknown.
     pub(super) fn body(&self, kind: Kind, payload: &Bytes) -> Option<Vec<u8>> {
-        // The processor that is recorded may be set to take that much.
+        // The limits of the recorded processor are not known: these are the highest ones.
         let limits = Limits {
             body_bytes_max: BODY_BYTES_MAX,
             metadata: LIMITS_MAX,
@@ -113,7 +114,7 @@ impl Redaction {
         serde_json::to_vec(&body).ok()
     }
 
-    /// A directory as it may be passed on.
+    /// A redacted directory.
     pub(super) fn directory(&self, export: Export) -> Export {
         let users = |list: BTreeSet<String>| list.iter().map(|user| self.user(user)).collect();
         let lists = |lists: BTreeMap<String, BTreeSet<String>>, of: &str| {
@@ -141,7 +142,7 @@ impl Redaction {
         self.pseudonym(USER, id)
     }
 
-    /// What stands for an id of some kind.
+    /// The pseudonym for an id of some kind.
     fn pseudonym(&self, kind: &str, id: &str) -> String {
         let hash = hmac::sign(&self.key, format!("{kind} {id}").as_bytes());
         let digits = hash.as_ref().iter().take(PSEUDONYM_BYTES);
@@ -149,7 +150,7 @@ impl Redaction {
         format!("{kind}-{digits}")
     }
 
-    /// Of metadata, what is kept. `ip` and `socketId` never are.
+    /// The metadata that is kept. `ip` and `socketId` never are.
     fn metadata(&self, given: &CheckedMetadata) -> Option<Box<RawValue>> {
         let metadata = given.metadata(|key| self.keep.contains(key));
         let mut kept = Vec::new();

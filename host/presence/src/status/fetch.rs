@@ -1,5 +1,5 @@
-//! One GET over HTTP from an address, as short as the answer that is expected: 1.0, so that
-//! it ends with the connection. Neither a long answer nor a slow one is waited for.
+//! One HTTP GET. It is of version 1.0, so that the answer ends with the connection. An answer that
+//! is too long or too slow is an error.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-/// How long the answer may take, in all.
+/// How long the whole request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the answer may be, in bytes.
+/// The longest answer, in bytes.
 const BYTES_MAX: usize = 4 << 20;
 
-/// The body of the answer.
+/// Requests a path, and returns the body of the answer.
 ///
 /// # Errors
 /// If nobody answers in time, or the answer isn't a 200.

@@ -1,10 +1,9 @@
-//! How a node stands to the plugin store, and what runs beside its pipeline, as
-//! `presence status` prints it.
+//! The rows of `presence status` about the plugin store, and about a canary or a shadow.
 
 use presence_kit::text::plain;
 use serde_json::Value;
 
-/// Titles and what they say; nothing of a node whose pipeline is the folder's.
+/// The rows: a title and a text each. Empty if the node doesn't follow the store.
 pub(super) fn rows(status: &Value) -> Vec<[String; 2]> {
     let Some(store) = status.pointer("/serving/store").filter(|it| it.is_object()) else {
         return Vec::new();

@@ -1,5 +1,6 @@
-//! A change of the tenants in the store: the difference is shown and confirmed, every node validates
-//! it, it is written unless somebody else was faster, and every node is waited for.
+//! A change of the tenants in the store: it shows the difference, asks for confirmation, has every
+//! node validate the change, writes it unless somebody else has changed the tenants meanwhile, and
+//! waits for every node.
 
 use std::path::PathBuf;
 
@@ -19,10 +20,10 @@ use super::Command;
 use crate::changing::{ChangeOptions, silent_why, who};
 use crate::secrets;
 
-/// What to do where somebody else was faster.
+/// The advice after somebody else has changed the tenants meanwhile.
 const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
 
-/// How often a change is validated and written anew because other tenants have changed meanwhile.
+/// How many times a change is validated and written, while others keep changing other tenants.
 const ATTEMPTS: usize = 10;
 
 #[derive(clap::Args)]
@@ -44,18 +45,18 @@ pub(crate) struct NameArgs {
     how: ChangeOptions,
 }
 
-/// What is to become of a tenant: none if it is to be removed.
+/// A tenant's name and new content. `None`: the tenant is removed.
 type Change = (String, Option<StoredTenant>);
 
-/// What came of writing changes.
+/// The outcome of writing changes.
 enum Written {
-    /// All of them are written, up to this place.
+    /// All of them are written. This is the bucket's place after the last one.
     All(BucketPlace),
     /// Somebody else has written to the bucket since it was read.
     Changed,
 }
 
-/// Makes the change that a command says.
+/// Runs a command that changes tenants.
 pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Apply(args) => {
@@ -74,7 +75,7 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Resume(args) => rest(args, false).await,
         Command::Remove(args) => {
             let session = TenantStoreSession::open(&args.how).await?;
-            // One that can't be read can be removed.
+            // A tenant that can't be read can be removed.
             let entry = session.read.entries.get(&args.name);
             let is_bad = entry.is_some_and(|it| matches!(it.tenant, Some(Err(_))));
             if !is_bad {
@@ -102,7 +103,7 @@ struct TenantStoreSession<'a> {
     how: &'a ChangeOptions,
     config: Config,
     operator: Operator,
-    /// What was read of the bucket, and what was written to it since.
+    /// What was read from the bucket, with what this command has written since.
     read: Snapshot,
 }
 
@@ -133,7 +134,7 @@ impl<'a> TenantStoreSession<'a> {
         })
     }
 
-    /// A tenant, as the store has it; none if it isn't there, or can't be read.
+    /// A tenant in the store. `None` if it isn't there, or can't be read.
     fn before(&self, name: &str) -> Option<&StoredTenant> {
         self.read.entries.get(name)?.tenant.as_ref()?.as_ref().ok()
     }
@@ -141,7 +142,7 @@ impl<'a> TenantStoreSession<'a> {
     /// As [`Self::before`].
     ///
     /// # Errors
-    /// If there is none.
+    /// If it isn't there, or can't be read.
     fn there(&self, name: &str) -> anyhow::Result<&StoredTenant> {
         let in_file = self.config.tenants.iter().flat_map(|it| it.iter());
         let in_file = in_file.filter(|it| it.name == name).count() > 0;
@@ -165,7 +166,7 @@ impl<'a> TenantStoreSession<'a> {
         }
     }
 
-    /// Makes changes, and waits for the nodes.
+    /// Makes those changes that differ from the store, and waits for the nodes.
     async fn change(mut self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
         let how = self.how;
         let why = how.why("")?;
@@ -207,7 +208,7 @@ impl<'a> TenantStoreSession<'a> {
             self.validate(&nodes.nodes, &changes).await?;
             match self.write(&changes, replicas, &mut written).await? {
                 Written::All(place) => return self.wait(&nodes, &changes, place).await,
-                // What was validated isn't what is there.
+                // What was validated is not what is in the bucket now.
                 Written::Changed => self.read_again(&changes, &written).await?,
             }
         }
@@ -226,9 +227,9 @@ impl<'a> TenantStoreSession<'a> {
         }
     }
 
-    /// Has the nodes validate changes of what was read of the bucket.
+    /// Has the nodes validate changes, once they have read as much of the bucket as this command.
     async fn validate(&self, nodes: &[FoundNode], changes: &[Change]) -> anyhow::Result<()> {
-        // What is removed is in nobody's way, also where a node can't read the bucket.
+        // A removal conflicts with nothing, so it works also if a node can't read the bucket.
         if changes.iter().any(|(_, tenant)| tenant.is_some())
             && let Some(place) = self.read.place
         {
@@ -269,8 +270,8 @@ impl<'a> TenantStoreSession<'a> {
         Ok(())
     }
 
-    /// Writes the changes that aren't written yet, each if nobody else has written to the bucket
-    /// since it was read.
+    /// Writes the changes that aren't written yet, and adds their names to `written`. Stops if
+    /// somebody else has written to the bucket since it was read.
     async fn write(
         &mut self,
         changes: &[Change],
@@ -339,7 +340,7 @@ impl<'a> TenantStoreSession<'a> {
         Ok(())
     }
 
-    /// Waits until every node is done.
+    /// Waits until every node has taken the changes, and prints the outcome of each.
     async fn wait(
         &self,
         nodes: &TenantNodes,
@@ -352,7 +353,7 @@ impl<'a> TenantStoreSession<'a> {
             let settled = self.operator.tenants_settled(node, &names, place);
             (node, settled.await)
         });
-        // All at once, and told in their order.
+        // Waits for all nodes at once, and reports them in their order.
         let mut settled: FuturesOrdered<_> = settled.collect();
         while let Some((node, settled)) = settled.next().await {
             let (tenants, error) = match settled {
@@ -394,7 +395,7 @@ impl<'a> TenantStoreSession<'a> {
     }
 }
 
-/// Whether a tenant waits for another node on each of these that has it.
+/// Whether a tenant waits for another node on every node that has it, so that none serves it.
 fn waits(name: &str, told: &[Value]) -> bool {
     let tenants = told.iter().filter_map(|it| it.get("tenants")?.as_array());
     let found = tenants
@@ -404,7 +405,7 @@ fn waits(name: &str, told: &[Value]) -> bool {
     states.peek().is_some() && states.all(|state| state == "waiting")
 }
 
-/// What was written of changes that weren't written as a whole.
+/// The end of an error message: what was written before the failure. Empty if nothing was.
 fn but(written: &[String]) -> String {
     match written.is_empty() {
         true => String::new(),
@@ -412,7 +413,7 @@ fn but(written: &[String]) -> String {
     }
 }
 
-/// What is wrong if a node doesn't have a tenant that was written.
+/// The error about tenants that were written, and that a node doesn't have. `None` if it has all.
 fn missing(changes: &[Change], tenants: &[Value]) -> Option<String> {
     let is_there = |name: &String| {
         let name = json!(name);
@@ -424,10 +425,10 @@ fn missing(changes: &[Change], tenants: &[Value]) -> Option<String> {
     (!missing.is_empty()).then(|| format!("it does not have {}: see its log", missing.join(", ")))
 }
 
-/// Whether a tenant isn't as the store says.
+/// Whether a node doesn't run a tenant as the store says.
 fn is_bad(tenant: &Value) -> bool {
     let state = tenant.get("state").and_then(Value::as_str);
-    // One that still starts is not waited for any more: it can't be served.
+    // A tenant that is still starting after the wait can't be served.
     matches!(state, Some("refused" | "starting"))
         || tenant.get("notTaken").is_some_and(Value::is_string)
 }
@@ -460,7 +461,7 @@ fn say_node(
     Ok(())
 }
 
-/// What changes, as a patch.
+/// The change of a tenant, as a patch with its secrets masked.
 fn difference(name: &str, before: Option<&StoredTenant>, after: Option<&StoredTenant>) -> String {
     let text = |tenant: Option<&StoredTenant>| {
         tenant.map_or_else(String::new, |it| {

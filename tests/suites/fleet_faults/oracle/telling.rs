@@ -1,5 +1,5 @@
-//! What is told, message by message, before a client makes anything of it: within an epoch,
-//! nobody is told the same twice, and who wasn't told online isn't told offline.
+//! The messages themselves, before a client evaluates them: within an epoch, no viewer is told the
+//! same twice, and no viewer is told an offline who wasn't told the online.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ struct Telling {
     /// The last number on each of the two subjects.
     seqs: [u64; 2],
     told: BTreeMap<(usize, usize), bool>,
-    /// Whether all is known that the source has ever told.
+    /// Whether everything that the source has ever told is known.
     is_complete: bool,
-    /// What is wrong unless the client has missed a message on one of the subjects: the next
-    /// number there will show it.
+    /// Violations that would be excused if the client has missed a message on one of the subjects.
+    /// The next number on this subject decides it.
     open: Vec<(Subject, String)>,
 }
 
-/// Where onlines are told, and where offlines.
+/// The subjects on which onlines and offlines are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     Online,
@@ -42,24 +42,24 @@ impl Tellings {
         }
     }
 
-    /// A client may have missed something of any source.
+    /// A client may have missed messages of any source.
     pub(super) fn missed(&mut self, client: usize) {
         let of = self.sources.iter_mut().filter(|((of, _), _)| *of == client);
         of.for_each(|(_, telling)| telling.forget());
         self.has_failed = true;
     }
 
-    /// From here on, an epoch may begin of which a client doesn't hear from the first message on.
+    /// From now on, a client may miss the first messages of a new epoch.
     pub(super) fn fault(&mut self) {
         self.has_failed = true;
     }
 
-    /// A lease may have run out: shards change hands in whatever way.
+    /// A lease may have run out, so that shards change hands without a hand-over.
     pub(super) fn stall(&mut self) {
         self.is_orderly = false;
     }
 
-    /// Takes a message or a beacon, and says what is surely wrong.
+    /// Takes a message or a beacon. Returns what is surely wrong.
     pub(super) fn take(&mut self, fact: &Fact) -> Vec<String> {
         match fact {
             Fact::Told {
@@ -102,14 +102,14 @@ impl Tellings {
         }
     }
 
-    /// What nothing has excused in the end.
+    /// Violations that nothing has excused by the end.
     pub(super) fn end(&mut self) -> Vec<String> {
         let open = self.sources.values_mut().flat_map(|it| it.open.drain(..));
         open.map(|(_, what)| what).collect()
     }
 
-    /// What a source has told a client, of which something of this epoch comes; none if its time is
-    /// over: clients drop it.
+    /// What a source has told a client, to add a message of this epoch. `None` if the epoch is
+    /// over: clients drop the message.
     fn of(&mut self, client: usize, source: &str, epoch: u64) -> Option<&mut Telling> {
         let is_complete = !self.has_failed;
         let place = (client, source.to_owned());
@@ -134,11 +134,12 @@ impl Tellings {
 }
 
 impl Telling {
-    /// Takes the number of a message. None if it is to be dropped; else what it shows to be wrong.
+    /// Takes the number of a message. `None` if the message has to be dropped; otherwise the
+    /// violations that are certain now.
     fn next(&mut self, subject: Subject, seq: u64) -> Option<Vec<String>> {
         let last = self.last(subject);
         if seq <= *last {
-            // What may have been lost is published again, under the same number.
+            // A message that may have been lost is published again under the same number.
             return None;
         }
         let is_gap = seq > *last + 1;
@@ -149,7 +150,7 @@ impl Telling {
         Some(self.close(subject))
     }
 
-    /// Takes a beacon's number, and says what it shows to be wrong.
+    /// Takes a beacon's number. Returns the violations that are certain now.
     fn counted(&mut self, subject: Subject, seq: u64) -> Vec<String> {
         let last = self.last(subject);
         if seq > *last {
@@ -167,7 +168,8 @@ impl Telling {
         }
     }
 
-    /// Nothing is missing on a subject: what would be excused by that isn't.
+    /// No message is missing on a subject: violations that a missing one would have excused are
+    /// certain.
     fn close(&mut self, subject: Subject) -> Vec<String> {
         let open = std::mem::take(&mut self.open);
         let (found, open) = open.into_iter().partition(|(of, _)| *of == subject);

@@ -1,4 +1,4 @@
-//! That each rule of the oracle finds what breaks it, and nothing else.
+//! Checks that each rule of the oracle finds its violations, and nothing else.
 
 use super::*;
 
@@ -9,12 +9,12 @@ const TERMS: Terms = Terms {
     allowance_ms: 2_000,
     is_orderly: false,
 };
-/// A user and a viewer who may see them, and one who may not.
+/// A user and a viewer who may see the user, and another viewer who may not.
 const USER: usize = 1;
 const VIEWER: usize = 0;
 const HIDDEN_FROM: usize = 3;
 
-/// A trace that is being made up.
+/// A trace that a test makes up.
 #[derive(Default)]
 struct Forged {
     at: u64,
@@ -52,7 +52,7 @@ impl Forged {
         self.after(5, Fact::Spoke { user: USER, conn });
     }
 
-    /// Heartbeats of a connection for so long.
+    /// Adds heartbeats of a connection for this long.
     fn stays(&mut self, conn: u64, ms: u64) {
         for _ in 0..ms / 500 {
             self.at += 495;
@@ -178,7 +178,7 @@ fn a_user_who_spoke_too_seldom_is_not_surely_connected() {
 
 #[test]
 fn what_was_decided_before_a_fault_may_be_said_after_it() {
-    // The user left and came back within it.
+    // The user left and came back during the fault.
     let mut forged = Forged::with_user_online();
     forged.stays(1, 5_000);
     forged.after(5, Fact::FaultBegins("a fault"));
@@ -199,7 +199,7 @@ fn what_was_decided_before_a_fault_may_be_said_after_it() {
     late.tells(false, &[VIEWER]);
     late.shows(false);
     late.finds(&[]);
-    // Once all has recovered, nothing excuses it.
+    // After the recovery, nothing excuses it.
     late.stays(2, 8_000);
     late.shows(true);
     late.shows(false);
@@ -230,7 +230,7 @@ fn a_ghost_is_found_once_its_time_is_over() {
     soon.finds(&[]);
     soon.after(101, Fact::Missed { client: 0 });
     soon.finds(&["user 1 left at"]);
-    // It is said once, however long it lasts.
+    // A ghost is reported once, however long it lasts.
     soon.after(1_000, Fact::Missed { client: 0 });
     soon.finds(&["user 1 left at"]);
 }
@@ -307,7 +307,7 @@ fn what_another_subjects_loss_excuses_is_not_found() {
     forged.tells(true, &[VIEWER]);
     forged.after(5, counted([2, 1]));
     forged.finds(&[]);
-    // Where the numbers show that nothing was lost, it is found at once.
+    // If the numbers show that nothing was lost, the violation is found at once.
     let mut forged = Forged::with_user_online();
     forged.tells(true, &[VIEWER]);
     forged.after(5, counted([2, 0]));
@@ -336,13 +336,13 @@ fn after_a_takeover_something_may_be_told_again_and_after_a_hand_over_nothing() 
         ..TERMS
     };
     forged.finds_by(orderly, &["viewer 0 was told twice"]);
-    // Where something was held up, it needn't have been handed over.
+    // After a stall, the shard may have changed hands without a hand-over.
     let mut stalled = Forged::with_user_online();
     stalled.after(5, Fact::Stall("a node"));
     stalled.succeeds();
     stalled.tells(true, &[VIEWER]);
     stalled.finds_by(orderly, &[]);
-    // What an owner still says whose time is over doesn't count.
+    // Messages of an owner whose epoch is over don't count.
     forged.epoch -= 1;
     forged.told(true, 9, &[VIEWER]);
     forged.finds(&[]);

@@ -1,4 +1,4 @@
-//! What a standby takes beside its owner, and what a router takes for a message.
+//! The processor time of a standby beside its owner, and of a router per message.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -11,35 +11,36 @@ use super::super::fairness::plain;
 use super::load::{publish, publish_on};
 use super::scene::{self, ROOT, Scene, body};
 
-/// How long each load is.
+/// How long each load lasts.
 const LONG: Duration = Duration::from_secs(8);
-/// How often some of it is sent.
+/// The interval between two writes of messages.
 const TICK: Duration = Duration::from_millis(2);
-/// After how many pairs of messages a user who went comes back: a multiple of each load's pairs.
+/// After how many pairs of messages a user who disconnected connects again. A multiple of each
+/// load's `one_in`.
 const AWAY: usize = 900;
-/// How much later a standby is told of what its owner has heard, at most, and has handled it.
+/// At most how much later than its owner a standby is told of a heartbeat, and has handled it.
 const TOLD: Duration = Duration::from_millis(scene::LEASE.as_millis() as u64 / 4);
 
 const DROPS: &str = "presence_slow_consumer_drops_total";
 
-/// What a standby takes beside its owner, under one load.
+/// The processor time of a standby and its owner, under one load.
 pub(crate) struct Beside {
     pub(crate) title: &'static str,
     pub(crate) messages: usize,
     pub(crate) owner_ns: u64,
     pub(crate) standby_ns: u64,
-    /// How many messages the two had no room for.
+    /// How many messages the two nodes dropped.
     pub(crate) dropped: f64,
 }
 
-/// What a node takes that only passes messages on.
+/// The cost of a node that only passes messages on.
 pub(crate) struct Routed {
     pub(crate) messages: f64,
-    /// Its processor time, less what it takes when there is nothing to pass on.
+    /// Its processor time, without the time that it uses when there is nothing to pass on.
     pub(crate) ns: f64,
 }
 
-/// Loads the shard, and looks at what its owner and its standby take.
+/// Loads the shard, and measures its owner and its standby.
 pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Vec<Beside>> {
     let hosts = [scene.host(owner)?, scene.host(standby)?];
     let [owner, standby] = hosts.map(|it| it.process.id());
@@ -47,7 +48,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         let each = hosts.map(|it| scene.broker.runtime.block_on(it.metric(DROPS, &["inputs"])));
         each.into_iter().sum()
     };
-    // One in so many messages is of a user who goes or comes back; none, where it is 0.
+    // One in this many messages is a disconnect or a connect. 0: none is.
     let loads = [
         ("heartbeats alone", 0),
         ("of 30 messages, 1 comes or goes", 30),
@@ -56,11 +57,13 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
     ];
     let rows = loads.into_iter().map(|(title, one_in)| {
         hear_all(scene)?;
-        // What the standby is yet to be told of that is no part of the load.
+        // Waits until the standby has been told of these heartbeats, which are not part of the
+        // load.
         std::thread::sleep(TOLD);
         let dropped_before = dropped()?;
         let before = [cpu_ns(owner)?, cpu_ns(standby)?];
-        // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
+        // A user who disconnects connects again many messages later: a connect with the same
+        // timestamp as a disconnect counts as sent before it.
         let message = |text: &mut String, number: usize| {
             let pair = number / 2;
             let changes = one_in > 0 && pair.is_multiple_of(one_in);
@@ -93,15 +96,15 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
     rows
 }
 
-/// Has every connection heard from: no load is about all of them, and together they last longer than
-/// a connection may be silent.
+/// Sends a heartbeat for every connection. No load has heartbeats of all of them, and together the
+/// loads last longer than a connection's timeout.
 fn hear_all(scene: &Scene<'_>) -> Result<()> {
     scene.send_for_all("heartbeat")?;
     scene.until_answered()
 }
 
-/// Sends messages, and waits until the broker has read them. Of a connection that is closed before,
-/// it reads no more.
+/// Sends messages, and waits until the broker has read them. The broker doesn't read on after a
+/// connection is closed.
 fn deliver(mut stream: TcpStream, text: &str) -> Result<()> {
     stream.write_all(text.as_bytes())?;
     stream.write_all(b"PING\r\n")?;
@@ -114,7 +117,7 @@ fn deliver(mut stream: TcpStream, text: &str) -> Result<()> {
     bail!("the broker closed the connection");
 }
 
-/// Sends what has to be passed on, and looks at what a node takes that has no part in the shard.
+/// Sends messages that have to be passed on, and measures a node that has no part in the shard.
 pub(super) fn routed(scene: &Scene<'_>, router: &str) -> Result<Routed> {
     let host = scene.host(router)?;
     let pid = host.process.id();
@@ -143,7 +146,7 @@ pub(super) fn routed(scene: &Scene<'_>, router: &str) -> Result<Routed> {
     })
 }
 
-/// Sends messages at a steady rate. Says how many there were.
+/// Sends messages at a steady rate. Returns how many it has sent.
 fn send(scene: &Scene<'_>, mut add: impl FnMut(&mut String, usize)) -> Result<usize> {
     let mut stream = plain(scene.broker.server.port())?;
     let (begun, mut text) = (Instant::now(), String::new());

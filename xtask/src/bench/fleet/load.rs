@@ -1,5 +1,5 @@
-//! What goes on all the while: connections' heartbeats, events whose times are measured, and who
-//! watches what viewers are told.
+//! The load that goes on all the time: heartbeats of connections, and events whose times are
+//! measured. And the watch that notes what viewers are told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -19,11 +19,11 @@ use super::scene::{PROBES, ROOT, Scene, body, subject};
 
 /// How long a connection is silent between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How often some of them are sent.
+/// The interval between two writes of heartbeats.
 const TICK: Duration = Duration::from_millis(10);
-/// How long it is between two events whose times are measured.
+/// The interval between two events whose times are measured.
 const PROBE: Duration = Duration::from_millis(10);
-/// How long is waited for what was published.
+/// How long to wait until viewers have been told of all events.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What viewers have been told.
@@ -32,15 +32,15 @@ pub(super) struct Watch(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
-    /// When each of those who come online one after another was shown.
+    /// When each probe user was first shown as online.
     online: BTreeMap<usize, Instant>,
     left: BTreeSet<usize>,
-    /// How many messages were about others.
+    /// How many messages were about other users.
     others: usize,
 }
 
 impl Watch {
-    /// Watches. Users from this number on are those who come online one after another.
+    /// Begins to watch. The users from number `first` on are probe users.
     pub(super) fn begin(broker: &Broker, client: &Client, first: usize) -> Result<Self> {
         let seen = Arc::<Mutex<Seen>>::default();
         let subscribed = client.nats.subscribe(format!("{ROOT}.filtered.*"));
@@ -65,7 +65,8 @@ impl Watch {
         Ok(Self(seen))
     }
 
-    /// How many messages were about users who have connections all the while.
+    /// How many messages were about users who are not probe users. Their connections last all the
+    /// time.
     pub(super) fn others(&self) -> usize {
         self.seen(|seen| seen.others)
     }
@@ -93,7 +94,7 @@ struct Worker<T> {
 }
 
 impl<T: Send + 'static> Worker<T> {
-    /// `work` is lent a connection that only publishes, and says whether it goes on.
+    /// `work` gets a connection that only publishes, and a function that says whether to go on.
     fn begin(
         broker: &Broker,
         work: impl FnOnce(TcpStream, &dyn Fn() -> bool) -> Result<T> + Send + 'static,
@@ -112,7 +113,7 @@ impl<T: Send + 'static> Worker<T> {
     }
 }
 
-/// Connections' heartbeats, one of each in an interval.
+/// Heartbeats of connections: one of each connection in every `INTERVAL`.
 pub(super) struct Heartbeats(Worker<()>);
 
 impl Heartbeats {
@@ -147,7 +148,7 @@ impl Heartbeats {
     }
 }
 
-/// Users who come online one after another, at a steady rate.
+/// Probe users: they come online one after another, at a steady rate, so that events can be timed.
 pub(super) struct Probes(Worker<BTreeMap<usize, Instant>>);
 
 impl Probes {
@@ -172,8 +173,9 @@ impl Probes {
         Ok(Self(worker))
     }
 
-    /// Says how long those took that were published from then on, once viewers have been told of all
-    /// of them, and how many users have come online until now.
+    /// Ends the probes, and waits until viewers have been told of all of them. Returns how long the
+    /// events took that were published from `from` on, and how many probe users have come online so
+    /// far.
     pub(super) fn end(self, scene: &Scene<'_>, from: Instant) -> Result<(Times, usize)> {
         let sent = self.0.end(scene.broker)?;
         let last = sent.keys().next_back().context("one was sent")?;

@@ -1,4 +1,4 @@
-//! The nodes of a fleet with one shard, and what is asked of them.
+//! A fleet with one shard: its nodes, and the states to wait for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,11 +21,12 @@ pub(super) const LEASE: Duration = Duration::from_secs(6);
 /// How long a connection may be silent.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the fleet's subjects begin with.
+/// The beginning of the fleet's subjects.
 pub(super) const ROOT: &str = "fleet.presence";
 const PREFIX: &str = "fleet";
 
-/// How many users there are beside those with connections, who come online one after another.
+/// How many probe users there are, in addition to those whose connections last. They come online
+/// one after another.
 pub(super) const PROBES: usize = 30_000;
 
 /// How many viewers each user has.
@@ -33,21 +34,21 @@ const VIEWERS: usize = 10;
 
 const REPLIES: &str = "_INBOX.load.fleet";
 
-/// How many users' messages are laid out at once.
+/// For how many users messages are laid out in memory at once.
 const PIECE: usize = 20_000;
 
-/// How long is waited between looks, and for one answer.
+/// The interval between two checks, and the timeout of one query.
 const LOOK: Duration = Duration::from_millis(5);
 const ANSWER: Duration = Duration::from_millis(50);
-/// After how long it is given up.
+/// How long to wait before giving up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(super) struct Scene<'a> {
     pub(super) broker: &'a Broker,
     pub(super) users: usize,
-    /// How many messages a second there are where processor time is measured.
+    /// How many messages per second are sent when processor time is measured.
     pub(super) per_s: u32,
-    /// How many of those who come online one after another have.
+    /// How many probe users have come online so far.
     pub(super) probed: usize,
     pub(super) watch: Watch,
     client: Client,
@@ -55,7 +56,7 @@ pub(super) struct Scene<'a> {
     nodes: BTreeMap<&'static str, Node>,
 }
 
-/// A node, and its site, which is there for as long as the node is.
+/// A node, and its site: a temporary folder, which is kept as long as the node runs.
 struct Node {
     host: Host,
     _site: Site,
@@ -84,7 +85,7 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// The names of three nodes, as they are meant to have the shard.
+    /// The names of three nodes, by their rank for the shard: the first is to own it.
     pub(super) fn ranked() -> Result<[&'static str; 3]> {
         let ranks = hash::rank(0, 0, ["node-1", "node-2", "node-3"]);
         ranks
@@ -137,7 +138,7 @@ impl<'a> Scene<'a> {
             .with_context(|| host.process.last_words())
     }
 
-    /// Waits until a query is answered, which is when the owner has decided on everyone.
+    /// Waits until a query is answered. Then the owner has decided on everyone.
     pub(super) fn until_answered(&self) -> Result<()> {
         let asked = json!({"viewerId": viewer(0), "userIds": [name(0)]}).to_string();
         let subject = format!("{ROOT}.query");
@@ -149,7 +150,7 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Looks again and again whether something is so.
+    /// Checks again and again, until a condition holds.
     fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
         let looks = async {
             while !is_so().await? {
@@ -164,7 +165,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Has something of this kind be sent for every connection, not faster than it is answered.
+    /// Sends a message of this kind for every connection, not faster than they are answered.
     pub(super) fn send_for_all(&self, kind: &str) -> Result<()> {
         let mut generator = Generator::connect(self.broker.server.port(), REPLIES)?;
         let window = Window {
@@ -184,8 +185,8 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Waits until the first owner takes nobody for online who may not be: when it reports a
-    /// user as gone who has left.
+    /// Waits until the first owner is sure that it knows all connections. Before, it publishes no
+    /// offline: so this has a user connect and disconnect, and waits for the offline.
     pub(super) fn until_sure(&mut self) -> Result<()> {
         let user = self.users + self.probed;
         self.probed += 1;
@@ -203,7 +204,8 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// The shard's own subject for a kind of input, as the broker's mapping has it.
+/// The shard's own subject for a kind of input. In production, a subject mapping of the broker
+/// leads to it.
 pub(super) fn subject(kind: &str) -> String {
     format!("{ROOT}.shard.0.in.{kind}")
 }
