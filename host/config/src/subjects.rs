@@ -8,7 +8,8 @@ use presence_core::token;
 /// header isn't input.
 pub const SEQ: &str = "Presence-Seq";
 
-/// The header of an input above the rate limit, which a router of a fleet passes on to be rejected.
+/// The header of an input above the rate limit, which a router of a fleet passes on all the same:
+/// its shard decides whether it can be refused.
 pub const EXCESS: &str = "Presence-Excess";
 
 /// The header of an input that a router of a fleet passes on late: the longest delay, in
