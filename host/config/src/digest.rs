@@ -37,7 +37,7 @@ impl Digest {
     /// A digest from its hexadecimal digits alone, as the sandbox has them.
     ///
     /// # Errors
-    /// If they aren't those of a SHA-256.
+    /// If they aren't the digits of a SHA-256.
     pub fn of_hex(digits: &str) -> Result<Self, InvalidDigest> {
         Self::parse(&format!("{ALGORITHM}{digits}"))
     }

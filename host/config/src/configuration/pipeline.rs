@@ -61,14 +61,14 @@ impl fmt::Debug for StagePlace {
 pub enum OnFailure {
     /// Nobody new is told, and enrichers are skipped.
     Hold,
-    /// The last generation that worked takes over.
+    /// The last good generation takes over.
     LastGood,
 }
 
 /// Where a plugin can come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// From the program, whatever lies in the plugin folder.
+    /// From the program, even if the plugin folder has one of the same name.
     BuiltIn,
     /// From the plugin folder, and never from the program.
     Folder,
@@ -90,7 +90,7 @@ pub enum Grant {
     Blocks,
     /// A plugin may ask the directory for settings.
     Settings,
-    /// A plugin may ask the directory for all whom it knows.
+    /// A plugin may ask the directory for all users that it knows.
     Everyone,
     /// A plugin may write to the log.
     Log,
