@@ -14,11 +14,11 @@ pub enum CanaryMeasure {
     /// The factor by which the candidate's decisions take longer than those of the active pipeline,
     /// between the 99th percentiles.
     P99,
-    /// The share of the users for whom some viewer is lost: the viewer may see the user by the
-    /// active pipeline, and may not by the candidate.
+    /// The share of the users whom somebody may see by the active pipeline, and may not by the
+    /// candidate.
     Hidden,
-    /// The share of the users for whom some viewer is gained: the viewer may see the user by the
-    /// candidate, and may not by the active pipeline.
+    /// The share of the users whom somebody may see by the candidate, and may not by the active
+    /// pipeline.
     Shown,
 }
 

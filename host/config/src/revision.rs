@@ -56,7 +56,7 @@ pub struct Entry {
     /// The plugin's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
-    /// What it may do if it asks for it.
+    /// The plugin's grants.
     #[serde(default)]
     pub grants: Vec<Grant>,
     /// What happens when the plugin has failed repeatedly. `None`: the plugin decides.
@@ -87,7 +87,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The chain with the plugin in its place.
+    /// The chain with this plugin's bytes in place of those of the same name.
     pub fn in_place(&self, chain: &[Entry]) -> Vec<Entry> {
         let mut chain = chain.to_vec();
         for entry in chain.iter_mut().filter(|it| it.plugin == self.plugin) {
@@ -167,7 +167,7 @@ impl Revision {
         self.chain.iter().map(Entry::stage).collect()
     }
 
-    /// The stages that decide on the candidate's share of the users, if there is one.
+    /// The stages that decide for the candidate's share of the users. `None` without a candidate.
     pub fn candidate_stages(&self) -> Option<Vec<Stage>> {
         let candidate = self.candidate.as_ref()?;
         let chain = candidate.in_place(&self.chain);

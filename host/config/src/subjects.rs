@@ -72,7 +72,7 @@ impl Subjects {
         format!("{}{subject}", self.prefix)
     }
 
-    /// What kind of input a subject carries.
+    /// The kind of input on a subject. `None` if it carries no input.
     pub fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
     }
@@ -230,7 +230,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// `message_ids`: whether messages bear an id as well, for JetStream.
+    /// `message_ids`: whether messages also have an id, for JetStream.
     pub fn new(
         node: &str,
         shard: usize,

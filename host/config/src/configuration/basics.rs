@@ -36,7 +36,7 @@ impl Node {
     }
 }
 
-/// `[tenant]`: the isolation boundary this node serves.
+/// `[tenant]`: the tenant that this node serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tenant {
     /// Its name, if there are `[[tenant]]` sections.
@@ -270,7 +270,7 @@ impl Explain {
 /// `[inbox]`: delivery per viewer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inbox {
-    /// Whether each viewer is also told on a subject of their own.
+    /// Whether each viewer also gets messages on a subject of their own.
     pub enabled: bool,
 }
 

@@ -53,7 +53,7 @@ enum Source {
 /// The longest time that a request or an event may wait, in milliseconds.
 const MINUTE_MS: u64 = 60_000;
 
-/// The longest time for which an answer may be good: a week, in milliseconds.
+/// The longest time for which an answer may be valid: a week, in milliseconds.
 const WEEK_MS: u64 = 7 * 24 * 60 * MINUTE_MS;
 
 /// The longest subject that questions may be put under, in bytes: it leaves room

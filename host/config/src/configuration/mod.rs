@@ -79,7 +79,7 @@ pub struct Config {
     pub node: Node,
     /// The broker, and how to reach it.
     pub nats: Nats,
-    /// The isolation boundary this node serves.
+    /// The tenant that this node serves.
     pub tenant: Tenant,
     /// When a user is online.
     pub tracker: Tracker,
