@@ -1,4 +1,4 @@
-//! When a canary ends by itself: the rules of `--abort-on`, such as
+//! The rules by which a canary ends itself, as `--abort-on` takes them, such as
 //! `errors>0.1%,p99>2x,hidden>1%,shown>1%`.
 
 use std::fmt;
@@ -6,18 +6,18 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What is measured of a canary.
+/// A measure of a canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CanaryMeasure {
-    /// Which part of the candidate's calls fail.
+    /// The share of the candidate's calls that fail.
     Errors,
-    /// By which factor the candidate's decisions take longer than the active pipeline's: the
-    /// 99th percentiles.
+    /// The factor by which the candidate's decisions take longer than those of the active pipeline,
+    /// between the 99th percentiles.
     P99,
-    /// Of which part of the users somebody may not see by the candidate who may by the active
-    /// pipeline.
+    /// The share of the users whom somebody may see by the active pipeline, and may not by the
+    /// candidate.
     Hidden,
-    /// Of which part of the users somebody may see by the candidate who may not by the active
+    /// The share of the users whom somebody may see by the candidate, and may not by the active
     /// pipeline.
     Shown,
 }
@@ -25,7 +25,7 @@ pub enum CanaryMeasure {
 impl CanaryMeasure {
     const ALL: [Self; 4] = [Self::Errors, Self::P99, Self::Hidden, Self::Shown];
 
-    /// As a rule spells it.
+    /// The measure as a rule spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Errors => "errors",
@@ -35,7 +35,7 @@ impl CanaryMeasure {
         }
     }
 
-    /// What a rule on it must say, and an example.
+    /// What the limit in a rule on this measure must be, and an example.
     fn must_be(self) -> (&'static str, &'static str) {
         match self {
             Self::P99 => ("a factor from 1 to 1000 with an `x`", "p99>2x"),
@@ -51,27 +51,27 @@ impl CanaryMeasure {
 pub struct AbortRule {
     /// What is measured.
     pub measure: CanaryMeasure,
-    /// The highest value that is allowed, in millionths: of the whole, or of the factor 1.
+    /// The highest allowed value, in millionths of the whole, or of the factor 1.
     pub millionths: u64,
 }
 
 impl AbortRule {
-    /// Whether a measured value breaks it: a part of the whole, or a factor.
+    /// Whether a measured value, a share of the whole or a factor, breaks the rule.
     pub fn is_broken_by(self, value: f64) -> bool {
         value * MILLION as f64 > self.millionths as f64
     }
 }
 
-/// The rules of a canary, at most one a measure; none, where it ends by an operator alone.
+/// The rules of a canary, at most one for each measure. Without rules, only an operator ends it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AbortOn(Vec<AbortRule>);
 
-/// A text that isn't the rules of a canary: what is wrong, where, and what is allowed.
+/// A text that isn't a list of rules: which rule is wrong, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rule {place}, `{rule}`: {what}")]
 pub struct InvalidAbortOn {
-    /// Which of the rules, counted from 1.
+    /// The number of the rule, counted from 1.
     place: usize,
     rule: String,
     what: String,
@@ -85,7 +85,7 @@ impl AbortOn {
         self.0.iter().copied()
     }
 
-    /// Whether there are none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -156,7 +156,8 @@ fn rule_of(text: &str) -> Result<AbortRule, String> {
     })
 }
 
-/// A decimal number of so many millionths each, if it is one, and a whole number of them.
+/// Reads a decimal number in millionths, of which the number 1 has `each`. `None` if it isn't a
+/// number, or not a whole number of millionths.
 fn millionths(text: &str, each: u64) -> Option<u64> {
     let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
     let are_digits = |text: &str| {

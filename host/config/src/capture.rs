@@ -1,5 +1,5 @@
-//! Recorded traffic: lines of JSON, a message each, as `presence record` writes them
-//! and `presence replay` reads them.
+//! Recorded traffic: lines of JSON, one for each message, as `presence record` writes them and
+//! `presence replay` reads them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -19,11 +19,11 @@ use crate::subjects::SEQ;
 /// A message, and when it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// In milliseconds since the Unix epoch.
+    /// When it arrived, in milliseconds since the Unix epoch.
     pub at: u64,
     /// The whole subject, with the tenant's prefix.
     pub subject: String,
-    /// The body, as it came.
+    /// The body, unchanged.
     pub payload: Bytes,
     /// Whether a node published it, so that it is no input.
     pub is_nodes: bool,
@@ -54,7 +54,8 @@ struct Written<'a> {
 }
 
 impl Recorded {
-    /// Reads a line. `before`: when the message of the line before arrived, for one that doesn't say when.
+    /// Reads a line. If it has no time, it gets `before`, the time of the message in the line
+    /// before.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -96,8 +97,8 @@ impl Recorded {
         })
     }
 
-    /// The line that reads as this message, to the byte of its payload: JSON on one
-    /// line stands as it is, and anything else as text or base64.
+    /// The line for this message, which reads back as the same bytes. JSON on one line is written
+    /// as it is, and anything else as text or base64.
     pub fn line(&self) -> anyhow::Result<Vec<u8>> {
         let mut written = Written {
             at: self.at,
@@ -145,10 +146,10 @@ impl<'a> Capture<'a> {
         Ok(Self { path, input })
     }
 
-    /// Hands over message by message.
+    /// Passes the messages to `take`, one by one.
     ///
     /// # Errors
-    /// What is wrong with a line, or with what is done with it; the error says which.
+    /// What is wrong with a line, or the error of `take`. The error names the line.
     pub fn read(self, mut take: impl FnMut(Recorded) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let path = self.path.display();
         let mut before = None;
@@ -165,10 +166,10 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// Makes a file that nobody else can read, since what is recorded is about people.
+/// Creates a file that only this user can read, since recorded traffic is about people.
 ///
 /// # Errors
-/// If there is a file of that name, which is left as it is, or it can't be made.
+/// If a file of that name exists, which is left as it is, or if the file can't be created.
 pub fn create(file: &Path) -> anyhow::Result<File> {
     let mut options = File::options();
     options.write(true).create_new(true);

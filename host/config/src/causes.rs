@@ -1,5 +1,5 @@
-//! An error with its causes as one text, each said once. Some libraries' errors say their
-//! source themselves and name it as their source as well.
+//! An error with its causes as one text, each only once. The errors of some libraries contain the
+//! text of their source already.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ mod tests {
 
     use super::*;
 
-    /// As the NATS client's errors do, it says its source as well.
+    /// Contains the text of its source, as the errors of the NATS client do.
     #[derive(Debug, thiserror::Error)]
     #[error("IO error: {0}")]
     struct RepeatsSource(#[source] io::Error);

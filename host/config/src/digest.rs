@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// What a digest begins with.
+/// How a digest begins.
 const ALGORITHM: &str = "sha256:";
 
 /// How many hexadecimal digits a SHA-256 has.
@@ -22,10 +22,10 @@ pub struct Digest(Arc<str>);
 pub struct InvalidDigest(String);
 
 impl Digest {
-    /// Reads one as it is written.
+    /// Reads a digest as it is written.
     ///
     /// # Errors
-    /// If it isn't one.
+    /// If the text is no digest.
     pub fn parse(text: &str) -> Result<Self, InvalidDigest> {
         let digits = text.strip_prefix(ALGORITHM).unwrap_or_default();
         if !are_digits(digits) || digits.len() != DIGITS {
@@ -34,10 +34,10 @@ impl Digest {
         Ok(Self(digits.into()))
     }
 
-    /// Of the hexadecimal digits alone, as the sandbox counts them.
+    /// A digest from its hexadecimal digits alone, as the sandbox has them.
     ///
     /// # Errors
-    /// If they aren't those of a SHA-256.
+    /// If they aren't the digits of a SHA-256.
     pub fn of_hex(digits: &str) -> Result<Self, InvalidDigest> {
         Self::parse(&format!("{ALGORITHM}{digits}"))
     }
@@ -47,13 +47,13 @@ impl Digest {
         &self.0
     }
 
-    /// The beginning, as it stands in tables and in the log.
+    /// The beginning of the digest, for tables and the log.
     pub fn short(&self) -> String {
         let digits = self.0.get(..12).unwrap_or_default();
         format!("{ALGORITHM}{digits}")
     }
 
-    /// Whether it begins as a text does, which may lack `sha256:`, and has at least four
+    /// Whether it begins with this text, which may lack `sha256:`, and must have at least four
     /// digits.
     pub fn begins(&self, text: &str) -> bool {
         let digits = text.strip_prefix(ALGORITHM).unwrap_or(text);

@@ -1,10 +1,10 @@
-//! Text on its way to the log or to a terminal. What others have written (plugins,
-//! manifests, ids, brokers, files) may hold line breaks, which would forge a line of the
-//! log, and escape sequences, which would command the terminal or hide what was said.
-//! All such characters are shown escaped, as Rust writes them.
+//! Escapes text on its way to the log or to a terminal. Text from outside (plugins, manifests, ids,
+//! brokers, files) may hold line breaks, which would forge a line of the log, and escape sequences,
+//! which would control the terminal or hide text. Such characters are shown escaped, as Rust writes
+//! them.
 //!
-//! Nothing else of this program writes to standard output or standard error, but JSON,
-//! which is escaped by itself.
+//! The program writes to standard output and standard error only through this module. JSON has its
+//! own escapes.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
@@ -16,19 +16,19 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::Problems;
 use crate::causes::Causes;
 
-/// How long what is said of one thing may be, in bytes: what it quotes may be as long as a message.
+/// How many bytes of a text are shown. It may quote text as long as a message.
 pub const SAID_BYTES_MAX: usize = 1024;
 
-/// How long a line of an error may be, in bytes: as long as a path.
+/// The longest line of an error, in bytes: as long as a path.
 const ERROR_BYTES_MAX: usize = 4 * 1024;
 
-/// How long a part of a line of the log may be, in bytes: the message, or the value of a field.
+/// The longest part of a line of the log, in bytes: the message, or the value of a field.
 pub const LOGGED_BYTES_MAX: usize = 16 * 1024;
 
-/// How many lines are said of what may have as many problems as a file has lines.
+/// How many lines of a text are shown, which may have as many problems as a file has lines.
 const LINES_MAX: usize = 8;
 
-/// A text, without what is beyond [`SAID_BYTES_MAX`]: it says how much that is.
+/// A text, cut at [`SAID_BYTES_MAX`]. It then ends with the number of bytes left out.
 pub fn cut(text: &str) -> Cow<'_, str> {
     if text.len() <= SAID_BYTES_MAX {
         return Cow::Borrowed(text);
@@ -37,7 +37,7 @@ pub fn cut(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{kept}… ({} bytes more)", left_out.len()))
 }
 
-/// The first lines of a text, each [`cut`], and how many more there are.
+/// The first lines of a text, each [`cut`], and the number of further lines.
 pub fn brief(text: &str) -> String {
     let mut lines = text.lines();
     let mut kept: Vec<_> = lines.by_ref().take(LINES_MAX).map(cut).collect();
@@ -48,8 +48,8 @@ pub fn brief(text: &str) -> String {
     kept.join("\n")
 }
 
-/// Whether a character isn't printed as it is: a control character, C1 among them, one
-/// that changes the direction of what follows it, or one that separates lines.
+/// Whether a character must be escaped: a control character, including C1, one that changes the
+/// direction of text, or one that separates lines.
 fn is_harmful(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -65,8 +65,8 @@ impl<T: Display> Display for Line<T> {
     }
 }
 
-/// Displays with harmful characters escaped, but for line breaks: for a text whose cells
-/// are [`Line`]s already.
+/// Displays with harmful characters escaped, except line breaks: for a text whose parts are
+/// [`Line`]s already.
 struct Text<T>(T);
 
 impl<T: Display> Display for Text<T> {
@@ -75,7 +75,7 @@ impl<T: Display> Display for Text<T> {
     }
 }
 
-/// Displays so many bytes at most, and how much was left out.
+/// Displays at most this many bytes, and how many are left out.
 pub struct Bounded<T>(pub T, pub usize);
 
 impl<T: Display> Display for Bounded<T> {
@@ -105,7 +105,7 @@ impl fmt::Write for Bounding<'_, '_> {
         let (kept, rest) = text.split_at(text.floor_char_boundary(self.room));
         self.f.write_str(kept)?;
         self.left_out += rest.len();
-        // What comes after what was left out isn't shown, though there were room.
+        // Nothing is shown after text that was left out, even if it would fit.
         self.room = match rest.is_empty() {
             true => self.room - kept.len(),
             false => 0,
@@ -114,7 +114,7 @@ impl fmt::Write for Bounding<'_, '_> {
     }
 }
 
-/// Passes text on with its harmful characters escaped, but for those in the second.
+/// Passes text on with harmful characters escaped, except those in the second field.
 struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>, &'static str);
 
 impl fmt::Write for Escaping<'_, '_> {
@@ -139,8 +139,9 @@ pub fn line(text: impl Display) -> String {
     Line(text).to_string()
 }
 
-/// Writes a text of several lines to standard output. Where nobody reads it any more, as behind `head`, it is
-/// lost: a command does all the same what it is to do.
+/// Writes a text of several lines to standard output. If nobody reads the output any more, as with
+/// `
+/// head`, the text is lost: the command still does its work.
 ///
 /// # Errors
 /// If it can't be written.
@@ -148,10 +149,10 @@ pub fn print(text: impl Display) -> io::Result<()> {
     unless_unread(print_while_read(text))
 }
 
-/// As [`print()`], for a command that does nothing but write, until nobody reads it any more.
+/// As [`print()`], for a command that only writes, and ends when nobody reads its output any more.
 ///
 /// # Errors
-/// If it can't be written, also where nobody reads it any more.
+/// If it can't be written, or nobody reads it any more.
 #[expect(clippy::disallowed_methods, reason = "this is what escapes")]
 pub fn print_while_read(text: impl Display) -> io::Result<()> {
     write!(io::stdout(), "{}", Text(text))
@@ -166,7 +167,8 @@ pub fn print_json(json: impl Display) -> io::Result<()> {
     unless_unread(print_json_while_read(json))
 }
 
-/// As [`print_json`], for a command that does nothing but write, until nobody reads it any more.
+/// As [`print_json`], for a command that only writes, and ends when nobody reads its output any
+/// more.
 ///
 /// # Errors
 /// As [`print_while_read`].
@@ -182,7 +184,7 @@ fn unless_unread(written: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The same JSON, or a TOML string of double quotes, without harmful characters.
+/// The same JSON, or the same TOML string in double quotes, without harmful characters.
 pub fn same_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |character| is_harmful(character) && character != '\n';
     if !json.contains(is_escaped) {
@@ -191,7 +193,8 @@ pub fn same_json(json: &str) -> Cow<'_, str> {
     let mut escaped = String::with_capacity(json.len() + 16);
     for character in json.chars() {
         if is_escaped(character) {
-            // All of them are of the basic plane, and stand within strings.
+            // All harmful characters are in the basic multilingual plane, and occur only within
+            // strings.
             let _ = write!(escaped, "\\u{:04x}", u32::from(character));
         } else {
             escaped.push(character);
@@ -206,7 +209,7 @@ pub fn json_output() -> io::Stdout {
     io::stdout()
 }
 
-/// Writes one line to standard error. Where nobody reads it, it is lost.
+/// Writes one line to standard error. If nobody reads it, it is lost.
 #[expect(clippy::disallowed_methods, reason = "this is what escapes")]
 pub fn say(text: impl Display) {
     let _ = writeln!(io::stderr(), "{}", Line(text));
@@ -234,9 +237,8 @@ pub fn join_problems(problems: Vec<anyhow::Error>) -> anyhow::Error {
     ProblemLines(lines.collect()).into()
 }
 
-/// Standard error, for a log of JSON lines. They hold no control characters below U+0020;
-/// the other harmful ones are written as JSON writes them. Of a long line, each text is
-/// [`Bounded`].
+/// Standard error, for a log of JSON lines. JSON holds no control characters below U+0020. The
+/// other harmful characters are escaped as JSON does it. In a long line, each text is [`Bounded`].
 pub struct JsonLog;
 
 impl<'a> MakeWriter<'a> for JsonLog {
@@ -248,7 +250,7 @@ impl<'a> MakeWriter<'a> for JsonLog {
     }
 }
 
-/// Writes lines of JSON. It is given them whole.
+/// Writes lines of JSON. Each write must be a whole line.
 pub struct JsonLines<W>(W);
 
 impl<W: io::Write> io::Write for JsonLines<W> {
@@ -270,7 +272,7 @@ impl<W: io::Write> io::Write for JsonLines<W> {
     }
 }
 
-/// A line of JSON in which each text is [`Bounded`]. What isn't JSON is a text itself.
+/// A line of JSON in which each text is [`Bounded`]. A line that isn't JSON is bounded as one text.
 fn bounded_json(line: Cow<'_, str>) -> Cow<'_, str> {
     let Ok(mut value) = serde_json::from_str(&line) else {
         return Bounded(line, LOGGED_BYTES_MAX).to_string().into();

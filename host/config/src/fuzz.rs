@@ -1,5 +1,5 @@
-//! What fuzzers call: the readers of what comes from outside, with what must hold of
-//! all that they take. Each says whether the bytes were taken.
+//! Entry points for fuzzers: the readers of outside data, with assertions about what they accept.
+//! Each returns whether the input was accepted.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,8 +9,8 @@ use crate::directory;
 use crate::escape;
 use crate::{Config, Text};
 
-/// The text of a configuration file, and behind a NUL the value of a variable: what is
-/// wrong is said in lines of their own.
+/// Reads the text of a configuration file and, after a NUL, the value of a variable. Each problem
+/// must print as one line.
 pub fn configuration(text: &str) -> bool {
     let (text, variable) = text.split_once('\0').unwrap_or((text, ""));
     let path = Path::new("presence.toml");
@@ -31,8 +31,8 @@ pub fn configuration(text: &str) -> bool {
     }
 }
 
-/// What a source of a directory says. The first byte says in which form: that of a file;
-/// of a bucket, whose entry is a key, a NUL and a value; or of a service.
+/// Reads what a source of a directory says. The first byte chooses the form: a file; an entry of a
+/// bucket, which is a key, a NUL and a value; or a service.
 pub fn directory(bytes: &[u8]) -> bool {
     let Some((form, bytes)) = bytes.split_first() else {
         return false;
@@ -48,7 +48,7 @@ pub fn directory(bytes: &[u8]) -> bool {
     }
 }
 
-/// A line of recorded traffic: what is written of it reads as the same.
+/// Reads a line of recorded traffic. Written and read again, it must be the same message.
 pub fn capture(line: &str) -> bool {
     let Ok(recorded) = Recorded::parse(line, None) else {
         return false;
@@ -56,7 +56,7 @@ pub fn capture(line: &str) -> bool {
     let written = recorded.line().expect("what was read can be written");
     let text = String::from_utf8(written).expect("a line is text");
     let again = Recorded::parse(&text, None).expect("what is written can be read");
-    // The header that says who published it isn't written.
+    // The header that marks a node's own message isn't written.
     let again = Recorded {
         is_nodes: recorded.is_nodes,
         ..again

@@ -1,10 +1,11 @@
-//! What operators write, and what is wrong with it: the configuration, a directory's
-//! entries, the names of subjects. Plain data, without a type of NATS or wasmtime.
+//! Reads and checks what operators write: the configuration, the entries of a directory, the names
+//! of subjects. It is plain data, without types of NATS or wasmtime.
 //!
-//! Beside it stands what every reader of such text needs: how files are read
-//! ([`regular_file`]), and how text gets out to a log or a terminal ([`escape`]).
+//! It also has what all readers of such text need: reading files safely ([`regular_file`]), and
+//! escaping text for a log or a terminal ([`escape`]).
 
-// It panics once nobody reads any more, as with `| head`.
+// `print!` panics once nobody reads its output, as with `
+// head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,

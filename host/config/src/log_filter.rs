@@ -1,4 +1,4 @@
-//! What a filter of the log looks like.
+//! Filters of the log.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -8,14 +8,14 @@ use crate::Log;
 /// The variable that stands in for `[log] level`.
 pub const VARIABLE: &str = "PRESENCE_LOG";
 
-/// What to write where a filter is wrong.
+/// What to write instead of a filter that is wrong.
 pub const FIX: &str =
     "write error, warn, info, debug or trace, or a filter such as `info,presence=debug`";
 
-/// What is logged: by `PRESENCE_LOG`, or else by the configuration.
+/// The filter of the log: from `PRESENCE_LOG`, or else from the configuration.
 ///
 /// # Errors
-/// If `PRESENCE_LOG` is no filter. One that is empty or isn't UTF-8 counts as not set.
+/// If `PRESENCE_LOG` is no filter. A value that is empty or isn't UTF-8 counts as not set.
 pub fn level(log: &Log) -> anyhow::Result<String> {
     let set = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
     let Some(text) = set else {
@@ -27,8 +27,8 @@ pub fn level(log: &Log) -> anyhow::Result<String> {
     }
 }
 
-/// Reads a filter. A word alone is a level: as the name of a module, which the filter's
-/// own syntax takes it for, it would mostly be a level that is misspelt.
+/// Reads a filter. A single word must be a level. The filter's own syntax would take it for the
+/// name of a module, but it is most likely a misspelt level.
 ///
 /// # Errors
 /// What is wrong with it, as the end of a sentence.

@@ -6,7 +6,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// What a key begins with.
+/// How a key begins.
 const ALGORITHM: &str = "ed25519:";
 
 /// How many bytes a key has.
@@ -24,15 +24,15 @@ pub struct PublicKey(pub [u8; BYTES]);
 pub struct InvalidKey(String);
 
 impl PublicKey {
-    /// Reads one as it is written.
+    /// Reads a key as it is written.
     ///
     /// # Errors
-    /// If it isn't one.
+    /// If the text is no key.
     pub fn parse(text: &str) -> Result<Self, InvalidKey> {
         let encoded = text.trim().strip_prefix(ALGORITHM).unwrap_or_default();
         let bytes = STANDARD.decode(encoded).ok();
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
-        // What is no public key is most likely the other one: it must not be repeated.
+        // A text that is no public key is most likely the private key: it must not be repeated.
         let shown = || text.chars().take(ALGORITHM.len()).collect();
         bytes.map(Self).ok_or_else(|| InvalidKey(shown()))
     }

@@ -1,30 +1,30 @@
-//! The quotas of a tenant that several of its parts share, by its configuration.
+//! The quotas that the parts of a tenant share, from its configuration.
 
 use presence_core::allowance::Allowance;
 use presence_core::quota::{Cap, Rate};
 
 use crate::Config;
 
-/// The quotas that the shards of a tenant share among them, and with what is around them. Cloning
-/// it shares them.
+/// The quotas that the shards of a tenant share with each other and with the node. Clones share
+/// them as well.
 #[derive(Clone, Debug)]
 pub struct Quotas {
     /// Dead letters.
     pub dead_letters: Allowance,
-    /// Messages that are taken in.
+    /// Input messages.
     pub messages: Rate,
     /// Questions.
     pub queries: Rate,
     /// Processor time, in microseconds.
     pub cpu: Rate,
-    /// Users online by connections of theirs.
+    /// Users who are online by connections of their own.
     pub users: Cap,
     /// Live connections.
     pub connections: Cap,
 }
 
 impl Quotas {
-    /// As a configuration says.
+    /// The quotas of a configuration.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let quotas = Self {
@@ -39,7 +39,7 @@ impl Quotas {
         quotas
     }
 
-    /// They are as a configuration says from now on, for all who share them.
+    /// Changes the quotas to those of a configuration, for all who share them.
     pub fn change(&self, config: &Config) {
         let limits = &config.limits;
         self.dead_letters.change(config.dead_letters.rates);
@@ -47,7 +47,7 @@ impl Quotas {
             .change(limits.messages_per_s, limits.messages_burst);
         self.queries
             .change(limits.queries_per_s, limits.queries_per_s);
-        // What wasn't used of the last second may be made up for.
+        // Up to one second of unused time can be used later.
         let cpu_us = limits.cpu_ms_per_s.saturating_mul(1_000);
         self.cpu.change(cpu_us, cpu_us);
         self.users.change(limits.users_max);

@@ -1,5 +1,5 @@
-//! Reading files that others put there: only a regular file is opened, nothing is ever
-//! waited for in opening it, and none is read that is longer than it may be.
+//! Reads files that others put there. Only a regular file is opened, opening never waits, and a
+//! file that is too long isn't read.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read as _};
@@ -11,13 +11,13 @@ use rustix::fs::OFlags;
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// The system says so. Another attempt may succeed.
+    /// The system reports an error. Another attempt may succeed.
     #[error("can't read {path}", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
-    /// It is no regular file, and what it is.
+    /// It isn't a regular file, but what the text says.
     #[error("{path} is {1}: only a regular file is read", path = .0.display())]
     NotRegular(PathBuf, &'static str),
-    /// It is longer than a limit, in bytes, that a key of the configuration sets.
+    /// It is longer than this many bytes, a limit that this key of the configuration sets.
     #[error("{path} is longer than {1} bytes, which {2} allows", path = .0.display())]
     TooLong(PathBuf, u64, &'static str),
 }
@@ -32,9 +32,9 @@ impl Unreadable {
 /// How long a file may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
-    /// In bytes.
+    /// The limit, in bytes.
     pub bytes_max: u64,
-    /// The key that sets it, for the error.
+    /// The key that sets it, for errors.
     pub key: &'static str,
 }
 
@@ -45,13 +45,13 @@ pub struct Limit {
 pub fn read(path: &Path, limit: Option<Limit>) -> Result<Vec<u8>, Unreadable> {
     let io = |error| Unreadable::Io(path.to_owned(), error);
     let not_regular = |kind| Unreadable::NotRegular(path.to_owned(), what(kind));
-    // A device may act on being opened.
+    // Opening a device may already have an effect.
     let kind = fs::metadata(path).map_err(io)?.file_type();
     if !kind.is_file() {
         return Err(not_regular(kind));
     }
     let file = open(path).map_err(io)?;
-    // It may have been replaced since.
+    // The file may have been replaced meanwhile.
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(not_regular(metadata.file_type()));
@@ -75,7 +75,7 @@ pub fn read(path: &Path, limit: Option<Limit>) -> Result<Vec<u8>, Unreadable> {
     Ok(bytes)
 }
 
-/// As [`read`], a text.
+/// As [`read`], for text.
 ///
 /// # Errors
 /// As [`read`], and if it isn't UTF-8.
@@ -85,7 +85,7 @@ pub fn read_text(path: &Path) -> Result<String, Unreadable> {
         .map_err(|error| Unreadable::Io(path.to_owned(), invalid(error.utf8_error())))
 }
 
-/// Opens a file without waiting for anybody at the other end of it.
+/// Opens a file without waiting, even if it is a FIFO.
 fn open(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path)
@@ -103,15 +103,15 @@ pub(crate) fn what(kind: FileType) -> &'static str {
     }
 }
 
-/// What tells one state of a file from another; the default if it isn't there.
+/// Identifies a state of a file, to notice changes. The default is that of a missing file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stamp(Option<[i64; 7]>);
 
 impl Stamp {
-    /// Of the file at a path, which may be a link to it. It isn't opened.
+    /// The state of the file at a path, through links. The file isn't opened.
     pub fn of(path: &Path) -> Self {
-        // The time of change tells what the others don't: new permissions, and a time of
-        // modification that was set.
+        // The time of change shows what the other values don't: new permissions, and a modification
+        // time that was set.
         Self(fs::metadata(path).ok().map(|file| {
             [
                 file.dev().cast_signed(),
@@ -167,7 +167,7 @@ mod tests {
         fs::write(&path, "12345").unwrap();
         let error = read(&path, Some(LIMIT)).unwrap_err().to_string();
         assert!(error.ends_with("is longer than 4 bytes, which [x] y allows"));
-        // Files that say they are empty may go on and on.
+        // A file that reports a length of 0 may have any content.
         let endless = read(Path::new("/proc/self/status"), Some(LIMIT));
         assert!(matches!(endless, Err(Unreadable::TooLong(..))));
         fs::write(&path, b"\xff").unwrap();

@@ -1,10 +1,9 @@
-//! What the subjects of answers may begin with.
+//! Checks the prefixes of reply subjects.
 
-/// What an answer's subject never begins with: the broker's own subjects, and those
-/// of this program.
+/// How a reply subject never begins: like the broker's own subjects, or those of this program.
 pub const RESERVED: [&str; 2] = ["$", "presence"];
 
-/// What is wrong with a prefix of reply subjects, if anything is.
+/// What is wrong with a prefix of reply subjects. `None` if nothing is.
 pub fn problem(prefix: &str) -> Option<&'static str> {
     let Some(tokens) = prefix.strip_suffix('.') else {
         return Some("must end with a dot");

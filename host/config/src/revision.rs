@@ -18,29 +18,29 @@ use crate::digest::Digest;
 use crate::escape::{cut, same_json};
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
 
-/// The longest text of who and why, in bytes.
+/// The longest `who` and the longest `why`, in bytes.
 pub const WORDS_BYTES_MAX: usize = 4_096;
 
-/// The highest number of a revision: far more than there will be, and exact in every reader of
-/// JSON.
+/// The highest number of a revision. There will be far fewer, and every reader of JSON reads it
+/// exactly.
 pub const NUMBER_MAX: u64 = 1_000_000_000_000;
 
 /// A revision of a pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revision {
-    /// Its number, counted from 1. The highest one holds.
+    /// Its number, counted from 1. The revision with the highest number is in force.
     pub revision: u64,
     /// The stages, in order.
     pub chain: Vec<Entry>,
-    /// A plugin that decides on a share of the users, in the place of the one of its name.
+    /// The canary. `None` if there is none.
     #[serde(default)]
     pub candidate: Option<Candidate>,
     /// Who made it, by their own account.
     pub who: String,
-    /// When, in milliseconds since the Unix epoch.
+    /// When it was made, in milliseconds since the Unix epoch.
     pub when: u64,
-    /// Why; empty if nobody said.
+    /// Why it was made. Empty if nobody said.
     #[serde(default)]
     pub why: String,
 }
@@ -51,42 +51,43 @@ pub struct Revision {
 pub struct Entry {
     /// The plugin's name.
     pub plugin: String,
-    /// Of its bytes.
+    /// The digest of the plugin's bytes.
     pub digest: Digest,
-    /// What it is configured with.
+    /// The plugin's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
-    /// What it may do if it asks for it.
+    /// The plugin's grants.
     #[serde(default)]
     pub grants: Vec<Grant>,
-    /// What holds once it has failed repeatedly; none where the plugin says.
+    /// What happens when the plugin has failed repeatedly. `None`: the plugin decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
 }
 
-/// A canary: a plugin that decides on a share of the users, in the place of the one of its name
-/// in the chain.
+/// A canary: a plugin that decides for a share of the users, in place of the plugin of the same
+/// name in the chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Candidate {
     /// The plugin's name.
     pub plugin: String,
-    /// Of its bytes.
+    /// The digest of the plugin's bytes.
     pub digest: Digest,
     /// The share of the users.
     pub percent: Share,
-    /// When it ends by itself; empty where it doesn't.
+    /// The rules by which it ends itself. Empty: it doesn't.
     #[serde(default)]
     pub abort_on: AbortOn,
-    /// After how many milliseconds it is promoted, if it is by itself.
+    /// After how many milliseconds it is promoted by itself. `None`: it isn't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promote_after_ms: Option<u64>,
-    /// When it began, in milliseconds since the Unix epoch. A larger share is the same canary.
+    /// When it began, in milliseconds since the Unix epoch. It stays the same canary when its share
+    /// changes.
     pub started_at: u64,
 }
 
 impl Candidate {
-    /// The chain with the plugin in its place.
+    /// The chain with this plugin's bytes in place of those of the same name.
     pub fn in_place(&self, chain: &[Entry]) -> Vec<Entry> {
         let mut chain = chain.to_vec();
         for entry in chain.iter_mut().filter(|it| it.plugin == self.plugin) {
@@ -95,21 +96,21 @@ impl Candidate {
         chain
     }
 
-    /// Whether two are the same canary, whatever their share.
+    /// Whether both are the same canary, whatever their shares.
     pub fn is_same(&self, other: &Self) -> bool {
         self.plugin == other.plugin
             && self.digest == other.digest
             && self.started_at == other.started_at
     }
 
-    /// Which plugin, in a few words.
+    /// The plugin's name, and the beginning of its digest.
     pub fn named(&self) -> String {
         format!("{}@{}", self.plugin, self.digest.short())
     }
 }
 
 impl Revision {
-    /// Reads one as it is kept.
+    /// Reads a revision as it is stored.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -118,7 +119,7 @@ impl Revision {
             let why = Causes(&error).to_string();
             match cut(&why) {
                 Cow::Borrowed(_) => error,
-                // What it quotes may be as long as the revision.
+                // The error may quote as much as the whole revision.
                 Cow::Owned(why) => anyhow::anyhow!(why),
             }
         })
@@ -156,17 +157,17 @@ impl Revision {
         Ok(revision)
     }
 
-    /// As it is kept: plain data, which always has a JSON form.
+    /// The stored form of the revision. Plain data always has a JSON form.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The stages, as a configuration has them.
+    /// The stages, in the form of a configuration.
     pub fn stages(&self) -> Vec<Stage> {
         self.chain.iter().map(Entry::stage).collect()
     }
 
-    /// The stages that decide on the candidate's share of the users, if there is one.
+    /// The stages that decide for the candidate's share of the users. `None` without a candidate.
     pub fn candidate_stages(&self) -> Option<Vec<Stage>> {
         let candidate = self.candidate.as_ref()?;
         let chain = candidate.in_place(&self.chain);
@@ -180,14 +181,14 @@ impl Revision {
         chain.chain(candidate).cloned().collect()
     }
 
-    /// The stages, as a file for `presence pipeline apply` has them.
+    /// The stages, in the form of a file for `presence pipeline apply`.
     pub fn to_toml(&self) -> String {
         toml_of(&self.chain)
     }
 }
 
 impl Entry {
-    /// Of a stage that runs these bytes.
+    /// The entry for a stage that runs these bytes.
     pub fn of(stage: &Stage, digest: Digest) -> Self {
         let config = stage.config.as_object().cloned().unwrap_or_default();
         Self {
@@ -212,12 +213,12 @@ impl Entry {
     }
 }
 
-/// A value in one line of TOML; none for what TOML doesn't have.
+/// A value in one line of TOML. `None` if TOML can't express it.
 fn inline(value: &Value) -> Option<String> {
     Some(match value {
         Value::Null => return None,
         Value::Bool(is) => is.to_string(),
-        // Larger ones are none of TOML's.
+        // TOML has no integers as large as this.
         Value::Number(number) if number.is_u64() && !number.is_i64() => return None,
         Value::Number(number) => number.to_string(),
         Value::String(text) => string(text),
@@ -239,13 +240,13 @@ fn inline(value: &Value) -> Option<String> {
     })
 }
 
-/// A string of TOML: JSON's escapes are among TOML's.
+/// A TOML string. All escapes of JSON are also escapes of TOML.
 fn string(text: &str) -> String {
     let json = Value::from(text).to_string();
     same_json(&json).into_owned()
 }
 
-/// Stages as a file for `presence pipeline apply` has them.
+/// Stages in the form of a file for `presence pipeline apply`.
 pub fn toml_of(chain: &[Entry]) -> String {
     let mut text = String::new();
     for entry in chain {
@@ -272,7 +273,8 @@ pub fn toml_of(chain: &[Entry]) -> String {
             let config = Value::Object(config.clone());
             let line = match inline(&config) {
                 Some(config) => format!("config = {config}"),
-                // Such as a null. It is no table, so that nobody applies the file without it.
+                // For example, because of a null. It is written as a string, so that nobody can
+                // apply the file without noticing.
                 None => format!(
                     "# A file can't say this configuration, and `apply` refuses it: it is here as JSON.\n\
                      config = {}",
@@ -285,7 +287,7 @@ pub fn toml_of(chain: &[Entry]) -> String {
     text
 }
 
-/// How a word of a configuration is written.
+/// A word as a configuration spells it.
 fn word(value: impl Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()

@@ -1,5 +1,4 @@
-//! What of the configuration a tenant's shards go by, and what they take for given of the
-//! broker.
+//! The settings of a tenant's shards, from its configuration and the limits of the broker.
 
 use presence_core::quota::Cap;
 use presence_core::{Settings, status, tracker};
@@ -7,28 +6,28 @@ use presence_core::{Settings, status, tracker};
 use crate::subjects::Subjects;
 use crate::{Config, Directory, Quotas};
 
-/// The longest body where no broker says otherwise, in bytes, less room for headers.
+/// The longest body in bytes, without room for headers, if the limit of the broker isn't known.
 pub const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
 
-/// More than the headers of any publication take, in bytes.
+/// An upper bound of the headers of any publication, in bytes.
 pub const HEADER_BYTES_MAX: usize = 1_024;
 
-/// How often it is found out up to when everything has been heard, in milliseconds:
-/// several times within a time-out.
+/// How often a node finds out up to when it has received everything, in milliseconds. This is
+/// several times within a timeout.
 #[must_use]
 pub fn pulse_ms(timeout_ms: u64) -> u64 {
     (timeout_ms / 8).clamp(1, 250)
 }
 
-/// How many of something one of a fleet's shards may have, of so many in all; 0 without a limit. It is
-/// somewhat more than its part: users are spread over shards by chance, and nobody is to be
-/// refused for that.
+/// How many of `max` items one of a fleet's shards may have. 0: no limit. It is somewhat more than
+/// an equal part. Users are spread over shards by chance, and nobody is to be refused because of
+/// that.
 fn share(max: usize, shards: usize) -> usize {
     let part = max.div_ceil(shards);
     part + (4.0 * (part as f64).sqrt()).ceil() as usize
 }
 
-/// What a tenant's shards go by.
+/// The settings of a tenant's shards.
 pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -> Settings {
     let (shards, is_fleet) = (config.shard_count(), config.fleet.enabled);
     Settings {
@@ -36,7 +35,7 @@ pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
-            // Routers of a fleet pass on messages of a connection side by side.
+            // The routers of a fleet pass on messages of one connection in parallel.
             ties_close: config.fleet.enabled,
             connections_per_user_max: config.tracker.connections_per_user_max,
             closes_max: config.tracker.closes_max.div_ceil(shards),

@@ -1,50 +1,56 @@
-//! A tenant's subjects, and the names and numbers of what a node publishes.
+//! A tenant's subjects, and the source and sequence number of each message that a node publishes.
 
 use presence_core::message::Kind;
 use presence_core::publish::Subject;
 use presence_core::token;
 
-/// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
-/// is not input.
+/// The header of every message that a node publishes: `<source> <epoch> <seq>`. A message with this
+/// header isn't input.
 pub const SEQ: &str = "Presence-Seq";
 
-/// The header of an input that a router of a fleet passes on though it is one too many.
+/// The header of an input above the rate limit, which a router of a fleet passes on all the same:
+/// its shard decides whether it can be refused.
 pub const EXCESS: &str = "Presence-Excess";
 
-/// The header of an input that a router of a fleet passes on late: by how many milliseconds, at most.
+/// The header of an input that a router of a fleet passes on late: the longest delay, in
+/// milliseconds.
 pub const DELAYED: &str = "Presence-Delayed";
 
-/// The header of a message of the input stream that a router of a fleet passes on: where it stands,
-/// and where its owner says that it has handled it.
+/// The header of a message of the input stream that a router of a fleet passes on: its position in
+/// the stream, and the subject on which its owner acknowledges it.
 pub const STORED: &str = "Presence-Stored";
 
-/// The header of such a message that is too long to be passed on: how long it is, in bytes.
+/// The header of a message of the input stream that is too long to be passed on: its length, in
+/// bytes.
 pub const CUT: &str = "Presence-Cut";
 
-/// Where operators have an event be decided again on which a plugin has failed.
+/// The subject on which operators ask that an event be decided again, after a plugin failed on it.
 pub const REDRIVE: &str = "presence.redrive";
-/// What the subjects begin with on which operators' commands ask a node: below it comes what is
-/// asked, and the node's id.
+/// How the subjects begin on which operators' commands ask a node. The question and the node's id
+/// follow.
 pub const ADMIN: &str = "presence.admin";
-/// Where operators' commands ask a node, by its id: what it runs.
+/// The subject of operators' commands that ask a node what it runs. The node's id follows.
 pub const ADMIN_STATUS: &str = "presence.admin.status";
-/// Where operators' commands have a node validate a revision of the pipeline, by its id.
+/// The subject of operators' commands that have a node validate a revision of the pipeline. The
+/// node's id follows.
 pub const ADMIN_VALIDATE: &str = "presence.admin.validate";
-/// Where operators' commands have a node run a plugin in a shadow, by its id.
+/// The subject of operators' commands that have a node run a plugin in a shadow. The node's id
+/// follows.
 pub const ADMIN_SHADOW: &str = "presence.admin.shadow";
-/// Where operators' commands have a node say what a plugin logs, by the node's id.
+/// The subject of operators' commands that have a node publish what a plugin logs. The node's id
+/// follows.
 pub const ADMIN_FOLLOW: &str = "presence.admin.follow";
-/// Where operators' commands ask a node of all its tenants, by the node's id: on no tenant's
-/// subjects.
+/// The subject of operators' commands that ask a node about all its tenants. The node's id follows.
+/// It has no tenant's prefix.
 pub const ADMIN_TENANTS: &str = "presence.admin.tenants";
-/// What plugins log, while somebody follows it, by the plugin's name.
+/// The subject of what plugins log, while somebody follows it. The plugin's name follows.
 pub const LOGS: &str = "presence.admin.logs";
-/// What has happened that an operator should look at.
+/// The subject of alerts, which an operator should look at.
 pub const ALERTS: &str = "presence.admin.alerts";
-/// By which a JetStream stream notices that it has a message already.
+/// The header by which a JetStream stream recognizes a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// What is published of each source now and then: how far it has counted.
+/// The subject of beacons: now and then, each source publishes its last sequence numbers.
 pub const BEACON: &str = "presence.beacon";
 
 /// A tenant's subjects.
@@ -54,29 +60,29 @@ pub struct Subjects {
 }
 
 impl Subjects {
-    /// The subjects of the tenant with this prefix, or of the default one.
+    /// The subjects of the tenant with this prefix, or of the default tenant.
     pub fn new(prefix: Option<&str>) -> Self {
         Self {
             prefix: prefix.map_or_else(String::new, |prefix| format!("{prefix}.")),
         }
     }
 
-    /// A tenant's subject for one of the default tenant's.
+    /// The tenant's subject that corresponds to this subject of the default tenant.
     pub fn of(&self, subject: &str) -> String {
         format!("{}{subject}", self.prefix)
     }
 
-    /// What kind of input a subject carries.
+    /// The kind of input on a subject. `None` if it carries no input.
     pub fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
     }
 
-    /// Whether operators have events be decided again on a subject.
+    /// Whether operators ask on this subject that an event be decided again.
     pub fn is_redrive(&self, subject: &str) -> bool {
         subject.strip_prefix(&self.prefix) == Some(REDRIVE)
     }
 
-    /// What a subject asks.
+    /// The question that a subject asks. `None` if it asks none.
     pub fn asked<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
         match subject.strip_prefix(&self.prefix)? {
             "presence.query" => Some(QuestionKind::Query(None)),
@@ -88,36 +94,37 @@ impl Subjects {
     }
 }
 
-/// Which queue group the nodes of a fleet share what applications send in.
+/// The queue group in which the nodes of a fleet share the input that applications send.
 pub const FLEET_QUEUE: &str = "presence-fleet";
 
-/// What the subjects of a fleet's shards begin with.
+/// How the subjects of a fleet's shards begin.
 const SHARD: &str = "presence.shard.";
 
-/// What a message on a shard's subject is.
+/// The kind of a message on a shard's subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardMessage {
     /// An input.
     Input(Kind),
-    /// Heartbeats that a router passes on together.
+    /// Several heartbeats that a router passes on together.
     Heartbeats,
-    /// An input of the input stream, which only routers pass on.
+    /// An input from the input stream, which only routers pass on.
     Stored(Kind),
     /// A request to decide about an event again.
     Redrive,
-    /// What the owner tells those who stand by.
+    /// What the owner tells its standbys.
     Told,
 }
 
 /// The subjects of a fleet.
 impl Subjects {
-    /// All that is sent to a shard: what its owner and those who stand by listen to.
+    /// A wildcard for everything that is sent to a shard. Its owner and its standbys subscribe to
+    /// it.
     pub fn of_shard(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.>", self.prefix)
     }
 
-    /// The same but for heartbeats and what only an owner does: what a standby listens to that its owner
-    /// tells of heartbeats.
+    /// The subjects of `of_shard` without heartbeats, and without requests that only an owner
+    /// handles. A standby subscribes to them if its owner tells it of heartbeats.
     pub fn of_shard_but_heartbeats(&self, shard: u32) -> Vec<String> {
         let kinds = Kind::ALL.into_iter().filter(|it| *it != Kind::Heartbeat);
         let inputs = kinds.map(|kind| self.shard_input(shard, Some(kind)));
@@ -125,29 +132,29 @@ impl Subjects {
         inputs.chain([stored, self.told(shard)]).collect()
     }
 
-    /// Where routers pass an input on to a shard.
+    /// The subject on which routers pass an input on to a shard. `None`: a request to decide again.
     pub fn shard_input(&self, shard: u32, kind: Option<Kind>) -> String {
         let name = kind.map_or("redrive", name_of);
         format!("{}{SHARD}{shard}.in.{name}", self.prefix)
     }
 
-    /// Where routers pass on several heartbeats together to a shard, a line each.
+    /// The subject on which routers pass several heartbeats on to a shard together, a line each.
     pub fn shard_heartbeats(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.heartbeats", self.prefix)
     }
 
-    /// Where routers pass on to a shard what they take from the input stream. Nobody else may
-    /// publish here: what is said here is acknowledged in the stream.
+    /// The subject on which routers pass on to a shard what they take from the input stream. Nobody
+    /// else may publish on it: what arrives on it is acknowledged in the stream.
     pub fn shard_stored(&self, shard: u32, kind: Kind) -> String {
         format!("{}{SHARD}{shard}.stored.{}", self.prefix, name_of(kind))
     }
 
-    /// Where a shard's owner tells those who stand by what it is about to publish.
+    /// The subject on which a shard's owner tells its standbys what it is about to publish.
     pub fn told(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.told", self.prefix)
     }
 
-    /// Which shard a subject is of, and what is on it.
+    /// The shard of a subject, and the kind of message on it. `None` if it is no shard's subject.
     pub fn shard_message(&self, subject: &str) -> Option<(u32, ShardMessage)> {
         let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(SHARD)?;
         let (shard, what) = rest.split_once('.')?;
@@ -168,7 +175,7 @@ impl Subjects {
         Some((shard.parse().ok()?, message))
     }
 
-    /// Where one node of a fleet is asked, and told, something by the others.
+    /// The subject on which the other nodes of a fleet ask this node, or tell it, something.
     pub fn of_node(&self, node: &str, what: &str) -> String {
         format!("{}presence.node.{node}.{what}", self.prefix)
     }
@@ -180,50 +187,50 @@ fn name_of(kind: Kind) -> &'static str {
     subject.rsplit('.').next().unwrap_or(subject)
 }
 
-/// What a subject asks.
+/// The question that a subject asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuestionKind<'a> {
-    /// A viewer asks who is online; the token of the viewer, where the subject has one.
+    /// A viewer asks who is online. The value is the token of the viewer, if the subject has one.
     Query(Option<&'a str>),
     /// An operator asks why a viewer can or can't see a user.
     Explain,
 }
 
 impl QuestionKind<'_> {
-    /// What is subscribed to, without a tenant's prefix.
+    /// The subjects to subscribe to, without a tenant's prefix.
     pub const SUBJECTS: [&'static str; 3] =
         ["presence.query", "presence.query.*", "presence.explain"];
 }
 
-/// How far one epoch of a source is from the next, at least: its epochs on the subjects of
-/// viewers, which may begin anew while it runs, lie between. They do so for want of memory,
-/// and far less than once a millisecond.
+/// The least distance between two epochs of a source. The epochs on subjects of viewers lie between
+/// them. On these subjects, the numbers may begin anew while the source runs, for want of memory,
+/// but far less than once a millisecond.
 pub const EPOCH_STEP: u64 = 1_000;
 
-/// No epoch is later than this, the year 3000 in milliseconds since 1970: one that says so was
-/// damaged. The clock of now says nothing of that, since it may have been set back.
+/// The latest valid epoch: the year 3000, in milliseconds since 1970. A later one was damaged. The
+/// current time is no limit, since the clock may have been set back.
 pub const EPOCH_MAX: u64 = 32_503_680_000_000;
 
-/// One shard of a node, since it began: what it publishes bears its name.
+/// One shard of a node, from the node's start on, as the source of messages. They bear its name.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Node and shard.
+    /// The names of node and shard.
     name: String,
     /// When the source started, in milliseconds since the Unix epoch, and later than
     /// at any earlier start that is known of.
     epoch: u64,
-    /// Source and epoch, as the header begins.
+    /// How the header of its messages begins: source and epoch.
     counted: String,
-    /// By [`Subject`]: the whole subjects.
+    /// The whole subjects, by the number of the [`Subject`].
     subjects: [String; Subject::ALL.len()],
     beacon: String,
-    /// What the subjects of viewers begin with.
+    /// How the subjects of viewers begin.
     inbox: String,
     message_ids: bool,
 }
 
 impl Source {
-    /// `message_ids`: whether messages bear an id as well, for JetStream.
+    /// `message_ids`: whether messages also have an id, for JetStream.
     pub fn new(
         node: &str,
         shard: usize,
@@ -243,12 +250,12 @@ impl Source {
         }
     }
 
-    /// A shard of a fleet: whichever node owns it, it is one source.
+    /// The source of a shard of a fleet. It is the same source whichever node owns the shard.
     pub fn of_fleet(shard: usize, subjects: &Subjects, message_ids: bool) -> Self {
         Self::new("shard", shard, 0, subjects, message_ids)
     }
 
-    /// The same source, with an owner of this epoch.
+    /// The same source in the epoch of its current owner.
     #[must_use]
     pub fn owned_in(&self, epoch: u64) -> Self {
         Self {
@@ -258,7 +265,8 @@ impl Source {
         }
     }
 
-    /// The same source, begun anew in a later epoch, and no earlier than this one.
+    /// The same source, begun anew in this epoch, or in a later one if this one isn't `EPOCH_STEP`
+    /// after the epoch before.
     #[must_use]
     pub fn in_epoch(&self, epoch: u64) -> Self {
         let epoch = epoch.max(self.epoch.saturating_add(EPOCH_STEP));
@@ -278,7 +286,7 @@ impl Source {
         &self.subjects[subject as usize]
     }
 
-    /// Where beacons go.
+    /// The subject of beacons.
     pub fn beacon(&self) -> &str {
         &self.beacon
     }
@@ -288,8 +296,8 @@ impl Source {
         format!("{}{}", self.inbox, token::encode(viewer))
     }
 
-    /// The headers of the message with this number on a subject. `renewed`: how often
-    /// the numbers there have begun anew since the source's start.
+    /// The headers of the message with this sequence number on a subject. `renewed`: how often the
+    /// numbers on this subject have begun anew since the source's start.
     pub fn headers(
         &self,
         subject: &str,
@@ -308,7 +316,7 @@ impl Source {
         std::iter::once((SEQ, counted)).chain(id)
     }
 
-    /// What a beacon says, given the last number on each subject, 0 for none.
+    /// The body of a beacon, from the last sequence number on each subject, or 0 for none.
     pub fn beacon_body(&self, seqs: &[u64; Subject::ALL.len()]) -> Vec<u8> {
         let counted = self.subjects.iter().zip(seqs);
         let counted = counted.filter(|(_, seq)| **seq > 0);
@@ -321,7 +329,7 @@ impl Source {
     }
 }
 
-/// What the header of a source's messages begins with.
+/// How the header of a source's messages begins.
 fn counted(source: &str, epoch: u64) -> String {
     format!("{source} {epoch} ")
 }

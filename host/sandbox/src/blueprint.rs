@@ -252,7 +252,7 @@ impl Blueprint {
         })
     }
 
-    /// Whether two blueprints do the same.
+    /// Whether two blueprints do the same within the same limits.
     pub fn is_same(&self, other: &Self) -> bool {
         let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
         self.limits == other.limits

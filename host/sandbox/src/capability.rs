@@ -19,7 +19,7 @@ pub enum Capability {
     Blocks = 16,
     /// It may ask the directory for settings.
     Settings = 32,
-    /// It may ask the directory for all whom it knows.
+    /// It may ask the directory for all users that it knows.
     Everyone = 64,
     /// It may write to the log.
     Log = 128,

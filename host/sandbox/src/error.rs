@@ -85,7 +85,7 @@ pub enum LoadError {
         plugin: String,
         /// The case.
         case: String,
-        /// What came out.
+        /// What was expected, and what came out.
         what: String,
     },
 }

@@ -55,7 +55,7 @@ pub struct Manifest {
 pub enum Role {
     /// Changes an event's metadata.
     Enricher,
-    /// Turns an audience into an audience.
+    /// Makes a new audience from the audience so far.
     Filter,
     /// Splits the final audience into renditions.
     Redactor,
@@ -68,7 +68,7 @@ pub enum OnFailure {
     /// It is in quarantine. For a filter or redactor, nobody new is told meanwhile. An enricher is
     /// skipped.
     Hold,
-    /// The last generation that worked takes over.
+    /// The last good generation takes over.
     LastGood,
 }
 
@@ -128,7 +128,7 @@ pub enum Effect {
 pub struct OwnLimits {
     /// Fuel per call.
     pub fuel: Option<u64>,
-    /// Memory, in bytes.
+    /// Memory per instance, in bytes.
     pub memory_bytes: Option<usize>,
     /// The deadline of a call, in milliseconds.
     pub deadline_ms: Option<u64>,
@@ -152,7 +152,7 @@ pub struct Case {
     /// Contacts, groups, blocks and settings.
     #[serde(default)]
     pub directory: Map<String, Value>,
-    /// The audience that goes in.
+    /// The audience before the call.
     #[serde(default)]
     pub audience: Vec<String>,
     /// The expected result.

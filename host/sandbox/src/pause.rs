@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How often the clock ticks. A deadline is kept to within one tick.
+/// The time between two ticks of the clock, in milliseconds. A deadline is kept to within a tick.
 pub(crate) const TICK_MS: u64 = 10;
 
 /// The work that is done while a call is paused. Returns how long it took.

@@ -1,5 +1,5 @@
-//! The sections of one or two keys: node, tenant, plugins, query,
-//! explain, inbox, status, dead letters, http, log.
+//! The sections with few keys: node, tenant, plugins, query, correction, explain, inbox, status,
+//! dead letters, http, log.
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,8 +18,8 @@ use crate::{PublicKey, log_filter};
 /// `[node]`: who this node is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// Names this node in what it publishes; unique among the nodes of a fleet.
-    /// One token of `[A-Za-z0-9_-]`; the host's name by default.
+    /// The name of this node in what it publishes. It is unique among the nodes of a fleet. One
+    /// token of `[A-Za-z0-9_-]`; the host's name by default.
     pub name: String,
     /// How long stopping may take in all.
     pub stop_timeout: Duration,
@@ -36,17 +36,17 @@ impl Node {
     }
 }
 
-/// `[tenant]`: the isolation boundary this node serves.
+/// `[tenant]`: the tenant that this node serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tenant {
     /// Its name, if there are `[[tenant]]` sections.
     pub name: Option<String>,
-    /// Whether it has a connection of its own, among tenants that share one.
+    /// Whether it has a connection of its own, instead of one that it shares with other tenants.
     pub own_account: bool,
-    /// Whether its shards live on threads that it shares with no tenants but such as it.
+    /// Whether its shards run on the threads for isolated tenants only.
     pub isolated: bool,
-    /// Stands before every subject, followed by a dot: one token of
-    /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
+    /// The first token of all its subjects: one token of `[A-Za-z0-9_-]`, not `presence`. `None`
+    /// for the default tenant.
     pub prefix: Option<String>,
     /// Into how many shards its users are divided, a power of two; 0 for as many as the node
     /// has threads, or the next power of two. See [`Config::shard_count`].
@@ -58,7 +58,7 @@ pub struct Tenant {
 /// The largest number of shards.
 const SHARDS_MAX: usize = 1_024;
 
-/// A number of shards.
+/// Checks a number of shards.
 pub(super) fn shards(number: usize) -> Result<usize, InvalidValue> {
     if number == 0 || number.is_power_of_two() && number <= SHARDS_MAX {
         return Ok(number);
@@ -68,14 +68,15 @@ pub(super) fn shards(number: usize) -> Result<usize, InvalidValue> {
 }
 
 impl Tenant {
-    /// What lines of its plugins are known by in the process: its name, since its prefix may be
-    /// another tenant's later, or in another account.
+    /// The key of its plugins' log lines in the process. It is the tenant's name, since another
+    /// tenant may have the same prefix later, or in another account.
     pub fn lines_key(&self) -> String {
         let name = self.name.as_ref().or(self.prefix.as_ref());
         name.cloned().unwrap_or_default()
     }
 
-    /// What its files on disk are called: no prefix is `presence`.
+    /// The name of its files on disk. A tenant without a name and a prefix has `presence`, which no
+    /// prefix can be.
     pub fn file_name(&self) -> &str {
         let name = self.name.as_deref().or(self.prefix.as_deref());
         name.unwrap_or("presence")
@@ -100,7 +101,7 @@ impl Tenant {
     }
 }
 
-/// Where a node has its pipeline from.
+/// Where a node gets its pipeline from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginSource {
     /// The plugin folder, and the `[[pipeline]]` of the configuration.
@@ -112,26 +113,25 @@ pub enum PluginSource {
 /// `[plugins]`: where plugins come from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plugins {
-    /// Where the pipeline comes from: never from both.
+    /// Where the pipeline comes from. It never comes from both.
     pub source: PluginSource,
-    /// The watched folder. What lies here wins over the embedded default of the
-    /// same name.
+    /// The watched folder of plugins. A plugin in it wins over the embedded one of the same name.
     pub dir: PathBuf,
-    /// The folder where what is compiled is kept; none if it is compiled at each start.
+    /// The folder for compiled plugins. `None`: they are compiled at each start.
     pub cache: Option<PathBuf>,
     /// How long a plugin's file may be, in bytes.
     pub file_bytes_max: u64,
     /// How long loading all of the pipeline may take.
     pub load_timeout: Duration,
-    /// How many plugins may be compiled at a time; 0 for as many as the machine is good for.
+    /// How many plugins may be compiled at a time. 0: as many as the machine is good for.
     pub compilers: usize,
     /// How long compiling one may take.
     pub compile_timeout: Duration,
-    /// What any plugin may be granted; none for all that there is.
+    /// What any plugin may be granted at most. `None`: everything.
     pub grants: Option<Vec<Grant>>,
-    /// The keys of which one must have signed a plugin.
+    /// The public keys that are trusted: a signature with one of them is enough.
     pub trusted_keys: Vec<PublicKey>,
-    /// Whether a plugin must be signed. Those of the program needn't.
+    /// Whether a plugin must be signed. A plugin that is part of the program needn't be.
     pub require_signature: bool,
 }
 
@@ -191,7 +191,7 @@ fn public_keys(texts: Vec<String>) -> Result<Vec<PublicKey>, InvalidValue> {
     let mut keys = Vec::new();
     for (place, text) in texts.iter().enumerate() {
         let fix = "write `ed25519:` and 44 characters, as `presence plugin keygen` prints them";
-        // It may be the other half of one, and is not repeated.
+        // The text may be a private key, so it isn't repeated.
         let wrong = |_| InvalidValue::new(format!("has no public key at place {}", place + 1), fix);
         let key = PublicKey::parse(text).map_err(wrong)?;
         if keys.contains(&key) {
@@ -203,12 +203,12 @@ fn public_keys(texts: Vec<String>) -> Result<Vec<PublicKey>, InvalidValue> {
     Ok(keys)
 }
 
-/// The user's own folder for what can be made again, if the user has any.
+/// The user's own folder for data that can be made again. `None` if there is none.
 fn own_cache() -> Option<PathBuf> {
     own("XDG_CACHE_HOME", ".cache")
 }
 
-/// The user's own folder for what is to be kept, if the user has any.
+/// The user's own folder for data that is to be kept. `None` if there is none.
 pub fn own_state() -> Option<PathBuf> {
     own("XDG_STATE_HOME", ".local/state")
 }
@@ -236,11 +236,10 @@ impl Query {
     }
 }
 
-/// `[correction]`: how what viewers have been told is corrected.
+/// `[correction]`: how fast viewers are told of corrections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correction {
-    /// How many messages a second corrections may take, of all shards together; 0
-    /// for as many as there are.
+    /// How many messages a second corrections may take, over all shards. 0: no limit.
     pub messages_per_s: u64,
 }
 
@@ -256,7 +255,7 @@ impl Correction {
 /// `[explain]`: explanations of decisions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explain {
-    /// Whether they are given.
+    /// Whether explanations are given.
     pub enabled: bool,
 }
 
@@ -271,7 +270,7 @@ impl Explain {
 /// `[inbox]`: delivery per viewer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inbox {
-    /// Whether each viewer is also told on a subject of their own.
+    /// Whether each viewer also gets messages on a subject of their own.
     pub enabled: bool,
 }
 
@@ -286,14 +285,13 @@ impl Inbox {
 /// `[status]`: users' statuses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// Whether they are told.
+    /// Whether statuses are published.
     pub enabled: bool,
-    /// How long after an update of a user the next one is told, at the earliest, in
-    /// milliseconds.
+    /// The shortest time between two updates about a user, in milliseconds.
     pub min_interval_ms: u64,
-    /// How long typing lasts that isn't said again, in milliseconds.
+    /// How long typing lasts if it isn't repeated, in milliseconds.
     pub typing_ms: u64,
-    /// Of how many users is kept what they say of themselves.
+    /// How many users' statuses are kept.
     pub users_max: usize,
 }
 
@@ -313,10 +311,11 @@ impl Status {
     }
 }
 
-/// `[dead_letters]`: how many may be published.
+/// `[dead_letters]`: how many dead letters may be published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetters {
-    /// How many a second, of all shards together, and how many bytes of them.
+    /// How many dead letters, and how many bytes of them, may be published a second, over all
+    /// shards.
     pub rates: Rates,
 }
 
@@ -342,12 +341,11 @@ const TOKEN_CHARS_MIN: usize = 16;
 /// `[http]`: the endpoint for health, metrics and the page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
-    /// The address to listen on; none if the endpoint is off.
+    /// The address to listen on. `None`: the endpoint is off.
     pub listen: Option<SocketAddr>,
-    /// Whether nobody chose the address, so that the node can do without it
-    /// when it is taken.
+    /// Whether the address is the default one. If it is taken, the node can then do without it.
     pub listen_is_default: bool,
-    /// What an operator has to know to do more on the page than anyone may.
+    /// The token that lets an operator do more on the page than anyone may.
     pub admin_token: Option<Secret>,
 }
 
@@ -369,7 +367,7 @@ impl Http {
     }
 }
 
-/// A token that nobody guesses.
+/// Checks that a token can't be guessed.
 fn long_enough(text: String) -> Result<String, InvalidValue> {
     if text.chars().count() >= TOKEN_CHARS_MIN && text.chars().all(|it| it.is_ascii_graphic()) {
         return Ok(text);
@@ -388,7 +386,7 @@ pub struct Log {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
-    /// Whether it names users.
+    /// Whether lines name users.
     pub user_ids: bool,
 }
 
@@ -419,7 +417,7 @@ impl Log {
             )),
         });
         Self {
-            // What the NATS client says of its connection is said here as well.
+            // The node itself logs the state of its NATS connection.
             level: level.unwrap_or_else(|| "info,async_nats=warn".into()),
             format: format.unwrap_or(LogFormat::Text),
             user_ids: section.get("user_ids", any).unwrap_or(true),
@@ -427,7 +425,7 @@ impl Log {
     }
 }
 
-/// The host's name, made a token.
+/// The host's name, with every character that no token may have replaced.
 fn host_name(variable: Option<&str>) -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let name = kernel.ok().or_else(|| variable.map(str::to_owned));

@@ -1,4 +1,4 @@
-//! What differs between two configurations, and when each change takes effect.
+//! The differences between two configurations, and when each change takes effect.
 
 use super::{Auth, Config, Engine, Nats, Plugins};
 
@@ -12,7 +12,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// Whether it is of what the tenants of a process share.
+    /// Whether it changes something that the tenants of a process share.
     pub fn is_of_process(&self) -> bool {
         let of_process = [
             "node",
@@ -31,13 +31,13 @@ impl Change {
 /// When a change takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// In the running node.
+    /// At once, in the running node.
     Live,
-    /// When the node is started again.
+    /// At the next start of the node.
     Restart,
 }
 
-/// What takes effect at the next start only: sections, and keys in them.
+/// The sections and keys whose changes take effect at the next start only.
 const RESTART: [&str; 20] = [
     "node",
     "nats",
@@ -61,7 +61,7 @@ const RESTART: [&str; 20] = [
     "log",
 ];
 
-/// What takes effect at once of those sections: what is logged in with.
+/// The keys in these sections whose changes take effect at once: those of the login.
 const LIVE: [&str; 5] = [
     "nats.creds",
     "nats.nkey",
@@ -83,8 +83,8 @@ pub fn effect_of(key: &str) -> Effect {
 }
 
 impl Nats {
-    /// What is logged in with on a running connection: what this says, if that is of the same
-    /// servers. A login for others is never shown to these.
+    /// The login to use on a running connection. It is this one if the servers are the same as
+    /// those of the connection. A login is never shown to other servers.
     pub fn login_for(&self, running: &Self) -> Auth {
         match self.url == running.url {
             true => self.auth.clone(),
@@ -94,8 +94,8 @@ impl Nats {
 }
 
 impl Config {
-    /// Takes from the running configuration what takes effect only at the next
-    /// start.
+    /// Takes from the running configuration all values whose changes take effect at the next start
+    /// only.
     pub fn keep_until_restart(&mut self, running: &Self) {
         let running = running.clone();
         self.node = running.node;
@@ -111,7 +111,7 @@ impl Config {
         self.plugins.cache = running.plugins.cache;
         self.plugins.compilers = running.plugins.compilers;
         if self.follows_store() {
-            // What the file says of it is of no effect.
+            // The pipeline in the file has no effect.
             self.pipeline = running.pipeline;
         }
         self.engine.workers = running.engine.workers;
@@ -124,8 +124,8 @@ impl Config {
         }
     }
 
-    /// Takes from the running configuration what is the process's, for a tenant that shares it
-    /// with others. `own_account`: whether the tenant has a connection of its own.
+    /// Takes from the running configuration what belongs to the process, for a tenant that shares
+    /// the process with others. `own_account`: whether the tenant has a connection of its own.
     pub fn keep_of_process(&mut self, running: &Self, own_account: bool) {
         self.node = running.node.clone();
         self.http = running.http.clone();
@@ -147,7 +147,7 @@ impl Config {
     /// order of the file.
     pub fn changes(&self, new: &Self) -> Vec<Change> {
         use Effect::{Live, Restart};
-        // Threads and their queues are made once; limits belong to a call.
+        // Threads and their queues are made once, and limits apply to each call.
         let engine_live = Engine {
             workers: new.engine.workers,
             queues: new.engine.queues.clone(),
@@ -159,7 +159,7 @@ impl Config {
             compilers: new.plugins.compilers,
             ..self.plugins.clone()
         } != new.plugins;
-        // What is logged in with is asked for at each connection.
+        // The login is asked for at each connection.
         let nats_restart = Nats {
             auth: new.nats.auth.clone(),
             ..self.nats.clone()

@@ -1,4 +1,4 @@
-//! What the values of keys must be like, beyond their type.
+//! Checks of the values of keys, beyond their type.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use super::problem::InvalidValue;
 /// The longest name of a node, tenant, plugin or bucket, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 64;
 
-/// The shortest word that is taken for the seed of an nkey, in bytes: they have 58.
+/// The shortest word that is taken for the seed of an nkey, in bytes. A seed has 58.
 const SEED_BYTES_MIN: usize = 56;
 
 /// A number within limits.
@@ -25,7 +25,7 @@ where
     }
 }
 
-/// Anything of the type.
+/// Accepts any value of the type.
 pub(super) fn any<T>(value: T) -> Result<T, InvalidValue> {
     Ok(value)
 }
@@ -41,7 +41,8 @@ pub(super) fn filled(text: String) -> Result<String, InvalidValue> {
     Ok(text)
 }
 
-/// The name of a file. One that is a secret itself, which belongs into the file, is not repeated.
+/// The name of a file. A text that looks like a secret, which belongs into the file, is refused,
+/// and the error doesn't repeat it.
 pub(super) fn file_name(text: String) -> Result<String, InvalidValue> {
     let is_seed = |word: &str| {
         let of_seed = |it: char| it.is_ascii_uppercase() || ('2'..='7').contains(&it);

@@ -14,7 +14,7 @@ pub enum Directory {
     File {
         /// The file.
         path: PathBuf,
-        /// Whether the configuration names it: the default one may be missing, and then
+        /// Whether the configuration names the file. The default file may be missing, and then
         /// there is no directory.
         is_named: bool,
     },
@@ -30,20 +30,20 @@ pub enum Directory {
 /// `[directory.request]`: how the service is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What the subjects of questions begin with, behind the tenant's prefix.
+    /// How the subjects of questions begin, after the tenant's prefix.
     pub subject: String,
     /// How long a request waits for its answer, in milliseconds.
     pub timeout_ms: u64,
-    /// For how long an answer is good, in milliseconds.
+    /// How long an answer is valid, in milliseconds.
     pub ttl_ms: u64,
-    /// How many requests may be under way.
+    /// How many requests may be in progress.
     pub concurrency: usize,
     /// How long an event waits for answers that enrichers or the redactor ask for,
     /// in milliseconds.
     pub wait_ms: u64,
 }
 
-/// What `source` says.
+/// The value of `source`.
 enum Source {
     File,
     Kv,
@@ -53,7 +53,7 @@ enum Source {
 /// The longest time that a request or an event may wait, in milliseconds.
 const MINUTE_MS: u64 = 60_000;
 
-/// The longest time for which an answer may be good: a week, in milliseconds.
+/// The longest time for which an answer may be valid: a week, in milliseconds.
 const WEEK_MS: u64 = 7 * 24 * 60 * MINUTE_MS;
 
 /// The longest subject that questions may be put under, in bytes: it leaves room
@@ -80,7 +80,7 @@ impl Request {
     }
 }
 
-/// Tokens, but not those under which input is taken in.
+/// Checks a subject: tokens, but not those with which the subjects of input begin.
 fn subject(text: String) -> Result<String, InvalidValue> {
     let is_token = |token: &str| !token.is_empty() && token.chars().all(in_token);
     if text.len() > SUBJECT_BYTES_MAX || !text.split('.').all(is_token) {
@@ -101,7 +101,7 @@ fn subject(text: String) -> Result<String, InvalidValue> {
 }
 
 impl Directory {
-    /// What it comes from, in words.
+    /// The source, in words.
     pub fn in_words(&self) -> String {
         match self {
             Self::File { path, .. } => path.display().to_string(),
@@ -110,8 +110,7 @@ impl Directory {
         }
     }
 
-    /// Whether one can take the place of the other while the node runs: a file
-    /// of a file.
+    /// Whether one can replace the other while the node runs: only a file can replace a file.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
         self == other || matches!((self, other), (Self::File { .. }, Self::File { .. }))
     }

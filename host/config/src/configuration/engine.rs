@@ -15,7 +15,7 @@ pub struct Engine {
     /// How many threads share the users; 0 for one per core. See
     /// [`Engine::thread_count`].
     pub workers: usize,
-    /// How much may wait for a shard, and be asked at a time.
+    /// How many batches, bytes and questions may wait or be in progress.
     pub queues: Queues,
     /// How much fuel a call may burn; roughly one per Wasm instruction.
     pub fuel: u64,
@@ -23,22 +23,19 @@ pub struct Engine {
     pub deadline_ms: u64,
     /// How large a plugin's memory may grow, in bytes.
     pub memory_bytes_max: usize,
-    /// How long after a failed decision it is tried again at first, in
-    /// milliseconds.
+    /// How long after a failed decision the first retry is, in milliseconds.
     pub retry_ms: u64,
-    /// How long that wait may grow when it fails again and again, in
-    /// milliseconds.
+    /// The longest wait between retries of a decision that fails again and again, in milliseconds.
     pub retry_ms_max: u64,
-    /// On how many users a plugin must begin to fail to be put into quarantine.
+    /// For how many users a plugin must begin to fail to be put into quarantine.
     pub quarantine_failures: u64,
-    /// Within how many milliseconds.
+    /// The window within which these failures must begin, in milliseconds.
     pub quarantine_window_ms: u64,
-    /// How long a plugin is left alone in quarantine before one call is tried,
-    /// in milliseconds.
+    /// How long a plugin in quarantine isn't called before one call is tried, in milliseconds.
     pub quarantine_ms: u64,
 }
 
-/// How much may wait for a shard, and be asked at a time.
+/// How many batches, bytes and questions may wait or be in progress.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queues {
     /// How many batches of messages may wait for a shard.
@@ -48,7 +45,7 @@ pub struct Queues {
     /// How many questions are answered at a time, and how many pieces of questions may
     /// wait for a shard.
     pub question_queue: usize,
-    /// How many bytes questions may take in all, with what has been answered of them.
+    /// How many bytes the questions in progress may take in all, with their answers so far.
     pub question_bytes_max: usize,
 }
 

@@ -1,24 +1,24 @@
-//! The environment: which variables there are, and which of those that look like keys are
-//! none because something else sets them.
+//! The environment: its variables, and those of them that look like keys, but are set by something
+//! else.
 
 use std::ffi::{OsStr, OsString};
 
 use super::section::VARIABLE_PREFIX;
 
-/// All variables of the process. Those whose value isn't text are there as well.
+/// All variables of the process, also those whose value isn't UTF-8.
 pub fn variables() -> impl Iterator<Item = (String, OsString)> {
-    // What isn't text in a name can't be of a key.
+    // A name that isn't UTF-8 can't be a key's.
     std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value))
 }
 
-/// Whether a variable tells where a service is, as Kubernetes sets them in every container for
-/// every service, and Docker for every link: for a service `presence`, or `presence-…`, its
-/// name begins like that of a key.
+/// Whether a variable says where a service is. Kubernetes sets such variables in every container
+/// for every service, and Docker does so for every link. If the service is named `presence` or
+/// `presence-…`, they begin like the variable of a key.
 pub(super) fn tells_of_a_service(name: &str, value: &OsStr) -> bool {
     let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else {
         return false;
     };
-    // Behind the service's name, which may be all of the prefix.
+    // The name of the service comes before it, and may be only the prefix.
     let ends_in = |ending: &str| {
         let before = rest.strip_suffix(ending);
         before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
@@ -37,11 +37,11 @@ pub(super) fn tells_of_a_service(name: &str, value: &OsStr) -> bool {
         || is_of_a_port(rest)
 }
 
-/// How a service's port may be spoken to.
+/// The protocols of a service's port.
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// Whether a name ends as that of one port's variables does: `PORT_4222_TCP`, and
-/// `PORT_4222_TCP_ADDR` and the like.
+/// Whether a name ends like the variable of a port: `PORT_4222_TCP`, `PORT_4222_TCP_ADDR` and the
+/// like.
 fn is_of_a_port(rest: &str) -> bool {
     let mut parts = rest.rsplit('_').peekable();
     parts.next_if(|last| ["ADDR", "PORT", "PROTO"].contains(last));

@@ -1,5 +1,5 @@
-//! The configuration file's text: read as a whole, and told from one that is not there
-//! or has nothing in it.
+//! The text of the configuration file. It is read as a whole. A file that is missing and one that
+//! is empty are told apart.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
@@ -11,7 +11,7 @@ use super::FILE_NAME;
 use super::problem::{Problem, Problems};
 use crate::regular_file::{self, what};
 
-/// How long a configuration may be: far longer than any that is written by hand.
+/// The longest configuration, in bytes: far longer than any that is written by hand.
 const BYTES_MAX: u64 = 16 << 20;
 
 /// The text of a configuration file.
@@ -19,12 +19,12 @@ const BYTES_MAX: u64 = 16 << 20;
 pub struct Text(String);
 
 impl Text {
-    /// Reads the file at `path`, or `presence.toml` in the working folder; none if there
-    /// is no such file and nobody named it.
+    /// Reads the file at `path`, or `presence.toml` in the working folder. `None` if `path` is
+    /// `None` and there is no such file.
     ///
     /// # Errors
-    /// If it can't be read, or there is nothing in it: an empty file is one that was cut
-    /// off, and not a wish for the defaults.
+    /// If it can't be read, or is empty: an empty file was cut off, and doesn't ask for the
+    /// defaults.
     pub fn read(path: Option<&Path>) -> Result<Option<Self>, Problems> {
         Self::read_in(Path::new(""), path)
     }
@@ -39,8 +39,7 @@ impl Text {
         }
     }
 
-    /// As [`read`](Self::read) for a node that runs: nothing is waited for, as it would be in
-    /// a FIFO.
+    /// As [`read`](Self::read), for a running node. It never waits, as it would for a FIFO.
     ///
     /// # Errors
     /// As [`read`](Self::read), and if it is no regular file.
@@ -62,7 +61,7 @@ impl Text {
         Ok(Self(text.to_owned()))
     }
 
-    /// A text that was never in a file.
+    /// A text that doesn't come from a file.
     pub fn of(text: &str) -> Self {
         Self(text.to_owned())
     }
@@ -71,11 +70,11 @@ impl Text {
         &self.0
     }
 
-    /// Whether a running node may take it in the place of what it runs by.
+    /// Checks whether a running node may replace its text by this one.
     ///
     /// # Errors
-    /// If it sets nothing, or has no `[[pipeline]]`, where the running one does. What is wrong with one that
-    /// can't be read is found when it is read.
+    /// If it sets nothing, or has no `[[pipeline]]`, and the running text does. A text that isn't
+    /// TOML is accepted here: its problems are found when it is parsed.
     pub fn may_follow(&self, running: &Self) -> anyhow::Result<()> {
         if DeTable::parse(&self.0).is_err() {
             return Ok(());
@@ -92,7 +91,7 @@ impl Text {
         Ok(())
     }
 
-    /// Whether it says which plugins decide, and doesn't leave that to the default.
+    /// Whether it names the plugins of the pipeline, instead of leaving them to the default.
     pub fn has_pipeline(&self) -> bool {
         let document = DeTable::parse(&self.0);
         document.is_ok_and(|document| document.get_ref().contains_key("pipeline"))
@@ -105,8 +104,8 @@ impl Text {
     }
 }
 
-/// Reads a file, or what the shell puts in the place of one. Anything else that is no regular file,
-/// such as a FIFO, might be waited for.
+/// Reads a file, or what the shell provides in place of one. Anything else that isn't a regular
+/// file, such as a FIFO, is refused, since opening it might wait.
 fn read_bounded(file: &Path) -> io::Result<String> {
     let is_of_shell = file.starts_with("/dev") || file.starts_with("/proc");
     let kind = fs::metadata(file)?.file_type();

@@ -11,11 +11,11 @@ use super::tracker::Tracker;
 /// The largest number of shards.
 const SHARDS_MAX: u64 = 1_024;
 
-/// Into how many shards a fleet divides users.
+/// The default number of shards of a fleet.
 pub(super) const SHARDS: u32 = 64;
 
-/// As [`SHARDS`], of a tenant that is one of several: most are small, and each shard costs
-/// messages, memory and a subscription, whether or not it has users.
+/// As [`SHARDS`], for one of several tenants. Most are small, and each shard costs messages, memory
+/// and a subscription, even without users.
 pub(super) const SHARDS_OF_TENANT: u32 = 8;
 
 /// `[fleet]`: several nodes that share a tenant's users.
@@ -25,9 +25,9 @@ pub struct Fleet {
     pub enabled: bool,
     /// Into how many shards the fleet's users are divided.
     pub shards: u32,
-    /// How long a node may own what it owns without renewing its lease, in milliseconds.
+    /// How long a node owns its shards without renewing its lease, in milliseconds.
     pub lease_ms: u64,
-    /// How many nodes stand by for each shard, beside its owner.
+    /// How many standbys each shard has, besides its owner.
     pub standbys: usize,
 }
 
@@ -56,7 +56,7 @@ impl Fleet {
     }
 
     fn check(&self, section: &mut Section<'_, '_>, tenant: &Tenant, tracker: &Tracker) {
-        // A connection is heard at least once in the rest of the timeout.
+        // In the rest of the timeout, each connection is heard at least once.
         let lease_ms_max = tracker.timeout_ms / 3 * 2;
         if self.lease_ms > lease_ms_max {
             let what = format!(
@@ -77,7 +77,7 @@ impl Fleet {
         }
     }
 
-    /// The figures by which the fleet's nodes go.
+    /// The settings of a fleet for the core.
     pub fn settings(&self) -> FleetSettings {
         FleetSettings::of_lease(self.lease_ms, self.standbys)
     }

@@ -5,13 +5,13 @@ use super::problem::InvalidValue;
 use super::section::Section;
 use super::state::State;
 
-/// The longest name of a stream, in bytes: the server takes no longer one.
+/// The longest name of a stream that a server accepts, in bytes.
 const STREAM_BYTES_MAX: usize = 255;
 
 /// `[input]`: where connects and disconnects are taken from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Input {
-    /// The JetStream stream that stores them; none if they are taken as they are published.
+    /// The JetStream stream that stores them. `None`: they are taken as they are published.
     pub stream: Option<String>,
 }
 
@@ -24,7 +24,7 @@ impl Input {
         let input = Self {
             stream: stream.flatten(),
         };
-        // In a fleet, the broker keeps up to where the stream was taken.
+        // In a fleet, the broker knows up to where the stream has been taken.
         if input.stream.is_some() && state.dir.is_none() && !fleet.enabled {
             let what = "is set, and `dir` in [state] is \"\": the node would not know after a \
                         restart what it has taken from the stream";
@@ -35,7 +35,7 @@ impl Input {
     }
 }
 
-/// A name that a stream may have.
+/// Checks the name of a stream.
 fn stream_name(text: String) -> Result<String, InvalidValue> {
     let is_taken = |character: char| character.is_ascii_graphic() && !".*>/\\".contains(character);
     if text.len() <= STREAM_BYTES_MAX && text.chars().all(is_taken) {

@@ -1,5 +1,5 @@
-//! `[limits]`: how much of the node a tenant may use. Other quotas stand with what they are about,
-//! such as `[correction] messages_per_s`.
+//! `[limits]`: how much of the node a tenant may use. Other quotas are in the sections that they
+//! are about, such as `[correction] messages_per_s`.
 
 use super::checks::within;
 use super::pipeline::STAGES_MAX;
@@ -8,7 +8,7 @@ use super::section::Section;
 /// The highest rate that can be set.
 const PER_S_MAX: u64 = 100_000_000;
 
-/// The highest number of anything.
+/// The highest number that can be set.
 const COUNT_MAX: usize = 1_000_000_000;
 
 /// `[limits]`: how much of the node a tenant may use. 0 is no limit.
@@ -16,13 +16,13 @@ const COUNT_MAX: usize = 1_000_000_000;
 pub struct Limits {
     /// How many messages a second are taken in.
     pub messages_per_s: u64,
-    /// How many at once.
+    /// How many messages may come at once.
     pub messages_burst: u64,
     /// How many questions a second are answered.
     pub queries_per_s: u64,
     /// How many connections may be live.
     pub connections_max: usize,
-    /// How many users may be online by them.
+    /// How many users may be online by connections.
     pub users_max: usize,
     /// How many viewers a user may have.
     pub audience_max: u64,
@@ -36,7 +36,7 @@ pub struct Limits {
     pub plugin_memory_bytes_max: usize,
     /// How much processor time the tenant's shards may use, in milliseconds a second.
     pub cpu_ms_per_s: u64,
-    /// How large a share of the threads the tenant gets, beside other tenants.
+    /// The weight of the tenant when it shares threads with other tenants.
     pub weight: u64,
 }
 

@@ -1,11 +1,10 @@
-//! The configuration: `presence.toml` and `PRESENCE_…` variables, read once
-//! into types that can't be wrong.
+//! The configuration: `presence.toml` and `PRESENCE_…` variables, read once into types that only
+//! hold valid values.
 //!
-//! Every section is read key by key, so that all that is wrong is reported at
-//! once, each with its line. The names, defaults and limits of a section's keys
-//! stand in that section's `read`, and nowhere else; the file `presence.toml`
-//! at the top of the repository documents them, and a test holds the two
-//! together.
+//! Every section is read key by key, so that all problems are reported at once, each with its line.
+//! The names, defaults and limits of a section's keys are in the section's `read`, and nowhere
+//! else. The file `presence.toml` at the top of the repository documents them, and a test checks
+//! that both agree.
 
 mod basics;
 mod changes;
@@ -80,7 +79,7 @@ pub struct Config {
     pub node: Node,
     /// The broker, and how to reach it.
     pub nats: Nats,
-    /// The isolation boundary this node serves.
+    /// The tenant that this node serves.
     pub tenant: Tenant,
     /// When a user is online.
     pub tracker: Tracker,
@@ -100,7 +99,7 @@ pub struct Config {
     pub engine: Engine,
     /// How much of the node the tenant may use.
     pub limits: Limits,
-    /// How what viewers have been told is corrected.
+    /// How fast viewers are told of corrections.
     pub correction: Correction,
     /// What is kept for answering queries.
     pub query: Query,
@@ -118,19 +117,18 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// The node's own log.
     pub log: Log,
-    /// Variables that look like a key's, and are passed over: a line each.
+    /// A line for each variable that looks like a key's, and is ignored.
     pub passed_over: Vec<String>,
-    /// The `[[tenant]]` sections; none where the node has one tenant.
+    /// The `[[tenant]]` sections. `None` if the node has one tenant.
     pub tenants: Option<Arc<[TenantSection]>>,
 }
 
-/// What a node knows of its tenants beside the file.
+/// What a node knows of its tenants besides the file.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OfNode<'a> {
-    /// The tenants of the store, in the order in which they have subjects if several would have
-    /// the same.
+    /// The tenants of the store. If several claim the same subjects, the first one gets them.
     pub stored: &'a [InStore],
-    /// By what running tenants are served. They keep their subjects.
+    /// The configurations of the running tenants, which keep their subjects.
     pub serving: &'a [Arc<Config>],
 }
 
@@ -139,8 +137,8 @@ impl Config {
     /// there is one, and then the variables in `env`, which win over the file.
     ///
     /// # Errors
-    /// All that is wrong, in the order of the file and then of the variables.
-    /// A file that can't be read, or that isn't TOML, is one problem.
+    /// All problems, in the order of the file and then of the variables. A file that can't be read,
+    /// or that isn't TOML, is one problem.
     pub fn load(
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
@@ -148,8 +146,8 @@ impl Config {
         Self::load_in(Path::new(""), path, env)
     }
 
-    /// As [`Config::load`], for going on to look for what else is wrong: with the
-    /// problems comes a configuration that has the default where a value is wrong.
+    /// As [`Config::load`], for a caller that goes on in spite of problems. These are returned with
+    /// the configuration, which has the default in place of a value that is wrong.
     ///
     /// # Errors
     /// A file that can't be read, or that isn't TOML.
@@ -178,7 +176,7 @@ impl Config {
         Self::parse_in(working, path, text.as_ref(), env, OfNode::default())
     }
 
-    /// Reads what [`Text::read`] has read from the file at `path`.
+    /// Parses the text that [`Text::read`] has returned for the file at `path`.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -190,8 +188,8 @@ impl Config {
         Self::parse_with(path, text, env, OfNode::default())
     }
 
-    /// As [`Config::parse`], on a node that has further tenants, and serves some. A file without
-    /// `[[tenant]]` sections has one tenant, and they are of no effect.
+    /// As [`Config::parse`], on a node whose store has further tenants, and that serves some
+    /// already. In a file without `[[tenant]]` sections, the tenants of the store have no effect.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -275,7 +273,7 @@ impl Config {
         Self::read_for(root, fleet::SHARDS)
     }
 
-    /// `fleet_shards`: into how many shards a fleet divides users if nothing says so.
+    /// `fleet_shards`: the default number of shards of a fleet.
     fn read_for(root: &mut Section<'_, '_>, fleet_shards: u32) -> Self {
         let (node, nats) = (
             root.section("node", Node::read),
@@ -318,7 +316,7 @@ impl Config {
     }
 }
 
-/// What holds without a file and without variables, in the working folder.
+/// The configuration without a file and without variables, in the working folder.
 impl Default for Config {
     fn default() -> Self {
         let reader = ConfigReader::new(Path::new(FILE_NAME), Lines::of(""), BTreeMap::new());

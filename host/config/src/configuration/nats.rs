@@ -14,10 +14,10 @@ use crate::reply_prefix;
 
 const URL: &str = "nats://127.0.0.1:4222";
 
-/// Where a NATS server listens unless its address says so.
+/// The port of a NATS server whose address names none.
 const PORT: u16 = 4_222;
 
-/// What clients of NATS have answers sent to, unless they are told otherwise.
+/// The prefix of the reply subjects of NATS clients, unless they set another one.
 const REPLY_PREFIX: &str = "_INBOX.";
 
 /// `[nats]`: the broker, and how to reach it.
@@ -26,38 +26,38 @@ pub struct Nats {
     /// The servers of one cluster, at least one. The first that answers is
     /// used.
     pub url: Vec<Url>,
-    /// How this node says who it is.
+    /// How this node logs in.
     pub auth: Auth,
     /// How the connection is encrypted.
     pub tls: Tls,
     /// How long an attempt to connect may take, in milliseconds.
     pub connect_timeout_ms: u64,
-    /// How many bytes of messages are kept, in all, that the broker may not have.
+    /// How many bytes of messages that the broker hasn't acknowledged are kept, in all.
     pub journal_bytes: usize,
     /// How many messages of a subscription may wait to be handled.
     pub intake_queue: usize,
-    /// How often each source says how far it has counted, in milliseconds.
+    /// How often each source publishes its sequence numbers, in milliseconds.
     pub beacon_ms: u64,
-    /// Whether what is published bears an id for JetStream.
+    /// Whether published messages have an id for JetStream.
     pub message_ids: bool,
-    /// What the subjects begin with on which requests are answered, at least one.
+    /// The prefixes of the reply subjects on which requests are answered, at least one.
     pub reply_prefixes: Vec<String>,
 }
 
-/// How this node says who it is.
+/// How this node logs in.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Auth {
-    /// It doesn't.
+    /// Without a login.
     Anonymous,
     /// By the JWT and the key in a `.creds` file.
     Creds(PathBuf),
     /// By the nkey whose seed is in this file.
     Nkey(PathBuf),
-    /// By name, be it that the URLs carry it.
+    /// By user and password, which may come from the URLs.
     Password {
-        /// The name.
+        /// The user.
         user: String,
-        /// Its password.
+        /// The user's password.
         password: Secret,
     },
     /// By a token that the broker knows.
@@ -65,7 +65,7 @@ pub enum Auth {
 }
 
 impl Auth {
-    /// Who logs in, without what proves it.
+    /// Who logs in, without the secret.
     pub fn who(&self) -> String {
         match self {
             Self::Anonymous => "nobody".into(),
@@ -82,9 +82,9 @@ impl Auth {
 pub struct Tls {
     /// Whether a connection without TLS is refused.
     pub required: bool,
-    /// A PEM file with the certificates to trust beside the system's.
+    /// A PEM file with certificates to trust in addition to the system's.
     pub ca: Option<PathBuf>,
-    /// What this node proves itself with.
+    /// The client certificate of this node. `None`: it has none.
     pub identity: Option<ClientIdentity>,
 }
 
@@ -97,7 +97,7 @@ pub struct ClientIdentity {
     pub key: PathBuf,
 }
 
-/// What must not be printed.
+/// A text that must not be printed.
 #[derive(Clone, PartialEq)]
 pub struct Secret(pub(super) String);
 
@@ -115,7 +115,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Nats {
-    /// The servers, without anything of a login.
+    /// Host and port of each server, without logins.
     pub fn servers(&self) -> String {
         let servers = self.url.iter();
         let servers = servers.map(|server| {
@@ -125,7 +125,7 @@ impl Nats {
         servers.collect::<Vec<_>>().join(", ")
     }
 
-    /// What is wrong with the files that it names: those that can't be read.
+    /// The errors of the files that it names and that can't be read.
     pub fn unreadable(&self) -> Vec<anyhow::Error> {
         let open = |(key, file): (&str, &Path)| {
             let opened = std::fs::File::open(file);
@@ -191,7 +191,7 @@ impl Nats {
 }
 
 impl Auth {
-    /// Reads the keys, of which what the URLs carry takes the place.
+    /// Reads the keys of the login. Without any of these keys, the login in the URLs is used.
     fn read(section: &mut Section<'_, '_>, carried: impl Iterator<Item = Self>) -> Self {
         let mut carried: Vec<_> = carried.collect();
         carried.dedup();
@@ -239,8 +239,8 @@ impl Auth {
 }
 
 impl Tls {
-    /// Reads the keys. What only encryption can fulfil asks for it: else anyone who sits
-    /// on the line could do without, and nobody would notice.
+    /// Reads the keys. Certificates and `tls://` addresses make TLS required: otherwise, anyone
+    /// between the node and the broker could switch it off unnoticed.
     fn read(section: &mut Section<'_, '_>, is_encrypted: bool) -> Self {
         let required = section.get("required", any);
         let ca = section.path("ca");
@@ -274,7 +274,7 @@ fn both_or_none(section: &mut Section<'_, '_>, one: &'static str, other: &'stati
     }
 }
 
-/// What the subjects of answers begin with.
+/// Checks the prefixes of reply subjects.
 fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     let fix = "write `_INBOX.`, or what else your clients' reply subjects begin with, up to a dot";
     if prefixes.is_empty() {
@@ -296,8 +296,8 @@ struct Server {
     auth: Option<Auth>,
 }
 
-/// Addresses of servers. What is wrong with one is said without repeating it,
-/// since it may carry a password.
+/// Reads the addresses of servers. An error doesn't repeat the address, since it may have a
+/// password.
 fn servers(urls: Vec<String>) -> Result<Vec<Server>, InvalidValue> {
     let fix = "write `nats://host:port` or `tls://host:port`, or a list of such";
     if urls.is_empty() {
@@ -321,8 +321,8 @@ fn servers(urls: Vec<String>) -> Result<Vec<Server>, InvalidValue> {
     urls.iter().map(server).collect()
 }
 
-/// An address without the login that it carries, so that nothing prints it: a user and a
-/// password, or a token alone, percent-encoded where need be.
+/// Splits an address into the address without a login, and the login in it, so that the login is
+/// never printed. A login is a user and a password, or a token alone, percent-encoded where needed.
 pub(super) fn without_login(url: &str) -> (String, Option<Auth>) {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| {
         (url.get(..scheme.len() + 3).unwrap_or_default(), rest)

@@ -1,9 +1,9 @@
-//! Sections that can't stand beside each other: two with one name, or with the same subjects.
+//! Conflicts between `[[tenant]]` sections: two with one name, or with the same subjects.
 //!
-//! What runs goes before what stands first. A tenant that runs keeps its subjects for as long as
-//! its section says so, or can't be taken: then it goes on by its last good section. So a section
-//! that would have the subjects of a running tenant is the one that is refused, and only among those
-//! that don't run, the first one has them.
+//! Running tenants take precedence over the order of the sections. A running tenant keeps its
+//! subjects if its section still says so. It also keeps them if its section is refused, since it
+//! then goes on with its last good section. So a section that claims the subjects of a running
+//! tenant is refused. Among tenants that don't run, the first section gets the subjects.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use super::Config;
 use super::problem::{Place, Problem, Problems};
 use super::tenants::TenantSection;
 
-/// Refuses sections that can't stand beside others. The first `of_file` are the file's, and the rest
-/// those of the store. `serving`: by what running tenants are served.
+/// Refuses sections that conflict with others. The first `of_file` sections are from the file, and
+/// the rest from the store. `serving` has the configurations of the running tenants.
 pub(super) fn refuse(tenants: &mut [TenantSection], of_file: usize, serving: &[Arc<Config>]) {
     refuse_second_names(tenants, of_file);
     let serving: HashMap<_, _> = serving.iter().map(|it| (name_of(it), &**it)).collect();
-    // One that is refused goes on with its last good section, which others may be in the way of.
+    // A tenant whose section is refused goes on with its last good section, which may conflict with
+    // further sections. So this is repeated until nothing is refused.
     while let Some(refused) = conflicts(tenants, &serving) {
         for (at, mut problems) in refused {
             let Some(section) = tenants.get_mut(at) else {
@@ -45,7 +46,7 @@ fn refuse_second_names(tenants: &mut [TenantSection], of_file: usize) {
             what: format!("the tenant `{}` is there already, at {first}", section.name),
             fix: "give this one another `name`".into(),
         };
-        // A name is there once in the store.
+        // The store has each name once, so the first section with the name is in the file.
         section.is_shadowed = at >= of_file;
         let before = section.config.as_ref().err().cloned();
         let before = before.iter().flat_map(Problems::iter).cloned();
@@ -56,25 +57,25 @@ fn refuse_second_names(tenants: &mut [TenantSection], of_file: usize) {
     }
 }
 
-/// What has subjects, or is to have them.
+/// A tenant that has subjects, or claims them.
 struct Claim<'a> {
-    /// Whose it is.
+    /// The name of the tenant.
     name: &'a str,
-    /// Which section says so, with its place; none of a tenant that goes on without its section.
+    /// The number and the place of its section. `None` if the tenant goes on without its section.
     section: Option<(usize, &'a Place)>,
     config: &'a Config,
-    /// By what the tenant is served now, if it is.
+    /// The configuration with which it runs now. `None` if it doesn't run.
     running: Option<&'a Config>,
 }
 
 impl Claim<'_> {
-    /// Whether the tenant is served on its subjects already.
+    /// Whether the tenant already runs with these subjects.
     fn has_subjects(&self) -> bool {
         self.section.is_none()
             || self.is_as_running(|it| it.tenant.prefix == self.config.tenant.prefix)
     }
 
-    /// Whether the tenant sends replies below this already.
+    /// Whether the tenant already sends replies below this prefix.
     fn has_replies(&self, below: &String) -> bool {
         self.section.is_none() || self.is_as_running(|it| it.nats.reply_prefixes.contains(below))
     }
@@ -84,7 +85,7 @@ impl Claim<'_> {
         running.is_some_and(is_same)
     }
 
-    /// What its subjects are the subjects of.
+    /// Names the tenant, and where its section is.
     fn owner(&self) -> String {
         match self.section {
             Some((_, place)) => format!("`{}`, at {place}", self.name),
@@ -93,8 +94,8 @@ impl Claim<'_> {
     }
 }
 
-/// The sections that are in the way of others, by their number, with what is wrong with each; none
-/// if no section is.
+/// The sections that conflict with others, by their number, each with its problems. `None` if there
+/// is no conflict.
 fn conflicts(
     tenants: &[TenantSection],
     serving: &HashMap<&str, &Config>,
@@ -169,8 +170,8 @@ fn conflicts(
     (!refused.is_empty()).then_some(refused)
 }
 
-/// What has subjects by these sections: those that go on without theirs first, and then the good
-/// sections in their order.
+/// The claims that follow from these sections: those of tenants that go on without their section
+/// first, and then those of the valid sections in their order.
 fn claims<'a>(
     tenants: &'a [TenantSection],
     serving: &HashMap<&'a str, &'a Config>,
@@ -181,10 +182,11 @@ fn claims<'a>(
     }
     let is_any_unnamed = tenants.iter().any(|it| !it.is_named);
     let goes_on = |name: &str| match sections.get(name).map_or(&[][..], Vec::as_slice) {
-        // A name that was mistyped ends nobody.
+        // A section without a usable name may be this tenant's: a typing error must not end the
+        // tenant.
         [] => is_any_unnamed,
         [section] => section.config.is_err() && !section.paused,
-        // Nobody can say which of them is meant.
+        // Several sections have this name, and it is unknown which one is meant.
         _ => true,
     };
     let going_on: HashSet<&str> = serving.keys().copied().filter(|it| goes_on(it)).collect();
@@ -204,7 +206,7 @@ fn claims<'a>(
             name: &section.name,
             section: Some((at, &section.place)),
             config: section.config.as_ref().ok()?,
-            // One that is to pause gives its subjects up.
+            // A tenant that is to pause gives up its subjects.
             running: serving
                 .get(&*section.name)
                 .copied()
@@ -218,8 +220,8 @@ fn name_of(config: &Config) -> &str {
     config.tenant.name.as_deref().unwrap_or_default()
 }
 
-/// Whether two tenants are known to use one account of one broker. Those without one of their own
-/// use the process's.
+/// Whether two tenants are known to use the same account of the same broker. Tenants without an
+/// account of their own use that of the process.
 fn same_account(one: &Config, other: &Config) -> bool {
     let is_own = one.tenant.own_account || other.tenant.own_account;
     !is_own || one.nats.url == other.nats.url && one.nats.auth == other.nats.auth

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 /// The plugins that are granted `widen` unless the file says otherwise.
 const WIDENING: [&str; 2] = ["contacts", "groups"];
 
-/// How many stages there may be: each is an instance in every worker.
+/// The highest number of stages: each has an instance in every worker.
 pub(crate) const STAGES_MAX: usize = 64;
 
 /// `[[pipeline]]`: one plugin of the chain. A plugin may stand in it more than
@@ -28,19 +28,18 @@ pub struct Stage {
     pub config: Value,
     /// What the plugin may do if it asks for it.
     pub grants: Vec<Grant>,
-    /// Where the plugin is to come from, if not from wherever it is found.
+    /// Where the plugin must come from. `None`: from wherever it is found.
     pub source: Option<Source>,
-    /// Which bytes the plugin is to have, if that is said; any others are refused.
+    /// The digest that the plugin's bytes must have. `None`: any.
     pub digest: Option<Digest>,
-    /// What holds once the plugin has failed repeatedly, where the operator and
-    /// not the plugin is to say.
+    /// What happens when the plugin has failed repeatedly. `None`: the plugin decides.
     pub on_failure: Option<OnFailure>,
-    /// Where its entry stands.
+    /// Where its entry is.
     pub place: StagePlace,
 }
 
-/// Where a stage's entry stands; nowhere, if the stage is of the default pipeline. It makes no
-/// difference to what the stage does: all places are equal, and none is printed.
+/// Where the entry of a stage is. `None` for a stage of the default pipeline. The place doesn't
+/// change what the stage does: so all places are equal, and none is printed.
 #[derive(Clone, Default)]
 pub struct StagePlace(pub Option<Place>);
 
@@ -56,20 +55,20 @@ impl fmt::Debug for StagePlace {
     }
 }
 
-/// What holds once a plugin has failed repeatedly.
+/// What happens when a plugin has failed repeatedly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// Nobody new is told; enrichers are passed over.
+    /// Nobody new is told, and enrichers are skipped.
     Hold,
-    /// The last generation that worked takes over.
+    /// The last good generation takes over.
     LastGood,
 }
 
 /// Where a plugin can come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// From the program, whatever lies in the plugin folder.
+    /// From the program, even if the plugin folder has one of the same name.
     BuiltIn,
     /// From the plugin folder, and never from the program.
     Folder,
@@ -91,15 +90,16 @@ pub enum Grant {
     Blocks,
     /// A plugin may ask the directory for settings.
     Settings,
-    /// A plugin may ask the directory for all whom it knows.
+    /// A plugin may ask the directory for all users that it knows.
     Everyone,
     /// A plugin may write to the log.
     Log,
-    /// None of those from `Contacts` on, which a list that names none of them grants all.
+    /// None of the grants from `Contacts` on. A list that names none of these, and not `none`,
+    /// grants them all.
     None,
 }
 
-/// Every grant, as it is written.
+/// Every grant, with its spelling.
 const GRANTS: [(&str, Grant); 9] = [
     ("widen", Grant::Widen),
     ("wasi", Grant::Wasi),
@@ -112,8 +112,8 @@ const GRANTS: [(&str, Grant); 9] = [
     ("none", Grant::None),
 ];
 
-/// The pipeline of a file that has none: contacts and groups, less blocks, and
-/// of the metadata only the device.
+/// The pipeline of a file that has none: contacts and groups, without blocked users, and only the
+/// device of the metadata.
 pub(super) fn default() -> Vec<Stage> {
     let plain = ["contacts", "groups", "blocklist"].map(|plugin| (plugin, json!({})));
     let redact = ("redact", json!({ "keys": ["device"] }));
@@ -132,7 +132,8 @@ pub(super) fn default() -> Vec<Stage> {
 }
 
 impl Stage {
-    /// One stage; none, which is reported, if it names no plugin.
+    /// Reads one stage. `None` if the plugin's name or the configuration is missing or wrong, which
+    /// is reported.
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
         let plugin = section.get("plugin", token);
         if !section.is_set("plugin") {

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: where, what, and what to do about it.
+//! The problems of a configuration: where each is, what it is, and what to do about it.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,7 +25,8 @@ impl Place {
     }
 }
 
-/// A text, and where its lines begin: a file with thousands of tenants has many places.
+/// A text, and where its lines begin. The beginnings are kept, since a file with thousands of
+/// tenants has many places.
 #[derive(Clone, Debug)]
 pub(super) struct Lines<'a> {
     text: &'a str,
@@ -61,7 +62,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// One thing that is wrong; prints as one line.
+/// One problem. It prints as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Where it is.
@@ -94,15 +95,15 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What it quotes may hold line breaks, and colours for a terminal.
+        // The quoted text may hold line breaks, and escape sequences for a terminal.
         let (what, fix, place) = (cut(&self.what), cut(&self.fix), self.place.to_string());
         let line = format_args!("{}: {what}; {fix}", cut(&place));
         write!(f, "{}", Line(line))
     }
 }
 
-/// All that is wrong with a configuration: at least one problem, in the order
-/// of the file and then of the environment. Prints one line a problem.
+/// All problems of a configuration: at least one, in the order of the file and then of the
+/// environment. Prints one line for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
@@ -137,8 +138,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// What is wrong with the value of one key; the key and its place are added by
-/// the code that reads it.
+/// What is wrong with the value of one key. The code that reads the section adds the key and its
+/// place.
 #[derive(Debug)]
 pub(super) struct InvalidValue {
     /// The end of a sentence that begins with the key: "is 0".

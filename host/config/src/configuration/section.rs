@@ -1,8 +1,8 @@
-//! Reads a section key by key from the file and the environment, and collects
-//! all that is wrong on the way.
+//! Reads a section key by key from the file and the environment, and collects all problems on the
+//! way.
 //!
-//! A key is known because it was asked for; what is left in the file or in the
-//! environment when a section has been read is therefore unknown.
+//! A key is known once it has been asked for. So what is left in the file or in the environment
+//! after a section has been read is unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -18,14 +18,14 @@ use super::settings::Setting;
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
 
-/// What the variables that override keys begin with.
+/// How the names of the variables that override keys begin.
 pub(super) const VARIABLE_PREFIX: &str = "PRESENCE_";
 
-/// Names a file whose number of milliseconds is added to the wall time: for tests,
+/// The variable that names a file with a number of milliseconds to add to the wall time: for tests,
 /// which can't set the machine's clock.
 pub const CLOCK_OFFSET_FILE: &str = "PRESENCE_CLOCK_OFFSET_FILE";
 
-/// Variables that begin so but are no keys: the command line reads them.
+/// Variables that begin like this, and are no keys: the command line reads them.
 const OTHER_VARIABLES: [&str; 4] = [
     "PRESENCE_CONFIG",
     "PRESENCE_LOG",
@@ -38,20 +38,20 @@ pub(super) struct ConfigReader<'a> {
     file: &'a Path,
     text: Lines<'a>,
     env: BTreeMap<String, OsString>,
-    /// The names of the variables that were asked for.
+    /// The names of the variables of the keys that were asked for.
     variables: BTreeSet<String>,
     problems: Vec<Problem>,
     settings: Vec<Setting>,
 }
 
-/// What has been read.
+/// The result of reading a document.
 pub(super) struct Outcome<T> {
-    /// What the document says; the default stands where a value is wrong.
+    /// What the document says, with the default in place of a value that is wrong.
     pub(super) value: T,
     pub(super) problems: Option<Problems>,
-    /// Variables that look like a key's, and are passed over.
+    /// Variables that look like a key's, and are ignored.
     pub(super) passed_over: Vec<Problem>,
-    /// Every key that there is, and what sets it.
+    /// Every key, and what sets it.
     pub(super) settings: Vec<Setting>,
 }
 
@@ -83,7 +83,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Reads the defaults: what holds when there is nothing to read.
+    /// Reads the defaults, which apply without a file and without variables.
     pub(super) fn read_defaults<T>(mut self, read: impl FnOnce(&mut Section<'_, 'a>) -> T) -> T {
         self.read_root(None, read)
     }
@@ -98,12 +98,12 @@ impl<'a> ConfigReader<'a> {
         self.variables.into_iter().collect()
     }
 
-    /// Refuses what was found to be wrong elsewhere.
+    /// Adds problems that were found elsewhere.
     pub(super) fn refuse_all(&mut self, problems: Vec<Problem>) {
         self.problems.extend(problems);
     }
 
-    /// Reads a tenant's section, and then the document as it is for this tenant.
+    /// Reads a tenant's section, and then the document as merged for this tenant.
     pub(super) fn read_tenant<H, T>(
         &mut self,
         place: Place,
@@ -124,7 +124,7 @@ impl<'a> ConfigReader<'a> {
         (head, self.read_root(Some(merged), read))
     }
 
-    /// What is wrong with all that was read, and every key that there is, with what sets it.
+    /// All problems, and every key with what sets it.
     pub(super) fn into_parts(self) -> (Option<Problems>, Vec<Setting>) {
         (Problems::found(self.problems), self.settings)
     }
@@ -146,8 +146,8 @@ impl<'a> ConfigReader<'a> {
         root.read(read)
     }
 
-    /// Refuses variables that are probably meant for a key, and returns what to say of the
-    /// others that begin like one: the operator may not have set them.
+    /// Refuses unknown variables that are probably meant for a key. Returns a warning for each
+    /// other one that begins like a key's: perhaps the operator didn't set it.
     fn judge_unknown_variables(&mut self) -> Vec<Problem> {
         let keys = || {
             self.variables
@@ -197,8 +197,7 @@ pub(super) struct Section<'r, 'a> {
     reader: &'r mut ConfigReader<'a>,
     /// As written in the file, such as `[nats.tls]`; empty at the top level.
     title: String,
-    /// What its keys' variables begin with; none if the environment can't
-    /// override them.
+    /// How the names of its keys' variables begin. `None` if the environment can't override them.
     variable: Option<String>,
     place: Place,
     table: Option<&'a DeTable<'a>>,
@@ -207,8 +206,8 @@ pub(super) struct Section<'r, 'a> {
 }
 
 impl<'a> Section<'_, 'a> {
-    /// The value of a key, if it is set and nothing is wrong with it. The
-    /// environment wins, but what the file says is checked all the same.
+    /// The value of a key, if it is set and valid. A variable wins over the file, but the value in
+    /// the file is checked as well.
     pub(super) fn get<L: Leaf, T>(
         &mut self,
         key: &'static str,
@@ -248,7 +247,7 @@ impl<'a> Section<'_, 'a> {
         folder.join(path)
     }
 
-    /// What the file says under a key, and where.
+    /// What the file has under a key, and where. The key is known from then on.
     pub(super) fn find(&mut self, key: &'static str) -> Option<(Place, &'a DeValue<'a>)> {
         self.known.push(key);
         let (name, value) = self.table?.iter().find(|(name, _)| name.get_ref() == key)?;
@@ -276,8 +275,8 @@ impl<'a> Section<'_, 'a> {
         self.child(title, variable, place, table).read(read)
     }
 
-    /// The sections of a list, such as `[[pipeline]]`; none if the file has no
-    /// such list, at most so many of them. The environment can't override them.
+    /// The sections of a list, such as `[[pipeline]]`. `None` if the file has no such list, or if
+    /// it is wrong, or longer than `max`. The environment can't override them.
     pub(super) fn sections<T>(
         &mut self,
         key: &'static str,
@@ -319,23 +318,23 @@ impl<'a> Section<'_, 'a> {
         }
     }
 
-    /// Reports what is wrong with a key in its relation to others.
+    /// Reports a problem of a key that depends on other keys.
     pub(super) fn refuse(&mut self, key: &'static str, wrong: InvalidValue) {
         let place = self.place_of_key(key);
         self.accept::<()>(place, key, Err(wrong));
     }
 
-    /// Where the section stands.
+    /// Where the section is.
     pub(super) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// An environment variable that is no key, such as `HOSTNAME`.
+    /// A variable that doesn't override a key, such as `HOSTNAME`.
     pub(super) fn env(&self, name: &str) -> Option<&str> {
         self.reader.env.get(name)?.to_str()
     }
 
-    /// Whether the file or the environment sets a key, rightly or wrongly.
+    /// Whether the file or the environment sets a key, even to a value that is wrong.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
             || self
@@ -402,7 +401,7 @@ impl<'a> Section<'_, 'a> {
         self.reader.text.place(self.reader.file, spanned.span())
     }
 
-    /// Where a key's value comes from; the section's place if it has none.
+    /// Where the value of a key is. If it has none, where the section is.
     fn place_of_key(&self, key: &str) -> Place {
         let variable = self
             .variable(key)

@@ -1,6 +1,6 @@
-//! What is in effect, key by key, and what sets it: for `presence config` and `presence
-//! check`. What nothing sets has the default that the reference file documents, which a test
-//! holds to be the one that is read.
+//! The settings in effect, key by key, and what sets each: for `presence config` and `presence
+//! check`. A key that nothing sets has the default that the reference file documents. A test checks
+//! that this is the default that is read.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -16,7 +16,7 @@ use super::{Auth, Config, Directory};
 /// The reference configuration: every key with its default.
 const REFERENCE: &str = include_str!("../../../../presence.toml");
 
-/// Keys that have no default: what the reference shows of them is an example.
+/// Keys without a default: their values in the reference file are examples.
 const WITHOUT_DEFAULT: [&str; 12] = [
     "nats.creds",
     "nats.nkey",
@@ -32,25 +32,25 @@ const WITHOUT_DEFAULT: [&str; 12] = [
     "plugins.grants",
 ];
 
-/// What a secret is shown as.
+/// The text that is shown instead of a secret.
 const HIDDEN: &str = "(secret)";
 
-/// A configuration, and what was read on the way to it.
+/// A configuration, and what was found while reading it.
 pub struct LoadedConfig {
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
-    /// With the default where a value is wrong.
+    /// The configuration, with the default in place of a value that is wrong.
     pub config: Config,
-    /// What is wrong with it.
+    /// The problems of the configuration.
     pub problems: Option<Problems>,
     /// Every key, in the order of the sections; a `[[pipeline]]` counts as one.
     pub settings: Vec<Setting>,
-    /// The same of each of several tenants, in their order.
+    /// The same for each of several tenants, in their order.
     pub(super) tenant_settings: Vec<Vec<Setting>>,
 }
 
 impl LoadedConfig {
-    /// The same of a tenant alone: its keys, what sets them, and what is wrong with it.
+    /// The same for one tenant: its keys, what sets them, and its problems.
     ///
     /// # Errors
     /// If there is no such tenant.
@@ -73,7 +73,7 @@ impl LoadedConfig {
     /// The configuration, if nothing is wrong with it.
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All problems.
     pub(super) fn sound(self) -> Result<Config, Problems> {
         match self.problems {
             None => Ok(self.config),
@@ -85,16 +85,16 @@ impl LoadedConfig {
 /// A key, and what sets it.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// With its section, such as `nats.tls.ca`.
+    /// The key with its section, such as `nats.tls.ca`.
     pub key: String,
-    /// Where its value stands; none where the default holds.
+    /// Where its value is set. `None`: the default applies.
     pub place: Option<Place>,
-    /// As it stands there. It may be a secret.
+    /// The value as it is written there. It may be a secret.
     written: Option<Value>,
 }
 
 impl Setting {
-    /// Nothing sets it.
+    /// A key that nothing sets.
     pub(super) fn default_of(key: String) -> Self {
         Self {
             key,
@@ -103,19 +103,19 @@ impl Setting {
         }
     }
 
-    /// It is set there to this.
+    /// Notes that the key is set to this value at this place.
     pub(super) fn set(&mut self, place: &Place, value: &impl Serialize) {
         self.place = Some(place.clone());
         self.written = serde_json::to_value(value).ok();
     }
 
-    /// What is in effect, in place of which a secret is never shown; none where nothing is.
+    /// The value in effect. A secret is replaced by a fixed text. `None` if there is no value.
     pub fn effective(&self, config: &Config) -> Option<Value> {
         let path = |path: &PathBuf| Some(json!(path));
         let identity = config.nats.tls.identity.as_ref();
         match &*self.key {
             "node.name" => Some(json!(config.node.name)),
-            // The address may carry a login.
+            // The value as written may hold a login.
             "nats.url" => {
                 let servers: Vec<_> = config.nats.url.iter().map(Url::as_str).collect();
                 Some(json!(servers))
@@ -149,12 +149,12 @@ impl Setting {
             "nats.tls.ca" => config.nats.tls.ca.as_ref().and_then(path),
             "nats.tls.cert" => identity.and_then(|own| path(&own.cert)),
             "nats.tls.key" => identity.and_then(|own| path(&own.key)),
-            // What else is set may ask for it.
+            // Other keys may imply it.
             "nats.tls.required" => Some(json!(config.nats.tls.required)),
             "state.dir" => config.state.dir.as_ref().map_or(Some(json!("")), path),
             "plugins.dir" => path(&config.plugins.dir),
             "plugins.cache" => config.plugins.cache.as_ref().map_or(Some(json!("")), path),
-            // Keys that are trusted ask for it.
+            // Trusted keys imply it.
             "plugins.require_signature" => Some(json!(config.plugins.require_signature)),
             "directory.path" => match &config.directory {
                 Directory::File { path: file, .. } => path(file),
@@ -164,7 +164,7 @@ impl Setting {
         }
     }
 
-    /// The keys that have it set where nothing sets itself.
+    /// The keys that imply this one, if it has a value and isn't set itself.
     pub fn implied_by(&self, config: &Config) -> Option<&'static str> {
         let is_implied = self.place.is_none()
             && match &*self.key {
@@ -179,7 +179,7 @@ impl Setting {
         }
     }
 
-    /// What stands where it is set, or the default.
+    /// The value as written, or the default.
     fn as_written(&self) -> Option<Value> {
         match &self.written {
             Some(written) => Some(written.clone()),
@@ -202,7 +202,7 @@ fn default_of(key: &str) -> Option<Value> {
     serde_json::to_value(table.get(name)?).ok()
 }
 
-/// The reference file with its commented-out keys in force.
+/// The reference file in which the keys that are commented out apply, too.
 pub(super) fn uncommented() -> String {
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix("# ") {
         Some(key) if key.contains(" = ") => key,

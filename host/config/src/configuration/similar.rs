@@ -1,6 +1,6 @@
-//! Finds what somebody probably meant when they wrote a name that isn't known.
+//! Finds the known names that are close to an unknown one.
 
-/// The names closest to `word`, best first; none if nothing is close.
+/// The names closest to `word`, best first. Empty if none is close.
 pub(super) fn similar<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
     let mut close: Vec<_> = names
         .filter_map(|name| Some((distance_if_close(word, name)?, name)))
@@ -15,7 +15,7 @@ pub(super) fn similar<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> V
         .collect()
 }
 
-/// The question that offers the names, if there are any.
+/// The question "did you mean …?" with these names. `None` without names.
 pub(super) fn did_you_mean<S: AsRef<str>>(names: &[S]) -> Option<String> {
     let quoted: Vec<_> = names
         .iter()
@@ -25,7 +25,7 @@ pub(super) fn did_you_mean<S: AsRef<str>>(names: &[S]) -> Option<String> {
 }
 
 fn distance_if_close(word: &str, name: &str) -> Option<usize> {
-    // A forgotten unit or section is a larger slip than the letters tell.
+    // A forgotten unit or section is a small slip, though many letters are missing.
     if word.len() >= 3 && (name.contains(word) || word.contains(name)) {
         return Some(1);
     }

@@ -8,10 +8,10 @@ use super::section::Section;
 /// `[state]`: what is kept over a restart, and where.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// The folder; none if nothing is kept.
+    /// The folder. `None` if nothing is kept.
     pub dir: Option<PathBuf>,
-    /// Whether nobody chose the folder, so that the node can do without it where
-    /// it can't be written.
+    /// Whether the folder is the default one. If it can't be written, the node can then do without
+    /// it.
     pub dir_is_default: bool,
     /// How long changes are gathered before they are written, in milliseconds.
     pub flush_ms: u64,

@@ -16,8 +16,8 @@ use super::{Text, syntax};
 /// The bucket in which tenants are.
 pub const TENANTS_BUCKET: &str = "presence-tenants";
 
-/// The longest section, in bytes: what every server carries in one message, with room for what
-/// stands around it.
+/// The longest section, in bytes. Every server accepts a message of this size, with room for the
+/// rest of the value.
 const SECTION_BYTES_MAX: usize = 512 * 1024;
 
 /// A tenant, as the store keeps it under its name.
@@ -26,7 +26,7 @@ const SECTION_BYTES_MAX: usize = 512 * 1024;
 pub struct StoredTenant {
     /// Its `[[tenant]]` section, as TOML.
     pub section: String,
-    /// Whether it is to rest.
+    /// Whether the tenant is paused.
     #[serde(default)]
     pub paused: bool,
     /// Who wrote it.
@@ -40,7 +40,7 @@ pub struct StoredTenant {
     pub why: String,
 }
 
-/// What the store has under a name: a tenant, or why that can't be read.
+/// The entry of the store under a name: a tenant, or why it can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InStore {
     /// The name.
@@ -53,7 +53,7 @@ impl StoredTenant {
     /// Reads a value of the bucket.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is no tenant.
     pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
         serde_json::from_slice(bytes).context("it is no tenant")
     }
@@ -64,8 +64,8 @@ impl StoredTenant {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The sections of a file that has `[[tenant]]` sections and nothing else: of each, the
-    /// tenant's name, and the value of the bucket.
+    /// Splits a file that has only `[[tenant]]` sections. Returns the name of each tenant, and its
+    /// value for the bucket.
     ///
     /// # Errors
     /// If it has something else, or a section has no name.
@@ -134,8 +134,8 @@ fn alone<'a, 'd>(
     sections.ok_or_else(|| "has no [[tenant]] section".to_owned())
 }
 
-/// The tenants of the store, beside a document without its own. Paths are relative to the folder
-/// of its file.
+/// Reads the tenants of the store. `rest` is the document without its own tenants. Paths are
+/// relative to the folder of its file.
 pub(super) fn read(
     file: &Path,
     env: &BTreeMap<String, OsString>,

@@ -1,13 +1,13 @@
-//! What is wrong with a file that isn't TOML, by the key that it is about: the parser's own
-//! words say what it had expected, and not which key was being written.
+//! Describes the problem of a file that isn't TOML, and names the key that it is about. The
+//! parser's own message says what it expected, and not which key it was reading.
 
 use std::path::Path;
 
 use super::problem::{Place, Problem};
 
-/// A line of a file, as far as it says what is being written.
+/// What a line of a file sets, as far as it says so.
 enum Written<'t> {
-    /// `key = …`, and what follows.
+    /// `key = …`: the key, and the text after the `=`.
     Value(&'t str, &'t str),
     /// The beginning of a section: `[tracker`.
     Section(&'t str),
@@ -16,7 +16,7 @@ enum Written<'t> {
     Other,
 }
 
-/// What the parser's error means.
+/// Describes an error of the parser.
 pub(super) fn problem(file: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let message = error.message().lines().collect::<Vec<_>>().join(", ");
     let Some(span) = error.span() else {
@@ -63,7 +63,7 @@ fn explained(text: &str, at: usize, message: &str) -> (String, String) {
             format!("`{word}` has no value ({message})"),
             format!("write `{word} = ` and its value"),
         ),
-        // It may be within a value of several lines.
+        // The line may be in a value of several lines.
         Written::Word(_) | Written::Other => match key_before(text, at) {
             Some(key) => of_value(key, message, false),
             None => (format!("not valid TOML ({message})"), FIX.into()),
@@ -80,7 +80,7 @@ fn of_value(key: &str, message: &str, is_word: bool) -> (String, String) {
     (what, fix.into())
 }
 
-/// The line in which a place is.
+/// The line at this position.
 fn line_at(text: &str, at: usize) -> Written<'_> {
     let before = text.get(..at).unwrap_or(text);
     let begin = before.rfind('\n').map_or(0, |end| end + 1);
@@ -88,7 +88,7 @@ fn line_at(text: &str, at: usize) -> Written<'_> {
     written(line.lines().next().unwrap_or_default())
 }
 
-/// The key whose value is being written where a line says nothing of it itself.
+/// The key whose value of several lines contains this position.
 fn key_before(text: &str, at: usize) -> Option<&str> {
     let before = text.get(..at).unwrap_or(text);
     let lines = before.lines().rev().map(written);

@@ -12,13 +12,13 @@ use super::problem::InvalidValue;
 use super::section::Section;
 use crate::regular_file::{self, Limit};
 
-/// What a header's value may be, in bytes.
+/// The longest value of a header, in bytes.
 const VALUE_BYTES_MAX: usize = 8_192;
 
 /// The longest file of headers, in bytes.
 const FILE_BYTES_MAX: u64 = 65_536;
 
-/// The key that names it.
+/// The key that names the file of headers, for errors.
 const FILE: &str = "`headers_file` in [telemetry]";
 
 /// How headers are written.
@@ -28,16 +28,16 @@ const FORM: &str = "write `name=value`, separated by commas or line breaks, with
 /// `[telemetry]`: metrics and traces for an OpenTelemetry collector, over OTLP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Telemetry {
-    /// The collector's address, to which `/v1/metrics` and `/v1/traces` are added; none if
-    /// nothing is sent.
+    /// The collector's address, to which `/v1/metrics` and `/v1/traces` are added. `None`: nothing
+    /// is sent.
     pub otlp: Option<Url>,
-    /// How often it is sent to, in milliseconds.
+    /// How often metrics and traces are sent, in milliseconds.
     pub interval_ms: u64,
-    /// The share of messages of which a trace is made; 0 for none at all.
+    /// The share of messages for which a trace is made. 0: no traces.
     pub sample: f64,
-    /// What is sent as headers of each request.
+    /// The headers of each request.
     headers: Option<Secret>,
-    /// A file with more of them, which is read for each request.
+    /// A file with more headers, which is read for each request.
     headers_file: Option<PathBuf>,
 }
 
@@ -63,7 +63,7 @@ impl Telemetry {
         }
     }
 
-    /// Whether there are headers, and the file that has more of them.
+    /// Whether `headers` is set, and the path in `headers_file`.
     pub(super) fn has_headers(&self) -> (bool, Option<&PathBuf>) {
         (self.headers.is_some(), self.headers_file.as_ref())
     }
@@ -71,7 +71,7 @@ impl Telemetry {
     /// The headers of a request, as they are now: the file may have changed.
     ///
     /// # Errors
-    /// If the file can't be read, or what it holds are no headers.
+    /// If the file can't be read, or doesn't hold headers.
     pub fn headers(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut headers = Vec::new();
         if let Some(written) = &self.headers {
@@ -97,7 +97,7 @@ impl Telemetry {
 fn endpoint(text: &str) -> Result<Url, InvalidValue> {
     let form = "write an address, such as `http://127.0.0.1:4318`, or an empty string to send \
                 nothing";
-    // It may hold a password, which is not shown.
+    // The text may hold a password, which must not be shown.
     let Ok(url) = Url::parse(text) else {
         return Err(InvalidValue::new("is no address", form));
     };
@@ -115,8 +115,8 @@ fn endpoint(text: &str) -> Result<Url, InvalidValue> {
     Ok(url)
 }
 
-/// Headers as OTEL_EXPORTER_OTLP_HEADERS has them, in a file also a line each. An error repeats
-/// nothing of them: they are secret.
+/// Reads headers in the form of OTEL_EXPORTER_OTLP_HEADERS, and in a file also one per line. An
+/// error repeats nothing of them, since they are secret.
 fn parse(text: &str) -> Result<Vec<(String, String)>, &'static str> {
     let items = text.split([',', '\n', '\r']).map(str::trim);
     let headers = items.filter(|item| !item.is_empty()).map(|item| {

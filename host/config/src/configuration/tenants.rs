@@ -1,8 +1,8 @@
 //! `[[tenant]]`: several tenants on one node, each with a configuration of its own.
 //!
-//! A tenant's configuration is the file's, in which the tenant's sections take the place of the
-//! file's own. So each key is read, checked and documented once, and the rest of the node sees a
-//! plain [`Config`]. What is wrong with one tenant concerns no other.
+//! A tenant's configuration is that of the file, with the tenant's own sections in place of the
+//! file's. So each key is read, checked and documented once, and the rest of the node sees a plain
+//! [`Config`]. A problem of one tenant doesn't affect the others.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,11 +22,11 @@ use super::settings::Setting;
 use super::stored;
 use super::{Config, OfNode, Tenant, basics, fleet};
 
-/// The key under which tenants stand.
+/// The key of the list of tenants.
 const KEY: &str = "tenant";
 
-/// The sections that a tenant may have of its own. What it leaves out of them is as the file's
-/// own section says.
+/// The sections that a tenant may have of its own. Keys that it leaves out of them have the values
+/// of the file's section.
 const SECTIONS: [&str; 16] = [
     "nats",
     "tracker",
@@ -46,40 +46,42 @@ const SECTIONS: [&str; 16] = [
     "dead_letters",
 ];
 
-/// Those of them that a tenant replaces as a whole: half of a directory's source, or of a chain,
-/// makes no sense.
+/// The sections that a tenant replaces as a whole, since half of a directory's source, or half of a
+/// chain, makes no sense.
 const WHOLE: [&str; 2] = ["directory", "pipeline"];
 
-/// How a node logs in, beside what a URL may carry. A tenant that says any of it, or which
-/// server, says all of it: what is for one server or account is never shown to another.
+/// The keys of a login, besides what a URL may carry. If a tenant sets one of them, or the servers,
+/// it inherits nothing of the file's login: a login for one server or account is never shown to
+/// another.
 const LOGIN: [&str; 5] = ["creds", "nkey", "user", "password", "token"];
 
-/// What of `[nats.tls]` is a login, too.
+/// The keys of `[nats.tls]` that are a login, too.
 const TLS: &str = "tls";
 const TLS_LOGIN: [&str; 2] = ["cert", "key"];
 
-/// What a tenant's plugins may be granted: another place for the key `grants` of its `plugins`.
+/// A tenant's key for what its plugins may be granted. It is the same as `grants` in its `plugins`.
 const GRANTS: &str = "grants";
 const PLUGINS: &str = "plugins";
 
-/// Into how many shards a tenant is divided that one node serves.
+/// The key for the number of shards of a tenant without a fleet.
 const SHARDS: &str = "shards";
 
-/// What no tenant's prefix may be, since other subjects begin so.
+/// Prefixes that no tenant may have, since other subjects begin with them.
 const RESERVED: [&str; 2] = ["presence", "_INBOX"];
 
 /// A `[[tenant]]` section.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TenantSection {
-    /// The tenant's name. Of a section without a usable one, what stands for it: where it is.
+    /// The tenant's name. If the section has no usable one, where the section is.
     pub name: String,
     /// Whether it has a usable name.
     pub is_named: bool,
-    /// Where it stands.
+    /// Where the section is.
     pub place: Place,
-    /// Whether it is to be served. One that is paused keeps its state.
+    /// Whether the tenant is paused: it isn't served, and keeps its state.
     pub paused: bool,
-    /// Whether it is a section of the store, and one of the file has its name: the file's goes before.
+    /// Whether it is a section of the store whose name a section of the file has. That one takes
+    /// precedence.
     pub is_shadowed: bool,
     /// Whether it has a connection of its own.
     pub own_account: bool,
@@ -87,7 +89,7 @@ pub struct TenantSection {
     pub config: Result<Arc<Config>, Problems>,
 }
 
-/// What a section says itself.
+/// The keys of the `[[tenant]]` section itself.
 struct Head {
     name: Option<String>,
     prefix: Option<String>,
@@ -97,7 +99,7 @@ struct Head {
     own_account: bool,
 }
 
-/// The `[[tenant]]` sections of a document; none if it has none.
+/// The `[[tenant]]` sections of a document. `None` if it has none.
 pub(super) fn sections<'a, 'd>(
     document: &'d DeTable<'a>,
 ) -> Option<Vec<(&'d Spanned<DeValue<'a>>, &'d DeTable<'a>)>> {
@@ -116,7 +118,8 @@ pub(super) fn without<'a>(document: &DeTable<'a>) -> DeTable<'a> {
     rest
 }
 
-/// What overrides a key of the one tenant, of which there is none.
+/// The problems of variables that override keys of `[tenant]`, which doesn't exist beside
+/// `[[tenant]]` sections.
 pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Problem> {
     let of_one = ["PREFIX", "SHARDS"].map(|key| format!("{VARIABLE_PREFIX}TENANT_{key}"));
     let set = of_one.into_iter().filter(|name| env.contains_key(name));
@@ -128,8 +131,8 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
     .collect()
 }
 
-/// Reads the tenants of a document, and those of the store; and what sets the keys of each of the
-/// first. `rest`: the document without them.
+/// Reads the tenants of a document, and those of the store. Also returns what sets the keys of each
+/// tenant in the document. `rest` is the document without its tenants.
 pub(super) fn read<'a>(
     file: &'a Path,
     text: &Lines<'a>,
@@ -228,13 +231,13 @@ impl Head {
             );
         }
         let shards = section.get(SHARDS, basics::shards);
-        // It is read in its place in the merged document.
+        // It is read from the merged document.
         section.find(GRANTS);
         refuse_what_is_shared(section);
         let paused = section.get("paused", any);
         let isolated = section.get("isolated", any);
         for name in SECTIONS {
-            // They are read in their place in the merged document.
+            // They are read from the merged document.
             section.find(name);
         }
         Self {
@@ -249,7 +252,7 @@ impl Head {
     }
 }
 
-/// Refuses what all tenants of a process have in common, and what says the same thing twice.
+/// Refuses keys that all tenants of a process share, and keys that say the same thing twice.
 fn refuse_what_is_shared(section: &mut Section<'_, '_>) {
     let has = |section: &mut Section<'_, '_>, under: &'static str, key: &str| {
         let table = section.find(under).and_then(|(_, value)| value.as_table());
@@ -268,7 +271,7 @@ fn refuse_what_is_shared(section: &mut Section<'_, '_>) {
     }
 }
 
-/// The document as it is for a tenant.
+/// The document as merged for a tenant.
 fn merged<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
     let mut merged = merged_sections(rest, own);
     if let Some((name, grants)) = own.get_key_value(GRANTS) {
@@ -314,7 +317,7 @@ fn says_login(nats: &DeTable<'_>) -> bool {
     has_certificate || nats.contains_key("url") || LOGIN.iter().any(|key| nats.contains_key(*key))
 }
 
-/// Takes out of `[nats]` all that is a login.
+/// Removes everything that is a login from `[nats]`.
 fn forget_login(nats: &mut DeTable<'_>) {
     for key in LOGIN {
         nats.remove(key);
@@ -329,21 +332,20 @@ fn forget_login(nats: &mut DeTable<'_>) {
     }
 }
 
-/// Takes out of addresses the logins that they carry.
+/// Removes the logins from addresses.
 fn bare(url: &mut DeValue<'_>) {
     if let DeValue::String(url) = url {
         *url = without_logins(url).into();
     }
 }
 
-/// Addresses, separated by commas, without the logins that they carry.
+/// Addresses, separated by commas, without their logins.
 fn without_logins(urls: &str) -> String {
     let bare = urls.split(',').map(|url| without_login(url).0);
     bare.collect::<Vec<_>>().join(",")
 }
 
-/// The variables but those that override what a tenant says itself: they are for the keys
-/// that it leaves out.
+/// The variables for a tenant: those that override keys which the tenant sets itself are left out.
 fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<String, OsString> {
     let mut remaining = env.clone();
     if own.contains_key(GRANTS) {
@@ -360,7 +362,7 @@ fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<St
         }
         for key in table.keys() {
             let variable = format!("{prefix}{}", key.get_ref().to_ascii_uppercase());
-            // Also those of a section in it.
+            // Also the variables of keys in a section below this one.
             let below = format!("{variable}_");
             remaining.retain(|name, _| *name != variable && !name.starts_with(&below));
         }
@@ -371,7 +373,7 @@ fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<St
     remaining
 }
 
-/// As [`forget_login`], of the variables.
+/// As [`forget_login`], for variables.
 fn forget_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
     let variable = |key: &str| format!("{prefix}{}", key.to_ascii_uppercase());
     for key in LOGIN {
@@ -388,8 +390,7 @@ fn forget_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
 }
 
 impl Config {
-    /// The configuration of a tenant: of the one that there is, or of the `[[tenant]]` with a
-    /// name.
+    /// The configuration of a tenant: the only tenant, or the `[[tenant]]` section with this name.
     ///
     /// # Errors
     /// If there is no such tenant, the tenant has to be named and isn't, or something is wrong
@@ -420,7 +421,7 @@ impl Config {
         Ok(self.find_tenant(name)?.1)
     }
 
-    /// As [`Self::tenant_section`], with its place among them, from 0.
+    /// As [`Self::tenant_section`], with its index among the sections.
     pub(super) fn find_tenant(&self, name: &str) -> anyhow::Result<(usize, &TenantSection)> {
         let tenants = self.tenants.as_deref();
         let tenants = tenants.context("--tenant: the configuration has no [[tenant]] sections")?;
@@ -432,7 +433,7 @@ impl Config {
     }
 }
 
-/// The names of the file's tenants, to choose from.
+/// The names of the tenants, to choose from.
 fn names(tenants: &[TenantSection]) -> String {
     match tenants {
         [] => "it has none itself, and `presence tenants list` shows those of the store".into(),

@@ -1,4 +1,4 @@
-//! `[tracker]`: when a user is online, and what of that is broadcast.
+//! `[tracker]`: when a user is online, and which metadata is broadcast.
 
 use presence_core::metadata::{LIMITS_MAX, Limits};
 use presence_core::tracker::Damping;
@@ -10,10 +10,10 @@ use super::section::Section;
 /// The longest timeout or grace: a week, in milliseconds.
 const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
-/// What a connection says of itself that is nobody else's concern.
+/// Metadata of a connection that is never broadcast, since it concerns nobody else.
 const NEVER_BROADCAST: [&str; 2] = ["ip", "socketId"];
 
-/// `[tracker]`: when a user is online, and what of that is broadcast.
+/// `[tracker]`: when a user is online, and which metadata is broadcast.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tracker {
     /// How long a connection lives without a heartbeat, in milliseconds.
@@ -21,11 +21,11 @@ pub struct Tracker {
     /// How long the last disconnect waits for a reconnect before the user is
     /// offline, in milliseconds.
     pub grace_ms: u64,
-    /// For how long after a close, by arrival, what is older than it is late, in
+    /// How long after a close has arrived a message with an older timestamp is late and ignored, in
     /// milliseconds.
     pub reorder_ms: u64,
-    /// How long an application's statement holds that a user is online who has no
-    /// connection, in milliseconds.
+    /// How long an application's statement that a user without connections is online holds, in
+    /// milliseconds.
     pub statement_ttl_ms: u64,
     /// How many live connections a user may have.
     pub connections_per_user_max: usize,
@@ -33,7 +33,7 @@ pub struct Tracker {
     pub closes_max: usize,
     /// How many applications' statements may hold, of all users together.
     pub statements_max: usize,
-    /// How users are damped who go offline again and again.
+    /// How users who go offline again and again are damped.
     pub damping: Damping,
     /// The keys of a connection's metadata that are broadcast; never `ip` or
     /// `socketId`. What enrichers add is broadcast as well.

@@ -138,7 +138,7 @@ pub(super) fn to_json(value: &DeValue<'_>) -> Result<Value, InvalidValue> {
     })
 }
 
-/// What a TOML value is, as words.
+/// The kind of a TOML value, in words.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -151,7 +151,7 @@ pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// The value is of another kind than the key's.
+/// The error that a value isn't of the key's kind.
 pub(super) fn other_kind(value: &DeValue<'_>, wanted: &str) -> InvalidValue {
     InvalidValue::new(format!("is {}", kind(value)), format!("write {wanted}"))
 }

@@ -1,4 +1,4 @@
-//! What a source says of all users, as a whole.
+//! What a source of a directory says about all users.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use super::reader;
 use super::room::Room;
 
-/// All that a source says.
+/// The whole content of a source.
 #[derive(Debug, Default)]
 pub struct Content {
     pub(super) contacts: BTreeMap<Id, RoaringBitmap>,
@@ -39,8 +39,8 @@ impl Content {
         reader::whole(text, names, &Room::unlimited())
     }
 
-    /// As [`Self::parse`], of a directory that may have so many entries; none if it is clear that it
-    /// has more: no more than that is read.
+    /// As [`Self::parse`], for a directory that may have this many entries. `None` if it surely has
+    /// more: the rest isn't read then.
     pub fn parse_within(
         text: &str,
         names: &Names,
@@ -53,8 +53,8 @@ impl Content {
         }
     }
 
-    /// Whether it says nothing of anybody, without naming all of the sections: what is
-    /// meant to be empty says so of each.
+    /// Whether it is empty without naming all sections. A directory that is meant to be empty names
+    /// each of them.
     pub fn is_blank(&self) -> bool {
         let is_empty = self.contacts.is_empty()
             && self.groups.is_empty()
@@ -63,7 +63,7 @@ impl Content {
         is_empty && self.sections != Sections::All
     }
 
-    /// Makes of the directory so far what this says: what it doesn't mention is gone.
+    /// Replaces the content of `before` by this content. What this doesn't mention is removed.
     pub fn replace(self, before: &Directory) -> (Directory, Changes) {
         let mut edit = match before.is_on_demand() {
             true => Directory::new().edit(),
@@ -122,13 +122,13 @@ mod tests {
         assert_eq!(read(&users(100)), (true, 101));
         let (is_taken, interned) = read(&users(100_000));
         assert!(!is_taken && interned < 400, "{interned}");
-        // Nor is much kept that counts as no entry.
+        // Settings, and groups without members, count as well.
         let settings: Vec<_> = (0..1_000).map(|it| format!("\"{it}\":1")).collect();
         let settings = format!("{{\"settings\":{{\"a\":{{{}}}}}}}", settings.join(","));
         assert!(!read(&settings).0);
         let groups: Vec<_> = (0..1_000).map(|it| format!("\"{it}\":[]")).collect();
         assert!(!read(&format!("{{\"groups\":{{{}}}}}", groups.join(","))).0);
-        // What is wrong is said all the same.
+        // Other problems are reported as usual.
         assert!(Content::parse_within("{\"contacts\":[]}", &Names::new(), 1).is_err());
     }
 

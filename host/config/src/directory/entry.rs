@@ -1,9 +1,8 @@
-//! One entry of a directory: a key, which is a section and whom it is about, and a JSON
-//! value, which is what stands there in a directory file. A KV bucket holds entries, and
-//! so does the copy of the directory that outlives a restart.
+//! One entry of a directory: a key, which is a section and an id, and a JSON value, as in a
+//! directory file. A KV bucket holds entries, and so does the stored copy of the directory.
 //!
-//! An id has one key alone: `contacts.12345`, and `contacts.=YW5uQGV4YW1wbGUuY29t` for
-//! one that holds anything but letters, digits, `_` and `-`.
+//! Each id has exactly one key: `contacts.12345`, or `contacts.=YW5uQGV4YW1wbGUuY29t` if it holds
+//! anything but letters, digits, `_` and `-`.
 
 use std::borrow::Cow;
 
@@ -19,7 +18,7 @@ use super::content::SECTIONS;
 use super::export::Export;
 use super::reader;
 
-/// What a key is about.
+/// A key: a section, and the id that the entry is about.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key<'a> {
     section: &'a str,
@@ -30,7 +29,7 @@ impl<'a> Key<'a> {
     /// Reads a key.
     ///
     /// # Errors
-    /// Why it is none, and how it is written right if that can be told.
+    /// Why the text is no key, and the right key if it can be guessed.
     pub fn parse(key: &'a str) -> Result<Self, String> {
         let Some((section, token)) = key.split_once('.') else {
             return Err("a key is a section, a dot, and an id".into());
@@ -66,7 +65,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Has the entry say this, or nothing where it is gone.
+    /// Sets the entry to this value, or removes it if there is none.
     ///
     /// # Errors
     /// If the value can't be read; nothing is changed then.
@@ -87,17 +86,17 @@ impl<'a> Key<'a> {
     }
 }
 
-/// The text behind a byte-order mark, which some editors put at the beginning.
+/// The text without a byte-order mark at its beginning, which some editors write.
 pub fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// The key of what is said in a section about someone.
+/// The key of the entry about an id in a section.
 pub fn key(section: &str, about: &str) -> String {
     format!("{section}.{}", token::encode(about))
 }
 
-/// The key of the entry that answers a question; none if many entries do.
+/// The key of the entry that answers a question. `None` if many entries do.
 pub fn key_of(question: &Question, names: &Names) -> Option<String> {
     let (section, about): (_, Cow<'_, str>) = match question {
         Question::Members(group) => ("groups", (&**group).into()),
@@ -109,7 +108,7 @@ pub fn key_of(question: &Question, names: &Names) -> Option<String> {
     Some(key(section, &about))
 }
 
-/// What the entry that answers a question says; none if it says nothing of anybody.
+/// The value of the entry that answers a question. `None` if there is no such entry.
 pub fn value_of(directory: &Directory, question: &Question, names: &Names) -> Option<String> {
     let value = match question {
         Question::Settings(id) => serde_json::to_string(&Export::settings(directory, *id)?),
@@ -123,7 +122,7 @@ pub fn value_of(directory: &Directory, question: &Question, names: &Names) -> Op
     value.ok()
 }
 
-/// The id that somebody meant by what is not its token.
+/// The id that was probably meant by a token that is wrong.
 fn meant(token: &str) -> Option<String> {
     let Some(encoded) = token.strip_prefix('=') else {
         return Some(token.to_owned());

@@ -1,5 +1,4 @@
-//! A directory as it is written to a file: by names, in an order that says nothing
-//! of where it came from.
+//! A directory as it is written to a file: by ids, in an order that doesn't depend on its source.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,14 +22,14 @@ pub struct Export {
 }
 
 impl Export {
-    /// All that a directory says that knows all there is to know.
+    /// Everything that a directory says. It must not be one that is asked on demand.
     pub fn of(directory: &Directory, names: &Names) -> Self {
         let (users, groups) = directory.edit().subjects();
         let name = |id: Id| names.name(id).map(|name| name.as_str().to_owned());
         let list = |question: Question| Self::list(directory, &question, names);
         let mut export = Self::default();
         for (id, user) in users.into_iter().filter_map(|id| Some((id, name(id)?))) {
-            // An empty entry is one, too: it makes the user known.
+            // An empty entry counts, too: it makes the user known.
             let entry = |question| directory.has_entry(&question).then(|| list(question));
             if let Some(contacts) = entry(Question::Contacts(id)) {
                 export.contacts.insert(user.clone(), contacts);

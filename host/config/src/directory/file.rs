@@ -11,7 +11,7 @@ use super::entry::without_bom;
 use crate::escape::say;
 use crate::regular_file::{self, Unreadable};
 
-/// Reads a directory file's text; none if it isn't there.
+/// Reads the text of a directory file. `None` if there is no such file.
 ///
 /// # Errors
 /// If it can't be read, or is no regular file.
@@ -23,7 +23,7 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Unreadable> {
     }
 }
 
-/// Reads what a directory file's text says.
+/// Parses the text of a directory file.
 ///
 /// # Errors
 /// If it is no directory.
@@ -31,7 +31,7 @@ pub fn parse(path: &Path, text: &str, names: &Names) -> anyhow::Result<Content> 
     read(path, text, |text| Content::parse(text, names))
 }
 
-/// As [`parse`], of a directory that may have so many entries; none if it has more.
+/// As [`parse`], for a directory that may have this many entries. `None` if it has more.
 ///
 /// # Errors
 /// As [`parse`].
@@ -57,8 +57,8 @@ fn read<T>(
     parse(text).with_context(|| format!("the directory {} can't be used", path.display()))
 }
 
-/// The directory that a file holds, for a command that reads it once. One that nobody
-/// named may be missing, which is said.
+/// Loads a directory file, for a command that reads it once. The default file may be missing, which
+/// is printed as a warning.
 ///
 /// # Errors
 /// If it can't be read, or was named and is missing.
@@ -73,7 +73,7 @@ pub fn load(path: &Path, is_named: bool, names: &Names) -> anyhow::Result<Direct
     }
 }
 
-/// What to say where there is no directory file, and nobody has named one.
+/// The message that the default directory file is missing.
 pub fn none(path: &Path) -> String {
     format!(
         "{} does not exist: nobody has contacts or groups",

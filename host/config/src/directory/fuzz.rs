@@ -1,5 +1,4 @@
-//! The readers of what sources of a directory say, as fuzzers call them, with what must
-//! hold of all that they take.
+//! Entry points for fuzzers: the readers of directory data, with assertions about what they accept.
 
 use presence_core::directory::Directory;
 use presence_core::names::Names;
@@ -10,7 +9,7 @@ use super::export::Export;
 
 pub use super::service_fuzz::service;
 
-/// The text of a directory file: what is written of what was read reads as the same.
+/// Reads the text of a directory file. Written and read again, it must be the same directory.
 pub fn file(text: &str) -> bool {
     let names = Names::new();
     let Ok(content) = Content::parse(text, &names) else {
@@ -30,7 +29,7 @@ pub fn file(text: &str) -> bool {
     true
 }
 
-/// An entry of a bucket: it has one key alone, and its value is written as it reads.
+/// Reads an entry of a bucket. It has only one key, and its value is written as it is read.
 pub fn entry(key: &str, value: &[u8]) -> bool {
     let names = Names::new();
     let Ok(parsed) = Key::parse(key) else {

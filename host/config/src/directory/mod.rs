@@ -1,5 +1,5 @@
-//! What a directory says, in its three forms: a JSON file, the entries of a bucket, and
-//! the answers of a service.
+//! The content of a directory, in its three forms: a JSON file, the entries of a bucket, and the
+//! answers of a service.
 
 mod content;
 pub mod entry;

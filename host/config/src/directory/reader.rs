@@ -1,9 +1,9 @@
-//! The one strict reader of what a source says: the sections of a directory file, the
-//! values of a KV bucket, and the answers of a service.
+//! The strict reader of all directory data: the sections of a directory file, the values of a KV
+//! bucket, and the answers of a service.
 //!
-//! A key that stands twice in an object is refused at every depth: which of the two
-//! holds would be up to the reader, and one of them may be a block. Ids are interned as
-//! they come, since a directory may be large.
+//! A key that occurs twice in an object is refused at every depth: it would depend on the reader
+//! which one counts, and one of them may be a block. Ids are interned as they are read, since a
+//! directory may be large.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use super::content::{Content, SECTIONS, Sections};
 use super::room::Room;
 
-/// All that a text in the form of a directory file says, and which sections it names.
+/// Reads a text in the form of a directory file, and which sections it names.
 pub(super) fn whole(text: &str, names: &Names, room: &Room) -> serde_json::Result<Content> {
     read(text, DirectorySeed(names, room))
 }
@@ -48,7 +48,7 @@ pub(super) fn groups(json: &str) -> serde_json::Result<Vec<String>> {
 fn read<'de, S: DeserializeSeed<'de>>(json: &'de str, seed: S) -> serde_json::Result<S::Value> {
     let mut input = serde_json::Deserializer::from_str(json);
     let value = seed.deserialize(&mut input).map_err(|error| {
-        // What is said of an entry says no more whether the text was cut off there.
+        // If the text is cut off, this error says more than the one about an entry.
         let is_whole = serde_json::from_str::<IgnoredAny>(json);
         is_whole.err().unwrap_or(error)
     })?;
@@ -56,7 +56,7 @@ fn read<'de, S: DeserializeSeed<'de>>(json: &'de str, seed: S) -> serde_json::Re
     Ok(value)
 }
 
-/// What is wrong with a text that can't be an id.
+/// The error about a text that can't be an id.
 fn no_id(what: &str, text: &str) -> String {
     format!("{what} `{text}` must be a string of 1 to {ID_BYTES_MAX} bytes")
 }
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for DirectorySeed<'_> {
     }
 }
 
-/// An object whose keys are ids, made what they stand for by a function.
+/// An object whose keys are ids. The function converts each id to a key of the map.
 struct ById<'a, F, S>(F, S, &'a Room);
 
 impl<'de, K, F, S> DeserializeSeed<'de> for ById<'_, F, S>
@@ -150,12 +150,12 @@ impl<'de> DeserializeSeed<'de> for SettingsOfOne<'_> {
     }
 }
 
-/// An object with each key once.
+/// An object in which each key occurs once.
 struct Object<'a, F, S> {
     what: &'static str,
     key: F,
     value: S,
-    /// What each key takes room of.
+    /// Each key takes room for one item. `None`: keys take no room.
     room: Option<&'a Room>,
 }
 
@@ -177,7 +177,7 @@ where
             self.room
                 .map_or(Ok(()), Room::take)
                 .map_err(A::Error::custom)?;
-            // Whose entry is wrong is said beside what serde says of the place.
+            // The error names the key, besides the place that serde names.
             let value = map.next_value_seed(self.value);
             let value = value.map_err(|error| A::Error::custom(format!("of `{text}`: {error}")))?;
             let key = (self.key)(&text).map_err(A::Error::custom)?;
@@ -253,9 +253,9 @@ impl<'de> DeserializeSeed<'de> for Text {
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Box<str>, D::Error> {
         let text: Box<RawValue> = serde::Deserialize::deserialize(input)?;
-        // The text is taken as it stands, and this looks at what is in it.
+        // The text is taken unchanged, and this checks its content.
         read(text.get(), StrictJson).map_err(D::Error::custom)?;
-        // Escapes and numbers that no reader takes: a rule could never find the value.
+        // Refuses escapes and numbers that no reader accepts: a rule could never find the value.
         serde_json::from_str::<serde_json::Value>(text.get()).map_err(D::Error::custom)?;
         Ok(text.get().into())
     }

@@ -1,12 +1,12 @@
-//! How much may be read of what a source says: what is past its quota is never in memory.
+//! Limits how much is read of what a source says: what exceeds the quota is never in memory.
 
 use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// How many ids, groups and keys of settings may be read for each entry. An entry has one more than
-/// itself, whom it is about, and some may be there that say nothing.
+/// How many ids, groups and keys of settings may be read for each allowed entry. An entry has its
+/// own id and the id that it is about. The rest is for items that count as no entry.
 const READ_PER_ENTRY: u64 = 3;
 
 /// Room for ids, groups and keys of settings.
@@ -21,7 +21,7 @@ impl Room {
         Self::of(u64::MAX)
     }
 
-    /// Room for a directory with so many entries.
+    /// Room for a directory with this many entries.
     pub(super) fn of(entries_max: u64) -> Self {
         Self {
             left: Cell::new(entries_max.saturating_mul(READ_PER_ENTRY)),
@@ -29,7 +29,7 @@ impl Room {
         }
     }
 
-    /// Another one has been read.
+    /// Takes room for one more item.
     ///
     /// # Errors
     /// If there is no room for it.
@@ -46,7 +46,7 @@ impl Room {
         }
     }
 
-    /// Whether something found none.
+    /// Whether there was no room for some item.
     pub(super) fn is_exceeded(&self) -> bool {
         self.is_exceeded.get()
     }
@@ -57,30 +57,31 @@ impl Room {
 pub struct ValueRoom(u64);
 
 impl ValueRoom {
-    /// Room for a directory with so many entries.
+    /// Room for a directory with this many entries.
     pub fn of(entries_max: u64) -> Self {
         Self(entries_max.saturating_mul(READ_PER_ENTRY))
     }
 
-    /// Takes room for a value; none if there isn't enough.
+    /// Takes room for a value. `None` if there isn't enough.
     #[must_use]
     pub fn take(self, value: &[u8]) -> Option<Self> {
         self.0.checked_sub(needed(value)).map(Self)
     }
 
-    /// Gives back the room of a value that isn't there any more.
+    /// Gives back the room of a value that was removed.
     #[must_use]
     pub fn give_back(self, value: &[u8]) -> Self {
         Self(self.0.saturating_add(needed(value)))
     }
 }
 
-/// How much room a value needs. One that can't be read is kept as well, with why.
+/// How much room a value needs. A value that can't be read needs some, too: it is kept with its
+/// error.
 fn needed(value: &[u8]) -> u64 {
     serde_json::from_slice(value).map_or(1, |Named(count)| count + 1)
 }
 
-/// How many a list or an object names.
+/// How many items a list or an object has.
 struct Named(u64);
 
 impl<'de> Deserialize<'de> for Named {

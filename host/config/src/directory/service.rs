@@ -1,9 +1,8 @@
-//! How a question is put to the service, and how its answer is read.
+//! The protocol of a directory service: how a question is asked, and how its answer is read.
 //!
-//! A question has a subject of its own, `<subject>.contacts.12345`, and a body that
-//! says the same: `{"question":"contacts","id":"12345"}`. Its answer is what stands
-//! in a directory file: a list of ids, a list of groups' names, or an object of
-//! settings.
+//! Each question has a subject of its own, such as `<subject>.contacts.12345`, and a body with the
+//! same content: `{"question":"contacts","id":"12345"}`. The answer has the form of a directory
+//! file: a list of ids, a list of groups' names, or an object of settings.
 
 use std::sync::Arc;
 
@@ -18,14 +17,14 @@ use serde_json::value::RawValue;
 
 use super::reader;
 
-/// What comes behind the subject in place of a question where the service says that
-/// an answer has changed.
+/// The token after the subject, in place of a question, with which the service says that an answer
+/// has changed.
 pub const INVALIDATE: &str = "invalidate";
 
-/// The header in which services of the NATS kind say that they failed.
+/// The header with which NATS services report that they failed.
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 
-/// A question as bodies have it.
+/// The body of a question.
 #[derive(Serialize, Deserialize)]
 struct Body<'a> {
     question: &'a str,
@@ -37,15 +36,15 @@ struct Body<'a> {
     value: Option<Box<RawValue>>,
 }
 
-/// What a service says where it failed.
+/// The answer of a service that failed.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Failed {
     error: String,
 }
 
-/// Where a question is put, and its body. None where no id can be what it is about,
-/// so that nobody need be asked.
+/// The subject and the body of a question. `None` if it is about something that can't be an id:
+/// nobody need be asked then.
 pub fn request(subject: &str, question: &Question, names: &Names) -> Option<(String, Vec<u8>)> {
     let body = body(question, names)?;
     let mut subject = format!("{subject}.{}", body.question);
@@ -58,7 +57,7 @@ pub fn request(subject: &str, question: &Question, names: &Names) -> Option<(Str
     Some((subject, serde_json::to_vec(&body).ok()?))
 }
 
-/// A question as the log has it.
+/// The question, for the log.
 pub fn name(question: &Question, names: &Names) -> String {
     let body = body(question, names);
     let text = body.and_then(|body| serde_json::to_string(&body).ok());
@@ -106,7 +105,7 @@ fn word(question: &Question) -> &'static str {
     }
 }
 
-/// The answer that says nothing of anybody.
+/// An empty answer.
 pub fn nothing(question: &Question) -> Bytes {
     Bytes::from_static(match question {
         Question::Settings(_) => b"{}",
@@ -117,7 +116,7 @@ pub fn nothing(question: &Question) -> Bytes {
 /// Reads the answer to a question.
 pub fn answer(question: &Question, payload: &[u8], names: &Names) -> anyhow::Result<Answer> {
     let text = std::str::from_utf8(payload).context("the answer is not UTF-8")?;
-    // Or else a list would do for an object.
+    // Checked first, because a list would be accepted for an object.
     if text.trim_start().starts_with('{')
         && let Ok(Failed { error }) = serde_json::from_str(text)
     {
@@ -135,8 +134,7 @@ pub fn answer(question: &Question, payload: &[u8], names: &Names) -> anyhow::Res
     })
 }
 
-/// Reads what the service says has changed: the answer to a question, or, with
-/// nothing, all of them.
+/// Reads which answer has changed, as the service says. `None`: all answers.
 pub fn invalidated(payload: &[u8], names: &Names) -> anyhow::Result<Option<Question>> {
     if payload.is_empty() {
         return Ok(None);

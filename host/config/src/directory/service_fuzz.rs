@@ -1,12 +1,12 @@
-//! What a service says, as fuzzers have it read.
+//! Fuzzing of what a directory service says.
 
 use presence_core::directory::Question;
 use presence_core::names::Names;
 
 use super::service as protocol;
 
-/// What a service answers to a question, and what it says has changed: that can be asked
-/// again.
+/// Reads an answer to a question, or a message that an answer has changed. The changed answer can
+/// be asked for again.
 pub fn service(question: u8, payload: &[u8]) -> bool {
     let names = Names::new();
     let user = names.intern("ada");

@@ -1,4 +1,4 @@
-//! The default pipeline: contacts and groups, less the blocked, reduced.
+//! The default pipeline: contacts and groups, without blocked users, and with less metadata.
 
 use presence_core::event::Reason;
 use presence_sandbox::Pipeline;

@@ -1,4 +1,4 @@
-//! What a configuration means when nothing is wrong with it.
+//! What valid configurations mean.
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,7 @@ fn the_contracts_minimal_file_means_the_defaults() {
     let config = Config::load_in(folder.path(), None, variables(&[])).unwrap();
     let mut expected = defaults_in(folder.path());
     if let Directory::File { is_named, .. } = &mut expected.directory {
-        // What is named must be there.
+        // A file that the configuration names must exist.
         *is_named = true;
     }
     assert_eq!(config, expected);
@@ -109,7 +109,7 @@ fn the_reference_file_names_every_key_that_can_be_set() {
     assert_eq!(written, known);
 }
 
-/// The names of the variables that would override the leaves of a table.
+/// The names of the variables that would override the values of a table.
 fn variables_of(prefix: &str, table: &toml::Table, names: &mut Vec<String>) {
     for (key, value) in table {
         let name = format!("{prefix}_{}", key.to_uppercase());

@@ -1,4 +1,4 @@
-//! What is in effect, key by key, and when a change of a key takes effect.
+//! The settings in effect, key by key, and when a change of a key takes effect.
 
 use serde_json::{Value, json};
 
@@ -97,7 +97,7 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
         "telemetry.headers_file",
     ];
     assert_eq!(without, expected);
-    // What is commented out in the reference is the default, too.
+    // A default that is commented out in the reference file is the one that applies, too.
     let folder = tempfile::tempdir().unwrap();
     let shown = |key: &str| value(&read, key).as_str().unwrap().to_owned();
     let text = format!("[http]\nlisten = '{}'", shown("http.listen"));
@@ -109,8 +109,8 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
 /// A public key.
 const KEY: &str = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-/// Another value for a key than its default, as a variable has it; and what has to be set
-/// beside it. None for what can't be changed alone.
+/// The variables that give a key another value than its default, with those that must be set
+/// together with it.
 fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
     let variable = |key: &str| format!("PRESENCE_{}", key.replace('.', "_").to_uppercase());
     let text = match (key, default) {
@@ -156,7 +156,7 @@ fn when_a_change_of_each_key_takes_effect_is_as_the_node_has_it() {
     for setting in &defaults.settings {
         let default = setting.effective(&defaults.config);
         let change = other(&setting.key, default.as_ref());
-        // The keys of a source count where it is chosen.
+        // The keys of a source only count if the source is chosen.
         let source = match &*setting.key {
             key if key.starts_with("directory.kv.") => "kv",
             key if key.starts_with("directory.request.") => "request",

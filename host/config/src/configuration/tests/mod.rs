@@ -1,5 +1,5 @@
-//! The configuration as an operator meets it: files, variables, and what they
-//! are told when something is wrong.
+//! The configuration as an operator sees it: files, variables, and the messages if something is
+//! wrong.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {
 
 fn folder_with(text: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    // An empty file is no configuration.
+    // An empty file would be refused.
     if !text.is_empty() {
         std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
     }
@@ -40,7 +40,7 @@ fn variables(env: &[(&str, &str)]) -> impl Iterator<Item = (String, OsString)> {
     owned.into_iter()
 }
 
-/// What is printed when this is loaded, with the folder of the file left out.
+/// The messages when this is loaded, without the folder of the file.
 fn problems(text: &str, env: &[(&str, &str)]) -> Vec<String> {
     let folder = folder_with(text);
     let prefix = format!("{}/", folder.path().display());

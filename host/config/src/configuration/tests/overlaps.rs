@@ -1,8 +1,8 @@
-//! Sections that can't stand beside each other, on a node that serves tenants already.
+//! Sections that conflict, on a node that serves tenants already.
 
 use super::*;
 
-/// The sections of a file, on a node that is served by these.
+/// The sections of a file, on a node that serves these tenants.
 fn sections(text: &str, serving: &[Arc<Config>]) -> Vec<TenantSection> {
     let text = Text::of(text);
     let node = OfNode {
@@ -14,13 +14,13 @@ fn sections(text: &str, serving: &[Arc<Config>]) -> Vec<TenantSection> {
     config.tenants.unwrap().to_vec()
 }
 
-/// What is served by the good sections of a file.
+/// The tenants that are served with the valid sections of a file.
 fn serving(text: &str) -> Vec<Arc<Config>> {
     let sections = sections(text, &[]).into_iter();
     sections.filter_map(|it| it.config.ok()).collect()
 }
 
-/// What is wrong with each section after an edit.
+/// The problems of each section after an edit.
 fn edited(before: &str, after: &str) -> Vec<String> {
     let sections = sections(after, &serving(before)).into_iter();
     sections
@@ -48,7 +48,7 @@ fn a_running_tenant_keeps_its_subjects_whichever_section_stands_first() {
     assert!(wrong[0].contains(taken) && wrong[1].is_empty(), "{wrong:?}");
     let wrong = edited(&both(), &(tenant("b", "pb") + &tenant("a", "pb")));
     assert!(wrong[0].is_empty() && wrong[1].contains(taken), "{wrong:?}");
-    // So does one that is new.
+    // It keeps them from a new section as well.
     let new = tenant("new", "pb") + &both();
     let wrong = edited(&both(), &new);
     assert!(
@@ -56,7 +56,7 @@ fn a_running_tenant_keeps_its_subjects_whichever_section_stands_first() {
         "{wrong:?}"
     );
     assert!(wrong[1].is_empty() && wrong[2].is_empty(), "{wrong:?}");
-    // Where nothing runs, the order decides.
+    // If no tenant runs, the order decides.
     let wrong = edited("tenant = []\n", &new);
     assert!(wrong[0].is_empty() && wrong[1].is_empty(), "{wrong:?}");
     assert!(
@@ -79,7 +79,8 @@ fn prefixes_change_places_and_go_on_from_one_that_ends() {
 
 #[test]
 fn what_goes_on_with_its_last_good_section_keeps_its_subjects() {
-    // b's section is broken, so b keeps them from a, which keeps its own from one that is new.
+    // The section of b is broken, so b keeps its subjects from a, and a keeps its own from a new
+    // one.
     let broken = tenant("new", "pa") + &tenant("a", "pb") + &tenant("b", "pc") + "more = 1\n";
     let wrong = edited(&both(), &broken);
     let last = "which goes on with its last good section";
@@ -88,7 +89,7 @@ fn what_goes_on_with_its_last_good_section_keeps_its_subjects() {
         assert!(wrong[at].contains(&part), "{wrong:?}");
     }
     assert!(wrong[2].contains("unknown key `more`"), "{wrong:?}");
-    // So do those of which the file doesn't say what is to become of them.
+    // The same holds for a tenant whose section can't be told from others in the file.
     for mistaken in [
         tenant("a", "pb") + &tenant("b b", "pc"),
         tenant("a", "pb") + &tenant("b", "pc") + &tenant("b", "pd"),

@@ -1,4 +1,4 @@
-//! What an operator is told when something is wrong, and where.
+//! The messages for an operator if something is wrong, and the place in each.
 
 use std::os::unix::ffi::OsStringExt as _;
 

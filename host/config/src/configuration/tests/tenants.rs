@@ -7,7 +7,7 @@ fn tenants(text: &str, env: &[(&str, &str)]) -> Vec<TenantSection> {
     config.tenants.as_deref().unwrap_or_default().to_vec()
 }
 
-/// What is wrong with each tenant, with the folder of the file left out.
+/// The problems of each tenant, without the folder of the file.
 fn wrong(text: &str) -> Vec<Vec<String>> {
     let tenants = tenants(text, &[]);
     let problems = tenants.iter().map(|tenant| match &tenant.config {
@@ -88,7 +88,7 @@ fn a_tenant_is_as_its_section_says_and_else_as_the_file_does() {
         .map(|it| (it.paused, it.own_account))
         .collect();
     assert_eq!(flags, [(false, false), (true, false), (false, true)]);
-    // Their files on disk are told apart by their names.
+    // The names of the tenants tell their files on disk apart.
     let files = [&acme, &beta, &gamma].map(|config| config.tenant.file_name().to_owned());
     assert_eq!(files, ["acme", "beta", "gamma"]);
 }
@@ -174,7 +174,7 @@ nats = { tls = { cert = 'own.pem', key = 'own.key' } }
     assert!(nats[1].tls.ca.is_some(), "whom to trust is no login");
     assert_eq!(said(&nats[2]), (both(), some("u"), None));
     assert_eq!(said(&nats[3]), (both(), None, some("own.pem")));
-    // The same where variables say it.
+    // The same, if variables set the keys.
     let env = [
         (
             "PRESENCE_NATS_URL",
@@ -378,7 +378,7 @@ name = 'beta'
     assert_eq!(acme.engine.queues.worker_queue, 3);
     assert_eq!(acme.plugins.grants, Some(vec![Grant::Contacts]));
     assert_eq!(beta.plugins.grants, Some(vec![Grant::Log]));
-    // What all tenants share is no tenant's, and what says the same is said once.
+    // Keys that all tenants share are refused, and so are two keys that say the same.
     let text = "
 [[tenant]]
 name = 'acme'
