@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use presence_otlp::{
-    Data, KeyValue, Message as _, MetricsRequest, Number, NumberValue, Span, TracesRequest, Value,
+    Data, KeyValue, Message as _, MetricsRequest, Number, NumberValue, PartialSuccess, Response,
+    Span, TracesRequest, Value,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +19,8 @@ use crate::wait;
 pub enum Answers {
     /// As OTLP says, and it takes all.
     Well,
+    /// It takes all but one item, and says so.
+    AllButOne,
     /// With this status. It takes nothing.
     Status(u16),
     /// With the status 200, and a body that is not OTLP.
@@ -268,6 +271,20 @@ async fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Result<()> {
             Answers::Well => "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\
                               Content-Length: 0\r\n\r\n"
                 .to_owned(),
+            Answers::AllButOne => {
+                let part = PartialSuccess {
+                    rejected: 1,
+                    error_message: "too old".into(),
+                };
+                let body = Response {
+                    partial_success: Some(part),
+                };
+                let body = String::from_utf8(body.encode_to_vec())?;
+                format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+            }
             Answers::Status(status) => {
                 format!("HTTP/1.1 {status} Said So\r\nContent-Length: 0\r\n\r\n")
             }

@@ -275,6 +275,30 @@ async fn a_collector_that_takes_nothing_costs_nothing_else_and_gets_the_rest() -
 }
 
 #[tokio::test]
+async fn what_a_collector_rejects_is_counted_and_the_rest_is_sent() -> Result<()> {
+    let (mut world, collector) = world(1.0).await?;
+    collector.until_sent(METRICS, Answers::Well, 0).await?;
+    collector.answer(Answers::AllButOne);
+    world.probe(USER).await?;
+    collector.until_sent(TRACES, Answers::AllButOne, 0).await?;
+    let traces = "presence_telemetry_traces_total";
+    for outcome in ["outcome=\"sent\"", "outcome=\"dropped\""] {
+        world
+            .host
+            .until_metric(traces, &[outcome], |count| count > 0.0)
+            .await?;
+    }
+    let requests = "presence_telemetry_requests_total";
+    let failed = world.host.metric(requests, &["outcome=\"failed\""]).await?;
+    assert_eq!(failed, 0.0, "the collector has accepted the request");
+    world
+        .host
+        .wait_for_log(0, &["has rejected 1 spans", "too old"])
+        .await?;
+    world.end().await
+}
+
+#[tokio::test]
 async fn a_collector_that_takes_no_metrics_gets_the_traces() -> Result<()> {
     let (mut world, collector) = world(1.0).await?;
     collector.answer(Answers::OnlyTraces);

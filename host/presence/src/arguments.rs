@@ -29,13 +29,18 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
     span.ok_or_else(|| "write a time such as 500ms, 90s, 15m, 2h or 7d".into())
 }
 
-/// A span of time in words: in days if it is a whole number of days, otherwise in hours.
+/// A span of time in words: in the largest unit of which it is a whole number.
 pub(crate) fn in_words(span: Duration) -> String {
-    let hours = span.as_secs() / 3_600;
-    match hours.is_multiple_of(24) {
-        true => format!("{} d", hours / 24),
-        false => format!("{hours} h"),
-    }
+    const UNITS: [(u128, &str); 4] = [
+        (86_400_000, "d"),
+        (3_600_000, "h"),
+        (60_000, "min"),
+        (1_000, "s"),
+    ];
+    let ms = span.as_millis();
+    let unit = UNITS.into_iter().find(|(unit, _)| ms.is_multiple_of(*unit));
+    let (unit, name) = unit.unwrap_or((1, "ms"));
+    format!("{} {name}", ms / unit)
 }
 
 /// Parses an amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`. Units
@@ -71,6 +76,21 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(span(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_span_is_written_in_the_largest_unit_that_fits() {
+        for (text, words) in [
+            ("14d", "14 d"),
+            ("48h", "2 d"),
+            ("36h", "36 h"),
+            ("90m", "90 min"),
+            ("30m", "30 min"),
+            ("1m30s", "90 s"),
+            ("1500ms", "1500 ms"),
+        ] {
+            assert_eq!(in_words(span(text).unwrap()), words);
         }
     }
 

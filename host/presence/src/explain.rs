@@ -117,9 +117,9 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
     let why = answer.pointer("/outcome/why").map(plain);
     let why = match why {
         Some(why) if flag(answer, "/outcome/kept") => {
-            format!(" The rules can't be run now, and what was decided before stands. Why: {why}.")
+            format!("The rules can't be run now, and what was decided before stands. Why: {why}.")
         }
-        Some(why) => format!(" Why: {why}."),
+        Some(why) => format!("Why: {why}."),
         None => String::new(),
     };
     let shown = answer.pointer("/outcome/rendition").map(|rendition| {
@@ -130,16 +130,15 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
         } else {
             keys.join(", ")
         };
-        let last_seen = if flag(rendition, "/lastSeen") {
-            "and may know"
+        let know = if flag(rendition, "/lastSeen") {
+            "may know"
         } else {
-            "and may not know"
+            "may not know"
         };
         if is_offline {
-            return format!(" {viewer} {last_seen} when {user} was last seen.")
-                .replace(" and ", " ");
+            return format!("{viewer} {know} when {user} was last seen.");
         }
-        format!(" {viewer} may get {keys}, {last_seen} when {user} was last seen.")
+        format!("{viewer} may get {keys}, and {know} when {user} was last seen.")
     });
     let state = match &*word(answer, "/outcome/standing") {
         "pending" => pending(answer).unwrap_or_default(),
@@ -148,8 +147,7 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
         _ => String::new(),
     };
     let shown = shown.unwrap_or_default();
-    format!("{belief} {state}{shown}{why}")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    let sentences = [belief, state, shown, why];
+    let said: Vec<_> = sentences.into_iter().filter(|it| !it.is_empty()).collect();
+    said.join(" ")
 }

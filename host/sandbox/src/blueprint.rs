@@ -191,14 +191,15 @@ impl Blueprint {
     }
 
     /// The names of the stages that only hide (filters that may add nobody, and redactors) and that
-    /// `other` lacks. A name is listed once for each stage of this name that `other` has fewer.
+    /// `other` lacks. A name is listed once for each such stage of this name that `other` has fewer.
     pub fn narrowing_missing_in(&self, other: &Self) -> Vec<Arc<str>> {
         let narrows = |stage: &&Stage| match stage.plugin.manifest.role {
             Role::Enricher => false,
             Role::Filter => stage.plugin.manifest.effect == Effect::Narrow,
             Role::Redactor => true,
         };
-        let mut others: Vec<_> = other.stages().map(|stage| &stage.plugin.name).collect();
+        let others = other.stages().filter(narrows);
+        let mut others: Vec<_> = others.map(|stage| &stage.plugin.name).collect();
         let mut missing = Vec::new();
         for stage in self.stages().filter(narrows) {
             match others.iter().position(|name| **name == stage.plugin.name) {

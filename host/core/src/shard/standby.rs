@@ -55,6 +55,8 @@ pub(super) struct Followed {
     /// Transitions and statements whose outcome isn't known: the last one of each user, and whether
     /// it is for this shard to broadcast. An application has broadcast its own.
     missed: BTreeMap<Id, (Event, bool)>,
+    /// Up to how many of them are kept before those that no viewer was told of are forgotten again.
+    missed_kept: usize,
     /// Users who are shown by another connection than the one that viewers know.
     reshown: BTreeSet<Arc<str>>,
     /// Whether there may be more of them, since this shard was made from a snapshot.
@@ -561,11 +563,13 @@ impl Presence {
             }
         }
         let ledger = &self.events.updates.decisions.ledger;
-        if self.followed.missed.len() > ledger.len() + MISSED_MAX {
+        if self.followed.missed.len() > ledger.len() + MISSED_MAX.max(self.followed.missed_kept) {
             let missed = &mut self.followed.missed;
             missed.retain(|user, (event, _)| {
                 event.change == Change::Online || ledger.get(*user).is_some()
             });
+            // What remains isn't looked through again for each message.
+            self.followed.missed_kept = 2 * missed.len();
         }
     }
 

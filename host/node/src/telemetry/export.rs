@@ -160,9 +160,12 @@ impl Exporter {
     fn send_metrics(&mut self) {
         let request = self.encoder.metrics(&(self.source)(), SystemTime::now());
         let sent = self.post(&self.metrics_uri, request.encode_to_vec());
-        let sent = sent.and_then(|answer| taken(&answer, "data points"));
+        let sent = sent.and_then(|answer| rejected(&answer));
         let sent = sent.map_err(|untaken| match untaken {
             Untaken::Later(error) | Untaken::Never(error) => error,
+        });
+        let sent = sent.map(|rejected| {
+            self.of_metrics.count_rejected(rejected, "data points");
         });
         self.of_metrics.note(sent, &self.figures, self.interval);
     }
@@ -175,10 +178,12 @@ impl Exporter {
             let batch = std::mem::replace(&mut self.traces, rest);
             let request = self.encoder.traces(&batch);
             let sent = self.post(&self.traces_uri, request.encode_to_vec());
-            let sent = sent.and_then(|answer| taken(&answer, "spans"));
-            let sent = match sent {
-                Ok(()) => {
-                    Figures::add(&self.figures.traces_sent, batch.len());
+            let sent = match sent.and_then(|answer| rejected(&answer)) {
+                Ok(rejected) => {
+                    let rejected = self.of_traces.count_rejected(rejected, "spans");
+                    let rejected = rejected.min(batch.len());
+                    Figures::add(&self.figures.traces_dropped, rejected);
+                    Figures::add(&self.figures.traces_sent, batch.len() - rejected);
                     Ok(())
                 }
                 Err(Untaken::Later(error)) => {
@@ -239,6 +244,23 @@ impl Attempts {
         }
     }
 
+    /// Logs that the collector has accepted a request but for a part, which must not be sent again.
+    /// Returns how many items that is.
+    fn count_rejected(&mut self, rejected: Option<Rejected>, items: &str) -> usize {
+        let Some(Rejected { count, why }) = rejected else {
+            return 0;
+        };
+        if let Some(times) = self.log.line(TOLD_MS) {
+            let why: String = why.chars().take(WHY_CHARS_MAX).collect();
+            tracing::warn!(
+                times,
+                "the telemetry collector has rejected {count} {items}: {}",
+                Line(why)
+            );
+        }
+        count
+    }
+
     /// Notes the result of a request, and when to send next. Returns whether the request was
     /// accepted.
     fn note(&mut self, sent: anyhow::Result<()>, figures: &Figures, interval: Duration) -> bool {
@@ -287,16 +309,20 @@ fn no_otlp(error: DecodeError) -> Untaken {
     Untaken::Never(anyhow::Error::new(error).context(what))
 }
 
-/// Checks whether a response accepts everything that was sent.
-fn taken(answer: &[u8], what: &str) -> Result<(), Untaken> {
+/// The part of an accepted request that the collector has rejected.
+struct Rejected {
+    count: usize,
+    why: String,
+}
+
+/// What the response to an accepted request rejects, if it rejects anything.
+fn rejected(answer: &[u8]) -> Result<Option<Rejected>, Untaken> {
     let answer = Response::decode(answer).map_err(no_otlp)?;
-    let refused = answer.partial_success.filter(|part| part.rejected > 0);
-    refused.map_or(Ok(()), |part| {
-        let (count, why) = (part.rejected, part.error_message);
-        Err(Untaken::Never(anyhow::anyhow!(
-            "it has refused {count} {what}: {why}"
-        )))
-    })
+    let rejected = answer.partial_success.filter(|part| part.rejected > 0);
+    Ok(rejected.map(|part| Rejected {
+        count: usize::try_from(part.rejected).unwrap_or(usize::MAX),
+        why: part.error_message,
+    }))
 }
 
 /// The HTTP client. It trusts the certificates that this machine trusts. It follows no redirection,

@@ -46,6 +46,15 @@ fn the_narrowing_stages_that_another_chain_lacks_are_named() {
 }
 
 #[test]
+fn a_stage_that_widens_doesnt_stand_for_a_narrowing_one_of_its_name() {
+    let before = blueprint(LIMITS, [stage("blocklist")], None);
+    let widening = loaded("blocklist", &bytes("contacts"));
+    let after = Stage::new(widening, json!({}), true, None);
+    let after = blueprint(LIMITS, [after], None);
+    assert_eq!(before.narrowing_missing_in(&after), ["blocklist".into()]);
+}
+
+#[test]
 fn a_filter_after_the_redactor_is_refused() {
     assert_eq!(
         texts(&problems(LIMITS, [stage("redact"), stage("blocklist")])),

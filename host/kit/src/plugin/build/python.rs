@@ -102,7 +102,14 @@ fn own_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
             continue;
         }
         if path.is_dir() {
-            own_files(&path, files)?;
+            // A link to a folder that it lies in would be followed without end.
+            let target = fs::canonicalize(&path).with_context(cant)?;
+            if !fs::canonicalize(folder)
+                .with_context(cant)?
+                .starts_with(target)
+            {
+                own_files(&path, files)?;
+            }
         } else if name != super::super::update::MANIFEST && !name.ends_with(".wasm") {
             files.push(path);
         }
@@ -129,4 +136,27 @@ fn installed(program: &Path) -> Vec<String> {
         .collect();
     packages.sort();
     packages
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_to_a_folder_is_followed_unless_it_leads_around() {
+        let root = std::env::temp_dir().join(format!("presence-links-{}", std::process::id()));
+        let (folder, shared) = (root.join("plugin"), root.join("shared"));
+        for folder in [&folder, &shared] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(shared.join("rules.py"), "").unwrap();
+        std::os::unix::fs::symlink(&shared, folder.join("shared")).unwrap();
+        std::os::unix::fs::symlink(&folder, folder.join("itself")).unwrap();
+        std::os::unix::fs::symlink(&root, folder.join("above")).unwrap();
+        let mut files = Vec::new();
+        let read = own_files(&folder, &mut files);
+        fs::remove_dir_all(&root).unwrap();
+        read.unwrap();
+        assert_eq!(files, [folder.join("shared").join("rules.py")]);
+    }
 }
