@@ -84,6 +84,8 @@ pub(crate) struct HostedShard {
     pub(super) batches: usize,
     /// Whether its last turn handled inputs.
     pub(super) took_inputs: bool,
+    /// Whether its inputs may wait for a few milliseconds: those of a standby in step.
+    pub(super) is_deferrable: bool,
     /// Whether its last turn called its rules.
     pub(super) called_rules: bool,
     /// The place behind its last entry in the outbox.
@@ -152,6 +154,7 @@ impl HostedShard {
             position: None,
             batches: 0,
             took_inputs: false,
+            is_deferrable: false,
             called_rules: false,
             output_end: 0,
             unacknowledged: Unacknowledged::default(),

@@ -2,7 +2,7 @@
 //! their own, so that a flood of one kind, or for one shard, takes no room from another. A shard
 //! without waiting messages has no entry.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -37,6 +37,11 @@ struct MailboxState {
     spare: Vec<Lanes>,
     /// Shards that have got lanes since the thread last asked.
     touched: Vec<Address>,
+    /// Whether the thread has been woken since it last asked.
+    is_woken: bool,
+    /// Shards whose messages may wait until the thread wakes by itself, if that is soon.
+    deferrable: HashSet<Address, FixedState>,
+    wakes_soon: bool,
     /// How many senders wait for room.
     waiting: usize,
     /// The tenant of the turn in progress.
@@ -114,13 +119,21 @@ impl Mailbox {
         let known = state.lanes.get(&shard);
         let is_first = known.is_none();
         if known.is_some_and(|lanes| !has_room(lanes, &item)) {
+            // What fills the lane may be deferred.
+            let wakes = !std::mem::replace(&mut state.is_woken, true);
+            drop(state);
+            if wakes {
+                self.arrived.notify_one();
+            }
             return Err(item);
         }
         put(state.lanes(shard), item);
-        let is_news = state.touched.len() == 1;
+        let is_deferred = state.wakes_soon && state.deferrable.contains(&shard);
+        let wakes = is_first && !is_deferred && !state.is_woken;
+        state.is_woken |= wakes;
         let is_others = state.current.is_some_and(|it| it != shard.tenant);
         drop(state);
-        if is_news {
+        if wakes {
             self.arrived.notify_one();
         }
         if is_first && is_others {
@@ -244,7 +257,26 @@ impl Mailbox {
             .map_or(0, |lanes| lanes.used.bytes)
     }
 
-    /// Waits until [`Self::take_touched`] has something new.
+    /// Sets whether the messages of a shard may wait until the thread wakes by itself, if that is
+    /// soon. Waking a thread for each of few messages costs more than handling them.
+    pub(super) fn set_deferrable(&self, shard: Address, is_deferrable: bool) {
+        let deferrable = &mut self.state().deferrable;
+        if is_deferrable {
+            deferrable.insert(shard);
+        } else {
+            deferrable.remove(&shard);
+        }
+    }
+
+    /// Notes that the thread is about to wait, and whether it wakes soon by itself. Returns whether
+    /// it may wait: not if something deferred has come, and it doesn't wake soon.
+    pub(super) fn may_wait(&self, wakes_soon: bool) -> bool {
+        let mut state = self.state();
+        state.wakes_soon = wakes_soon;
+        wakes_soon || state.touched.is_empty()
+    }
+
+    /// Waits until [`Self::take_touched`] has something new that isn't deferred.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
@@ -253,6 +285,7 @@ impl Mailbox {
     /// thread continues.
     pub(super) fn take_touched(&self, touched: &mut Vec<Address>) -> bool {
         let mut state = self.state();
+        state.is_woken = false;
         touched.append(&mut state.touched);
         !state.is_closed
     }
@@ -305,7 +338,10 @@ impl Mailbox {
 
     /// Drops everything that waits for a shard that isn't there.
     pub(super) fn discard(&self, shard: Address) {
-        let discarded = self.state().lanes.remove(&shard);
+        let mut state = self.state();
+        state.deferrable.remove(&shard);
+        let discarded = state.lanes.remove(&shard);
+        drop(state);
         drop(discarded);
         self.freed.notify_waiters();
     }
@@ -410,6 +446,40 @@ mod tests {
         mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
         mailbox.take_touched(&mut touched);
         assert_eq!(touched, [ONE]);
+    }
+
+    #[tokio::test]
+    async fn a_deferrable_shard_wakes_no_thread_that_wakes_soon() {
+        let mailbox = Mailbox::default();
+        let is_woken = async || {
+            let woken = tokio::time::timeout(std::time::Duration::ZERO, mailbox.arrived());
+            woken.await.is_ok()
+        };
+        let mut touched = Vec::new();
+        let offer = |shard| mailbox.offer_inputs(shard, batch(1, 0), room(9));
+        mailbox.set_deferrable(ONE, true);
+        assert!(mailbox.may_wait(true));
+        offer(ONE).unwrap();
+        assert!(!is_woken().await);
+        assert!(!mailbox.may_wait(false), "nothing would wake the thread");
+        offer(OTHER).unwrap();
+        assert!(is_woken().await, "the other shard can't wait");
+        mailbox.take_touched(&mut touched);
+        assert_eq!(touched, [ONE, OTHER]);
+
+        while mailbox.take_inputs(ONE).is_some() {}
+        assert!(mailbox.may_wait(true));
+        for _ in 0..3 {
+            offer(ONE).unwrap();
+        }
+        assert!(!is_woken().await);
+        assert!(offer(ONE).is_err() && is_woken().await, "the lane is full");
+        mailbox.take_touched(&mut touched);
+
+        while mailbox.take_inputs(ONE).is_some() {}
+        assert!(mailbox.may_wait(false));
+        offer(ONE).unwrap();
+        assert!(is_woken().await, "the thread waits for long");
     }
 
     #[tokio::test]

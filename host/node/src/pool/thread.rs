@@ -307,6 +307,10 @@ impl<C: Transport> Thread<C> {
             return;
         };
         hosted.update_figures();
+        let is_deferrable = hosted.shard.is_in_step();
+        if std::mem::replace(&mut hosted.is_deferrable, is_deferrable) != is_deferrable {
+            self.mailbox.set_deferrable(address, is_deferrable);
+        }
         if !hosted.comparisons.is_empty() && !std::mem::replace(&mut hosted.has_comparisons, true) {
             self.comparing.push_back(address);
         }

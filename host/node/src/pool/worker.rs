@@ -32,6 +32,10 @@ use crate::tasks;
 
 const NS_PER_MS: u64 = 1_000_000;
 
+/// After how many milliseconds a thread looks for inputs of standbys again, if it has just handled
+/// some.
+const DEFERRED_MS: u64 = 5;
+
 /// After this many nanoseconds of turns without inputs, the thread yields the processor to other
 /// threads, such as those that read and write the connection. Corrections take such time. Without a
 /// yield, the system may let a thread run for several milliseconds while another waits for the
@@ -64,6 +68,8 @@ pub(super) struct Worker<C> {
     /// How many nanoseconds turns without inputs have taken since the thread last waited or
     /// yielded.
     background_ns: Cell<u64>,
+    /// Whether a deferrable shard has handled inputs since the thread last waited.
+    had_deferrable: Cell<bool>,
 }
 
 /// A turn in progress.
@@ -112,6 +118,7 @@ impl<C: Transport> Worker<C> {
             panic: Cell::default(),
             out: Cell::default(),
             background_ns: Cell::new(0),
+            had_deferrable: Cell::new(false),
         });
         let pausing = Rc::downgrade(&worker);
         while_paused(Rc::new(move || {
@@ -193,6 +200,9 @@ impl<C: Transport> Worker<C> {
         let current = self.current.get();
         self.begin(outer);
         let took_inputs = hosted.took_inputs;
+        if took_inputs && hosted.is_deferrable {
+            self.had_deferrable.set(true);
+        }
         let is_judged = has_others && hosted.called_rules && hosted.tenant.share.is_unknown();
         if is_judged && current.is_some_and(|mut it| self.over_ns(&mut it) <= SLOW_NS) {
             hosted.tenant.share.note_quick();
@@ -408,6 +418,12 @@ impl<C: Transport> Worker<C> {
             let free_at = free_ms.map(|ms| now.saturating_add(ms));
             thread.due(now).into_iter().chain(free_at).min()
         };
+        let wakes_soon = self.had_deferrable.take();
+        if !self.mailbox.may_wait(wakes_soon) {
+            return;
+        }
+        let soon = wakes_soon.then_some(now.saturating_add(DEFERRED_MS));
+        let due = due.into_iter().chain(soon).min();
         let woken = async {
             tokio::select! {
                 biased;

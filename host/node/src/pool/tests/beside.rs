@@ -290,7 +290,8 @@ fn what_others_take_in_the_pause_of_a_call_is_no_time_of_a_canary() {
         std::thread::sleep(PAUSE);
         PAUSE
     }));
-    // Meanwhile, the engine's clock ticks.
+    // Half a millisecond later, the epoch is raised.
+    world.candidate.blueprint.pauser().unwrap().pause_soon();
     std::thread::sleep(Duration::from_millis(100));
     world.connect(1, 1);
     assert!(pauses.get() > 0);
