@@ -53,6 +53,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             printed.print(line, args.output.json)?;
         }
         ensure!(failed == 0, "{failed} nodes have not said what they have");
+        if lines.is_empty() {
+            say(format_args!("no node has log lines of `{}`", args.name));
+        }
         return Ok(());
     }
     // Subscribes before the nodes are asked, so that no line is lost in between.

@@ -22,8 +22,11 @@ use super::oci_login::{Challenge, Login};
 /// The beginning of an address.
 pub(super) const SCHEME: &str = "oci://";
 
-/// The timeout of each request to a registry.
+/// The timeout of each request to a registry, with its body.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a registry may take to accept a connection, and to begin its answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest manifest, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -327,6 +330,8 @@ fn agent(is_local: bool) -> Agent {
         .unversioned_rustls_crypto_provider(Arc::new(ring_provider()));
     let mut config = Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .http_status_as_error(false)
         .tls_config(tls.build())
         .user_agent(concat!("presence/", env!("CARGO_PKG_VERSION")));
