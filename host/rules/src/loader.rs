@@ -264,8 +264,10 @@ impl Loader {
                     let granted = grants::of_stage(&stage.grants);
                     let on_failure = stage.on_failure.map(on_failure);
                     let stage = Stage::new(plugin, stage.config.clone(), false, on_failure);
-                    let stage = stage.granted(granted, ceiling).within(&self.memory);
-                    stages.push(stage.from(origin));
+                    let stage = stage
+                        .with_grants(granted, ceiling)
+                        .with_memory_budget(&self.memory);
+                    stages.push(stage.with_origin(origin));
                     places.push(place);
                 }
                 Err(problem) => problems.push(placed(problem, place)),

@@ -89,7 +89,7 @@ impl Capabilities {
 
     /// The capabilities that host functions need. A list of grants that names none of these grants
     /// them all.
-    pub const KINDS: Self = Self(0xff & !(Widen as u16) & !(Wasi as u16));
+    pub const HOST_FUNCTIONS: Self = Self(0xff & !(Widen as u16) & !(Wasi as u16));
 
     /// Whether a capability is in the set.
     pub fn has(self, capability: Capability) -> bool {
@@ -104,19 +104,19 @@ impl Capabilities {
 
     /// The union of both sets.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
     /// The intersection of both sets.
     #[must_use]
-    pub fn within(self, other: Self) -> Self {
+    pub fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
     /// The capabilities that the other set lacks.
     #[must_use]
-    pub fn less(self, other: Self) -> Self {
+    pub fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 

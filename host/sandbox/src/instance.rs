@@ -284,7 +284,7 @@ impl<A, R> Instance<A, R> {
         let mut memory = Memory::new(limits.memory_bytes_max, &self.memory);
         let fixed_bytes = self.plugin.fixed_bytes;
         if !memory.take_fixed(fixed_bytes) {
-            let may = match memory.refused_together {
+            let may = match memory.refused_by_budget {
                 Some(max) => format!(
                     "all plugins together may have {max} ([limits] plugin_memory_bytes_max)"
                 ),
@@ -331,7 +331,7 @@ impl<A, R> Instance<A, R> {
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
         store.data().log_error();
         taken.map_err(|what| StartFailure::Unfit(self.refuses(shortened(what))))?;
-        store.data_mut().memory.rest();
+        store.data_mut().memory.mark_baseline();
         store.data_mut().end(&mut Observations::default());
         Ok(Live {
             store,

@@ -177,7 +177,7 @@ impl Pipeline {
 
     /// Makes the instances of filters and redactor now, except for stages that are the same in
     /// `other`.
-    pub(crate) fn make_unlike(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
+    pub(crate) fn make_missing_instances(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
         let is_new = |stage: &Stage| !other.iter().any(|it| it.is_same(stage));
         let mut filters = self.filters.iter_mut().filter(|it| is_new(&it.stage));
         filters.try_for_each(Slot::make)?;

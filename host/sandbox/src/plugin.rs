@@ -241,9 +241,9 @@ fn imported(component: &Component) -> Vec<(String, Capability)> {
 /// must name all that the imports need. If it names none of them, the plugin asks for those that
 /// the imports need.
 fn asks(named: Capabilities, imported: &[(String, Capability)]) -> Result<Capabilities, String> {
-    if named.within(Capabilities::KINDS).is_empty() {
+    if named.intersection(Capabilities::HOST_FUNCTIONS).is_empty() {
         let imported = imported.iter().map(|(_, needed)| *needed);
-        return Ok(named.and(imported.collect()));
+        return Ok(named.union(imported.collect()));
     }
     let unnamed = imported.iter().find(|(_, needed)| !named.has(*needed));
     match unnamed {
@@ -274,7 +274,7 @@ mod tests {
         assert!(plugin.asks().contains(&"contacts"));
         assert!(!plugin.asks().contains(&"groups"));
         assert!(plugin.linked_to(plugin.asks).is_ok());
-        let less = Capabilities::ALL.less(Capabilities::NONE.with(Capability::Contacts));
+        let less = Capabilities::ALL.difference(Capabilities::NONE.with(Capability::Contacts));
         let error = plugin.linked_to(less).err().unwrap();
         assert!(one_line(&error).contains("contacts"), "{error:#}");
     }

@@ -186,7 +186,7 @@ impl<A, R> Slot<A, R> {
             // An answer wasn't cached: the plugin is called again, and that call counts.
             _ if observed.is_speculative() => {
                 if let Admission::Trial(due) = admission {
-                    breaker.give_back(due);
+                    breaker.reopen_trial(due);
                 }
             }
             (Ok(_), Admission::Trial(_)) => {
@@ -230,7 +230,7 @@ impl<A, R> Slot<A, R> {
             return;
         }
         if let Some(fallback) = &mut before.fallback {
-            if !self.stage.lost_successor() {
+            if !self.stage.lost_fallback() {
                 self.take_over(fallback);
             }
             return;
@@ -271,7 +271,7 @@ impl<A, R> Slot<A, R> {
     fn quarantine(&self, error: &str) {
         let plugin = &*self.stage.plugin.name;
         let Quarantine { users, ms, .. } = self.limits.quarantine;
-        if let Some(last_good) = self.stage.successor() {
+        if let Some(last_good) = self.stage.fallback() {
             self.stage.health.replaced.store(true, Ordering::Relaxed);
             tracing::error!(
                 plugin,
@@ -294,7 +294,7 @@ impl<A, R> Slot<A, R> {
         if self.fallback.is_some() || !self.is_replaced() {
             return;
         }
-        let Some(last_good) = self.stage.successor() else {
+        let Some(last_good) = self.stage.fallback() else {
             return;
         };
         let mut fallback = Self::new(last_good, self.export, self.limits);
