@@ -30,7 +30,7 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
 }
 
 /// A span of time in words: in days if it is a whole number of days, otherwise in hours.
-pub(crate) fn in_words(span: Duration) -> String {
+pub(crate) fn span_text(span: Duration) -> String {
     let hours = span.as_secs() / 3_600;
     match hours.is_multiple_of(24) {
         true => format!("{} d", hours / 24),

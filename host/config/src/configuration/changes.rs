@@ -119,7 +119,7 @@ impl Config {
         self.http = running.http;
         self.telemetry = running.telemetry;
         self.log = running.log;
-        if !self.directory.is_alike(&running.directory) {
+        if !self.directory.can_replace(&running.directory) {
             self.directory = running.directory;
         }
     }
@@ -175,7 +175,7 @@ impl Config {
             ("input", Restart, self.input != new.input),
             (
                 "directory",
-                if self.directory.is_alike(&new.directory) {
+                if self.directory.can_replace(&new.directory) {
                     Live
                 } else {
                     Restart

@@ -41,8 +41,8 @@ impl<'a> Key<'a> {
         if let Some(about) = token::decode(token).filter(|about| is_id(about)) {
             return Ok(Self { section, about });
         }
-        let meant = meant(token).filter(|about| is_id(about));
-        Err(match meant {
+        let guessed = guess_id(token).filter(|about| is_id(about));
+        Err(match guessed {
             Some(about) => format!(
                 "an id has one key alone: write it as `{section}.{}`",
                 token::encode(&about)
@@ -123,7 +123,7 @@ pub fn value_of(directory: &Directory, question: &Question, names: &Names) -> Op
 }
 
 /// The id that was probably meant by a token that is wrong.
-fn meant(token: &str) -> Option<String> {
+fn guess_id(token: &str) -> Option<String> {
     let Some(encoded) = token.strip_prefix('=') else {
         return Some(token.to_owned());
     };

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::manifest::Case;
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         print(page(&outcome, limits))?;
         if case.directory.is_empty() {
-            say("note: the directory is empty: --directory FILE gives it one");
+            eprint_line("note: the directory is empty: --directory FILE gives it one");
         }
     }
     ensure!(
