@@ -92,13 +92,13 @@ async fn a_service_is_asked_who_has_blocked_a_user() -> Result<()> {
     let mut world = World::start_with(site).await?;
     let service = Service::start(&world.server.url(), directory(json!({}))).await?;
     come(&mut world).await?;
-    service.says(directory(json!({"ben": ["ann"]})));
+    service.set_directory(directory(json!({"ben": ["ann"]})));
     service.invalidate("").await?;
     hides_both(&mut world).await?;
     let asked = service.asked();
     assert!(asked.iter().any(|it| it.subject == ".blockers.ann"));
 
-    service.says(directory(json!({})));
+    service.set_directory(directory(json!({})));
     for (question, id) in [("blocked-by", "ben"), ("blockers", "ann")] {
         let changed = json!({"question": question, "id": id}).to_string();
         service.invalidate(&changed).await?;

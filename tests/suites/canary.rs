@@ -269,7 +269,7 @@ async fn a_shadow_ends_before_its_time_when_an_operator_says_so() -> Result<()> 
         ensure!(said.contains(": ended"), "{said}");
         ensure!(status(&world).await?["serving"]["beside"].is_null());
         // The command that began the shadow prints its report.
-        ensure!(command.wait().await?.success(), "{}", command.last_words());
+        ensure!(command.wait().await?.success(), "{}", command.log_tail());
         let report = command.stdout().join("\n");
         ensure!(report.contains("decisions compared"), "{report}");
     }

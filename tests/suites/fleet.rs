@@ -26,8 +26,8 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE, OFFLINE};
-use crate::speakers::Speakers;
 use crate::world::on;
 
 const SHARDS: usize = 8;
@@ -36,7 +36,7 @@ const VIEWER: &str = "viewer";
 
 /// A broker, users who speak all the while, and a record of all that is published.
 struct Scene {
-    _speakers: Speakers,
+    _speakers: HeartbeatSenders,
     client: Client,
     tape: Recording,
     server: NatsServer,
@@ -88,7 +88,7 @@ impl Scene {
         let speakers: Vec<_> = (0..SPEAKERS).map(speaker).collect();
         Ok(Self {
             tape: client.record("presence.>").await?,
-            _speakers: Speakers::start(&Client::connect(&server.url()).await?, &speakers),
+            _speakers: HeartbeatSenders::start(&Client::connect(&server.url()).await?, &speakers),
             client,
             server,
         })
@@ -321,7 +321,7 @@ async fn a_shard_has_one_source_and_a_later_owner_a_later_epoch() -> Result<()> 
     let epochs = |seen: &[ReceivedMessage]| {
         let mut epochs = BTreeMap::<String, Vec<u64>>::new();
         for seen in seen.iter().filter(|it| it.subject == "presence.beacon") {
-            let (source, epoch, _) = seen.counted();
+            let (source, epoch, _) = seen.sequence();
             let known = epochs.entry(source.to_owned()).or_default();
             if known.last() != Some(&epoch) {
                 known.push(epoch);

@@ -80,14 +80,14 @@ async fn it_shows_what_the_node_says_and_can_be_used_by_everyone_in_a_real_brows
     next(&mut page, "do: start").await?;
     world.host = Host::start(&world.site).await?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.end().await
 }
 
 async fn next(page: &mut Process, words: &str) -> Result<()> {
     let is = |line: &str| line == words;
     let said = page.wait_for_stdout(words, is).await;
-    said.map(drop).with_context(|| page.last_words())
+    said.map(drop).with_context(|| page.log_tail())
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
     let url = format!("http://{host}");
     let mut page = node::spawn("tests/node/rollback.mjs", &[&chromium, &url, &token])?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.until_visible_to("12345", &["11111", "67890"]).await?;
     world.end().await
 }
@@ -330,11 +330,11 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
     let mut shadow = host::start(&world.site, &args)?;
     next(&mut page, "do: garbage").await?;
     // The command sees that the shadow is over, long before its time.
-    ensure!(shadow.wait().await?.success(), "{}", shadow.last_words());
+    ensure!(shadow.wait().await?.success(), "{}", shadow.log_tail());
     let bucket = store::bucket(&world).await?;
     bucket.put("revision.99", "?".into()).await?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.end().await
 }
 
@@ -460,6 +460,6 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
     let url = format!("http://127.0.0.1:{port}");
     let mut page = node::spawn("tests/node/tenants.mjs", &[&chromium, &url, &token])?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     host.stop().await
 }

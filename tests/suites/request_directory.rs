@@ -55,7 +55,7 @@ async fn until_away(world: &World) -> Result<()> {
 /// Who is told on a subject, message by message.
 fn told(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
     let seen = world.tape.seen().iter();
-    let told = seen.filter(|seen| seen.is_hosts() && seen.subject == subject);
+    let told = seen.filter(|seen| seen.is_from_host() && seen.subject == subject);
     told.map(|seen| {
         let viewers = seen.visible_to().into_iter().map(str::to_owned);
         (seen.text("userId").to_owned(), viewers.collect())
@@ -238,7 +238,7 @@ async fn an_invalidation_corrects_exactly_the_difference() -> Result<()> {
     // An answer that hasn't changed tells nobody anything.
     service.invalidate(contacts).await?;
     service.until_asked(4).await?;
-    service.says(json!({
+    service.set_directory(json!({
         "contacts": {"12345": ["33333", "11111"]},
         "groups": {"team-a": ["12345", "22222"]},
         "blocks": {"12345": []},
@@ -271,7 +271,7 @@ async fn an_answer_is_asked_again_when_its_time_is_up_while_it_is_in_use() -> Re
     let (mut world, service) = start(|site| site.with("directory.request.ttl_ms", 100)).await?;
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    service.says(json!({"contacts": {"12345": ["67890"]}}));
+    service.set_directory(json!({"contacts": {"12345": ["67890"]}}));
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?;
     assert_eq!(offline[0].visible_to(), ["22222"]);
     disconnect(&world, "12345").await?;
@@ -293,8 +293,8 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
     let user = |number: usize| format!("user-{number}");
     let contacts = (0..USERS).map(|number| (user(number), json!(["viewer"])));
     let contacts: serde_json::Map<_, _> = contacts.collect();
-    service.says(json!({"contacts": contacts}));
-    service.answers(false);
+    service.set_directory(json!({"contacts": contacts}));
+    service.set_answering(false);
     for number in 0..USERS {
         connect(&world, &user(number)).await?;
     }
@@ -304,7 +304,7 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
     let wanted = (3 * USERS) as f64;
     until_metric(&world, "presence_directory_answers_wanted", &[], wanted).await?;
     assert_eq!(service.asked().len(), LIMIT as usize);
-    service.answers(true);
+    service.set_answering(true);
     world.tape.hosts(FILTERED_ONLINE, USERS).await?;
     assert_eq!(service.asked().len(), 3 * USERS, "each once");
     world.end().await
@@ -313,11 +313,11 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
 #[tokio::test]
 async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
-    service.says_to("contacts", Some(json!({"12345": []})));
+    service.set_answer("contacts", Some(json!({"12345": []})));
     connect(&world, "12345").await?;
     let words = ["can't be read", r#""id":"12345""#, "not a list of users"];
     world.host.wait_for_log(0, &words).await?;
-    service.says_to("contacts", Some(json!({"error": "no database"})));
+    service.set_answer("contacts", Some(json!({"error": "no database"})));
     let name = "presence_directory_requests_total";
     let refused = ["outcome=\"refused\""];
     world
@@ -326,7 +326,7 @@ async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
         .await?;
     world.tape.hosts(EVENTS, 1).await?;
     assert_eq!(told(&world, FILTERED_ONLINE), []);
-    service.says_to("contacts", None);
+    service.set_answer("contacts", None);
     let online = world.tape.hosts(FILTERED_ONLINE, 1).await?;
     assert_eq!(online[0].visible_to(), ["22222", "67890"]);
     world.end().await
@@ -339,7 +339,7 @@ async fn a_query_is_answered_as_soon_as_the_answers_are_there() -> Result<()> {
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
     disconnect(&world, "12345").await?;
     world.tape.hosts(FILTERED_OFFLINE, 1).await?;
-    service.says(json!({"contacts": {"12345": ["67890"], "67890": ["12345", "44444"]}}));
+    service.set_directory(json!({"contacts": {"12345": ["67890"], "67890": ["12345", "44444"]}}));
     service.invalidate("").await?;
     let query = r#"{"viewerId": "67890", "userIds": "contacts"}"#;
     let answer = world.client.request("presence.query", query).await?;
@@ -402,12 +402,12 @@ async fn an_event_waits_for_what_an_enricher_asks_and_the_users_next_waits_behin
             .with("directory.request.timeout_ms", 60_000)
     })
     .await?;
-    service.answers(false);
+    service.set_answering(false);
     connect(&world, "12345").await?;
     disconnect(&world, "12345").await?;
     service.until_asked(1).await?;
     // Another user, whose answers come, doesn't wait for this one.
-    service.answers(true);
+    service.set_answering(true);
     connect(&world, "22222").await?;
     world.tape.hosts(EVENTS, 3).await?;
     let events = on(world.tape.seen(), EVENTS);

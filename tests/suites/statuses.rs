@@ -73,7 +73,7 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     assert_eq!(told.visible_to(), ["ben"]);
     let metadata = json!({"device": "web", "activity": "active", "status": status});
     assert_eq!(*told.field("metadata"), metadata);
-    assert_eq!([&updated, &told].map(|seen| seen.counted().2), [1, 1]);
+    assert_eq!([&updated, &told].map(|seen| seen.sequence().2), [1, 1]);
     assert_eq!(asked(&world).await?, metadata);
 
     // A repeated status is no change, and an invalid one is counted.

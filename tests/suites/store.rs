@@ -93,7 +93,7 @@ async fn world() -> Result<World> {
     let mut world = empty(server, site).await?;
     world
         .host
-        .unready_since("nobody sees anybody: there is none: `presence pipeline apply")
+        .unready_because("nobody sees anybody: there is none: `presence pipeline apply")
         .await?;
     apply(&world.site, CONTACTS)?;
     world.host.ready().await?;
@@ -165,7 +165,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
     let said = "starting with revision 2, which this node has kept";
     world.host.wait_for_log(0, &[said]).await?;
     world.until_visible_to("12345", &BY_GROUP).await?;
-    let log = world.host.process.last_words();
+    let log = world.host.process.log_tail();
     assert_eq!(
         log.matches("the plugin store can't be read").count(),
         1,
@@ -368,7 +368,7 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     let site = Site::new(&server.url())?;
     let mut world = empty(server, site).await?;
     let why = "the stream `KV_presence-pipeline` was not made by presence: it lets a revision be";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     jetstream.delete_key_value("presence-pipeline").await?;
     let shape = kv::Config {
         bucket: name(),
@@ -377,7 +377,7 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     };
     jetstream.create_key_value(shape).await?;
     let why = "the stream `KV_presence-pipeline` was not made by presence: it forgets";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     let path = plugin(&world.site, "p.toml", CONTACTS.as_bytes())?;
     let error = bad(&world.site, &["pipeline", "apply", &path, "--yes"])?;
     ensure!(error.contains(why), "{error}");

@@ -12,8 +12,8 @@ use presence_tests::wait;
 use serde_json::Value;
 
 use super::{Node, SPEAKERS, Scene, are_settled, guest, hosts, shard_of, site, speaker};
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT, ONLINE};
-use crate::speakers::Speakers;
 
 async fn nodes(scene: &Scene, limits: impl Fn(Site) -> Result<Site>) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
@@ -84,8 +84,8 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
 
     // They send heartbeats, or they would have timed out by the takeover.
     let client = Client::connect(&scene.server.url()).await?;
-    let _others = Speakers::start(&client, &taken[1..]);
-    let first = Speakers::start(&client, &taken[..1]);
+    let _others = HeartbeatSenders::start(&client, &taken[1..]);
+    let first = HeartbeatSenders::start(&client, &taken[..1]);
     kill_owner(&mut nodes, shard).await?;
     let is_taken = scene.connects(&users[29]).await?;
     ensure!(!is_taken, "the limit is still reached");

@@ -26,7 +26,7 @@ async fn a_node_is_killed() -> Result<()> {
     scene.fails("a node is killed");
     scene.nodes[1].kill().await?;
     scene.recovers("a node is killed");
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     scene.nodes[1].spawn()?;
     scene.nodes[1].ready().await?;
     scene.end().await
@@ -45,7 +45,7 @@ async fn two_nodes_are_killed_at_once() -> Result<()> {
     scene.nodes[0].kill().await?;
     scene.nodes[1].kill().await?;
     scene.recovers("two nodes are killed");
-    scene.until_told(100).await?;
+    scene.until_received(100).await?;
     scene.nodes[0].spawn()?;
     scene.nodes[0].ready().await?;
     scene.end().await
@@ -94,7 +94,7 @@ async fn one_node_becomes_three_and_one_again() -> Result<()> {
     .await?;
     scene.join().await?;
     scene.join().await?;
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     scene.nodes[0].stop().await?;
     scene.nodes[1].stop().await?;
     scene.end().await
@@ -145,7 +145,7 @@ async fn one_broker_is_split_from_the_others() -> Result<()> {
     scene.cluster.routes_of(1).for_each(|route| route.cut());
     scene.lasts(2 * LEASE_MS + 500).await;
     scene.cluster.routes_of(1).for_each(|route| route.resume());
-    scene.cluster.stores().await?;
+    scene.cluster.wait_until_storing().await?;
     scene.recovers("a broker is split off");
     scene.end().await
 }
@@ -162,7 +162,7 @@ async fn all_brokers_are_split_from_each_other() -> Result<()> {
     scene.cluster.routes().for_each(|route| route.cut());
     scene.lasts(2 * LEASE_MS + 500).await;
     scene.cluster.routes().for_each(|route| route.resume());
-    scene.cluster.stores().await?;
+    scene.cluster.wait_until_storing().await?;
     scene.recovers("no broker has the majority");
     scene.end().await
 }
@@ -192,7 +192,7 @@ async fn a_broker_is_killed() -> Result<()> {
     scene.fails("a broker is killed");
     scene.cluster.servers[0].kill().await?;
     scene.recovers("a broker is killed");
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     scene.cluster.servers[0].resume().await?;
     scene.end().await
 }
@@ -210,7 +210,7 @@ async fn all_links_are_slow() -> Result<()> {
     };
     scene.fails("links are slow");
     links().for_each(|link| link.slow(Duration::from_millis(60)));
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     links().for_each(|link| link.resume());
     scene.recovers("links are slow");
     scene.end().await

@@ -23,7 +23,7 @@ async fn a_node_outlives_its_broker() -> Result<()> {
     scene.fails("its broker is killed");
     scene.cluster.servers[0].kill().await?;
     scene.recovers("its broker is killed");
-    scene.until_told(100).await?;
+    scene.until_received(100).await?;
     scene.cluster.servers[0].resume().await?;
     scene.end().await
 }
@@ -89,7 +89,7 @@ async fn links_that_are_slow_change_nothing() -> Result<()> {
     links
         .chain(scene.cluster.routes())
         .for_each(|link| link.slow(slow));
-    scene.until_told(100).await?;
+    scene.until_received(100).await?;
     let links = scene.nodes[0].links.iter();
     links
         .chain(scene.cluster.routes())

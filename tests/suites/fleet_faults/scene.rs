@@ -105,16 +105,16 @@ impl Scene {
             trace,
             cluster,
         };
-        scene.until_told(150).await?;
+        scene.until_received(150).await?;
         if is_fleet {
-            scene.standbys_are_told().await?;
+            scene.until_standbys_are_told().await?;
         }
         Ok(scene)
     }
 
     /// Waits until the standbys of shards with a crowd take in no heartbeats themselves, if there
     /// are standbys.
-    async fn standbys_are_told(&self) -> Result<()> {
+    async fn until_standbys_are_told(&self) -> Result<()> {
         let wanted = match self.nodes.len() {
             1 => 0,
             _ => load::crowded_shards(),
@@ -130,10 +130,10 @@ impl Scene {
     }
 
     /// Waits until this many more messages about users have been told to viewers.
-    pub(super) async fn until_told(&self, more: usize) -> Result<()> {
-        let enough = self.trace.told() + more;
+    pub(super) async fn until_received(&self, more: usize) -> Result<()> {
+        let enough = self.trace.received_count() + more;
         wait::until("viewers to be told of users", async || {
-            Ok((self.trace.told() >= enough).then_some(()))
+            Ok((self.trace.received_count() >= enough).then_some(()))
         })
         .await
     }
@@ -183,7 +183,7 @@ impl Scene {
     }
 
     async fn judged(&self) -> Result<()> {
-        self.until_told(60).await?;
+        self.until_received(60).await?;
         self.load.calm();
         let begin = Instant::now();
         let mut found = differences(&self.trace.entries());

@@ -19,7 +19,7 @@ const KILLS: usize = 7;
 fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize)>> {
     let mut told = BTreeMap::<_, Vec<_>>::new();
     let is_event =
-        |it: &&ReceivedMessage| it.is_hosts() && [ONLINE, OFFLINE].contains(&&*it.subject);
+        |it: &&ReceivedMessage| it.is_from_host() && [ONLINE, OFFLINE].contains(&&*it.subject);
     for event in seen.iter().filter(is_event) {
         let place = match event.subject == ONLINE {
             true => event.field("metadata")["connId"]
@@ -34,7 +34,7 @@ fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize
             let user = event.text("userId").to_owned();
             told.entry(user)
                 .or_default()
-                .push((event.counted().1, place));
+                .push((event.sequence().1, place));
         }
     }
     told
@@ -122,7 +122,10 @@ async fn whenever_the_node_is_killed_every_message_is_told_and_none_twice_in_an_
         .tape
         .until("everyone's last message to be told", |seen| {
             for event in seen.iter().skip(looked) {
-                if event.is_hosts() && event.subject == OFFLINE && *event.field("lastSeen") == end {
+                if event.is_from_host()
+                    && event.subject == OFFLINE
+                    && *event.field("lastSeen") == end
+                {
                     ended.insert(event.text("userId").to_owned());
                 }
             }
