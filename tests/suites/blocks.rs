@@ -40,7 +40,12 @@ async fn come(world: &mut World) -> Result<()> {
 }
 
 /// Who is told of whom on a subject, from message number `from` on, sorted by user.
-async fn told(world: &mut World, subject: &str, from: usize, count: usize) -> Result<Vec<String>> {
+async fn notified_pairs(
+    world: &mut World,
+    subject: &str,
+    from: usize,
+    count: usize,
+) -> Result<Vec<String>> {
     let seen = world
         .tape
         .hosts(subject, from + count)
@@ -58,7 +63,7 @@ async fn told(world: &mut World, subject: &str, from: usize, count: usize) -> Re
 /// them back when it is lifted. Cleo notices nothing.
 async fn hides_both(world: &mut World) -> Result<()> {
     let both = [r#"["ann"] of ben"#, r#"["ben"] of ann"#];
-    assert_eq!(told(world, FILTERED_OFFLINE, 0, 2).await?, both);
+    assert_eq!(notified_pairs(world, FILTERED_OFFLINE, 0, 2).await?, both);
     for (viewer, user) in [("ann", "ben"), ("ben", "ann")] {
         let question = json!({"viewerId": viewer, "userIds": [user, "nobody"]}).to_string();
         let answer = world.client.request("presence.query", question).await?;
@@ -69,7 +74,7 @@ async fn hides_both(world: &mut World) -> Result<()> {
 
 async fn shows_both_again(world: &mut World) -> Result<()> {
     let both = [r#"["ann"] of ben"#, r#"["ben"] of ann"#];
-    assert_eq!(told(world, FILTERED_ONLINE, 3, 2).await?, both);
+    assert_eq!(notified_pairs(world, FILTERED_ONLINE, 3, 2).await?, both);
     assert_eq!(world.tape.hosts(FILTERED_OFFLINE, 2).await?.len(), 2);
     Ok(())
 }

@@ -53,7 +53,7 @@ async fn until_away(world: &World) -> Result<()> {
 }
 
 /// Who is told on a subject, message by message.
-fn told(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
+fn notifications(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
     let seen = world.tape.seen().iter();
     let told = seen.filter(|seen| seen.is_from_host() && seen.subject == subject);
     told.map(|seen| {
@@ -85,8 +85,8 @@ async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<(
         of("12345", &["22222", "67890"]),
         of("12345", &["22222", "67890"]),
     ];
-    assert_eq!(told(&world, FILTERED_ONLINE), expected);
-    assert_eq!(told(&world, FILTERED_OFFLINE), expected);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), expected);
+    assert_eq!(notifications(&world, FILTERED_OFFLINE), expected);
     let mut asked = service.asked();
     asked.sort_by(|one, other| one.subject.cmp(&other.subject));
     let asked: Vec<_> = asked.iter().map(|it| (&*it.subject, &it.body)).collect();
@@ -190,7 +190,7 @@ async fn without_a_service_nobody_is_told_until_there_is_one() -> Result<()> {
     let service = service(&world).await?;
     world.tape.hosts(FILTERED_ONLINE, 2).await?;
     world.host.wait_for_log(from, &["answers again"]).await?;
-    let mut online = told(&world, FILTERED_ONLINE);
+    let mut online = notifications(&world, FILTERED_ONLINE);
     online.sort();
     let expected = [of("12345", &["22222", "67890"]), of("22222", &["12345"])];
     assert_eq!(online, expected);
@@ -218,8 +218,8 @@ async fn while_the_service_is_away_the_told_stay_told_and_nobody_new_is() -> Res
     world.tape.hosts(FILTERED_ONLINE, 4).await?;
     world.tape.hosts(FILTERED_OFFLINE, 2).await?;
     let (online, offline) = (
-        told(&world, FILTERED_ONLINE),
-        told(&world, FILTERED_OFFLINE),
+        notifications(&world, FILTERED_ONLINE),
+        notifications(&world, FILTERED_OFFLINE),
     );
     let mut since = online[2..].to_vec();
     since.sort();
@@ -253,8 +253,11 @@ async fn an_invalidation_corrects_exactly_the_difference() -> Result<()> {
         of("12345", &["33333"]),
         of("12345", &["11111"]),
     ];
-    assert_eq!(told(&world, FILTERED_ONLINE), expected);
-    assert_eq!(told(&world, FILTERED_OFFLINE), [of("12345", &["67890"])]);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), expected);
+    assert_eq!(
+        notifications(&world, FILTERED_OFFLINE),
+        [of("12345", &["67890"])]
+    );
 
     let from = world.host.log_len();
     service.invalidate(r#"{"question":"friends"}"#).await?;
@@ -325,7 +328,7 @@ async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
         .until_metric(name, &refused, |it| it >= 2.0)
         .await?;
     world.tape.hosts(EVENTS, 1).await?;
-    assert_eq!(told(&world, FILTERED_ONLINE), []);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), []);
     service.set_answer("contacts", None);
     let online = world.tape.hosts(FILTERED_ONLINE, 1).await?;
     assert_eq!(online[0].visible_to(), ["22222", "67890"]);
@@ -374,8 +377,14 @@ async fn after_a_restart_the_told_stay_told_until_the_service_answers() -> Resul
     let directory = json!({"contacts": {"12345": ["67890", "33333"]}});
     let service = Service::start(&world.server.url(), directory).await?;
     world.tape.hosts(FILTERED_ONLINE, 2).await?;
-    assert_eq!(told(&world, FILTERED_ONLINE)[1], of("12345", &["33333"]));
-    assert_eq!(told(&world, FILTERED_OFFLINE), [of("12345", &["22222"])]);
+    assert_eq!(
+        notifications(&world, FILTERED_ONLINE)[1],
+        of("12345", &["33333"])
+    );
+    assert_eq!(
+        notifications(&world, FILTERED_OFFLINE),
+        [of("12345", &["22222"])]
+    );
     let answer = world.client.request("presence.query", query).await?;
     assert_eq!(answer["users"][0]["status"], "online", "{answer}");
     drop(service);
@@ -498,7 +507,7 @@ async fn an_offline_that_waits_outlives_a_kill() -> Result<()> {
     world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
-    assert_eq!(told(&world, FILTERED_OFFLINE), []);
+    assert_eq!(notifications(&world, FILTERED_OFFLINE), []);
     let service = self::service(&world).await?;
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(offline.visible_to(), ["11111", "67890"]);

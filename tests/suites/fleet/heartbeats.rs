@@ -67,7 +67,7 @@ async fn a_standby_that_is_told_of_heartbeats_takes_over_without_losing_or_keepi
     // By then everyone who stayed would have timed out, too.
     let others: Vec<_> = (12..18).map(guest).collect();
     guests_time_out(&mut scene, &others).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
 
     // Another one joins, is told, and is handed all shards.
     let joined = scene.nodes(&["c"]).await?;
@@ -78,7 +78,7 @@ async fn a_standby_that_is_told_of_heartbeats_takes_over_without_losing_or_keepi
     are_settled(&hosts(&joined)).await?;
     let others: Vec<_> = (18..24).map(guest).collect();
     guests_time_out(&mut scene, &others).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
     let told = on(scene.tape.seen(), FILTERED_ONLINE).len();
     ensure!(told > 0, "viewers are told");
     let gone = on(scene.tape.seen(), OFFLINE);

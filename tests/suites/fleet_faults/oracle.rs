@@ -98,10 +98,10 @@ pub(super) fn judge(terms: Terms, trace: &[Entry]) -> Verdict {
     for entry in trace {
         oracle.now = entry.at;
         oracle.look_for_ghosts();
-        oracle.take(&entry.fact);
+        oracle.apply(&entry.fact);
     }
     let open = oracle.source_logs.end();
-    open.into_iter().for_each(|it| oracle.violated(it));
+    open.into_iter().for_each(|it| oracle.add_violation(it));
     let mut verdict = oracle.verdict;
     verdict.successions = oracle.source_logs.successions;
     // The start of the brokers and nodes before that doesn't count.
@@ -167,18 +167,18 @@ pub(super) fn differences(trace: &[Entry]) -> Vec<String> {
 }
 
 impl Oracle {
-    fn violated(&mut self, what: String) {
+    fn add_violation(&mut self, what: String) {
         self.verdict
             .violations
             .push(format!("{} ms: {what}", self.now));
     }
 
-    fn take(&mut self, fact: &Fact) {
+    fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::Opens { user, conn } => {
                 self.conns.insert((*user, *conn), Conn::default());
             }
-            Fact::Spoke { user, conn } => self.spoke(*user, *conn),
+            Fact::Spoke { user, conn } => self.note_message(*user, *conn),
             Fact::Closes { user, conn } => {
                 if let Some(conn) = self.conns.get_mut(&(*user, *conn)) {
                     conn.is_closing = true;
@@ -214,17 +214,17 @@ impl Oracle {
                 for viewer in viewers {
                     if !may_see(*viewer, *user) {
                         let state = if *online { "online" } else { "offline" };
-                        self.violated(format!(
+                        self.add_violation(format!(
                             "user {user} is hidden from viewer {viewer}, who was told: {state}"
                         ));
                     }
                 }
-                let found = self.source_logs.take(fact);
-                found.into_iter().for_each(|it| self.violated(it));
+                let found = self.source_logs.apply(fact);
+                found.into_iter().for_each(|it| self.add_violation(it));
             }
             Fact::Beacon { .. } => {
-                let found = self.source_logs.take(fact);
-                found.into_iter().for_each(|it| self.violated(it));
+                let found = self.source_logs.apply(fact);
+                found.into_iter().for_each(|it| self.add_violation(it));
             }
             Fact::Missed { client } => self.source_logs.missed(*client),
             Fact::ViewChanged {
@@ -235,7 +235,7 @@ impl Oracle {
             } => {
                 self.shown.insert((*viewer, *user));
                 if !may_see(*viewer, *user) {
-                    self.violated(format!("viewer {viewer} sees user {user}, who is hidden"));
+                    self.add_violation(format!("viewer {viewer} sees user {user}, who is hidden"));
                 }
             }
             Fact::ViewChanged {
@@ -243,7 +243,7 @@ impl Oracle {
             } => {
                 self.shown.remove(&(*viewer, *user));
                 if self.stayed_connected(*user) {
-                    self.violated(format!(
+                    self.add_violation(format!(
                         "user {user} stayed connected, and viewer {viewer} was told that they left ({why})"
                     ));
                 }
@@ -260,7 +260,7 @@ impl Oracle {
         self.source_logs.fault();
     }
 
-    fn spoke(&mut self, user: usize, conn: u64) {
+    fn note_message(&mut self, user: usize, conn: u64) {
         let silence_ms_max = self.terms.silence_ms_max();
         let now = self.now;
         if let Some(conn) = self.conns.get_mut(&(user, conn)) {
@@ -314,7 +314,7 @@ impl Oracle {
         self.late = late;
         for (viewer, user) in new {
             let left_at = self.left_at.get(&user).copied().unwrap_or_default();
-            self.violated(format!(
+            self.add_violation(format!(
                 "user {user} left at {left_at} ms, and viewer {viewer} sees them online"
             ));
         }

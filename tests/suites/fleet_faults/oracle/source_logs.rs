@@ -60,7 +60,7 @@ impl SourceLogs {
     }
 
     /// Takes a message or a beacon. Returns what is surely wrong.
-    pub(super) fn take(&mut self, fact: &Fact) -> Vec<String> {
+    pub(super) fn apply(&mut self, fact: &Fact) -> Vec<String> {
         match fact {
             Fact::Received {
                 client,
