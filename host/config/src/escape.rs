@@ -173,7 +173,7 @@ pub fn print_json(json: impl Display) -> io::Result<()> {
 /// As [`print_while_read`].
 #[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
 pub fn print_json_while_read(json: impl Display) -> io::Result<()> {
-    writeln!(io::stdout(), "{}", same_json(&json.to_string()))
+    writeln!(io::stdout(), "{}", escape_json(&json.to_string()))
 }
 
 fn unless_unread(written: io::Result<()>) -> io::Result<()> {
@@ -184,7 +184,7 @@ fn unless_unread(written: io::Result<()>) -> io::Result<()> {
 }
 
 /// The same JSON, or the same TOML string in double quotes, without harmful characters.
-pub fn same_json(json: &str) -> Cow<'_, str> {
+pub fn escape_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |character| is_harmful(character) && character != '\n';
     if !json.contains(is_escaped) {
         return Cow::Borrowed(json);
@@ -263,7 +263,7 @@ impl<W: io::Write> io::Write for JsonLines<W> {
             true => bounded_json(text),
             false => text,
         };
-        self.0.write_all(same_json(&text).as_bytes())
+        self.0.write_all(escape_json(&text).as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {

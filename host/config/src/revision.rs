@@ -15,7 +15,7 @@ use crate::abort_on::AbortOn;
 use crate::causes::Causes;
 use crate::configuration::STAGES_MAX;
 use crate::digest::Digest;
-use crate::escape::{cut, same_json};
+use crate::escape::{cut, escape_json};
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
 
 /// The longest `who` and the longest `why`, in bytes.
@@ -243,7 +243,7 @@ fn inline(value: &Value) -> Option<String> {
 /// A TOML string. All escapes of JSON are also escapes of TOML.
 fn string(text: &str) -> String {
     let json = Value::from(text).to_string();
-    same_json(&json).into_owned()
+    escape_json(&json).into_owned()
 }
 
 /// Stages in the form of a file for `presence pipeline apply`.

@@ -189,7 +189,7 @@ impl Report {
         let mut problems: Vec<_> = wrong.map(Problem::from).collect();
         let mut found: Vec<anyhow::Error> = Vec::new();
         found.extend(log::level(&config.log).err());
-        found.extend(config.nats.unreadable());
+        found.extend(config.nats.unreadable_files());
         found.extend(telemetry::doubt(config));
         if let config::Directory::File { path, is_named } = &config.directory {
             found.extend(directory::load(path, *is_named, &Names::new()).err());

@@ -569,7 +569,7 @@ pub fn engine(config: &Config) -> anyhow::Result<Engine> {
     };
     let engine = || -> anyhow::Result<Engine> {
         private::trusted_folder(folder)?;
-        Ok(Engine::caching(folder, &key(&config.state)?)?)
+        Ok(Engine::with_cache(folder, &key(&config.state)?)?)
     };
     engine().or_else(|error| {
         tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");

@@ -84,7 +84,7 @@ impl Blueprint {
             if !has_passed {
                 let failed = self_test::problems(plugin, limits);
                 if failed.is_empty() {
-                    plugin.passes(limits);
+                    plugin.mark_passed(limits);
                 }
                 problems.extend(failed);
             }
@@ -126,7 +126,7 @@ impl Blueprint {
     }
 
     fn without_instances(&self) -> Pipeline {
-        Pipeline::new(&self.stages, self.limits).counting(&self.latency)
+        Pipeline::new(&self.stages, self.limits).with_latency(&self.latency)
     }
 
     /// Makes instances for this many threads now, so that no event waits for them when this

@@ -406,7 +406,7 @@ impl Call {
     /// the event if `viewers` is `None`.
     pub(crate) fn give_reason(&mut self, viewers: Option<&Audience>, reason: String) {
         if let Some(trace) = &mut self.observed.trace {
-            trace.reason(viewers, reason);
+            trace.add_reason(viewers, reason);
         }
     }
 

@@ -63,7 +63,7 @@ impl Capability {
 
     /// The capability of a name in a manifest's list. `widen` isn't in that list: a filter asks for
     /// it by its effect.
-    pub(crate) fn in_manifest(name: &str) -> Option<Self> {
+    pub(crate) fn from_manifest(name: &str) -> Option<Self> {
         let named = ALL.iter().find(|(_, spelled)| *spelled == name);
         named.map(|(it, _)| *it).filter(|it| *it != Widen)
     }

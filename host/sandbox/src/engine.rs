@@ -37,7 +37,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn caching(folder: &Path, key: &[u8]) -> Result<Self, LoadError> {
+    pub fn with_cache(folder: &Path, key: &[u8]) -> Result<Self, LoadError> {
         Self::with(Some(Artefacts::new(folder, key).into()))
     }
 

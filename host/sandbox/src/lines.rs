@@ -34,7 +34,7 @@ struct Window {
 
 impl Lines {
     /// Log lines that a recorder gets as well.
-    pub(crate) fn recorded(recorder: &Arc<LineRecorder>) -> Self {
+    pub(crate) fn with_recorder(recorder: &Arc<LineRecorder>) -> Self {
         Self {
             recorder: Some(Arc::clone(recorder)),
             ..Self::default()

@@ -23,7 +23,7 @@ thread_local! {
 
 /// Sets the work that this thread does each time that a call on it may pause. The work returns how
 /// long it took. It may call other plugins, whose calls may pause as well.
-pub fn while_paused(work: Rc<dyn Fn() -> Duration>) {
+pub fn set_pause_work(work: Rc<dyn Fn() -> Duration>) {
     WORK.set(Some(work));
 }
 

@@ -161,7 +161,7 @@ impl Pipeline {
     }
 
     /// The same pipeline, which counts its decisions in `latency`.
-    pub(crate) fn counting(self, latency: &Arc<Latency>) -> Self {
+    pub(crate) fn with_latency(self, latency: &Arc<Latency>) -> Self {
         Self {
             latency: Arc::clone(latency),
             ..self
@@ -337,7 +337,7 @@ impl Pipeline {
                 Effect::Narrow => after.intersection(&before),
             });
             if let Some(trace) = &mut observed.trace {
-                trace.filtered(filter.report(), &before, &after);
+                trace.add_filter(filter.report(), &before, &after);
             }
             audience = after?;
         }
@@ -384,7 +384,7 @@ impl Pipeline {
             },
         );
         if let Some(trace) = &mut observed.trace {
-            trace.redacted(redactor.report(), audience, &renditions);
+            trace.add_redactor(redactor.report(), audience, &renditions);
         }
         renditions
     }

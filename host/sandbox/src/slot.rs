@@ -322,7 +322,7 @@ mod tests {
 
     use super::*;
     use crate::api::{EventArg, Kind};
-    use crate::pause::{TICK_MS, while_paused};
+    use crate::pause::{TICK_MS, set_pause_work};
     use crate::{Engine, Plugin, self_test};
 
     /// How long a call may take here: long enough for a busy machine.
@@ -421,7 +421,7 @@ mod tests {
         other.borrow_mut().make().unwrap();
         let pauses = Rc::new(Cell::new(0));
         let (clock, counted) = (engine.clone(), Rc::clone(&pauses));
-        while_paused(Rc::new(move || {
+        set_pause_work(Rc::new(move || {
             let begun = Instant::now();
             counted.set(counted.get() + 1);
             let answer = other.try_borrow_mut().map(|mut it| call(&mut it, || ()));

@@ -250,7 +250,7 @@ impl Stage {
     pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
         let plugin = || self.plugin.name.to_string();
-        let unknown = |name: &&String| Capability::in_manifest(name).is_none();
+        let unknown = |name: &&String| Capability::from_manifest(name).is_none();
         let unknown = manifest.capabilities.iter().filter(unknown);
         problems.extend(unknown.map(|name| LoadError::Link {
             plugin: plugin(),

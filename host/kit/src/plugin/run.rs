@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         };
         case.directory = read;
     }
-    let limits = limits(&config, true).within(plugin.manifest.limits);
+    let limits = limits(&config, true).capped_by(plugin.manifest.limits);
     let outcome = self_test::run_case(&plugin, &case, limits);
     if args.json {
         print_json(object(&plugin, &outcome))?;

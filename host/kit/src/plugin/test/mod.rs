@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let plugin = super::load(&loader::engine(&config)?, &path, &bytes)?;
-    let limits = limits(&config, true).within(plugin.manifest.limits);
+    let limits = limits(&config, true).capped_by(plugin.manifest.limits);
     let outcomes: Vec<_> = self_test::run(&plugin, limits).collect();
     let failed: Vec<_> = outcomes
         .iter()
