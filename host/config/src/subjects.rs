@@ -83,7 +83,7 @@ impl Subjects {
     }
 
     /// The question that a subject asks. `None` if it asks none.
-    pub fn asked<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
+    pub fn question_kind<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
         match subject.strip_prefix(&self.prefix)? {
             "presence.query" => Some(QuestionKind::Query(None)),
             "presence.explain" => Some(QuestionKind::Explain),
@@ -119,13 +119,13 @@ pub enum ShardMessage {
 impl Subjects {
     /// A wildcard for everything that is sent to a shard. Its owner and its standbys subscribe to
     /// it.
-    pub fn of_shard(&self, shard: u32) -> String {
+    pub fn shard_wildcard(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.>", self.prefix)
     }
 
-    /// The subjects of `of_shard` without heartbeats, and without requests that only an owner
+    /// The subjects of `shard_wildcard` without heartbeats, and without requests that only an owner
     /// handles. A standby subscribes to them if its owner tells it of heartbeats.
-    pub fn of_shard_but_heartbeats(&self, shard: u32) -> Vec<String> {
+    pub fn shard_without_heartbeats(&self, shard: u32) -> Vec<String> {
         let kinds = Kind::ALL.into_iter().filter(|it| *it != Kind::Heartbeat);
         let inputs = kinds.map(|kind| self.shard_input(shard, Some(kind)));
         let stored = format!("{}{SHARD}{shard}.stored.*", self.prefix);
@@ -259,7 +259,7 @@ impl Source {
 
     /// The same source in the epoch of its current owner.
     #[must_use]
-    pub fn owned_in(&self, epoch: u64) -> Self {
+    pub fn with_epoch(&self, epoch: u64) -> Self {
         Self {
             header_prefix: header_prefix(&self.name, epoch),
             epoch,
@@ -270,7 +270,7 @@ impl Source {
     /// The same source, begun anew in this epoch, or in a later one if this one isn't `EPOCH_STEP`
     /// after the epoch before.
     #[must_use]
-    pub fn in_epoch(&self, epoch: u64) -> Self {
+    pub fn renewed_in(&self, epoch: u64) -> Self {
         let epoch = epoch.max(self.epoch.saturating_add(EPOCH_STEP));
         Self {
             header_prefix: header_prefix(&self.name, epoch),
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn a_source_that_begins_anew_does_so_in_a_later_epoch() {
         for (epoch, header) in [(5_000, "n/1 5000 1"), (3, "n/1 1007 1")] {
-            let source = source(false).in_epoch(epoch);
+            let source = source(false).renewed_in(epoch);
             let headers: Vec<_> = source.headers("s", 0, 1).collect();
             assert_eq!(headers, [(SEQ, header.to_owned())]);
         }
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn all_that_a_shard_is_sent_but_heartbeats_is_listened_to_once() {
         let subjects = Subjects::new(Some("acme"));
-        let listened = subjects.of_shard_but_heartbeats(7);
+        let listened = subjects.shard_without_heartbeats(7);
         let times = |subject: &str| {
             let is_of = |to: &&String| match to.strip_suffix('*') {
                 Some(begin) => subject.starts_with(begin),
@@ -420,7 +420,7 @@ mod tests {
     fn a_shard_of_a_fleet_is_one_source_under_each_owner() {
         let source = Source::of_fleet(3, &Subjects::new(None), false);
         for epoch in [7, 9] {
-            let headers: Vec<_> = source.owned_in(epoch).headers("s", 0, 1).collect();
+            let headers: Vec<_> = source.with_epoch(epoch).headers("s", 0, 1).collect();
             assert_eq!(headers, [(SEQ, format!("shard/3 {epoch} 1"))]);
         }
     }

@@ -13,7 +13,7 @@ pub struct Change {
 
 impl Change {
     /// Whether it changes something that the tenants of a process share.
-    pub fn is_of_process(&self) -> bool {
+    pub fn affects_process(&self) -> bool {
         let of_process = [
             "node",
             "nats",
@@ -126,7 +126,7 @@ impl Config {
 
     /// Takes from the running configuration what belongs to the process, for a tenant that shares
     /// the process with others. `own_account`: whether the tenant has a connection of its own.
-    pub fn keep_of_process(&mut self, running: &Self, own_account: bool) {
+    pub fn keep_process_values(&mut self, running: &Self, own_account: bool) {
         self.node = running.node.clone();
         self.http = running.http.clone();
         self.telemetry = running.telemetry.clone();

@@ -217,7 +217,7 @@ impl Config {
             .map_err(|error| Problems::from(syntax::problem(file, text, &error)))?;
         let env: BTreeMap<_, _> = env.collect();
         let sections = tenants::sections(document.get_ref());
-        let rest = tenants::without(document.get_ref());
+        let rest = tenants::without_tenants(document.get_ref());
         let root = match sections {
             Some(_) => &rest,
             None => document.get_ref(),

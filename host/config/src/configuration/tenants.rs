@@ -112,7 +112,7 @@ pub(super) fn sections<'a, 'd>(
 }
 
 /// The document without its tenants.
-pub(super) fn without<'a>(document: &DeTable<'a>) -> DeTable<'a> {
+pub(super) fn without_tenants<'a>(document: &DeTable<'a>) -> DeTable<'a> {
     let mut rest = document.clone();
     rest.remove(KEY);
     rest

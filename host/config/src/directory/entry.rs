@@ -69,7 +69,12 @@ impl<'a> Key<'a> {
     ///
     /// # Errors
     /// If the value can't be read; nothing is changed then.
-    pub fn take(&self, edit: &mut Edit, names: &Names, value: Option<&[u8]>) -> anyhow::Result<()> {
+    pub fn apply(
+        &self,
+        edit: &mut Edit,
+        names: &Names,
+        value: Option<&[u8]>,
+    ) -> anyhow::Result<()> {
         let text = value.map(std::str::from_utf8).transpose();
         let text = text.context("the value is not UTF-8")?.map(without_bom);
         let ids = || text.map(|json| reader::ids(json, names)).transpose();
@@ -197,7 +202,8 @@ mod tests {
         let mut edit = Directory::new().edit();
         for (key, value) in entries {
             let key = Key::parse(key).unwrap();
-            key.take(&mut edit, &names, Some(value.as_bytes())).unwrap();
+            key.apply(&mut edit, &names, Some(value.as_bytes()))
+                .unwrap();
         }
         let (directory, _) = edit.finish();
         for (key, value) in entries {

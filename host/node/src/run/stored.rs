@@ -166,7 +166,7 @@ impl Shared {
             match &section.config {
                 Ok(config) if is_changed => {
                     let mut config = Config::clone(config);
-                    config.keep_of_process(&self.config, section.own_account);
+                    config.keep_process_values(&self.config, section.own_account);
                     if !section.paused {
                         no_other_has_subjects(&config, &after).await?;
                     }

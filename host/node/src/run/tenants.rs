@@ -507,7 +507,7 @@ impl ConfigFollower {
     fn take(&mut self, new: Config) {
         let before = std::mem::replace(&mut self.running, new);
         for change in before.changes(&self.running) {
-            if change.is_of_process() {
+            if change.affects_process() {
                 let section = change.section;
                 tracing::warn!("[{section}] has changed: it takes effect at the next start");
             }
