@@ -202,8 +202,8 @@ impl Call {
     /// Ends a call: makes its tokens invalid, and gives back what was observed.
     pub(crate) fn end(&mut self, observed: &mut Observations) {
         *observed = std::mem::take(&mut self.observed);
-        // Adds the questions and keys to `earlier_times`, which has none: appending to an empty set costs
-        // nothing.
+        // Adds the questions and keys to `earlier_times`, which has none: appending to an empty set
+        // costs nothing.
         let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.earlier_times));
         observed.reads.add(reads);
         self.base = self.next_token();

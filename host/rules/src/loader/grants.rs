@@ -4,8 +4,8 @@ use presence_config::Grant;
 use presence_sandbox::{Capabilities, Capability};
 
 /// The capabilities that a stage's entry grants. Some capabilities permit calls of host functions
-/// (`Capabilities::HOST_FUNCTIONS`). A list that names none of these, and not the word `none`, grants all of
-/// them. So a list that was written before they existed keeps its meaning.
+/// (`Capabilities::HOST_FUNCTIONS`). A list that names none of these, and not the word `none`,
+/// grants all of them. So a list that was written before they existed keeps its meaning.
 pub(super) fn of_stage(grants: &[Grant]) -> Capabilities {
     let granted = all_of(grants);
     let names_some = grants.contains(&Grant::None)
