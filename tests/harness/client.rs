@@ -146,14 +146,14 @@ pub struct ReceivedMessage {
 impl ReceivedMessage {
     /// Whether the host published it, and not an application or a transport.
     #[must_use]
-    pub fn is_hosts(&self) -> bool {
+    pub fn is_from_host(&self) -> bool {
         self.headers.contains_key("Presence-Seq")
     }
 
     /// The numbering of a host's message: its source, its epoch, and its number. An empty source
     /// and 0 if the host didn't publish it.
     #[must_use]
-    pub fn counted(&self) -> (&str, u64, u64) {
+    pub fn sequence(&self) -> (&str, u64, u64) {
         let header = self.headers.get("Presence-Seq");
         let mut words = header.map_or("", String::as_str).split(' ');
         let source = words.next().unwrap_or_default();
@@ -252,7 +252,7 @@ impl Recording {
     /// # Errors
     /// As [`Self::until`].
     pub async fn hosts(&mut self, subject: &str, count: usize) -> Result<Vec<ReceivedMessage>> {
-        let on = |seen: &&ReceivedMessage| seen.is_hosts() && seen.subject == subject;
+        let on = |seen: &&ReceivedMessage| seen.is_from_host() && seen.subject == subject;
         let what = format!("{count} of the host's messages on {subject}");
         self.until(&what, |seen| seen.iter().filter(on).count() >= count)
             .await?;
@@ -297,7 +297,7 @@ impl Recording {
     fn listing(&self) -> String {
         let mut text = format!("{} messages were seen, the last of them:", self.seen.len());
         for seen in self.seen.iter().rev().take(20).rev() {
-            let source = if seen.is_hosts() { "host" } else { "other" };
+            let source = if seen.is_from_host() { "host" } else { "other" };
             let body: String = String::from_utf8_lossy(&seen.bytes)
                 .chars()
                 .take(300)

@@ -87,7 +87,7 @@ impl Cluster {
             routes,
             _nowhere: nowhere,
         };
-        cluster.stores().await?;
+        cluster.wait_until_storing().await?;
         Ok(cluster)
     }
 
@@ -138,7 +138,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it doesn't in time.
-    pub async fn stores(&self) -> Result<()> {
+    pub async fn wait_until_storing(&self) -> Result<()> {
         let client = Client::connect(&self.url(0)).await?;
         let mut context = jetstream::new(client.nats.clone());
         context.set_timeout(Duration::from_secs(2));

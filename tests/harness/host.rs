@@ -150,14 +150,14 @@ impl Host {
                 .then_some(()))
         })
         .await;
-        answered.with_context(|| self.process.last_words())
+        answered.with_context(|| self.process.log_tail())
     }
 
     /// Waits until `/readyz` answers 503, with a reason that contains `why`.
     ///
     /// # Errors
     /// When the host ends, or doesn't answer this.
-    pub async fn unready_since(&mut self, why: &str) -> Result<()> {
+    pub async fn unready_because(&mut self, why: &str) -> Result<()> {
         let what = format!("presence not to be ready, since {why}");
         let said = wait::until(&what, async || {
             if let Some(status) = self.process.ended()? {
@@ -168,7 +168,7 @@ impl Host {
             Ok(answer.is_ok_and(is).then_some(()))
         })
         .await;
-        said.with_context(|| self.process.last_words())
+        said.with_context(|| self.process.log_tail())
     }
 
     /// What `/metrics` says now.

@@ -164,7 +164,7 @@ impl NatsServer {
             }
             Ok(greeting(port).await)
         });
-        greeted.await.with_context(|| process.last_words())?;
+        greeted.await.with_context(|| process.log_tail())?;
         self.process = Some(process);
         Ok(())
     }

@@ -121,7 +121,7 @@ impl Process {
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let what = format!("{} to end", self.name);
         let ended = wait::until(&what, async || self.ended()).await;
-        let status = ended.with_context(|| self.last_words())?;
+        let status = ended.with_context(|| self.log_tail())?;
         self.stdout.finish();
         self.stderr.finish();
         Ok(status)
@@ -146,7 +146,7 @@ impl Process {
             bail!(
                 "{} should exit 0 on SIGTERM, but: {status}\n{}",
                 self.name,
-                self.last_words()
+                self.log_tail()
             );
         }
         Ok(())
@@ -163,7 +163,7 @@ impl Process {
 
     /// The end of its log, for errors.
     #[must_use]
-    pub fn last_words(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let lines = self.stderr.lock();
         let last = lines.iter().skip(lines.len().saturating_sub(15));
         let text = last
@@ -198,7 +198,7 @@ impl Process {
             }
         })
         .await;
-        found.with_context(|| self.last_words())
+        found.with_context(|| self.log_tail())
     }
 }
 

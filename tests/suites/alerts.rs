@@ -11,7 +11,7 @@ use presence_tests::{component, http, wait};
 use serde_json::{Value, json};
 
 use crate::inputs::{self, CONNECT};
-use crate::store::{CONTACTS, apply, bucket, empty, good, plugin, push};
+use crate::store::{CONTACTS, apply, bucket, empty, plugin, push, run_ok};
 use crate::world::World;
 
 /// How many calls of a canary are needed before it is promoted.
@@ -96,7 +96,7 @@ async fn a_canary_that_another_node_has_promoted_is_no_alert_of_one_that_was_fro
     let digest = push(&world.site, &plugin(&world.site, "other.wasm", &bytes)?)?;
     let named = format!("contacts@{digest}");
     let canary = ["plugins", "canary", &*named, "--percent", "100", "--yes"];
-    good(
+    run_ok(
         &world.site,
         &[&canary[..], &["--promote-after", "3s"]].concat(),
     )?;

@@ -40,7 +40,12 @@ async fn come(world: &mut World) -> Result<()> {
 }
 
 /// Who is told of whom on a subject, from message number `from` on, sorted by user.
-async fn told(world: &mut World, subject: &str, from: usize, count: usize) -> Result<Vec<String>> {
+async fn notified_pairs(
+    world: &mut World,
+    subject: &str,
+    from: usize,
+    count: usize,
+) -> Result<Vec<String>> {
     let seen = world
         .tape
         .hosts(subject, from + count)
@@ -58,7 +63,7 @@ async fn told(world: &mut World, subject: &str, from: usize, count: usize) -> Re
 /// them back when it is lifted. Cleo notices nothing.
 async fn hides_both(world: &mut World) -> Result<()> {
     let both = [r#"["ann"] of ben"#, r#"["ben"] of ann"#];
-    assert_eq!(told(world, FILTERED_OFFLINE, 0, 2).await?, both);
+    assert_eq!(notified_pairs(world, FILTERED_OFFLINE, 0, 2).await?, both);
     for (viewer, user) in [("ann", "ben"), ("ben", "ann")] {
         let question = json!({"viewerId": viewer, "userIds": [user, "nobody"]}).to_string();
         let answer = world.client.request("presence.query", question).await?;
@@ -69,7 +74,7 @@ async fn hides_both(world: &mut World) -> Result<()> {
 
 async fn shows_both_again(world: &mut World) -> Result<()> {
     let both = [r#"["ann"] of ben"#, r#"["ben"] of ann"#];
-    assert_eq!(told(world, FILTERED_ONLINE, 3, 2).await?, both);
+    assert_eq!(notified_pairs(world, FILTERED_ONLINE, 3, 2).await?, both);
     assert_eq!(world.tape.hosts(FILTERED_OFFLINE, 2).await?.len(), 2);
     Ok(())
 }
@@ -92,13 +97,13 @@ async fn a_service_is_asked_who_has_blocked_a_user() -> Result<()> {
     let mut world = World::start_with(site).await?;
     let service = Service::start(&world.server.url(), directory(json!({}))).await?;
     come(&mut world).await?;
-    service.says(directory(json!({"ben": ["ann"]})));
+    service.set_directory(directory(json!({"ben": ["ann"]})));
     service.invalidate("").await?;
     hides_both(&mut world).await?;
     let asked = service.asked();
     assert!(asked.iter().any(|it| it.subject == ".blockers.ann"));
 
-    service.says(directory(json!({})));
+    service.set_directory(directory(json!({})));
     for (question, id) in [("blocked-by", "ben"), ("blockers", "ann")] {
         let changed = json!({"question": question, "id": id}).to_string();
         service.invalidate(&changed).await?;

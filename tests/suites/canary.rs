@@ -12,7 +12,7 @@ use presence_tests::{component, host, wait};
 use serde_json::{Value, json};
 
 use crate::inputs::{self, CONNECT};
-use crate::store::{self, CONTACTS, apply, bad, empty, good, plugin, push};
+use crate::store::{self, CONTACTS, apply, empty, plugin, push, run_err, run_ok};
 use crate::world::World;
 
 /// Who sees user 12345 by `contacts`, and by `groups` instead. The user is in a share of 45.07 %
@@ -36,7 +36,7 @@ async fn world(other: &str) -> Result<(World, String)> {
 
 fn canary(world: &World, named: &str, percent: &str, more: &[&str]) -> Result<String> {
     let args = ["plugins", "canary", named, "--yes", "--percent", percent];
-    good(&world.site, &[&args[..], more].concat())
+    run_ok(&world.site, &[&args[..], more].concat())
 }
 
 async fn status(world: &World) -> Result<Value> {
@@ -51,7 +51,7 @@ async fn a_canary_decides_on_its_share_grows_outlives_a_restart_and_is_promoted(
     let out = canary(&world, &named, "45.06", &[])?;
     ensure!(out.contains("+# canary: contacts@sha256:"), "{out}");
     assert_eq!(world.probe("12345").await?.visible_to(), BY_CONTACT);
-    let error = bad(
+    let error = run_err(
         &world.site,
         &["plugins", "canary", &named, "--percent", "101", "--yes"],
     )?;
@@ -68,16 +68,16 @@ async fn a_canary_decides_on_its_share_grows_outlives_a_restart_and_is_promoted(
     world.host = Host::start(&world.site).await?;
     assert_eq!(world.probe("12345").await?.visible_to(), BY_GROUP);
 
-    good(&world.site, &["plugins", "abort", "--yes"])?;
+    run_ok(&world.site, &["plugins", "abort", "--yes"])?;
     assert_eq!(world.probe("12345").await?.visible_to(), BY_CONTACT);
-    let error = bad(&world.site, &["plugins", "promote", "--yes"])?;
+    let error = run_err(&world.site, &["plugins", "promote", "--yes"])?;
     ensure!(error.contains("no canary runs"), "{error}");
     canary(&world, &named, "1", &[])?;
     assert_eq!(world.probe("12345").await?.visible_to(), BY_CONTACT);
-    good(&world.site, &["plugins", "promote", "--yes"])?;
+    run_ok(&world.site, &["plugins", "promote", "--yes"])?;
     assert_eq!(world.probe("12345").await?.visible_to(), BY_GROUP);
     ensure!(status(&world).await?["serving"]["beside"].is_null());
-    let history = good(&world.site, &["pipeline", "history"])?;
+    let history = run_ok(&world.site, &["pipeline", "history"])?;
     for words in [
         ": 45.06 %",
         "from 45.06 % to 45.07 %",
@@ -229,7 +229,7 @@ async fn a_shadow_says_what_would_differ_and_changes_nothing() -> Result<()> {
         Ok((beside["kind"] == "shadow").then_some(()))
     })
     .await?;
-    let error = bad(&world.site, &["plugins", "shadow", &named, "--for", "1s"])?;
+    let error = run_err(&world.site, &["plugins", "shadow", &named, "--for", "1s"])?;
     ensure!(error.contains("another shadow runs"), "{error}");
     assert_eq!(world.probe("12345").await?.visible_to(), BY_CONTACT);
     let output = run.await??;
@@ -265,17 +265,17 @@ async fn a_shadow_ends_before_its_time_when_an_operator_says_so() -> Result<()> 
             Ok((beside["kind"] == "shadow").then_some(()))
         })
         .await?;
-        let said = good(&world.site, end)?;
+        let said = run_ok(&world.site, end)?;
         ensure!(said.contains(": ended"), "{said}");
         ensure!(status(&world).await?["serving"]["beside"].is_null());
         // The command that began the shadow prints its report.
-        ensure!(command.wait().await?.success(), "{}", command.last_words());
+        ensure!(command.wait().await?.success(), "{}", command.log_tail());
         let report = command.stdout().join("\n");
         ensure!(report.contains("decisions compared"), "{report}");
     }
-    let error = bad(&world.site, ends[0])?;
+    let error = run_err(&world.site, ends[0])?;
     ensure!(error.contains("no shadow runs"), "{error}");
-    let error = bad(&world.site, ends[1])?;
+    let error = run_err(&world.site, ends[1])?;
     ensure!(error.contains("no canary runs"), "{error}");
     world.end().await
 }
@@ -371,9 +371,9 @@ async fn a_canary_that_hides_users_or_shows_them_is_aborted() -> Result<()> {
     );
 
     // The other way round.
-    good(&world.site, &["plugins", "activate", &named, "--yes"])?;
+    run_ok(&world.site, &["plugins", "activate", &named, "--yes"])?;
     let first: Value =
-        serde_json::from_str(&good(&world.site, &["pipeline", "show", "1", "--json"])?)?;
+        serde_json::from_str(&run_ok(&world.site, &["pipeline", "show", "1", "--json"])?)?;
     let digest = first["chain"][0]["digest"].as_str().context("a digest")?;
     let before = format!("contacts@{digest}");
     canary(&world, &before, "100", &["--abort-on", "shown>10%"])?;

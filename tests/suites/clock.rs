@@ -11,10 +11,10 @@ use presence_tests::site::Site;
 use serde_json::{Value, json};
 use toml::toml;
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{
     self, CONNECT, DISCONNECT, DLQ, FILTERED_OFFLINE, FILTERED_ONLINE, HEARTBEAT, OFFLINE, ONLINE,
 };
-use crate::speakers::Speakers;
 use crate::world::{World, on};
 
 const HOUR_MS: i64 = 3_600_000;
@@ -84,10 +84,10 @@ fn timestamp(seen: &ReceivedMessage) -> u64 {
 fn assert_times_never_run_back(seen: &[ReceivedMessage]) {
     let mut latest = BTreeMap::new();
     let happens = |seen: &&ReceivedMessage| {
-        seen.is_hosts() && [ONLINE, OFFLINE, DLQ].contains(&&*seen.subject)
+        seen.is_from_host() && [ONLINE, OFFLINE, DLQ].contains(&&*seen.subject)
     };
     for seen in seen.iter().filter(happens) {
-        let (source, epoch, _) = seen.counted();
+        let (source, epoch, _) = seen.sequence();
         let latest = latest.entry((source, epoch)).or_insert(0);
         assert!(timestamp(seen) >= *latest, "{latest}, and then: {seen:#?}");
         *latest = timestamp(seen);
@@ -116,8 +116,8 @@ async fn an_hour_back_stops_nothing() -> Result<()> {
         Ok(site)
     })
     .await?;
-    let _speaker = Speakers::start(&world.client, &["speaker".to_owned()]);
-    let _blocked = Speakers::start(&world.client, &["blocked".to_owned()]);
+    let _speaker = HeartbeatSenders::start(&world.client, &["speaker".to_owned()]);
+    let _blocked = HeartbeatSenders::start(&world.client, &["blocked".to_owned()]);
     for user in ["speaker", "silent", "leaver", "blocked"] {
         connect(&world, user).await?;
         until(&mut world.tape, FILTERED_ONLINE, user, 1).await?;
@@ -158,7 +158,7 @@ async fn an_hour_back_stops_nothing() -> Result<()> {
     // first of them is stored.
     let saved = |it: f64| it >= before + 2.0 * LATE as f64;
     world.host.until_metric(records, &[], saved).await?;
-    let late_speaker = Speakers::start(&world.client, &late[..1]);
+    let late_speaker = HeartbeatSenders::start(&world.client, &late[..1]);
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
     world.client.input(HEARTBEAT, heartbeat(&late[0])).await?;
@@ -200,7 +200,7 @@ async fn two_minutes_forward_and_back_end_nothing_but_what_goes_by_the_time_of_d
         Ok(site)
     })
     .await?;
-    let _speakers = Speakers::start(&world.client, &speaking);
+    let _speakers = HeartbeatSenders::start(&world.client, &speaking);
     for user in speaking
         .iter()
         .map(String::as_str)
@@ -237,7 +237,11 @@ async fn two_minutes_forward_and_back_end_nothing_but_what_goes_by_the_time_of_d
     // When all about this user has come, all about the others has come, too.
     world.all_about("silent").await?;
     let seen = world.tape.seen();
-    let hosts: Vec<_> = seen.iter().filter(|it| it.is_hosts()).cloned().collect();
+    let hosts: Vec<_> = seen
+        .iter()
+        .filter(|it| it.is_from_host())
+        .cloned()
+        .collect();
     assert_eq!(users(&hosts, OFFLINE), ["silent"], "nobody else has gone");
     assert_eq!(users(&hosts, ONLINE).len(), 12, "and nobody came anew");
     assert_times_never_run_back(&hosts);

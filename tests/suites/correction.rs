@@ -76,11 +76,11 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
         assert!(place(FILTERED_OFFLINE, &user) < place(FILTERED_ONLINE, &user));
     }
     // A source is a shard: it tells all who lose sight before anyone gains it.
-    let hosts = order.iter().filter(|seen| seen.is_hosts());
-    let sources: BTreeSet<_> = hosts.map(|seen| seen.counted().0).collect();
+    let hosts = order.iter().filter(|seen| seen.is_from_host());
+    let sources: BTreeSet<_> = hosts.map(|seen| seen.sequence().0).collect();
     for source in sources {
         let is_told = |seen: &ReceivedMessage, subject| {
-            let of_source = seen.subject == subject && seen.counted().0 == source;
+            let of_source = seen.subject == subject && seen.sequence().0 == source;
             of_source && seen.text("userId") != "late"
         };
         let losses = order.iter().filter(|seen| is_told(seen, FILTERED_OFFLINE));

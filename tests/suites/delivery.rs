@@ -102,8 +102,8 @@ async fn all_are_gone(tape: &mut Recording) -> Result<()> {
 /// Every number of every subject came, in every epoch of every source.
 fn assert_gapless(seen: &[ReceivedMessage]) {
     let mut numbers: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
-    for seen in seen.iter().filter(|seen| seen.is_hosts()) {
-        let (source, epoch, seq) = seen.counted();
+    for seen in seen.iter().filter(|seen| seen.is_from_host()) {
+        let (source, epoch, seq) = seen.sequence();
         let of = (source, epoch, &seen.subject);
         numbers.entry(of).or_default().insert(seq);
     }
@@ -237,9 +237,9 @@ async fn what_is_said_while_the_broker_is_away_comes_in_order_and_once() -> Resu
     let mut last: BTreeMap<_, u64> = BTreeMap::new();
     for seen in scene.tape.seen()[from..]
         .iter()
-        .filter(|seen| seen.is_hosts())
+        .filter(|seen| seen.is_from_host())
     {
-        let (source, _, seq) = seen.counted();
+        let (source, _, seq) = seen.sequence();
         let last = last.entry((source, &seen.subject)).or_insert(seq - 1);
         assert_eq!(seq, *last + 1, "{}", seen.subject);
         *last = seq;

@@ -26,8 +26,8 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE, OFFLINE};
-use crate::speakers::Speakers;
 use crate::world::on;
 
 const SHARDS: usize = 8;
@@ -36,7 +36,7 @@ const VIEWER: &str = "viewer";
 
 /// A broker, users who speak all the while, and a record of all that is published.
 struct Scene {
-    _speakers: Speakers,
+    _speakers: HeartbeatSenders,
     client: Client,
     tape: Recording,
     server: NatsServer,
@@ -88,7 +88,7 @@ impl Scene {
         let speakers: Vec<_> = (0..SPEAKERS).map(speaker).collect();
         Ok(Self {
             tape: client.record("presence.>").await?,
-            _speakers: Speakers::start(&Client::connect(&server.url()).await?, &speakers),
+            _speakers: HeartbeatSenders::start(&Client::connect(&server.url()).await?, &speakers),
             client,
             server,
         })
@@ -123,24 +123,24 @@ impl Scene {
     }
 
     /// How often each user was told online and offline, by live owners.
-    async fn told(&mut self) -> Result<BTreeMap<String, (usize, usize)>> {
+    async fn notification_counts(&mut self) -> Result<BTreeMap<String, (usize, usize)>> {
         self.tape.catch_up(&self.client).await?;
-        let mut told = BTreeMap::<_, (usize, usize)>::new();
+        let mut counts = BTreeMap::<_, (usize, usize)>::new();
         for seen in on(self.tape.seen(), FILTERED_ONLINE) {
-            told.entry(user_of(&seen).to_owned()).or_default().0 += 1;
+            counts.entry(user_of(&seen).to_owned()).or_default().0 += 1;
         }
         for seen in on(self.tape.seen(), FILTERED_OFFLINE) {
-            told.entry(user_of(&seen).to_owned()).or_default().1 += 1;
+            counts.entry(user_of(&seen).to_owned()).or_default().1 += 1;
         }
-        Ok(told)
+        Ok(counts)
     }
 
     /// No speaker was ever reported offline, and each was told once.
-    async fn nobody_was_told_wrong(&mut self) -> Result<()> {
-        let told = self.told().await?;
+    async fn check_notifications(&mut self) -> Result<()> {
+        let counts = self.notification_counts().await?;
         for number in 0..SPEAKERS {
             let user = speaker(number);
-            ensure!(told.get(&user) == Some(&(1, 0)), "{user}: {told:?}");
+            ensure!(counts.get(&user) == Some(&(1, 0)), "{user}: {counts:?}");
         }
         let gone = on(self.tape.seen(), OFFLINE);
         let speakers = gone.iter().filter(|it| user_of(it).starts_with("speaker"));
@@ -220,10 +220,10 @@ async fn when_a_node_is_killed_nobody_who_stays_goes_offline_and_everyone_who_le
     scene.tape.until("all guests to be offline", gone).await?;
     are_settled(&hosts(&nodes)).await?;
 
-    scene.nobody_was_told_wrong().await?;
-    let told = scene.told().await?;
+    scene.check_notifications().await?;
+    let counts = scene.notification_counts().await?;
     for user in &guests {
-        ensure!(told.get(user) == Some(&(1, 1)), "{user}: {told:?}");
+        ensure!(counts.get(user) == Some(&(1, 1)), "{user}: {counts:?}");
     }
     let mut takeovers = 0.0;
     for node in &nodes {
@@ -300,7 +300,7 @@ async fn a_node_that_joins_is_handed_its_shards_and_one_that_leaves_hands_them_o
         .metric("presence_fleet_handovers_total", &[])
         .await?;
     ensure!(handovers > 0.0);
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
 
     let shown = host::run(&node.site, &["status"])?;
     let shown = String::from_utf8(shown.stdout)?;
@@ -321,7 +321,7 @@ async fn a_shard_has_one_source_and_a_later_owner_a_later_epoch() -> Result<()> 
     let epochs = |seen: &[ReceivedMessage]| {
         let mut epochs = BTreeMap::<String, Vec<u64>>::new();
         for seen in seen.iter().filter(|it| it.subject == "presence.beacon") {
-            let (source, epoch, _) = seen.counted();
+            let (source, epoch, _) = seen.sequence();
             let known = epochs.entry(source.to_owned()).or_default();
             if known.last() != Some(&epoch) {
                 known.push(epoch);
@@ -339,7 +339,7 @@ async fn a_shard_has_one_source_and_a_later_owner_a_later_epoch() -> Result<()> 
         ensure!(source.starts_with("shard/"), "{source}");
         ensure!(epochs.is_sorted(), "{source}: {epochs:?}");
     }
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }
 
 #[tokio::test]
@@ -399,7 +399,7 @@ async fn an_owner_that_was_paused_for_longer_than_its_lease_says_nothing_that_is
     let sessions = "presence_fleet_sessions_lost_total";
     nodes[0].host.until_metric(sessions, &[], lost).await?;
     are_settled(&hosts(&nodes)).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
     let answer = scene.query(&guests).await?;
     let online = answer["users"].as_array().context("users")?.iter();
     let online = online.filter(|user| user["status"] == "online").count();

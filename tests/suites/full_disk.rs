@@ -40,7 +40,7 @@ async fn a_disk_that_becomes_full_is_said_and_waited_for() -> Result<()> {
     fill(&world)?;
     let from = world.host.log_len();
     crowd(&mut world).await?;
-    world.host.unready_since("no room on the disk").await?;
+    world.host.unready_because("no room on the disk").await?;
     world
         .host
         .wait_for_log(from, &["the state can't be written", "no room"])
@@ -67,7 +67,7 @@ async fn a_host_on_a_full_disk_stops_without_waiting_for_room() -> Result<()> {
     let mut world = World::start().await?;
     fill(&world)?;
     crowd(&mut world).await?;
-    world.host.unready_since("no room on the disk").await?;
+    world.host.unready_because("no room on the disk").await?;
     world.host.process.stop().await?;
     let log = world.host.process.stderr().join("\n");
     assert!(log.contains("isn't written any more"), "{log}");

@@ -97,7 +97,7 @@ async fn a_grant_that_is_taken_away_stops_what_was_granted_it() -> Result<()> {
         }
         let words = ["contacts", "may not run any more", "asks for `groups`"];
         world.host.wait_for_log(from, &words).await?;
-        world.host.unready_since("asks for `groups`").await?;
+        world.host.unready_because("asks for `groups`").await?;
         let seen = world.probe("12345").await?;
         assert!(seen.visible_to().is_empty(), "{key}");
         match key {

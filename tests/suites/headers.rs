@@ -46,7 +46,7 @@ async fn some_of_everything(world: &mut World) -> Result<Vec<ReceivedMessage>> {
         .tape
         .seen()
         .iter()
-        .filter(|seen| seen.is_hosts() && seen.subject != "presence.beacon")
+        .filter(|seen| seen.is_from_host() && seen.subject != "presence.beacon")
         .cloned()
         .collect())
 }
@@ -59,7 +59,7 @@ async fn sequences_are_gapless_and_the_only_header() -> Result<()> {
     for seen in &seen {
         let names: Vec<_> = seen.headers.keys().collect();
         assert_eq!(names, ["Presence-Seq"], "{}", seen.subject);
-        let (source, epoch, seq) = seen.counted();
+        let (source, epoch, seq) = seen.sequence();
         let expected = format!("{source} {epoch} {seq}");
         assert_eq!(seen.headers["Presence-Seq"], expected);
         let before = last.insert((source, epoch, &seen.subject), seq);
@@ -74,7 +74,7 @@ async fn message_ids_are_turned_on_and_made_of_what_counts_a_message() -> Result
     let seen = some_of_everything(&mut world).await?;
     let mut ids = BTreeSet::new();
     for seen in &seen {
-        let (source, epoch, seq) = seen.counted();
+        let (source, epoch, seq) = seen.sequence();
         let id = &seen.headers["Nats-Msg-Id"];
         assert_eq!(*id, format!("{}/{source}/{epoch}/{seq}", seen.subject));
         assert!(ids.insert(id), "{id} stands on two messages");
@@ -87,10 +87,10 @@ async fn beacons(world: &mut World) -> Result<BTreeMap<String, ReceivedMessage>>
     let mut beacons = BTreeMap::new();
     while beacons.len() < 2 {
         let beacon = world.tape.next("a beacon of each source", |seen| {
-            seen.is_hosts() && seen.subject == "presence.beacon"
+            seen.is_from_host() && seen.subject == "presence.beacon"
         });
         let beacon = beacon.await?;
-        beacons.insert(beacon.counted().0.to_owned(), beacon);
+        beacons.insert(beacon.sequence().0.to_owned(), beacon);
     }
     Ok(beacons)
 }
@@ -106,17 +106,17 @@ async fn a_source_says_at_its_start_and_now_and_then_how_far_it_has_counted() ->
     for (source, beacon) in beacons(&mut world).await? {
         assert_eq!(beacon.fields(), ["source", "epoch", "seqs"]);
         assert_eq!(beacon.text("source"), source);
-        assert_eq!(beacon.field("epoch").as_u64(), Some(beacon.counted().1));
+        assert_eq!(beacon.field("epoch").as_u64(), Some(beacon.sequence().1));
         assert_eq!(*beacon.field("seqs"), serde_json::json!({}));
-        assert_eq!(beacon.counted().2, 1, "the first is said at the start");
+        assert_eq!(beacon.sequence().2, 1, "the first is said at the start");
     }
     some_of_everything(&mut world).await?;
     // A beacon that was already on its way may have lower numbers.
     beacons(&mut world).await?;
     let beacons = beacons(&mut world).await?;
     let mut last = BTreeMap::new();
-    for seen in world.tape.seen().iter().filter(|seen| seen.is_hosts()) {
-        let (source, _, seq) = seen.counted();
+    for seen in world.tape.seen().iter().filter(|seen| seen.is_from_host()) {
+        let (source, _, seq) = seen.sequence();
         last.insert((source.to_owned(), seen.subject.clone()), seq);
     }
     last.retain(|(_, subject), _| {
@@ -150,7 +150,7 @@ async fn a_new_start_is_a_new_epoch() -> Result<()> {
         .input(CONNECT, inputs::connect("12345", "c2", now_ms()))
         .await?;
     let second = world.tape.hosts(ONLINE, 2).await?.remove(1);
-    let ((source, epoch, _), (same, later, seq)) = (first.counted(), second.counted());
+    let ((source, epoch, _), (same, later, seq)) = (first.sequence(), second.sequence());
     assert_eq!((source, 1), (same, seq));
     assert!(epoch < later, "{epoch} {later}");
     world.end().await
@@ -207,7 +207,7 @@ async fn what_bears_a_nodes_header_is_ignored() -> Result<()> {
     // "theirs" is the publisher's own message, which has the header, too.
     let hosts = seen
         .iter()
-        .filter(|seen| seen.counted().0 != "another-node/0");
+        .filter(|seen| seen.sequence().0 != "another-node/0");
     let hosts: Vec<_> = hosts.collect();
     let mut subjects: Vec<_> = hosts.iter().map(|seen| seen.subject.as_str()).collect();
     subjects.sort_unstable();

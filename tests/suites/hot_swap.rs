@@ -153,7 +153,7 @@ async fn swaps_under_load_lose_double_and_leak_nothing() -> Result<()> {
         let from = world.tape.seen().len();
         world.site.write_plugin("contacts", component)?;
         let decided = |seen: &ReceivedMessage| {
-            seen.is_hosts() && seen.subject == FILTERED_ONLINE && seen.visible_to() == viewers
+            seen.is_from_host() && seen.subject == FILTERED_ONLINE && seen.visible_to() == viewers
         };
         world
             .tape
@@ -175,7 +175,7 @@ async fn swaps_under_load_lose_double_and_leak_nothing() -> Result<()> {
         .tape
         .seen()
         .iter()
-        .filter(|seen| seen.is_hosts())
+        .filter(|seen| seen.is_from_host())
         .cloned()
         .collect();
     // The statements that `all_about` ends with are on the events' common subject only.

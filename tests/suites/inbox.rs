@@ -12,7 +12,7 @@ const ANN: &str = "presence.inbox.=YW5uQGV4YW1wbGUuY29t";
 
 fn seqs(seen: &[ReceivedMessage], subject: &str) -> Vec<u64> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
-    on.map(|seen| seen.counted().2).collect()
+    on.map(|seen| seen.sequence().2).collect()
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn each_viewer_gets_the_filtered_event_alone_and_numbered() -> Result<()> 
             assert_eq!(alone.len(), 1, "{expected}");
             assert_eq!(alone[0].fields(), filtered.fields());
             let [(source, epoch, _), (same, too, _)] =
-                [alone[0], filtered].map(ReceivedMessage::counted);
+                [alone[0], filtered].map(ReceivedMessage::sequence);
             assert_eq!((source, epoch), (same, too));
             ids.insert(alone[0].headers["Nats-Msg-Id"].clone());
         }

@@ -122,7 +122,7 @@ impl StreamWorld {
     async fn events(&mut self, user: &str, mark: &str) -> Result<Vec<ReceivedMessage>> {
         self.connects(mark, "mark").await?;
         let came = |seen: &ReceivedMessage| {
-            seen.is_hosts() && seen.subject == ONLINE && seen.text("userId") == mark
+            seen.is_from_host() && seen.subject == ONLINE && seen.text("userId") == mark
         };
         let what = "the mark's user to come online";
         self.world
@@ -132,12 +132,12 @@ impl StreamWorld {
         let seen = self.world.tape.seen().iter();
         let events = seen.filter(|seen| {
             let is_event = [ONLINE, OFFLINE].contains(&&*seen.subject);
-            seen.is_hosts() && is_event && seen.text("userId") == user
+            seen.is_from_host() && is_event && seen.text("userId") == user
         });
         // An event that the broker had not acknowledged is published again under the same number.
         let mut events: Vec<_> = events.cloned().collect();
         events.dedup_by(|one, other| {
-            one.subject == other.subject && one.counted() == other.counted()
+            one.subject == other.subject && one.sequence() == other.sequence()
         });
         Ok(events)
     }
@@ -233,7 +233,7 @@ async fn a_bad_message_is_a_dead_letter_and_the_next_ones_are_taken() -> Result<
     it.resume().await?;
     it.types("22222", "mark-2").await?;
     let letters = it.world.tape.seen().iter();
-    let letters = letters.filter(|seen| seen.is_hosts() && seen.subject == DLQ);
+    let letters = letters.filter(|seen| seen.is_from_host() && seen.subject == DLQ);
     assert_eq!(letters.count(), 1);
     it.world.end().await
 }
@@ -264,7 +264,7 @@ async fn a_stream_that_is_missing_or_made_anew_is_said_and_taken_from_its_begin(
     }
     it.until_taken(5).await?;
     it.context.delete_stream(STREAM).await?;
-    it.world.host.unready_since("there is no stream").await?;
+    it.world.host.unready_because("there is no stream").await?;
     let away = "presence_input_stream_away";
     it.world
         .host
@@ -362,7 +362,7 @@ async fn a_stream_that_input_cant_be_taken_from_is_refused_until_it_is_mended() 
     };
     it.context.update_stream(&wider).await?;
     let why = "and not just `presence.connect` and `presence.disconnect`";
-    it.world.host.unready_since(why).await?;
+    it.world.host.unready_because(why).await?;
     it.context.update_stream(&config).await?;
     it.world.host.ready().await?;
     it.connects("12345", "c1").await?;
@@ -578,7 +578,7 @@ async fn each_tenant_has_its_own_stream() -> Result<()> {
     store("beta", "22222").await?;
     host = Host::start(&site).await?;
     let came = tape.next("the user who connected meanwhile", |seen| {
-        seen.is_hosts()
+        seen.is_from_host()
             && seen.subject == format!("beta.{ONLINE}")
             && seen.text("userId") == "22222"
     });

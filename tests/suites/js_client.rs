@@ -17,7 +17,7 @@ async fn its_tests_pass_in_node() -> Result<()> {
     let mut node = node::test(&files, &server.url())?;
     let status = node.wait().await?;
     let said = node.stdout().join("\n");
-    ensure!(status.success(), "{said}\n{}", node.last_words());
+    ensure!(status.success(), "{said}\n{}", node.log_tail());
     let passed = said.lines().find_map(|line| line.strip_prefix("# pass "));
     let passed: usize = passed.context("a count of what passed")?.parse()?;
     ensure!(passed > 0, "no test was run:\n{said}");
@@ -45,7 +45,7 @@ async fn it_does_the_same_in_a_browser() -> Result<()> {
     let mut passed = 0;
     loop {
         let report = web.report("the page to report").await;
-        let report = report.with_context(|| browser.process.last_words())?;
+        let report = report.with_context(|| browser.process.log_tail())?;
         let report: Value = serde_json::from_str(&report)?;
         let error = report["error"].as_str();
         ensure!(

@@ -30,7 +30,7 @@ async fn two_hundred_thousand_viewers_are_told_once_each_in_valid_messages() -> 
     let mut connect = inputs::connect("12345", "c1", now_ms());
     connect["metadata"] = metadata.clone();
     client.input(CONNECT, connect).await?;
-    let online = told(&mut world, FILTERED_ONLINE).await?;
+    let online = notifications(&mut world, FILTERED_ONLINE).await?;
     for message in &online {
         assert_eq!(
             message.fields(),
@@ -41,7 +41,7 @@ async fn two_hundred_thousand_viewers_are_told_once_each_in_valid_messages() -> 
     let client = &world.client;
     let disconnect = inputs::disconnect("12345", "c1", now_ms(), "logout");
     client.input(DISCONNECT, disconnect).await?;
-    let offline = told(&mut world, FILTERED_OFFLINE).await?;
+    let offline = notifications(&mut world, FILTERED_OFFLINE).await?;
     for message in &offline {
         assert_eq!(
             message.fields(),
@@ -52,7 +52,7 @@ async fn two_hundred_thousand_viewers_are_told_once_each_in_valid_messages() -> 
 }
 
 /// The messages on a subject that together tell every viewer, once each.
-async fn told(world: &mut World, subject: &str) -> Result<Vec<ReceivedMessage>> {
+async fn notifications(world: &mut World, subject: &str) -> Result<Vec<ReceivedMessage>> {
     let count = |seen: &[ReceivedMessage]| -> usize {
         let on_it = seen.iter().filter(|seen| seen.subject == subject);
         on_it.map(|seen| seen.visible_to().len()).sum()

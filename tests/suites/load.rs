@@ -158,11 +158,11 @@ async fn a_flood_of_flips_makes_few_events_and_those_of_others_come_after_them()
         .input(CONNECT, inputs::connect("12345", "c", now_ms()))
         .await?;
     let others = world.tape.next("the event of another", |seen| {
-        seen.is_hosts() && seen.subject == EVENTS && seen.text("userId") == "12345"
+        seen.is_from_host() && seen.subject == EVENTS && seen.text("userId") == "12345"
     });
     others.await?;
     let of_flapper = world.tape.seen().iter().filter(|seen| {
-        seen.is_hosts() && seen.subject == EVENTS && seen.text("userId") == "flapper"
+        seen.is_from_host() && seen.subject == EVENTS && seen.text("userId") == "flapper"
     });
     let told: Vec<_> = of_flapper.map(|seen| seen.text("type")).collect();
     assert!(

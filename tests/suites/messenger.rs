@@ -41,14 +41,14 @@ async fn each_tier_gets_its_own_and_contacts_alone_when_the_user_was_last_seen()
     go(&world, ANN, SEED_MS).await?;
     let seen = world.all_about(ANN).await?;
 
-    let online = told(&seen, FILTERED_ONLINE, "metadata");
+    let online = viewers_and_field(&seen, FILTERED_ONLINE, "metadata");
     let both = json!({"device": "web", "location": "dashboard"});
     let expected = [
         (vec![BEN], both),
         (vec![CLEO, DAN], json!({"device": "web"})),
     ];
     assert_eq!(online, expected);
-    let offline = told(&seen, FILTERED_OFFLINE, "lastSeen");
+    let offline = viewers_and_field(&seen, FILTERED_OFFLINE, "lastSeen");
     let expected = [(vec![BEN], json!(SEED_MS)), (vec![CLEO, DAN], Value::Null)];
     assert_eq!(offline, expected);
     world.end().await
@@ -61,7 +61,7 @@ async fn an_invisible_user_goes_out_of_sight_and_comes_back_into_it() -> Result<
     let seen = world.tape.hosts(FILTERED_ONLINE, 1).await?;
     assert_eq!(seen[0].visible_to(), [BEN, CLEO]);
 
-    say(&world, &json!({ANN: {"invisible": true}}))?;
+    write_settings(&world, &json!({ANN: {"invisible": true}}))?;
     let gone = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(gone.visible_to(), [BEN, CLEO]);
     // As if they had left just now, by the clock that said that they came: this is years in the
@@ -70,7 +70,7 @@ async fn an_invisible_user_goes_out_of_sight_and_comes_back_into_it() -> Result<
     let ran_ms = last_seen.checked_sub(SEED_MS);
     assert!(ran_ms.is_some_and(|ms| ms < 600_000), "{last_seen}");
 
-    say(
+    write_settings(
         &world,
         &json!({ANN: {"invisible": false, "online": {"contactsExcept": [CLEO]}}}),
     )?;
@@ -79,7 +79,7 @@ async fn an_invisible_user_goes_out_of_sight_and_comes_back_into_it() -> Result<
 
     go(&world, ANN, SEED_MS).await?;
     let seen = world.all_about(ANN).await?;
-    let offline = told(&seen, FILTERED_OFFLINE, "type");
+    let offline = viewers_and_field(&seen, FILTERED_OFFLINE, "type");
     assert_eq!(offline[1..], [(vec![BEN], json!("user_offline"))]);
     world.end().await
 }
@@ -101,7 +101,10 @@ async fn who_hides_when_they_were_last_seen_is_not_told_it_of_others() -> Result
     go(&world, ANN, SEED_MS).await?;
     let seen = world.tape.hosts(FILTERED_OFFLINE, 2).await?;
     let expected = [(vec![BEN], json!(SEED_MS)), (vec![CLEO], Value::Null)];
-    assert_eq!(told(&seen, FILTERED_OFFLINE, "lastSeen"), expected);
+    assert_eq!(
+        viewers_and_field(&seen, FILTERED_OFFLINE, "lastSeen"),
+        expected
+    );
 
     // Cleo stops hiding it. The viewers of Dan show when this is in force.
     let settings = json!({CLEO: {"lastSeen": "everyone"}});
@@ -112,7 +115,7 @@ async fn who_hides_when_they_were_last_seen_is_not_told_it_of_others() -> Result
     come(&world, ANN, SEED_MS + 1).await?;
     go(&world, ANN, SEED_MS + 1).await?;
     let seen = world.all_about(ANN).await?;
-    let offline = told(&seen, FILTERED_OFFLINE, "lastSeen");
+    let offline = viewers_and_field(&seen, FILTERED_OFFLINE, "lastSeen");
     assert_eq!(offline[2..], [(vec![BEN, CLEO], json!(SEED_MS + 1))]);
     world.end().await
 }
@@ -124,7 +127,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
 
     // Ben loses sight of everyone whom he saw.
-    say(&world, &json!({BEN: {"doNotDisturb": true}}))?;
+    write_settings(&world, &json!({BEN: {"doNotDisturb": true}}))?;
     let gone = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!((gone.text("userId"), gone.visible_to()), (ANN, vec![BEN]));
     let from = world.tape.seen().len();
@@ -137,7 +140,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     assert_eq!(world.tape.seen()[from..].iter().find(disturbed), None);
 
     // He is told of those who are online now, and not of those who came and went meanwhile.
-    say(&world, &json!({BEN: {"doNotDisturb": false}}))?;
+    write_settings(&world, &json!({BEN: {"doNotDisturb": false}}))?;
     let back = world
         .tape
         .next("Ben to be told", |seen| seen.visible_to() == [BEN]);
@@ -149,7 +152,7 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     go(&world, DAN, SEED_MS).await?;
     world.all_about(ANN).await?;
     let seen = world.all_about(DAN).await?;
-    let offline = told(&seen, FILTERED_OFFLINE, "userId");
+    let offline = viewers_and_field(&seen, FILTERED_OFFLINE, "userId");
     assert_eq!(offline, [(vec![BEN, CLEO], json!(DAN))]);
     assert_eq!(
         world.tape.seen()[from..].iter().filter(disturbed).count(),
@@ -174,7 +177,7 @@ fn directory(settings: &Value) -> Value {
     json!({"contacts": {ANN: [BEN, CLEO], DAN: [BEN, CLEO]}, "settings": settings})
 }
 
-fn say(world: &World, settings: &Value) -> Result<()> {
+fn write_settings(world: &World, settings: &Value) -> Result<()> {
     world.site.write_directory_value(&directory(settings))
 }
 
@@ -189,7 +192,11 @@ async fn go(world: &World, user: &str, at: u64) -> Result<()> {
 }
 
 /// The viewers of each message on a subject, and a field of the message.
-fn told<'a>(seen: &'a [ReceivedMessage], subject: &str, field: &str) -> Vec<(Vec<&'a str>, Value)> {
+fn viewers_and_field<'a>(
+    seen: &'a [ReceivedMessage],
+    subject: &str,
+    field: &str,
+) -> Vec<(Vec<&'a str>, Value)> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| (seen.visible_to(), seen.field(field).clone()))
         .collect()

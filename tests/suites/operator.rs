@@ -10,7 +10,7 @@ use presence_tests::{component, http, tools, wait};
 use crate::world::World;
 
 /// What a command wrote to standard error, and its exit code.
-fn said(output: Output) -> (Option<i32>, String) {
+fn exit_code_and_stderr(output: Output) -> (Option<i32>, String) {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code(), said)
 }
@@ -45,7 +45,7 @@ async fn why_nats_cannot_be_reached_is_said_once_and_not_hidden() -> Result<()> 
     let port = tools::free_port()?;
     let site = Site::new(&format!("nats://127.0.0.1:{port}"))?;
     for command in [&["query", "ada", "ben"][..], &["record", "-"]] {
-        let (code, said) = said(host::run(&site, command)?);
+        let (code, said) = exit_code_and_stderr(host::run(&site, command)?);
         assert_eq!(code, Some(1), "{said}");
         assert_eq!(said.matches("Connection refused").count(), 1, "{said}");
         ensure!(!said.contains("IO error"), "{said}");
@@ -68,11 +68,12 @@ async fn why_nats_cannot_be_reached_is_said_once_and_not_hidden() -> Result<()> 
 #[test]
 fn sizes_on_the_command_line_have_units() -> Result<()> {
     let site = Site::new("nats://127.0.0.1:1")?;
-    let (code, said) = said(host::run(&site, &["record", "-", "--bytes", "64Mx"])?);
+    let (code, said) = exit_code_and_stderr(host::run(&site, &["record", "-", "--bytes", "64Mx"])?);
     assert_eq!(code, Some(2), "{said}");
     ensure!(said.contains("64MiB (binary)"), "{said}");
     // The argument is understood. The command fails because there is no broker.
-    let (code, said) = self::said(host::run(&site, &["record", "-", "--bytes", "64MiB"])?);
+    let (code, said) =
+        self::exit_code_and_stderr(host::run(&site, &["record", "-", "--bytes", "64MiB"])?);
     assert_eq!(code, Some(1), "{said}");
     Ok(())
 }

@@ -23,7 +23,7 @@ const LOOPBACK: (&str, &str) = ("Host", "127.0.0.1");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 /// What a page receives until it has all of these words.
-async fn told(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
+async fn read_until(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
     let mut told = Vec::new();
     let all = async {
         loop {
@@ -80,14 +80,14 @@ async fn it_shows_what_the_node_says_and_can_be_used_by_everyone_in_a_real_brows
     next(&mut page, "do: start").await?;
     world.host = Host::start(&world.site).await?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.end().await
 }
 
 async fn next(page: &mut Process, words: &str) -> Result<()> {
     let is = |line: &str| line == words;
     let said = page.wait_for_stdout(words, is).await;
-    said.map(drop).with_context(|| page.last_words())
+    said.map(drop).with_context(|| page.log_tail())
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
 
     // Names the user whom a dead letter is about only to operators.
     let mut stream = http::begin(port, "/page/events", &[own, JSON], None).await?;
-    let anyone = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
+    let anyone = read_until(&mut stream, &["event: letters", "]}\n\n"]).await?;
     let letters = data(&anyone, "letters")?;
     ensure!(!letters.to_string().contains("ada"), "{letters}");
     assert_eq!(
@@ -139,7 +139,7 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
     );
     assert_eq!(data(&anyone, "hello")?["explain"], "token");
     let mut stream = http::begin(port, "/page/events", &[own, JSON, token], None).await?;
-    let operator = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
+    let operator = read_until(&mut stream, &["event: letters", "]}\n\n"]).await?;
     assert_eq!(data(&operator, "letters")?["letters"][0]["user"], "ada");
     assert_eq!(data(&operator, "hello")?["operator"], true);
     let wrong = ("Authorization", "Bearer another-token-of-a-length");
@@ -186,7 +186,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     let mut pages = Vec::new();
     for _ in 0..8 {
         let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
-        let first = told(&mut page, &["event: letters", "]}\n\n"]).await?;
+        let first = read_until(&mut page, &["event: letters", "]}\n\n"]).await?;
         // Explanations are off by default, and names are left out, as the configuration says.
         assert_eq!(data(&first, "hello")?["explain"], "off");
         let letters = data(&first, "letters")?;
@@ -199,7 +199,10 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
         assert_eq!(http::get(port, "/readyz").await?.status, 200);
     }
     // The page has the same figures as the metrics.
-    let now = data(&told(&mut pages[0], &["event: now", "}\n\n"]).await?, "now")?;
+    let now = data(
+        &read_until(&mut pages[0], &["event: now", "}\n\n"]).await?,
+        "now",
+    )?;
     assert_eq!(
         now["metrics"]["presence_dead_letters_total{reason=\"missing-field\"}"],
         1
@@ -209,7 +212,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     drop(pages.pop());
     wait::until("another page to find room", async || {
         let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
-        let first = told(&mut page, &["\r\n\r\n"]).await?;
+        let first = read_until(&mut page, &["\r\n\r\n"]).await?;
         Ok(first.starts_with("HTTP/1.0 200").then_some(()))
     })
     .await?;
@@ -271,7 +274,7 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
     let url = format!("http://{host}");
     let mut page = node::spawn("tests/node/rollback.mjs", &[&chromium, &url, &token])?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.until_visible_to("12345", &["11111", "67890"]).await?;
     world.end().await
 }
@@ -289,7 +292,7 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
     let named = format!("contacts@{}", store::push(&world.site, &path)?);
     let canary = ["plugins", "canary", &named, "--percent", "45.07", "--yes"];
     let rules = ["--abort-on", "errors>50%", "--promote-after", "1h"];
-    store::good(&world.site, &[&canary[..], &rules].concat())?;
+    store::run_ok(&world.site, &[&canary[..], &rules].concat())?;
     let connect = inputs::connect("12345", "c", now_ms());
     world.client.input(CONNECT, connect).await?;
 
@@ -330,11 +333,11 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
     let mut shadow = host::start(&world.site, &args)?;
     next(&mut page, "do: garbage").await?;
     // The command sees that the shadow is over, long before its time.
-    ensure!(shadow.wait().await?.success(), "{}", shadow.last_words());
+    ensure!(shadow.wait().await?.success(), "{}", shadow.log_tail());
     let bucket = store::bucket(&world).await?;
     bucket.put("revision.99", "?".into()).await?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     world.end().await
 }
 
@@ -388,7 +391,7 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
         std::fs::write(&path, pipeline)?;
         let path = path.to_string_lossy();
         let apply = ["pipeline", "apply", &path, "--tenant", "acme", "--yes"];
-        store::good(&site, &apply)?;
+        store::run_ok(&site, &apply)?;
     }
     let states = [
         ("acme", "serving"),
@@ -420,7 +423,7 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
         let path = format!("/page/events?after=0&tenant={name}");
         let mut stream = http::begin(port, &path, &[own, JSON, operator], None).await?;
         let words = ["event: tenants", "event: now", "event: letters", "]}\n\n"];
-        let told = told(&mut stream, &words).await?;
+        let told = read_until(&mut stream, &words).await?;
         assert_eq!(data(&told, "hello")?["tenant"], name);
         assert_eq!(data(&told, "now")?["status"]["tenant"]["name"], name);
         let found = data(&told, "letters")?;
@@ -460,6 +463,6 @@ async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Res
     let url = format!("http://127.0.0.1:{port}");
     let mut page = node::spawn("tests/node/tenants.mjs", &[&chromium, &url, &token])?;
     next(&mut page, "done").await?;
-    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    ensure!(page.wait().await?.success(), "{}", page.log_tail());
     host.stop().await
 }

@@ -14,8 +14,8 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, OFFLINE, ONLINE};
-use crate::speakers::Speakers;
 use crate::world::on;
 
 const TIMEOUT_MS: u64 = 2_000;
@@ -28,7 +28,7 @@ const SPEAKERS: usize = 30;
 /// A node behind a link, with many users who send heartbeats and one who doesn't. The fields are
 /// dropped in this order.
 struct Scene {
-    _speakers: Speakers,
+    _speakers: HeartbeatSenders,
     host: Host,
     client: Client,
     tape: Recording,
@@ -53,7 +53,7 @@ impl Scene {
         // A client of their own, since many transports are many clients.
         let transport = Client::connect(&server.url()).await?;
         Ok(Self {
-            _speakers: Speakers::start(&transport, &speakers),
+            _speakers: HeartbeatSenders::start(&transport, &speakers),
             host,
             client,
             tape,

@@ -566,7 +566,7 @@ async fn a_recorder_hears_what_comes_in() -> Result<()> {
     let connect = inputs::connect("12345", "c", now_ms());
     client(&transport).publish(CONNECT, &connect).await?;
     let status = recorder.wait().await?;
-    assert!(status.success(), "{}", recorder.last_words());
+    assert!(status.success(), "{}", recorder.log_tail());
     assert!(recorder.stdout().concat().contains("\"12345\""));
 
     // A user who may not hear it is told so.

@@ -9,7 +9,7 @@ use presence_tests::{component, host};
 use serde_json::{Value, json};
 
 use crate::inputs::{self, CONNECT};
-use crate::store::{bad, good};
+use crate::store::{run_err, run_ok};
 use crate::world::World;
 
 /// A node whose pipeline has a plugin that explains what it reads of the metadata.
@@ -24,7 +24,7 @@ async fn world() -> Result<World> {
     .await
 }
 
-async fn says(world: &World, user: &str, mood: &str) -> Result<()> {
+async fn connect_with_mood(world: &World, user: &str, mood: &str) -> Result<()> {
     let mut connect = inputs::connect(user, "c", now_ms());
     connect["metadata"] = json!({ "mood": mood });
     world.client.input(CONNECT, connect).await
@@ -38,7 +38,7 @@ fn lines(printed: &[String]) -> Result<Vec<Value>> {
 #[tokio::test]
 async fn what_a_plugin_logs_is_published_while_somebody_follows_it() -> Result<()> {
     let mut world = world().await?;
-    says(&world, "12345", "before").await?;
+    connect_with_mood(&world, "12345", "before").await?;
     world.tape.catch_up(&world.client).await?;
     let published = |it: &ReceivedMessage| it.subject.starts_with("presence.admin.logs.");
     ensure!(!world.tape.seen().iter().any(published), "nobody follows");
@@ -47,7 +47,7 @@ async fn what_a_plugin_logs_is_published_while_somebody_follows_it() -> Result<(
     let mut follower = Process::spawn("logs", &mut host::command(&world.site, &args)?)?;
     let begins = |line: &str| line.starts_with("following reader ");
     follower.wait_for_log("it to follow", 0, begins).await?;
-    says(&world, "22222", "after").await?;
+    connect_with_mood(&world, "22222", "after").await?;
     let has = |line: &str| line.contains("after");
     let line = follower.wait_for_stdout("the line", has).await?;
     let line: Value = serde_json::from_str(&line)?;
@@ -68,9 +68,9 @@ async fn what_a_plugin_logs_is_published_while_somebody_follows_it() -> Result<(
     let numbers: BTreeSet<_> = printed.iter().map(|it| it["seq"].as_u64()).collect();
     assert_eq!(numbers.len(), printed.len(), "each line once: {printed:?}");
     // The lines are kept. Lines for debugging from before somebody followed are not.
-    let kept = good(&world.site, &["plugins", "logs", "reader", "--debug"])?;
+    let kept = run_ok(&world.site, &["plugins", "logs", "reader", "--debug"])?;
     ensure!(kept.contains("after") && !kept.contains("before"), "{kept}");
-    let kept = good(&world.site, &["plugins", "logs", "reader"])?;
+    let kept = run_ok(&world.site, &["plugins", "logs", "reader"])?;
     assert_eq!(kept, "");
     world.end().await
 }
@@ -95,7 +95,7 @@ async fn nodes_keep_the_last_lines_with_tenant_and_generation_and_a_quarantine_a
         ensure!(said.contains(words), "{words}: {said}");
     }
     let args = ["plugins", "logs", "chatty", "--json", "--last", "500"];
-    let kept = good(&world.site, &args)?;
+    let kept = run_ok(&world.site, &args)?;
     let kept: Vec<_> = kept.lines().map(str::to_owned).collect();
     let kept = lines(&kept)?;
     for (level, words) in [
@@ -110,7 +110,7 @@ async fn nodes_keep_the_last_lines_with_tenant_and_generation_and_a_quarantine_a
             "{line}"
         );
     }
-    let shown = good(&world.site, &["plugins", "logs", "chatty", "--last", "3"])?;
+    let shown = run_ok(&world.site, &["plugins", "logs", "chatty", "--last", "3"])?;
     assert_eq!(shown.lines().count(), 3, "{shown}");
     ensure!(shown.contains("generation 1"), "{shown}");
     world.end().await
@@ -119,11 +119,11 @@ async fn nodes_keep_the_last_lines_with_tenant_and_generation_and_a_quarantine_a
 #[tokio::test]
 async fn a_name_that_is_none_is_refused_and_a_node_that_is_away_is_said() -> Result<()> {
     let world = world().await?;
-    let error = bad(&world.site, &["plugins", "logs", "a.b"])?;
+    let error = run_err(&world.site, &["plugins", "logs", "a.b"])?;
     ensure!(error.contains("`_` and `-`"), "{error}");
     let site = world.site;
     world.host.stop().await?;
-    let error = bad(&site, &["plugins", "logs", "reader"])?;
+    let error = run_err(&site, &["plugins", "logs", "reader"])?;
     ensure!(error.contains("no node answers"), "{error}");
     Ok(())
 }

@@ -46,7 +46,7 @@ impl Bench {
 }
 
 /// Asserts that this is one readable line, with these words.
-fn says(stderr: &str, words: &[&str]) {
+fn assert_one_line(stderr: &str, words: &[&str]) {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     for word in words {
         assert!(stderr.contains(word), "{stderr} doesn't say {word}");
@@ -64,7 +64,7 @@ fn a_name_that_cannot_be_used_or_is_taken_is_refused() -> Result<()> {
     bench.succeeds(&["new", "quiet"])?;
     let before = fs::read(bench.path().join("quiet/plugin.json"))?;
     let stderr = bench.fails(1, &["new", "quiet", "--role", "enricher"])?;
-    says(&stderr, &["quiet is there already"]);
+    assert_one_line(&stderr, &["quiet is there already"]);
     assert_eq!(fs::read(bench.path().join("quiet/plugin.json"))?, before);
     bench.fails(2, &["new", "loud", "--lang", "cobol"])?;
     Ok(())
@@ -80,12 +80,12 @@ fn a_missing_tool_is_named_with_how_to_get_it() -> Result<()> {
         ("c", ["Zig", "ziglang"]),
     ] {
         bench.succeeds(&["new", language, "--lang", language])?;
-        says(&bench.fails(1, &["build", language])?, &words);
+        assert_one_line(&bench.fails(1, &["build", language])?, &words);
     }
     // Node alone is not enough.
     let node = bench.path().join("node");
     fs::write(&node, "")?;
-    says(
+    assert_one_line(
         &bench.fails(1, &["build", "typescript"])?,
         &["@bytecodealliance/componentize-js", "npm install"],
     );
@@ -95,7 +95,7 @@ fn a_missing_tool_is_named_with_how_to_get_it() -> Result<()> {
 #[test]
 fn a_folder_that_is_no_plugin_is_refused() -> Result<()> {
     let bench = Bench::new()?;
-    says(
+    assert_one_line(
         &bench.fails(1, &["build"])?,
         &["Cargo.toml, plugin.ts, plugin.js, plugin.py, plugin.c"],
     );
@@ -113,7 +113,7 @@ fn a_folder_that_is_no_plugin_is_refused() -> Result<()> {
         ),
     ] {
         fs::write(&manifest, json)?;
-        says(&bench.fails(1, &["build", "quiet"])?, &words);
+        assert_one_line(&bench.fails(1, &["build", "quiet"])?, &words);
     }
     Ok(())
 }
@@ -123,7 +123,7 @@ fn what_is_no_plugin_is_said_to_be_none() -> Result<()> {
     let bench = Bench::new()?;
     let file = bench.path().join("x.wasm");
     for command in ["inspect", "test", "bench"] {
-        says(
+        assert_one_line(
             &bench.fails(1, &[command, "none.wasm"])?,
             &["can't read none.wasm"],
         );
@@ -133,7 +133,7 @@ fn what_is_no_plugin_is_said_to_be_none() -> Result<()> {
             (b"\0asm\x0d\0\x01\0", "no `presence:manifest` section"),
         ] {
             fs::write(&file, bytes)?;
-            says(&bench.fails(1, &[command, "x.wasm"])?, &[words]);
+            assert_one_line(&bench.fails(1, &[command, "x.wasm"])?, &[words]);
         }
     }
     Ok(())
@@ -275,7 +275,7 @@ fn one_input_is_run_from_a_case_a_file_or_standard_input() -> Result<()> {
         assert!(page.contains(words), "{page}");
     }
     let stderr = bench.fails(1, &["run", "c.wasm", "--case", "none"])?;
-    says(&stderr, &["no self-test `none`", case]);
+    assert_one_line(&stderr, &["no self-test `none`", case]);
     bench.fails(2, &["run", "c.wasm"])?;
 
     // `--event` replaces the case's event. The case's directory stays.
@@ -331,7 +331,7 @@ fn what_is_measured_is_a_case_with_the_fuel_that_it_takes_in_a_test() -> Result<
     );
     assert!(page.contains("case: "), "{page}");
     let stderr = bench.fails(1, &["bench", "b.wasm", "--case", "none"])?;
-    says(&stderr, &["no self-test `none`"]);
+    assert_one_line(&stderr, &["no self-test `none`"]);
     Ok(())
 }
 

@@ -329,9 +329,9 @@ fn normalised(text: &str, user: &str) -> String {
     plain
 }
 
-/// All that a viewer gets about a user: the subject, the headers and the bytes of each message,
+/// All messages that a viewer gets about a user: the subject, the headers and the bytes of each,
 /// without other viewers.
-fn gets(seen: &[ReceivedMessage], viewer: &str, user: &str) -> Vec<String> {
+fn messages_about(seen: &[ReceivedMessage], viewer: &str, user: &str) -> Vec<String> {
     let own = format!("presence.inbox.{viewer}");
     let is_for = |seen: &&ReceivedMessage| {
         seen.text("userId") == user
@@ -391,13 +391,13 @@ async fn being_hidden_from_a_viewer_gives_them_the_bytes_that_leaving_does() -> 
     for way in WAYS {
         let (left, hidden) = (format!("left-{way}"), format!("hide-{way}"));
         for viewer in ["ben", "cleo"] {
-            let of_left = gets(world.tape.seen(), viewer, &left);
+            let of_left = messages_about(world.tape.seen(), viewer, &left);
             assert_eq!(
                 of_left.len(),
                 4,
                 "an online and an offline, twice: {of_left:#?}"
             );
-            let of_hidden = gets(world.tape.seen(), viewer, &hidden);
+            let of_hidden = messages_about(world.tape.seen(), viewer, &hidden);
             assert_eq!(of_left, of_hidden, "{way} {viewer}");
             let knows = of_left[3].contains("lastSeen");
             assert_eq!(knows, viewer == "ben", "{of_left:#?}");

@@ -87,7 +87,7 @@ async fn a_flood_of_one_tenant_is_refused_and_takes_nothing_from_another() -> Re
         .wait_for_log(from, &["a quota is exceeded", "messages_per_s"])
         .await?;
     assert!(line.contains("acme") && line.contains("messages"), "{line}");
-    let lines = host.process.last_words();
+    let lines = host.process.log_tail();
     let lines = lines.lines().filter(|it| it.contains("messages_per_s"));
     assert_eq!(lines.count(), 1, "one line a minute");
     // A connected user can disconnect, however many other messages come. And the limit changes
@@ -139,7 +139,7 @@ async fn heartbeats_past_the_quota_time_nobody_out_and_keep_nobody() -> Result<(
     let flood = beats("eve", 20, PACE / 10);
     let alive = beats("12345", 1, PACE);
     let silent = world.tape.next("the silent one's time-out", |it| {
-        it.is_hosts() && it.subject == inputs::OFFLINE && it.text("userId") == "67890"
+        it.is_from_host() && it.subject == inputs::OFFLINE && it.text("userId") == "67890"
     });
     assert_eq!(silent.await?.text("reason"), "timeout");
     until_exceeded(&world.host, "messages", 100.0).await?;
@@ -321,7 +321,7 @@ async fn a_node_that_starts_with_a_bucket_past_its_entries_takes_it_once_the_lim
         .with("directory.source", "kv")?
         .with("limits.directory_entries_max", 3)?;
     let mut host = Host::spawn(&site)?;
-    host.unready_since("quota-exceeded: the directory would have more than 3 entries")
+    host.unready_because("quota-exceeded: the directory would have more than 3 entries")
         .await?;
     site.set("limits.directory_entries_max", 40)?;
     host.ready().await?;

@@ -32,7 +32,7 @@ async fn record(site: &Site, args: &[&str]) -> Result<Process> {
 /// Waits for the end of a successful recording, and returns what it says.
 async fn end(mut recorder: Process) -> Result<String> {
     let status = recorder.wait().await?;
-    assert!(status.success(), "{}", recorder.last_words());
+    assert!(status.success(), "{}", recorder.log_tail());
     Ok(recorder.stderr().join("\n"))
 }
 

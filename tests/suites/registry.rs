@@ -13,7 +13,7 @@ use presence_tests::site::Site;
 use presence_tests::tools;
 use serde_json::{Value, json};
 
-use crate::store::{CONTACTS, apply, bad, empty, good};
+use crate::store::{CONTACTS, apply, empty, run_err, run_ok};
 
 /// The media type that `wkg` gives a component.
 const WASM: &str = "application/wasm";
@@ -31,7 +31,7 @@ async fn a_plugin_is_taken_from_a_registry_by_tag_or_digest_and_runs() -> Result
     apply(&world.site, CONTACTS)?;
     world.host.ready().await?;
     let address = format!("oci://{}/acme/quiet", registry.host());
-    let out = good(
+    let out = run_ok(
         &world.site,
         &["plugins", "push", &format!("{address}:1.0"), "--json"],
     )?;
@@ -43,14 +43,14 @@ async fn a_plugin_is_taken_from_a_registry_by_tag_or_digest_and_runs() -> Result
     );
     assert_eq!(pushed["uploaded"], true);
     assert_eq!(pushed["from"], format!("{address}@{manifest}"));
-    let again = good(
+    let again = run_ok(
         &world.site,
         &["plugins", "push", &format!("{address}@{manifest}")],
     )?;
     ensure!(again.contains("was there"), "{again}");
     let older = format!("oci://{}/older:latest", registry.host());
-    ensure!(good(&world.site, &["plugins", "push", &older])?.contains("was there"));
-    good(
+    ensure!(run_ok(&world.site, &["plugins", "push", &older])?.contains("was there"));
+    run_ok(
         &world.site,
         &["plugins", "activate", &format!("contacts@{layer}"), "--yes"],
     )?;
@@ -86,7 +86,7 @@ async fn what_a_registry_has_is_checked_and_what_is_wrong_is_said() -> Result<()
     let host = registry.host();
     let push = |rest: &str| {
         let address = format!("oci://{host}/{rest}");
-        bad(&world.site, &["plugins", "push", &address])
+        run_err(&world.site, &["plugins", "push", &address])
     };
     let unknown = digest(b"unknown");
     for (rest, problem) in [
@@ -107,19 +107,19 @@ async fn what_a_registry_has_is_checked_and_what_is_wrong_is_said() -> Result<()
     }
     let port = tools::free_port()?;
     let gone = format!("oci://127.0.0.1:{port}/quiet:1.0");
-    let error = bad(&world.site, &["plugins", "push", &gone])?;
+    let error = run_err(&world.site, &["plugins", "push", &gone])?;
     ensure!(
         error.contains("can't reach the registry 127.0.0.1:"),
         "{error}"
     );
     let nowhere = "oci://registry.invalid/quiet:1.0";
-    let error = bad(&world.site, &["plugins", "push", nowhere])?;
+    let error = run_err(&world.site, &["plugins", "push", nowhere])?;
     ensure!(
         error.contains("can't reach the registry registry.invalid"),
         "{error}"
     );
     let index = format!("oci://{host}/quiet:index");
-    ensure!(good(&world.site, &["plugins", "push", &index])?.contains("uploaded"));
+    ensure!(run_ok(&world.site, &["plugins", "push", &index])?.contains("uploaded"));
     let small = ["PRESENCE_PLUGINS_FILE_BYTES_MAX", "1024"];
     let mut command = host::command(&world.site, &["plugins", "push", &index])?;
     let output = command.env(small[0], small[1]).output()?;

@@ -53,9 +53,9 @@ async fn until_away(world: &World) -> Result<()> {
 }
 
 /// Who is told on a subject, message by message.
-fn told(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
+fn notifications(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
     let seen = world.tape.seen().iter();
-    let told = seen.filter(|seen| seen.is_hosts() && seen.subject == subject);
+    let told = seen.filter(|seen| seen.is_from_host() && seen.subject == subject);
     told.map(|seen| {
         let viewers = seen.visible_to().into_iter().map(str::to_owned);
         (seen.text("userId").to_owned(), viewers.collect())
@@ -85,8 +85,8 @@ async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<(
         of("12345", &["22222", "67890"]),
         of("12345", &["22222", "67890"]),
     ];
-    assert_eq!(told(&world, FILTERED_ONLINE), expected);
-    assert_eq!(told(&world, FILTERED_OFFLINE), expected);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), expected);
+    assert_eq!(notifications(&world, FILTERED_OFFLINE), expected);
     let mut asked = service.asked();
     asked.sort_by(|one, other| one.subject.cmp(&other.subject));
     let asked: Vec<_> = asked.iter().map(|it| (&*it.subject, &it.body)).collect();
@@ -190,7 +190,7 @@ async fn without_a_service_nobody_is_told_until_there_is_one() -> Result<()> {
     let service = service(&world).await?;
     world.tape.hosts(FILTERED_ONLINE, 2).await?;
     world.host.wait_for_log(from, &["answers again"]).await?;
-    let mut online = told(&world, FILTERED_ONLINE);
+    let mut online = notifications(&world, FILTERED_ONLINE);
     online.sort();
     let expected = [of("12345", &["22222", "67890"]), of("22222", &["12345"])];
     assert_eq!(online, expected);
@@ -218,8 +218,8 @@ async fn while_the_service_is_away_the_told_stay_told_and_nobody_new_is() -> Res
     world.tape.hosts(FILTERED_ONLINE, 4).await?;
     world.tape.hosts(FILTERED_OFFLINE, 2).await?;
     let (online, offline) = (
-        told(&world, FILTERED_ONLINE),
-        told(&world, FILTERED_OFFLINE),
+        notifications(&world, FILTERED_ONLINE),
+        notifications(&world, FILTERED_OFFLINE),
     );
     let mut since = online[2..].to_vec();
     since.sort();
@@ -238,7 +238,7 @@ async fn an_invalidation_corrects_exactly_the_difference() -> Result<()> {
     // An answer that hasn't changed tells nobody anything.
     service.invalidate(contacts).await?;
     service.until_asked(4).await?;
-    service.says(json!({
+    service.set_directory(json!({
         "contacts": {"12345": ["33333", "11111"]},
         "groups": {"team-a": ["12345", "22222"]},
         "blocks": {"12345": []},
@@ -253,8 +253,11 @@ async fn an_invalidation_corrects_exactly_the_difference() -> Result<()> {
         of("12345", &["33333"]),
         of("12345", &["11111"]),
     ];
-    assert_eq!(told(&world, FILTERED_ONLINE), expected);
-    assert_eq!(told(&world, FILTERED_OFFLINE), [of("12345", &["67890"])]);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), expected);
+    assert_eq!(
+        notifications(&world, FILTERED_OFFLINE),
+        [of("12345", &["67890"])]
+    );
 
     let from = world.host.log_len();
     service.invalidate(r#"{"question":"friends"}"#).await?;
@@ -271,7 +274,7 @@ async fn an_answer_is_asked_again_when_its_time_is_up_while_it_is_in_use() -> Re
     let (mut world, service) = start(|site| site.with("directory.request.ttl_ms", 100)).await?;
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    service.says(json!({"contacts": {"12345": ["67890"]}}));
+    service.set_directory(json!({"contacts": {"12345": ["67890"]}}));
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?;
     assert_eq!(offline[0].visible_to(), ["22222"]);
     disconnect(&world, "12345").await?;
@@ -293,8 +296,8 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
     let user = |number: usize| format!("user-{number}");
     let contacts = (0..USERS).map(|number| (user(number), json!(["viewer"])));
     let contacts: serde_json::Map<_, _> = contacts.collect();
-    service.says(json!({"contacts": contacts}));
-    service.answers(false);
+    service.set_directory(json!({"contacts": contacts}));
+    service.set_answering(false);
     for number in 0..USERS {
         connect(&world, &user(number)).await?;
     }
@@ -304,7 +307,7 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
     let wanted = (3 * USERS) as f64;
     until_metric(&world, "presence_directory_answers_wanted", &[], wanted).await?;
     assert_eq!(service.asked().len(), LIMIT as usize);
-    service.answers(true);
+    service.set_answering(true);
     world.tape.hosts(FILTERED_ONLINE, USERS).await?;
     assert_eq!(service.asked().len(), 3 * USERS, "each once");
     world.end().await
@@ -313,11 +316,11 @@ async fn no_more_requests_are_under_way_than_the_configuration_allows() -> Resul
 #[tokio::test]
 async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
-    service.says_to("contacts", Some(json!({"12345": []})));
+    service.set_answer("contacts", Some(json!({"12345": []})));
     connect(&world, "12345").await?;
     let words = ["can't be read", r#""id":"12345""#, "not a list of users"];
     world.host.wait_for_log(0, &words).await?;
-    service.says_to("contacts", Some(json!({"error": "no database"})));
+    service.set_answer("contacts", Some(json!({"error": "no database"})));
     let name = "presence_directory_requests_total";
     let refused = ["outcome=\"refused\""];
     world
@@ -325,8 +328,8 @@ async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
         .until_metric(name, &refused, |it| it >= 2.0)
         .await?;
     world.tape.hosts(EVENTS, 1).await?;
-    assert_eq!(told(&world, FILTERED_ONLINE), []);
-    service.says_to("contacts", None);
+    assert_eq!(notifications(&world, FILTERED_ONLINE), []);
+    service.set_answer("contacts", None);
     let online = world.tape.hosts(FILTERED_ONLINE, 1).await?;
     assert_eq!(online[0].visible_to(), ["22222", "67890"]);
     world.end().await
@@ -339,7 +342,7 @@ async fn a_query_is_answered_as_soon_as_the_answers_are_there() -> Result<()> {
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
     disconnect(&world, "12345").await?;
     world.tape.hosts(FILTERED_OFFLINE, 1).await?;
-    service.says(json!({"contacts": {"12345": ["67890"], "67890": ["12345", "44444"]}}));
+    service.set_directory(json!({"contacts": {"12345": ["67890"], "67890": ["12345", "44444"]}}));
     service.invalidate("").await?;
     let query = r#"{"viewerId": "67890", "userIds": "contacts"}"#;
     let answer = world.client.request("presence.query", query).await?;
@@ -374,8 +377,14 @@ async fn after_a_restart_the_told_stay_told_until_the_service_answers() -> Resul
     let directory = json!({"contacts": {"12345": ["67890", "33333"]}});
     let service = Service::start(&world.server.url(), directory).await?;
     world.tape.hosts(FILTERED_ONLINE, 2).await?;
-    assert_eq!(told(&world, FILTERED_ONLINE)[1], of("12345", &["33333"]));
-    assert_eq!(told(&world, FILTERED_OFFLINE), [of("12345", &["22222"])]);
+    assert_eq!(
+        notifications(&world, FILTERED_ONLINE)[1],
+        of("12345", &["33333"])
+    );
+    assert_eq!(
+        notifications(&world, FILTERED_OFFLINE),
+        [of("12345", &["22222"])]
+    );
     let answer = world.client.request("presence.query", query).await?;
     assert_eq!(answer["users"][0]["status"], "online", "{answer}");
     drop(service);
@@ -402,12 +411,12 @@ async fn an_event_waits_for_what_an_enricher_asks_and_the_users_next_waits_behin
             .with("directory.request.timeout_ms", 60_000)
     })
     .await?;
-    service.answers(false);
+    service.set_answering(false);
     connect(&world, "12345").await?;
     disconnect(&world, "12345").await?;
     service.until_asked(1).await?;
     // Another user, whose answers come, doesn't wait for this one.
-    service.answers(true);
+    service.set_answering(true);
     connect(&world, "22222").await?;
     world.tape.hosts(EVENTS, 3).await?;
     let events = on(world.tape.seen(), EVENTS);
@@ -498,7 +507,7 @@ async fn an_offline_that_waits_outlives_a_kill() -> Result<()> {
     world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
-    assert_eq!(told(&world, FILTERED_OFFLINE), []);
+    assert_eq!(notifications(&world, FILTERED_OFFLINE), []);
     let service = self::service(&world).await?;
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(offline.visible_to(), ["11111", "67890"]);

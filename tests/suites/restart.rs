@@ -12,11 +12,11 @@ use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::json;
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{
     self, CONNECT, DISCONNECT, EVENTS, FILTERED_OFFLINE, FILTERED_ONLINE, HEARTBEAT, OFFLINE,
     ONLINE,
 };
-use crate::speakers::Speakers;
 use crate::world::{World, on};
 
 /// A browser's name, as it says of itself.
@@ -335,7 +335,7 @@ async fn a_folder_in_use_on_another_broker_is_refused() -> Result<()> {
     let site = Site::new(&elsewhere.url())?.with("state.dir", &*folder.to_string_lossy())?;
     let mut second = Host::spawn(&site)?;
     let status = second.process.wait().await?;
-    assert_eq!(status.code(), Some(1), "{}", second.process.last_words());
+    assert_eq!(status.code(), Some(1), "{}", second.process.log_tail());
     let says = second.process.stderr().join("\n");
     let pid = world.host.process.id();
     let holder = format!(
@@ -395,7 +395,7 @@ async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes
     world.host.until_saved(4.0).await?;
     // Each run is far shorter than the timeout, and one of the two users sends heartbeats all the
     // time.
-    let _speaker = Speakers::start(&world.client, &["22222".to_owned()]);
+    let _speaker = HeartbeatSenders::start(&world.client, &["22222".to_owned()]);
     let begin = std::time::Instant::now();
     while on(world.tape.seen(), OFFLINE).is_empty() {
         assert!(begin.elapsed() < wait::GUARD, "the ghost stays");

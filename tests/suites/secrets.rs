@@ -15,7 +15,7 @@ use presence_tests::site::Site;
 const ADMIN: &str = "4dm1n-0f-the-p4ge-c0ffee";
 
 /// A login: the server's configuration for it, the node's configuration, and what is secret.
-struct Way {
+struct Login {
     server: String,
     /// Keys of the configuration.
     keys: Vec<(&'static str, String)>,
@@ -26,7 +26,7 @@ struct Way {
     secrets: Vec<String>,
 }
 
-fn ways() -> Result<Vec<Way>> {
+fn logins() -> Result<Vec<Login>> {
     let one = |user: &str| format!("authorization {{ users = [ {{ {user} }} ] }}");
     let of_password = one(r#"user: presence, password: "p4ss/w0rd-h1dden""#);
     let key = KeyPair::new_user();
@@ -38,7 +38,7 @@ fn ways() -> Result<Vec<Way>> {
         .map(str::to_owned)
         .collect();
     ensure!(creds_secrets.len() == 2, "a token and a seed");
-    let way = |server: String, secrets: &[&str]| Way {
+    let login = |server: String, secrets: &[&str]| Login {
         server,
         keys: Vec::new(),
         file: None,
@@ -46,44 +46,44 @@ fn ways() -> Result<Vec<Way>> {
         secrets: secrets.iter().map(|it| (*it).to_owned()).collect(),
     };
     Ok(vec![
-        Way {
+        Login {
             keys: vec![
                 ("nats.user", "presence".into()),
                 ("nats.password", "p4ss/w0rd-h1dden".into()),
             ],
-            ..way(of_password.clone(), &["w0rd-h1dden"])
+            ..login(of_password.clone(), &["w0rd-h1dden"])
         },
-        Way {
+        Login {
             address: "presence:p4ss%2Fw0rd-h1dden@",
-            ..way(of_password, &["w0rd-h1dden"])
+            ..login(of_password, &["w0rd-h1dden"])
         },
-        Way {
+        Login {
             keys: vec![("nats.token", "t0ken-h1dden".into())],
-            ..way(
+            ..login(
                 "authorization { token: t0ken-h1dden }".into(),
                 &["t0ken-h1dden"],
             )
         },
-        Way {
+        Login {
             keys: vec![("nats.nkey", "node.nk".into())],
             file: Some(("node.nk", key.seed()?)),
-            ..way(one(&format!("nkey: {}", key.public_key())), &[&key.seed()?])
+            ..login(one(&format!("nkey: {}", key.public_key())), &[&key.seed()?])
         },
-        Way {
+        Login {
             keys: vec![("nats.creds", "node.creds".into())],
             file: Some(("node.creds", creds)),
             secrets: creds_secrets,
-            ..way(operated.config, &[])
+            ..login(operated.config, &[])
         },
     ])
 }
 
 /// All outputs, each with its origin.
-struct Said(Vec<(String, String)>);
+struct Outputs(Vec<(String, String)>);
 
-impl Said {
+impl Outputs {
     /// Runs a command, and keeps its output, whether it fails or not.
-    fn by(&mut self, site: &Site, args: &[&str]) -> Result<()> {
+    fn run(&mut self, site: &Site, args: &[&str]) -> Result<()> {
         let output = host::run(site, args)?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -109,33 +109,33 @@ impl Said {
 
 #[tokio::test]
 async fn nothing_prints_what_is_logged_in_with() -> Result<()> {
-    for (number, way) in ways()?.into_iter().enumerate() {
-        let tried = tried(&way).await;
-        tried.with_context(|| format!("login {number}: {:?}", way.keys))?;
+    for (number, login) in logins()?.into_iter().enumerate() {
+        let outcome = try_login(&login).await;
+        outcome.with_context(|| format!("login {number}: {:?}", login.keys))?;
     }
     Ok(())
 }
 
-async fn tried(way: &Way) -> Result<()> {
+async fn try_login(login: &Login) -> Result<()> {
     let mut server = NatsServer::start_with(Options {
-        config: way.server.clone(),
+        config: login.server.clone(),
         ..Options::default()
     })
     .await?;
     let url = server
         .url()
-        .replace("nats://", &format!("nats://{}", way.address));
+        .replace("nats://", &format!("nats://{}", login.address));
     let mut site = Site::new(&url)?
         .with("log.level", "trace")?
         .with("http.admin_token", ADMIN)?;
-    for (key, value) in &way.keys {
+    for (key, value) in &login.keys {
         site.set(key, value.as_str())?;
     }
-    if let Some((file, content)) = &way.file {
+    if let Some((file, content)) = &login.file {
         fs::write(site.path().join(file), content)?;
     }
     let mut host = Host::start(&site).await?;
-    let mut said = Said(Vec::new());
+    let mut outputs = Outputs(Vec::new());
     for args in [
         &["config"][..],
         &["config", "--json"],
@@ -148,11 +148,11 @@ async fn tried(way: &Way) -> Result<()> {
         &["pipeline", "show"],
         &["dlq", "list"],
     ] {
-        said.by(&site, args)?;
+        outputs.run(&site, args)?;
     }
     for path in ["/", "/metrics", "/status", "/readyz", "/livez", "/nothing"] {
         let answer = http::get(site.http_port(), path).await?;
-        said.0.push((path.into(), answer.body));
+        outputs.0.push((path.into(), answer.body));
     }
 
     // The broker refuses the login from now on, and the configuration has several errors.
@@ -161,34 +161,34 @@ async fn tried(way: &Way) -> Result<()> {
     server.set_config("authorization { token: another }")?;
     server.resume().await?;
     host.wait_for_log(0, &["authorization violation"]).await?;
-    said.by(&site, &["query", "ada", "ben"])?;
-    said.by(&site, &["check", "--connect"])?;
+    outputs.run(&site, &["query", "ada", "ben"])?;
+    outputs.run(&site, &["check", "--connect"])?;
     let from = host.log_len();
     site.set("nats.unknown", 1)?;
     site.set("http.admin_token", format!(" {ADMIN}"))?;
     host.wait_for_log(from, &["unknown key"]).await?;
-    said.by(&site, &["check"])?;
+    outputs.run(&site, &["check"])?;
     let text = fs::read_to_string(site.config_path())?;
     let broken = text.replace('"', "");
     presence_tests::tools::write_atomically(&site.config_path(), broken)?;
-    said.by(&site, &["config"])?;
-    said.by(&site, &["run"])?;
-    if let Some((file, content)) = &way.file {
+    outputs.run(&site, &["config"])?;
+    outputs.run(&site, &["run"])?;
+    if let Some((file, content)) = &login.file {
         let cut = content.get(..content.len() - 20).unwrap_or_default();
         fs::write(site.path().join(file), cut)?;
         presence_tests::tools::write_atomically(&site.config_path(), text)?;
-        said.by(&site, &["query", "ada", "ben"])?;
+        outputs.run(&site, &["query", "ada", "ben"])?;
     }
     let log = host.process.stderr();
     ensure!(log.len() > 100, "a talkative log");
-    said.0.push(("the log".into(), log.join("\n")));
-    said.hold_none_of(&way.secrets)?;
+    outputs.0.push(("the log".into(), log.join("\n")));
+    outputs.hold_none_of(&login.secrets)?;
     // A secret that is there is found: the check can fail.
-    let held = Said(vec![(
+    let held = Outputs(vec![(
         "here".into(),
-        format!("{} {ADMIN}", way.secrets.join(" ")),
+        format!("{} {ADMIN}", login.secrets.join(" ")),
     )]);
-    ensure!(held.hold_none_of(&way.secrets).is_err());
+    ensure!(held.hold_none_of(&login.secrets).is_err());
     host.kill().await
 }
 
@@ -206,14 +206,14 @@ async fn a_difference_shows_no_secret_of_a_plugins_configuration() -> Result<()>
         let args = [&["pipeline", "diff", file], more].concat();
         let output = host::run(&site, &args)?;
         let printed = String::from_utf8(output.stdout)?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(
             printed.contains("device") && printed.contains("***"),
-            "{printed}{said}"
+            "{printed}{errors}"
         );
         ensure!(
-            !printed.contains("h1dden") && !said.contains("h1dden"),
-            "{printed}{said}"
+            !printed.contains("h1dden") && !errors.contains("h1dden"),
+            "{printed}{errors}"
         );
     }
     Ok(())

@@ -29,7 +29,7 @@ pub(crate) struct Service {
 struct State {
     directory: Value,
     /// The answers that replace those from the directory, by question.
-    instead: BTreeMap<String, Value>,
+    overrides: BTreeMap<String, Value>,
     asked: Vec<Asked>,
 }
 
@@ -102,21 +102,21 @@ impl Service {
     }
 
     /// Sets whether it answers. If not, it only notes the questions.
-    pub(crate) fn answers(&self, answers: bool) {
+    pub(crate) fn set_answering(&self, answers: bool) {
         self.answers.send_replace(answers);
     }
 
     /// Sets the directory from which it answers.
-    pub(crate) fn says(&self, directory: Value) {
+    pub(crate) fn set_directory(&self, directory: Value) {
         locked(&self.state).directory = directory;
     }
 
     /// Sets the answer to a kind of question. `None`: it answers from the directory again.
-    pub(crate) fn says_to(&self, question: &str, answer: Option<Value>) {
-        let instead = &mut locked(&self.state).instead;
+    pub(crate) fn set_answer(&self, question: &str, answer: Option<Value>) {
+        let overrides = &mut locked(&self.state).overrides;
         match answer {
-            Some(answer) => drop(instead.insert(question.into(), answer)),
-            None => drop(instead.remove(question)),
+            Some(answer) => drop(overrides.insert(question.into(), answer)),
+            None => drop(overrides.remove(question)),
         }
     }
 
@@ -159,7 +159,7 @@ impl Service {
 impl State {
     fn answer(&self, body: &Value) -> Value {
         let question = body["question"].as_str().unwrap_or_default();
-        if let Some(answer) = self.instead.get(question) {
+        if let Some(answer) = self.overrides.get(question) {
             return answer.clone();
         }
         let id = body["id"].as_str().unwrap_or_default();

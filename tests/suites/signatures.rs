@@ -235,7 +235,7 @@ async fn what_runs_and_is_trusted_no_more_is_out_of_service_wherever_its_file_is
     let words = ["contacts", "may not run any more", "it has no signature"];
     world.host.wait_for_log(from, &words).await?;
     let why = "the plugin `contacts` may not run any more";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     let alert = quarantine_alert(&mut world).await?;
     assert_eq!(alert.text("plugin"), "contacts");
     assert_eq!(*alert.field("withdrawn"), true);
@@ -284,7 +284,7 @@ async fn a_key_that_is_lost_stops_what_runs_and_what_would_take_over() -> Result
     let both = vec![lost.clone(), ours.clone()];
     world.site.set("plugins.trusted_keys", vec![ours.clone()])?;
     let why = "it is not signed with a trusted key";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     assert!(world.probe("12345").await?.visible_to().is_empty());
     world.site.set("plugins.trusted_keys", both)?;
     world.host.ready().await?;
@@ -379,7 +379,7 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         Ok((beside().await?["kind"] == "shadow").then_some(()))
     })
     .await
-    .with_context(|| shadow.last_words())?;
+    .with_context(|| shadow.log_tail())?;
     let from = host.log_len();
     site.set("plugins.trusted_keys", vec![ours])?;
     let words = ["public", "may not run any more"];

@@ -53,7 +53,7 @@ async fn an_invalidation_that_was_dropped_in_a_burst_is_made_up_for() -> Result<
     world.client.input(CONNECT, body).await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
 
-    service.says(json!({"contacts": {"12345": ["33333"]}}));
+    service.set_directory(json!({"contacts": {"12345": ["33333"]}}));
     let subject = format!("{SUBJECT}.invalidate");
     for number in 0..BURST {
         let user = match number {

@@ -27,7 +27,7 @@ async fn session(world: &mut World, user: &str) -> Result<Value> {
     let is_hosts = |subject: &'static str| {
         let user = user.to_owned();
         move |seen: &presence_tests::client::ReceivedMessage| {
-            seen.is_hosts() && seen.subject == subject && seen.text("userId") == user
+            seen.is_from_host() && seen.subject == subject && seen.text("userId") == user
         }
     };
     let online = world.tape.next("the user's online", is_hosts(ONLINE));

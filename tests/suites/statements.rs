@@ -18,24 +18,24 @@ async fn status(world: &World) -> Result<Value> {
     Ok(answer["users"][0]["status"].clone())
 }
 
-async fn say(world: &World, subject: &str, body: Value) -> Result<()> {
+async fn send_statement(world: &World, subject: &str, body: Value) -> Result<()> {
     world.client.input(subject, body).await
 }
 
 #[tokio::test]
 async fn an_offline_holds_until_the_next_connect_and_ends_no_connection() -> Result<()> {
     let mut world = World::start().await?;
-    say(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
-    say(&world, OFFLINE, inputs::offline("12345", now_ms())).await?;
+    send_statement(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
+    send_statement(&world, OFFLINE, inputs::offline("12345", now_ms())).await?;
     assert_eq!(status(&world).await?, "offline");
     // Neither a live connection nor one that a heartbeat adopts changes this.
-    say(
+    send_statement(
         &world,
         HEARTBEAT,
         inputs::heartbeat("12345", "c1", now_ms()),
     )
     .await?;
-    say(
+    send_statement(
         &world,
         HEARTBEAT,
         inputs::heartbeat("12345", "c2", now_ms()),
@@ -44,16 +44,16 @@ async fn an_offline_holds_until_the_next_connect_and_ends_no_connection() -> Res
     assert_eq!(status(&world).await?, "offline");
     // The user's offline isn't published twice.
     let bye = |conn| inputs::disconnect("12345", conn, now_ms(), "logout");
-    say(&world, DISCONNECT, bye("c1")).await?;
-    say(&world, DISCONNECT, bye("c2")).await?;
-    say(
+    send_statement(&world, DISCONNECT, bye("c1")).await?;
+    send_statement(&world, DISCONNECT, bye("c2")).await?;
+    send_statement(
         &world,
         HEARTBEAT,
         inputs::heartbeat("12345", "c3", now_ms()),
     )
     .await?;
     assert_eq!(status(&world).await?, "offline");
-    say(&world, CONNECT, inputs::connect("12345", "c4", now_ms())).await?;
+    send_statement(&world, CONNECT, inputs::connect("12345", "c4", now_ms())).await?;
     assert_eq!(status(&world).await?, "online");
 
     let seen = world.all_about("12345").await?;
@@ -75,19 +75,19 @@ async fn an_offline_holds_until_the_next_connect_and_ends_no_connection() -> Res
 #[tokio::test]
 async fn an_offline_holds_over_a_restart() -> Result<()> {
     let mut world = World::start_with(|it| it.with("tracker.timeout_ms", 600_000)).await?;
-    say(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
-    say(&world, OFFLINE, inputs::offline("12345", now_ms())).await?;
+    send_statement(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
+    send_statement(&world, OFFLINE, inputs::offline("12345", now_ms())).await?;
     world.host.until_saved(2.0).await?;
     world.host.process.stop().await?;
     world.host = Host::start(&world.site).await?;
-    say(
+    send_statement(
         &world,
         HEARTBEAT,
         inputs::heartbeat("12345", "c2", now_ms()),
     )
     .await?;
     assert_eq!(status(&world).await?, "offline");
-    say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
+    send_statement(&world, ONLINE, inputs::online("12345", now_ms())).await?;
     assert_eq!(status(&world).await?, "online");
     world.end().await
 }
@@ -98,7 +98,7 @@ async fn an_online_ends_unless_it_is_repeated_and_a_crashed_application_leaves_n
     const TTL_MS: i64 = 600;
     let mut world = World::start_with(|it| it.with("tracker.statement_ttl_ms", TTL_MS)).await?;
     let stated_at = now_ms();
-    say(&world, ONLINE, inputs::online("12345", stated_at)).await?;
+    send_statement(&world, ONLINE, inputs::online("12345", stated_at)).await?;
     let offline = world.tape.hosts(OFFLINE, 1).await?.remove(0);
     assert_eq!(offline.text("reason"), "timeout");
     assert_eq!(*offline.field("lastSeen"), stated_at);
@@ -109,7 +109,7 @@ async fn an_online_ends_unless_it_is_repeated_and_a_crashed_application_leaves_n
     assert_eq!(status(&world).await?, "offline");
 
     // The same after a restart.
-    say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
+    send_statement(&world, ONLINE, inputs::online("12345", now_ms())).await?;
     world.host.process.stop().await?;
     world.host = Host::start(&world.site).await?;
     world.tape.hosts(OFFLINE, 2).await?;
@@ -119,16 +119,16 @@ async fn an_online_ends_unless_it_is_repeated_and_a_crashed_application_leaves_n
 #[tokio::test]
 async fn connections_take_over_from_an_applications_online() -> Result<()> {
     let mut world = World::start_with(|it| it.with("tracker.statement_ttl_ms", 600)).await?;
-    say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
-    say(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
+    send_statement(&world, ONLINE, inputs::online("12345", now_ms())).await?;
+    send_statement(&world, CONNECT, inputs::connect("12345", "c1", now_ms())).await?;
     // A statement about a user who is connected.
-    say(&world, ONLINE, inputs::online("12345", now_ms())).await?;
+    send_statement(&world, ONLINE, inputs::online("12345", now_ms())).await?;
     // The statement about another user, which is made later, ends.
-    say(&world, ONLINE, inputs::online("67890", now_ms())).await?;
+    send_statement(&world, ONLINE, inputs::online("67890", now_ms())).await?;
     world.tape.hosts(OFFLINE, 1).await?;
     assert_eq!(status(&world).await?, "online");
     let bye = inputs::disconnect("12345", "c1", now_ms(), "logout");
-    say(&world, DISCONNECT, bye).await?;
+    send_statement(&world, DISCONNECT, bye).await?;
     assert_eq!(status(&world).await?, "offline");
     let offline = world.tape.hosts(OFFLINE, 2).await?.remove(1);
     assert_eq!(offline.text("reason"), "logout");

@@ -33,7 +33,7 @@ async fn come(world: &World) -> Result<()> {
 }
 
 /// A heartbeat of Ann's with this metadata.
-async fn say(world: &World, metadata: Value) -> Result<()> {
+async fn send_heartbeat(world: &World, metadata: Value) -> Result<()> {
     let mut body = inputs::heartbeat("ann", "c1", now_ms());
     body["metadata"] = metadata;
     world.client.input(HEARTBEAT, body).await
@@ -56,7 +56,7 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     .await?;
     come(&world).await?;
     let status = json!({"text": "in a meeting", "expiresAt": now_ms() + 3_600_000});
-    say(&world, json!({"activity": "active", "status": status})).await?;
+    send_heartbeat(&world, json!({"activity": "active", "status": status})).await?;
 
     let updated = world.tape.hosts(UPDATED, 1).await?.remove(0);
     assert_eq!(
@@ -73,13 +73,13 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     assert_eq!(told.visible_to(), ["ben"]);
     let metadata = json!({"device": "web", "activity": "active", "status": status});
     assert_eq!(*told.field("metadata"), metadata);
-    assert_eq!([&updated, &told].map(|seen| seen.counted().2), [1, 1]);
+    assert_eq!([&updated, &told].map(|seen| seen.sequence().2), [1, 1]);
     assert_eq!(asked(&world).await?, metadata);
 
     // A repeated status is no change, and an invalid one is counted.
-    say(&world, json!({"activity": "active", "status": status})).await?;
-    say(&world, json!({"activity": "dancing", "status": "busy"})).await?;
-    say(&world, json!({"status": null})).await?;
+    send_heartbeat(&world, json!({"activity": "active", "status": status})).await?;
+    send_heartbeat(&world, json!({"activity": "dancing", "status": "busy"})).await?;
+    send_heartbeat(&world, json!({"status": null})).await?;
     let bye = inputs::disconnect("ann", "c1", now_ms(), "client_disconnect");
     world.client.input(DISCONNECT, bye).await?;
     let seen = world.all_about("ann").await?;
@@ -115,7 +115,7 @@ async fn a_status_ends_when_it_expires() -> Result<()> {
     let mut world = World::start_with(|it| site(it)?.with("status.min_interval_ms", 0)).await?;
     come(&world).await?;
     let expires_at = now_ms() + 500;
-    say(
+    send_heartbeat(
         &world,
         json!({"status": {"text": "brb", "expiresAt": expires_at}}),
     )
@@ -131,12 +131,12 @@ async fn a_status_ends_when_it_expires() -> Result<()> {
 async fn it_is_told_only_while_the_configuration_says_so() -> Result<()> {
     let mut world = World::start_with(|it| site(it)?.with("status.enabled", false)).await?;
     come(&world).await?;
-    say(&world, json!({"activity": "active"})).await?;
+    send_heartbeat(&world, json!({"activity": "active"})).await?;
     assert_eq!(asked(&world).await?, json!({"device": "web"}));
 
     world.site.set("status.enabled", true)?;
     wait::until("Ann's activity to be told", async || {
-        say(&world, json!({"activity": "typing"})).await?;
+        send_heartbeat(&world, json!({"activity": "typing"})).await?;
         let answer = asked(&world).await?;
         Ok((answer["activity"] == "typing").then_some(()))
     })
@@ -145,7 +145,7 @@ async fn it_is_told_only_while_the_configuration_says_so() -> Result<()> {
     let told = world.tape.hosts(FILTERED_UPDATED, 2).await?;
     assert_eq!(told[0].field("metadata")["activity"], "typing");
     assert_eq!(*told[1].field("metadata"), json!({"device": "web"}));
-    say(&world, json!({"activity": "active"})).await?;
+    send_heartbeat(&world, json!({"activity": "active"})).await?;
     let seen = world.all_about("ann").await?;
     let updates = seen.iter().filter(|seen| seen.subject == FILTERED_UPDATED);
     assert_eq!(updates.count(), 2);
@@ -174,7 +174,7 @@ async fn a_status_outlives_a_kill_and_expires_in_time() -> Result<()> {
     world.host.until_saved(2.0).await?;
     let expires_at = now_ms() + 5_000;
     let status = json!({"text": "brb", "expiresAt": expires_at});
-    say(&world, json!({"activity": "typing", "status": status})).await?;
+    send_heartbeat(&world, json!({"activity": "typing", "status": status})).await?;
     // The records: both again, and the status.
     world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;

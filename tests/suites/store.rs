@@ -34,16 +34,16 @@ pub(crate) fn run(site: &Site, args: &[&str]) -> Result<(String, String, bool)> 
 }
 
 /// The output of a successful command.
-pub(crate) fn good(site: &Site, args: &[&str]) -> Result<String> {
-    let (out, error, good) = run(site, args)?;
-    ensure!(good, "{args:?}: {out}{error}");
+pub(crate) fn run_ok(site: &Site, args: &[&str]) -> Result<String> {
+    let (out, error, succeeded) = run(site, args)?;
+    ensure!(succeeded, "{args:?}: {out}{error}");
     Ok(out)
 }
 
 /// The output of a command that fails, with its error output.
-pub(crate) fn bad(site: &Site, args: &[&str]) -> Result<String> {
-    let (out, error, good) = run(site, args)?;
-    ensure!(!good, "{args:?} should fail: {out}");
+pub(crate) fn run_err(site: &Site, args: &[&str]) -> Result<String> {
+    let (out, error, succeeded) = run(site, args)?;
+    ensure!(!succeeded, "{args:?} should fail: {out}");
     Ok(out + &error)
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn apply(site: &Site, pipeline: &str) -> Result<String> {
     let path = site.path().join("pipeline.toml");
     fs::write(&path, pipeline)?;
     let path = path.to_string_lossy();
-    good(site, &["pipeline", "apply", &path, "--yes"])
+    run_ok(site, &["pipeline", "apply", &path, "--yes"])
 }
 
 /// Writes a plugin's file beside the plugin folder, and returns its path.
@@ -64,7 +64,7 @@ pub(crate) fn plugin(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
 
 /// Uploads a file, and returns its digest.
 pub(crate) fn push(site: &Site, path: &str) -> Result<String> {
-    let pushed = good(site, &["plugins", "push", path, "--json"])?;
+    let pushed = run_ok(site, &["plugins", "push", path, "--json"])?;
     let pushed: Value = serde_json::from_str(&pushed)?;
     let digest = pushed["pushed"][0]["digest"].as_str();
     Ok(digest.context("a digest")?.to_owned())
@@ -93,7 +93,7 @@ async fn world() -> Result<World> {
     let mut world = empty(server, site).await?;
     world
         .host
-        .unready_since("nobody sees anybody: there is none: `presence pipeline apply")
+        .unready_because("nobody sees anybody: there is none: `presence pipeline apply")
         .await?;
     apply(&world.site, CONTACTS)?;
     world.host.ready().await?;
@@ -124,13 +124,13 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
     world.site.write_plugin("contacts", &groups)?;
     let path = plugin(&world.site, "groups.wasm", &groups)?;
     let digest = push(&world.site, &path)?;
-    let again = good(&world.site, &["plugins", "push", &path])?;
+    let again = run_ok(&world.site, &["plugins", "push", &path])?;
     ensure!(again.contains("was there"), "{again}");
     world.until_visible_to("12345", &BY_CONTACT).await?;
 
     let named = format!("contacts@{}", &digest[..16]);
     let args = ["plugins", "activate", &named, "--yes", "--why", "a test"];
-    let out = good(&world.site, &args)?;
+    let out = run_ok(&world.site, &args)?;
     for words in [
         "-digest = \"sha256:",
         &format!("+digest = \"{digest}\""),
@@ -140,7 +140,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
         ensure!(out.contains(words), "{words}: {out}");
     }
     world.until_visible_to("12345", &BY_GROUP).await?;
-    let listed = good(&world.site, &["plugins", "list", "--json"])?;
+    let listed = run_ok(&world.site, &["plugins", "list", "--json"])?;
     let listed: Value = serde_json::from_str(&listed)?;
     let of_digest = |it: &&Value| it["digest"] == *digest;
     let listed = listed["plugins"].as_array().context("a list")?;
@@ -149,7 +149,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
         (&active["plugin"], &active["active"]),
         (&json!("contacts"), &json!(true))
     );
-    let history = good(&world.site, &["plugins", "history", "contacts"])?;
+    let history = run_ok(&world.site, &["plugins", "history", "contacts"])?;
     ensure!(
         history.lines().count() == 3 && history.contains("a test"),
         "{history}"
@@ -165,7 +165,7 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
     let said = "starting with revision 2, which this node has kept";
     world.host.wait_for_log(0, &[said]).await?;
     world.until_visible_to("12345", &BY_GROUP).await?;
-    let log = world.host.process.last_words();
+    let log = world.host.process.log_tail();
     assert_eq!(
         log.matches("the plugin store can't be read").count(),
         1,
@@ -179,14 +179,14 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
     world.client = Client::connect(&world.server.url()).await?;
     world.tape = world.client.record("presence.>").await?;
     world.host = Host::start(&world.site).await?;
-    good(&world.site, &["plugins", "rollback", "contacts", "--yes"])?;
+    run_ok(&world.site, &["plugins", "rollback", "contacts", "--yes"])?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    good(&world.site, &["pipeline", "rollback", "2", "--yes"])?;
+    run_ok(&world.site, &["pipeline", "rollback", "2", "--yes"])?;
     world.until_visible_to("12345", &BY_GROUP).await?;
-    let shown = good(&world.site, &["pipeline", "show"])?;
+    let shown = run_ok(&world.site, &["pipeline", "show"])?;
     ensure!(shown.contains(&digest), "{shown}");
     ensure!(shown.contains("rollback to revision 2"), "{shown}");
-    let history = good(&world.site, &["pipeline", "history", "--last", "3"])?;
+    let history = run_ok(&world.site, &["pipeline", "history", "--last", "3"])?;
     ensure!(
         history.contains("rollback of contacts to revision 1"),
         "{history}"
@@ -202,20 +202,20 @@ async fn a_plugin_is_pushed_activated_and_rolled_back_and_the_node_starts_withou
 async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<()> {
     let mut world = world().await?;
     let site = &world.site;
-    let error = bad(
+    let error = run_err(
         site,
         &["plugins", "activate", "contacts@sha256:12345678", "--yes"],
     )?;
     ensure!(error.contains("there is no plugin contacts@"), "{error}");
-    let error = bad(site, &["plugins", "activate", "contacts"])?;
+    let error = run_err(site, &["plugins", "activate", "contacts"])?;
     ensure!(error.contains("its name and its digest"), "{error}");
-    let error = bad(site, &["plugins", "rollback", "--yes"])?;
+    let error = run_err(site, &["plugins", "rollback", "--yes"])?;
     ensure!(error.contains("no earlier revision"), "{error}");
-    let error = bad(site, &["pipeline", "rollback", "7", "--yes"])?;
+    let error = run_err(site, &["pipeline", "rollback", "7", "--yes"])?;
     ensure!(error.contains("there is no revision 7"), "{error}");
     let out = apply(site, CONTACTS)?;
     ensure!(out.contains("nothing changes: revision 1"), "{out}");
-    let error = bad(
+    let error = run_err(
         site,
         &["plugins", "push", &plugin(site, "no.wasm", b"\0asm")?],
     )?;
@@ -223,7 +223,7 @@ async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<
     let named = component::with(&component::load("contacts")?, |manifest| {
         drop(manifest.insert("name".into(), "../contacts".into()));
     })?;
-    let error = bad(
+    let error = run_err(
         site,
         &["plugins", "push", &plugin(site, "named.wasm", &named)?],
     )?;
@@ -265,19 +265,19 @@ async fn what_is_wrong_with_a_change_is_said_and_nothing_is_written() -> Result<
             "p.toml",
             format!("[[pipeline]]\n{stage}\n").as_bytes(),
         )?;
-        let error = bad(site, &["pipeline", "apply", &path, "--yes"])?;
+        let error = run_err(site, &["pipeline", "apply", &path, "--yes"])?;
         ensure!(error.contains(problem), "{problem}: {error}");
     }
     // There is no terminal to ask on.
     let path = plugin(site, "p.toml", b"[[pipeline]]\nplugin = \"groups\"\n")?;
-    let error = bad(site, &["pipeline", "apply", &path])?;
+    let error = run_err(site, &["pipeline", "apply", &path])?;
     ensure!(error.contains("--yes goes on"), "{error}");
-    let diff = good(site, &["pipeline", "diff", &path])?;
+    let diff = run_ok(site, &["pipeline", "diff", &path])?;
     ensure!(
         diff.contains("-plugin = \"contacts\"") && diff.contains("+plugin = \"groups\""),
         "{diff}"
     );
-    let history = good(site, &["pipeline", "history", "--json"])?;
+    let history = run_ok(site, &["pipeline", "history", "--json"])?;
     let history: Value = serde_json::from_str(&history)?;
     assert_eq!(history["revisions"].as_array().map(Vec::len), Some(1));
     world.until_visible_to("12345", &BY_CONTACT).await?;
@@ -317,7 +317,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
         "{refused:?}"
     );
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    ensure!(good(&world.site, &["plugins", "push", &path])?.contains("uploaded"));
+    ensure!(run_ok(&world.site, &["plugins", "push", &path])?.contains("uploaded"));
     world.until_visible_to("12345", &BY_GROUP).await?;
 
     // An entry that is no revision. The next revision is written after it.
@@ -325,10 +325,10 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     let refused = alerts.next("an alert", |seen| *seen.field("revision") == 3);
     ensure!(refused.await?.text("error").contains("can't be read"));
     bucket.put("strange", "?".into()).await?;
-    let out = good(&world.site, &["pipeline", "rollback", "1", "--yes"])?;
+    let out = run_ok(&world.site, &["pipeline", "rollback", "1", "--yes"])?;
     ensure!(out.contains("revision 4 is written"), "{out}");
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    let history = good(&world.site, &["pipeline", "history"])?;
+    let history = run_ok(&world.site, &["pipeline", "history"])?;
     ensure!(history.contains("unreadable"), "{history}");
 
     // An entry with the highest possible number doesn't prevent the next revision.
@@ -368,7 +368,7 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     let site = Site::new(&server.url())?;
     let mut world = empty(server, site).await?;
     let why = "the stream `KV_presence-pipeline` was not made by presence: it lets a revision be";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     jetstream.delete_key_value("presence-pipeline").await?;
     let shape = kv::Config {
         bucket: name(),
@@ -377,9 +377,9 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     };
     jetstream.create_key_value(shape).await?;
     let why = "the stream `KV_presence-pipeline` was not made by presence: it forgets";
-    world.host.unready_since(why).await?;
+    world.host.unready_because(why).await?;
     let path = plugin(&world.site, "p.toml", CONTACTS.as_bytes())?;
-    let error = bad(&world.site, &["pipeline", "apply", &path, "--yes"])?;
+    let error = run_err(&world.site, &["pipeline", "apply", &path, "--yes"])?;
     ensure!(error.contains(why), "{error}");
     jetstream.delete_key_value("presence-pipeline").await?;
     apply(&world.site, CONTACTS)?;
@@ -404,7 +404,7 @@ async fn a_revision_that_is_not_the_one_that_ran_is_not_taken_at_a_start_either(
     world.host.stop().await?;
     world.host = Host::start(&world.site).await?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    let history = good(&world.site, &["pipeline", "history", "--json"])?;
+    let history = run_ok(&world.site, &["pipeline", "history", "--json"])?;
     let history: Value = serde_json::from_str(&history)?;
     assert_eq!(history["revisions"].as_array().map(Vec::len), Some(1));
 
@@ -434,13 +434,13 @@ async fn where_the_store_is_lost_commands_go_by_what_runs() -> Result<()> {
     let own_path = plugin(&world.site, "own.wasm", &own)?;
     let own = push(&world.site, &own_path)?;
     let named = format!("contacts@{own}");
-    good(&world.site, &["plugins", "activate", &named, "--yes"])?;
+    run_ok(&world.site, &["plugins", "activate", &named, "--yes"])?;
     world.until_visible_to("12345", &BY_GROUP).await?;
     let other = component::named(&component::load("public")?, "contacts")?;
     let other = push(&world.site, &plugin(&world.site, "other.wasm", &other)?)?;
     let named = format!("contacts@{other}");
     let args = ["plugins", "canary", &named, "--percent", "1", "--yes"];
-    good(&world.site, &args)?;
+    run_ok(&world.site, &args)?;
     let jetstream = jetstream::new(async_nats::connect(world.server.url()).await?);
     for stream in ["KV_presence-pipeline", "OBJ_presence-plugins"] {
         jetstream.delete_stream(stream).await?;
@@ -464,12 +464,12 @@ async fn where_the_store_is_lost_commands_go_by_what_runs() -> Result<()> {
     jetstream.delete_stream("KV_presence-pipeline").await?;
 
     let path = plugin(&world.site, "p.toml", CONTACTS.as_bytes())?;
-    let error = bad(&world.site, &["pipeline", "apply", &path, "--yes"])?;
+    let error = run_err(&world.site, &["pipeline", "apply", &path, "--yes"])?;
     ensure!(
         error.contains(&format!("the store has lost contacts@{own}")),
         "{error}"
     );
-    good(&world.site, &["plugins", "push", &own_path])?;
+    run_ok(&world.site, &["plugins", "push", &own_path])?;
     let out = apply(&world.site, CONTACTS)?;
     ensure!(out.contains("revision 5 is written"), "{out}");
     let bucket = bucket(&world).await?;
@@ -520,12 +520,12 @@ async fn a_quarantine_is_in_the_history_of_its_plugin() -> Result<()> {
     world.client.input(crate::inputs::CONNECT, connect).await?;
     alert(&mut world, "quarantine").await?;
     let history = wait::until("the history", async || {
-        let history = good(&world.site, &["plugins", "history", "trap"])?;
+        let history = run_ok(&world.site, &["plugins", "history", "trap"])?;
         Ok(history.contains("in quarantine").then_some(history))
     });
     let history = history.await?;
     ensure!(history.lines().count() == 3, "{history}");
-    let history = good(&world.site, &["plugins", "history", "trap", "--json"])?;
+    let history = run_ok(&world.site, &["plugins", "history", "trap", "--json"])?;
     let history: Value = serde_json::from_str(&history)?;
     assert_eq!(history["alerts"][0]["type"], "quarantine");
     world.end().await

@@ -16,7 +16,7 @@ use std::fs;
 use std::process::Output;
 
 use crate::permissions;
-use crate::store::{CONTACTS, apply, bad, empty, good};
+use crate::store::{CONTACTS, apply, empty, run_err, run_ok};
 use crate::world::World;
 
 /// A pipeline that shows users only to members of their groups.
@@ -83,7 +83,7 @@ async fn where_a_node_refuses_it_is_named_and_nothing_is_written() -> Result<()>
         ensure!(said.contains(words), "{words}: {said}");
     }
     ensure!(!good_end);
-    let shown = good(&world.site, &["pipeline", "show"])?;
+    let shown = run_ok(&world.site, &["pipeline", "show"])?;
     ensure!(shown.starts_with("# revision 1,"), "{shown}");
     world.end().await
 }
@@ -236,7 +236,7 @@ async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permi
     let server = permissions::server().await?;
     let site_of = |user: &str| permissions::as_user(Site::new(&server.url())?, user);
     let processor = site_of("processor")?.with("plugins.source", "store")?;
-    let checked = good(&processor, &["check", "--connect"])?;
+    let checked = run_ok(&processor, &["check", "--connect"])?;
     ensure!(checked.contains("ok\n"), "{checked}");
     let mut host = Host::spawn(&processor)?;
     host.wait_for_log(0, &["ready node="]).await?;
@@ -247,19 +247,19 @@ async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permi
     let path = operator.path().join("public.wasm");
     fs::write(&path, rule)?;
     let path = path.to_string_lossy();
-    good(&operator, &["plugins", "push", &path])?;
+    run_ok(&operator, &["plugins", "push", &path])?;
     apply(&operator, GROUPS)?;
-    let out = good(&operator, &["plugins", "rollback", "--yes"])?;
+    let out = run_ok(&operator, &["plugins", "rollback", "--yes"])?;
     ensure!(out.contains("revision 3 is written"), "{out}");
 
-    let shown = good(&auditor, &["pipeline", "show"])?;
+    let shown = run_ok(&auditor, &["pipeline", "show"])?;
     ensure!(
         shown.contains("by operator: rollback to revision 1"),
         "{shown}"
     );
-    good(&auditor, &["pipeline", "history"])?;
-    good(&auditor, &["plugins", "history", "contacts"])?;
-    let listed = good(&auditor, &["plugins", "list"])?;
+    run_ok(&auditor, &["pipeline", "history"])?;
+    run_ok(&auditor, &["plugins", "history", "contacts"])?;
+    let listed = run_ok(&auditor, &["plugins", "list"])?;
     ensure!(listed.contains("public"), "{listed}");
     let other = auditor.path().join("privacy.wasm");
     fs::write(&other, presence_tests::component::load("privacy")?)?;
@@ -268,9 +268,9 @@ async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permi
         &["pipeline", "rollback", "--yes"],
         &["plugins", "rollback", "--yes"],
     ] {
-        bad(&auditor, forbidden)?;
+        run_err(&auditor, forbidden)?;
     }
-    let shown = good(&operator, &["pipeline", "show"])?;
+    let shown = run_ok(&operator, &["pipeline", "show"])?;
     ensure!(shown.starts_with("# revision 3,"), "{shown}");
     host.stop().await
 }

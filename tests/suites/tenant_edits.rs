@@ -153,7 +153,7 @@ async fn a_tenant_that_the_login_may_not_serve_stops_no_other() -> Result<()> {
         until_state(&site, "zeta", "").await?;
         until_state(&site, "beta", "serving").await?;
     }
-    let log = host.process.last_words();
+    let log = host.process.log_tail();
     assert!(!log.contains("forbids `acme"), "{log}");
     host.stop().await?;
     // The same at a start.
@@ -204,7 +204,7 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     connect(&client, "beta.", "12345").await?;
     all.catch_up(&client).await?;
     let events = all.seen().iter();
-    let events = events.filter(|it| it.is_hosts() && it.subject == "beta.presence.events");
+    let events = events.filter(|it| it.is_from_host() && it.subject == "beta.presence.events");
     let events = events.count();
     assert_eq!(events, 1, "one tenant handles what comes on its subjects");
     let begun = host.process.stderr();
@@ -249,7 +249,7 @@ async fn users_stay_on_the_subjects_on_which_they_are_known() -> Result<()> {
     }
     all.catch_up(&client).await?;
     let told = all.seen().iter();
-    let told = told.filter(|it| it.is_hosts() && it.subject.contains(".filtered."));
+    let told = told.filter(|it| it.is_from_host() && it.subject.contains(".filtered."));
     let told: Vec<_> = told.collect();
     assert!(told.is_empty(), "{told:?}");
     host.stop().await

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use toml::{Table, toml};
 
 use crate::inputs::{self, CONNECT};
-use crate::store::{bad, good};
+use crate::store::{run_err, run_ok};
 use crate::tenants::{status, tenant, until_states, with};
 
-fn said(output: &Output) -> String {
+fn all_output(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -47,15 +47,15 @@ fn commands_go_by_the_section_of_the_tenant_that_is_meant() -> Result<()> {
     let sign = sign.arg("sign").arg(&signed).args(["--key", "b.key"]);
     ensure!(sign.output()?.status.success());
     let file = signed.to_str().context("a path")?;
-    let verified = good(&site, &["plugin", "verify", file, "--tenant", "beta"])?;
+    let verified = run_ok(&site, &["plugin", "verify", file, "--tenant", "beta"])?;
     ensure!(verified.contains(&keys[1]), "{verified}");
-    let refused = bad(&site, &["plugin", "verify", file, "--tenant", "acme"])?;
+    let refused = run_err(&site, &["plugin", "verify", file, "--tenant", "acme"])?;
     ensure!(
         refused.contains("not signed with a trusted key"),
         "{refused}"
     );
 
-    let printed = good(&site, &["config", "--tenant", "beta", "--json"])?;
+    let printed = run_ok(&site, &["config", "--tenant", "beta", "--json"])?;
     let printed: Value = serde_json::from_str(&printed)?;
     let settings = printed["settings"].as_array().context("settings")?;
     let timeout = settings.iter().find(|it| it["key"] == "tracker.timeout_ms");
@@ -68,7 +68,7 @@ fn commands_go_by_the_section_of_the_tenant_that_is_meant() -> Result<()> {
         &["query", "a", "b"],
     ] {
         let args = [args, &["--tenant", "nosuch"]].concat();
-        let refused = bad(&site, &args)?;
+        let refused = run_err(&site, &args)?;
         let says = "there is no tenant `nosuch` in the configuration: acme, beta";
         ensure!(refused.contains(says), "{args:?}: {refused}");
     }
@@ -95,15 +95,15 @@ async fn the_pipeline_and_the_lines_of_a_tenant_are_its_own() -> Result<()> {
     let file = file.to_str().context("a path")?;
     let apply = ["pipeline", "apply", file, "--tenant", "acme", "--yes"];
     let applied = host::run(&site, &apply)?;
-    ensure!(applied.status.success(), "{}", said(&applied));
-    let shown = good(&site, &["pipeline", "show", "--tenant", "acme"])?;
+    ensure!(applied.status.success(), "{}", all_output(&applied));
+    let shown = run_ok(&site, &["pipeline", "show", "--tenant", "acme"])?;
     ensure!(
         shown.contains("public") && !shown.contains("contacts"),
         "{shown}"
     );
-    let differs = good(&site, &["pipeline", "diff", file, "--tenant", "acme"])?;
+    let differs = run_ok(&site, &["pipeline", "diff", file, "--tenant", "acme"])?;
     ensure!(differs.contains("nothing changes"), "{differs}");
-    good(&site, &["plugins", "logs", "public", "--tenant", "acme"])?;
+    run_ok(&site, &["plugins", "logs", "public", "--tenant", "acme"])?;
     host.stop().await
 }
 
@@ -126,7 +126,7 @@ async fn a_mistyped_name_ends_nobody() -> Result<()> {
             .collect()
     };
     assert_eq!(serving(&status(&site).await?), ["acme", "beta"]);
-    let listed = good(&site, &["tenants", "list"])?;
+    let listed = run_ok(&site, &["tenants", "list"])?;
     let line = listed.lines().find(|line| line.starts_with("acme"));
     ensure!(
         line.is_some_and(|it| it.contains("no section has this name")),
@@ -202,7 +202,7 @@ async fn nothing_is_told_of_sections_that_are_gone_and_one_that_pauses_pauses() 
     let wrong = with(acme(), "pipeline", vec![toml! { plugin = "nowhere" }]);
     site.set("tenant", vec![wrong])?;
     wait::until("`tenants list` to say why", async || {
-        let listed = good(&site, &["tenants", "list"])?;
+        let listed = run_ok(&site, &["tenants", "list"])?;
         let says = listed.contains("its pipeline is not in force: ") && listed.contains("nowhere");
         Ok(says.then_some(()))
     })
@@ -211,7 +211,7 @@ async fn nothing_is_told_of_sections_that_are_gone_and_one_that_pauses_pauses() 
     let wrong = with(acme(), "tracker", toml! { timeout_ms = "soon" });
     site.set("tenant", vec![with(wrong, "paused", true)])?;
     until_states(&site, &[("acme", "paused")]).await?;
-    let listed = good(&site, &["tenants", "list"])?;
+    let listed = run_ok(&site, &["tenants", "list"])?;
     ensure!(listed.contains("`timeout_ms`"), "{listed}");
     host.stop().await
 }
@@ -231,7 +231,7 @@ async fn what_was_logged_ends_with_the_tenant() -> Result<()> {
     client.input(&format!("p.{CONNECT}"), connect).await?;
     let logged = |name: &'static str| ["plugins", "logs", "chatty", "--tenant", name];
     wait::until("lines of the plugin", async || {
-        Ok((!good(&site, &logged("old"))?.is_empty()).then_some(()))
+        Ok((!run_ok(&site, &logged("old"))?.is_empty()).then_some(()))
     })
     .await?;
     site.set("tenant", vec![one("new")])?;
@@ -240,6 +240,6 @@ async fn what_was_logged_ends_with_the_tenant() -> Result<()> {
     client
         .request("p.presence.query", question.to_string())
         .await?;
-    assert_eq!(good(&site, &logged("new"))?, "");
+    assert_eq!(run_ok(&site, &logged("new"))?, "");
     host.stop().await
 }

@@ -65,7 +65,7 @@ async fn come_online(client: &Client, prefix: &str, user: &str) -> Result<Receiv
         .await?;
     let subject = format!("{prefix}.{}", inputs::FILTERED_ONLINE);
     tape.next("the filtered online", |seen| {
-        seen.is_hosts() && seen.subject == subject && seen.text("userId") == user
+        seen.is_from_host() && seen.subject == subject && seen.text("userId") == user
     })
     .await
 }
@@ -127,7 +127,7 @@ async fn each_tenant_is_served_as_if_it_were_alone() -> Result<()> {
         .iter()
         .filter(|it| it.subject == "beta.presence.events");
     assert_eq!(events.count(), 1);
-    let alien = of_none.seen().iter().filter(|it| it.is_hosts());
+    let alien = of_none.seen().iter().filter(|it| it.is_from_host());
     assert_eq!(alien.count(), 0);
     for tenant in ["acme", "beta"] {
         let label = format!("tenant=\"{tenant}\"");
@@ -268,7 +268,7 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
         let is_answer = fields.iter().any(|field| seen.body.get(field).is_some());
         // A node asks every so often whether another serves the tenant.
         let is_hello = seen.subject == "beta.presence-nodes.hello";
-        is_answer && !is_hello && !seen.is_hosts()
+        is_answer && !is_hello && !seen.is_from_host()
     });
     let answers: Vec<_> = answers.map(|seen| (&seen.subject, &seen.body)).collect();
     assert!(answers.is_empty(), "{answers:?}");
@@ -301,7 +301,7 @@ async fn each_tenants_directory_service_and_inboxes_are_its_own() -> Result<()> 
     assert_eq!(online.visible_to(), ["22222"]);
     let asked = beta.asked();
     // When one service says that answers have changed, only that service is asked again.
-    acme.says(contacts("11111"));
+    acme.set_directory(contacts("11111"));
     acme.invalidate("").await?;
     let gained = |seen: &ReceivedMessage| seen.subject == "acme.presence.inbox.11111";
     all.next("the one who gains sight", gained).await?;
@@ -365,7 +365,7 @@ async fn a_node_with_two_tenants_publishes_what_two_nodes_with_one_do() -> Resul
             let published = tape
                 .seen()
                 .iter()
-                .filter(|seen| seen.is_hosts() && !seen.subject.ends_with("beacon"));
+                .filter(|seen| seen.is_from_host() && !seen.subject.ends_with("beacon"));
             let bodies = published.map(|seen| {
                 let mut body = seen.body.clone();
                 if let Some(body) = body.as_object_mut() {
@@ -427,7 +427,7 @@ async fn a_tenant_that_cannot_start_says_why_and_disturbs_nobody() -> Result<()>
         .metric("presence_tenants", &["state=\"refused\""])
         .await?;
     assert!((refused - 3.0).abs() < 0.1, "{refused}");
-    let log = host.process.last_words();
+    let log = host.process.log_tail();
     assert!(log.contains("broken"), "{log}");
     let listed = host::run(&site, &["tenants", "list"])?;
     let listed = String::from_utf8(listed.stdout)?;
@@ -497,7 +497,7 @@ async fn tenants_come_change_pause_and_go_while_others_are_served() -> Result<()
     let told = of_acme
         .seen()
         .iter()
-        .filter(|it| it.is_hosts() && !it.subject.ends_with("beacon"));
+        .filter(|it| it.is_from_host() && !it.subject.ends_with("beacon"));
     let told: Vec<_> = told.map(|it| (&it.subject, &it.body)).collect();
     assert!(told.is_empty(), "{told:?}");
     host.stop().await
@@ -548,7 +548,7 @@ async fn tenants_with_accounts_of_their_own_are_kept_apart_by_the_broker() -> Re
     let alien = of_two
         .seen()
         .iter()
-        .filter(|it| it.is_hosts() && !it.subject.ends_with("beacon"));
+        .filter(|it| it.is_from_host() && !it.subject.ends_with("beacon"));
     assert_eq!(alien.count(), 0);
     assert_eq!(ask(one).await?, "online");
     assert_eq!(ask(two).await?, "offline");

@@ -12,7 +12,7 @@ use toml::Table;
 use crate::tenants_store::{apply, done, failed, node, section, until_states};
 
 /// What a node answers about a tenant to a command.
-async fn told(server: &NatsServer, tenant: &str) -> Result<Value> {
+async fn answer_about(server: &NatsServer, tenant: &str) -> Result<Value> {
     let client = async_nats::connect(server.url()).await?;
     let inbox = client.new_inbox();
     let mut replies = client.subscribe(inbox.clone()).await?;
@@ -42,9 +42,9 @@ async fn one_without_a_pipeline_is_not_waited_for() -> Result<()> {
         said.contains("beta impaired: no pipeline revision is in force"),
         "{said}"
     );
-    let beta = told(&server, "beta").await?;
+    let beta = answer_about(&server, "beta").await?;
     ensure!(beta["lasts"] == true, "{beta}");
-    let acme = told(&server, "acme").await?;
+    let acme = answer_about(&server, "acme").await?;
     ensure!(acme["lasts"] == false, "{acme}");
     host.stop().await
 }

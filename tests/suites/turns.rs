@@ -11,15 +11,15 @@ use presence_tests::nats::{NatsServer, Options};
 use presence_tests::process::Signal;
 use presence_tests::site::Site;
 
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, FILTERED_ONLINE, OFFLINE};
-use crate::speakers::Speakers;
 use crate::world::on;
 
 const SPEAKERS: usize = 20;
 
 /// A broker, and users who send heartbeats all the time.
 struct Scene {
-    _speakers: Speakers,
+    _speakers: HeartbeatSenders,
     client: Client,
     tape: Recording,
     server: NatsServer,
@@ -32,7 +32,7 @@ impl Scene {
         let speakers: Vec<_> = (0..SPEAKERS).map(|it| format!("speaker-{it}")).collect();
         Ok(Self {
             tape: client.record("presence.>").await?,
-            _speakers: Speakers::start(&Client::connect(&server.url()).await?, &speakers),
+            _speakers: HeartbeatSenders::start(&Client::connect(&server.url()).await?, &speakers),
             client,
             server,
         })
@@ -53,8 +53,8 @@ impl Scene {
         self.tape.catch_up(&self.client).await?;
         let gone = on(self.tape.seen(), OFFLINE);
         ensure!(gone.is_empty(), "{gone:#?}");
-        for seen in self.tape.seen().iter().filter(|seen| seen.is_hosts()) {
-            let (source, ..) = seen.counted();
+        for seen in self.tape.seen().iter().filter(|seen| seen.is_from_host()) {
+            let (source, ..) = seen.sequence();
             let node = source.split('/').next().unwrap_or_default();
             ensure!(nodes.contains(&node), "{source}: {nodes:?}");
         }
@@ -200,7 +200,7 @@ async fn a_node_that_has_waited_serves_by_the_rules_of_now() -> Result<()> {
     let connect = inputs::connect("12345", "c1", now_ms());
     scene.client.input(CONNECT, connect).await?;
     let is_of_user = |seen: &ReceivedMessage| {
-        seen.is_hosts() && seen.subject == FILTERED_ONLINE && seen.text("userId") == "12345"
+        seen.is_from_host() && seen.subject == FILTERED_ONLINE && seen.text("userId") == "12345"
     };
     let seen = scene.tape.next("the user to be shown", is_of_user).await?;
     assert_eq!(seen.visible_to(), ["22222"]);

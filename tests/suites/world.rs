@@ -61,7 +61,7 @@ impl World {
             .publish(OFFLINE, &inputs::offline(user, mark))
             .await?;
         let is_end = |seen: &ReceivedMessage| {
-            seen.is_hosts() && seen.subject == EVENTS && *seen.field("timestamp") == mark
+            seen.is_from_host() && seen.subject == EVENTS && *seen.field("timestamp") == mark
         };
         self.tape
             .until("the statement that ends the test", |seen| {
@@ -69,7 +69,7 @@ impl World {
             })
             .await?;
         let about = |seen: &&ReceivedMessage| {
-            seen.is_hosts()
+            seen.is_from_host()
                 && seen.text("userId") == user
                 && seen
                     .field("timestamp")
@@ -87,7 +87,7 @@ impl World {
             .input(inputs::CONNECT, inputs::connect(user, &conn, now_ms()))
             .await?;
         let came = self.tape.next("the probed user's online", |seen| {
-            seen.is_hosts()
+            seen.is_from_host()
                 && seen.subject == EVENTS
                 && seen.text("type") == "user_online"
                 && seen.text("userId") == user
@@ -100,7 +100,7 @@ impl World {
             )
             .await?;
         let went = self.tape.next("the probed user's offline", |seen| {
-            seen.is_hosts()
+            seen.is_from_host()
                 && seen.subject == EVENTS
                 && seen.text("type") == "user_offline"
                 && seen.text("userId") == user
@@ -121,7 +121,7 @@ impl World {
                 anyhow::bail!(
                     "{user} should come to be visible to {viewers:?}, but is to {:?}\n{}",
                     seen.visible_to(),
-                    self.host.process.last_words(),
+                    self.host.process.log_tail(),
                 );
             }
         }

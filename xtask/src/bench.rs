@@ -189,7 +189,10 @@ fn measure(args: &Args) -> Result<()> {
     }
     if args.measures(Part::Beside) {
         eprintln!("Measuring a shadow, and scrapes of the metrics");
-        println!("{}", table::beside(&operating::beside(&broker, args)?));
+        println!(
+            "{}",
+            table::side_loads(&operating::side_loads(&broker, args)?)
+        );
     }
     if args.measures(Part::Swaps) {
         eprintln!(

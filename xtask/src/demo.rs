@@ -52,17 +52,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let page = Page::open();
     match (env::var_os(BINARY), args.release) {
-        (Some(named), _) => page.say(&format!("Using {}", named.display())),
+        (Some(named), _) => page.print_line(&format!("Using {}", named.display())),
         (None, true) => {
-            page.say("Building presence for release (the first time takes many minutes)…");
+            page.print_line("Building presence for release (the first time takes many minutes)…");
             return again_for_release(args);
         }
-        (None, false) => page.say("Building presence (the first time takes some minutes)…"),
+        (None, false) => page.print_line("Building presence (the first time takes some minutes)…"),
     }
     host::binary()?;
-    page.say("Looking for a nats-server (one is fetched if there is none)…");
+    page.print_line("Looking for a nats-server (one is fetched if there is none)…");
     let version = tools::run(Command::new(nats::find()?).arg("--version"))?;
-    page.say(&format!("Starting {} and presence…", version.trim()));
+    page.print_line(&format!("Starting {} and presence…", version.trim()));
     Runtime::new()?.block_on(play(args, page))
 }
 
@@ -79,16 +79,16 @@ fn again_for_release(args: &Args) -> Result<()> {
 }
 
 async fn play(args: &Args, page: Page) -> Result<()> {
-    let told = tokio::select! {
-        told = tell(page) => told?,
+    let finished = tokio::select! {
+        finished = run_story(page) => finished?,
         interrupted = interrupted() => {
             interrupted?;
             bail!("interrupted before the end; everything has been stopped");
         }
     };
-    let (mut world, page) = told;
+    let (mut world, page) = finished;
     if !args.stay {
-        page.say("\n`cargo xtask demo --stay` leaves it running, to play with. The README says how to write a rule.");
+        page.print_line("\n`cargo xtask demo --stay` leaves it running, to play with. The README says how to write a rule.");
         return world.stop().await;
     }
     tokio::select! {
@@ -96,24 +96,24 @@ async fn play(args: &Args, page: Page) -> Result<()> {
         interrupted = interrupted() => interrupted?,
     }
     println!();
-    page.say("Stopping…");
+    page.print_line("Stopping…");
     if let Ok(stopped) = tokio::time::timeout(STOP_TIMEOUT, world.stop()).await {
         stopped?;
     }
-    page.say("Stopped; nothing is left behind.");
+    page.print_line("Stopped; nothing is left behind.");
     Ok(())
 }
 
-/// Tells the whole story. The world goes on running afterwards.
-async fn tell(mut page: Page) -> Result<(World, Page)> {
+/// Runs the whole story. The world goes on running afterwards.
+async fn run_story(mut page: Page) -> Result<(World, Page)> {
     let mut world = World::start().await?;
-    let told = async {
-        story::tell(&mut world, &mut page).await?;
+    let story = async {
+        story::run(&mut world, &mut page).await?;
         let latencies = crowd::come_and_go(&mut world, &mut page).await?;
         summary::sum_up(&mut world, &page, &latencies).await
     };
-    if let Err(error) = told.await {
-        eprintln!("\n{}\n", world.last_words());
+    if let Err(error) = story.await {
+        eprintln!("\n{}\n", world.log_tail());
         return Err(error);
     }
     Ok((world, page))

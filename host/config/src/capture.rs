@@ -26,7 +26,7 @@ pub struct Recorded {
     /// The body, unchanged.
     pub payload: Bytes,
     /// Whether a node published it, so that it is no input.
-    pub is_nodes: bool,
+    pub is_from_node: bool,
 }
 
 #[derive(Deserialize)]
@@ -93,7 +93,7 @@ impl Recorded {
             at,
             subject: line.subject,
             payload,
-            is_nodes: headers.is_some_and(|headers| headers.contains_key(SEQ)),
+            is_from_node: headers.is_some_and(|headers| headers.contains_key(SEQ)),
         })
     }
 
@@ -207,7 +207,7 @@ mod tests {
                 at: 5,
                 subject: "presence.connect".into(),
                 payload: Bytes::copy_from_slice(payload),
-                is_nodes: false,
+                is_from_node: false,
             };
             let line = String::from_utf8(recorded.line().unwrap()).unwrap();
             let expected = format!("{{\"at\":5,\"subject\":\"presence.connect\",{stands}\n");

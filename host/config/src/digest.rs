@@ -55,7 +55,7 @@ impl Digest {
 
     /// Whether it begins with this text, which may lack `sha256:`, and must have at least four
     /// digits.
-    pub fn begins(&self, text: &str) -> bool {
+    pub fn starts_with(&self, text: &str) -> bool {
         let digits = text.strip_prefix(ALGORITHM).unwrap_or(text);
         digits.len() >= 4 && self.0.starts_with(digits)
     }
@@ -126,7 +126,7 @@ mod tests {
             ("1234", false),
             ("", false),
         ] {
-            assert_eq!(digest.begins(text), is, "{text}");
+            assert_eq!(digest.starts_with(text), is, "{text}");
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::Problems;
 use crate::causes::Causes;
 
 /// How many bytes of a text are shown. It may quote text as long as a message.
-pub const SAID_BYTES_MAX: usize = 1024;
+pub const SHOWN_BYTES_MAX: usize = 1024;
 
 /// The longest line of an error, in bytes: as long as a path.
 const ERROR_BYTES_MAX: usize = 4 * 1024;
@@ -28,12 +28,12 @@ pub const LOGGED_BYTES_MAX: usize = 16 * 1024;
 /// How many lines of a text are shown, which may have as many problems as a file has lines.
 const LINES_MAX: usize = 8;
 
-/// A text, cut at [`SAID_BYTES_MAX`]. It then ends with the number of bytes left out.
+/// A text, cut at [`SHOWN_BYTES_MAX`]. It then ends with the number of bytes left out.
 pub fn cut(text: &str) -> Cow<'_, str> {
-    if text.len() <= SAID_BYTES_MAX {
+    if text.len() <= SHOWN_BYTES_MAX {
         return Cow::Borrowed(text);
     }
-    let (kept, left_out) = text.split_at(text.floor_char_boundary(SAID_BYTES_MAX));
+    let (kept, left_out) = text.split_at(text.floor_char_boundary(SHOWN_BYTES_MAX));
     Cow::Owned(format!("{kept}… ({} bytes more)", left_out.len()))
 }
 
@@ -140,8 +140,7 @@ pub fn line(text: impl Display) -> String {
 }
 
 /// Writes a text of several lines to standard output. If nobody reads the output any more, as with
-/// `
-/// head`, the text is lost: the command still does its work.
+/// `| head`, the text is lost: the command still does its work.
 ///
 /// # Errors
 /// If it can't be written.
@@ -174,7 +173,7 @@ pub fn print_json(json: impl Display) -> io::Result<()> {
 /// As [`print_while_read`].
 #[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
 pub fn print_json_while_read(json: impl Display) -> io::Result<()> {
-    writeln!(io::stdout(), "{}", same_json(&json.to_string()))
+    writeln!(io::stdout(), "{}", escape_json(&json.to_string()))
 }
 
 fn unless_unread(written: io::Result<()>) -> io::Result<()> {
@@ -185,7 +184,7 @@ fn unless_unread(written: io::Result<()>) -> io::Result<()> {
 }
 
 /// The same JSON, or the same TOML string in double quotes, without harmful characters.
-pub fn same_json(json: &str) -> Cow<'_, str> {
+pub fn escape_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |character| is_harmful(character) && character != '\n';
     if !json.contains(is_escaped) {
         return Cow::Borrowed(json);
@@ -211,18 +210,18 @@ pub fn json_output() -> io::Stdout {
 
 /// Writes one line to standard error. If nobody reads it, it is lost.
 #[expect(clippy::disallowed_methods, reason = "this is what escapes")]
-pub fn say(text: impl Display) {
+pub fn eprint_line(text: impl Display) {
     let _ = writeln!(io::stderr(), "{}", Line(text));
 }
 
 /// Writes an error to standard error. Several problems are a line each; the further lines
 /// of any other error are indented, so that none of them looks like an error of its own.
-pub fn say_error(error: &anyhow::Error) {
+pub fn eprint_error(error: &anyhow::Error) {
     let are_several = error.is::<ProblemLines>() || error.is::<Problems>();
     let further = if are_several { "error: " } else { "       " };
     for (number, line) in Causes(error).to_string().split('\n').enumerate() {
         let mark = if number == 0 { "error: " } else { further };
-        say(format_args!("{mark}{}", Bounded(line, ERROR_BYTES_MAX)));
+        eprint_line(format_args!("{mark}{}", Bounded(line, ERROR_BYTES_MAX)));
     }
 }
 
@@ -264,7 +263,7 @@ impl<W: io::Write> io::Write for JsonLines<W> {
             true => bounded_json(text),
             false => text,
         };
-        self.0.write_all(same_json(&text).as_bytes())
+        self.0.write_all(escape_json(&text).as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -312,17 +311,17 @@ mod tests {
     #[test]
     fn what_is_said_has_a_bound_and_says_what_is_left_out() {
         assert_eq!(cut("short"), "short");
-        let long = "ä".repeat(SAID_BYTES_MAX);
+        let long = "ä".repeat(SHOWN_BYTES_MAX);
         let said = cut(&long);
         assert_eq!(
             said.chars().filter(|it| *it == 'ä').count(),
-            SAID_BYTES_MAX / 2
+            SHOWN_BYTES_MAX / 2
         );
         assert!(said.ends_with("… (1024 bytes more)"), "{said}");
         let said = brief(&format!("{long}\n").repeat(LINES_MAX + 3));
         assert_eq!(said.lines().count(), LINES_MAX + 1);
         assert!(said.ends_with("\nand 3 lines more"), "{said}");
-        assert!(said.len() < 2 * LINES_MAX * SAID_BYTES_MAX);
+        assert!(said.len() < 2 * LINES_MAX * SHOWN_BYTES_MAX);
         assert_eq!(brief("a\nb"), "a\nb");
         let parts = format_args!("{}{}{}", "ä".repeat(8_191), "äö", "x").to_string();
         let logged = Bounded(Line(&parts), LOGGED_BYTES_MAX).to_string();

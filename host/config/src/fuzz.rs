@@ -58,7 +58,7 @@ pub fn capture(line: &str) -> bool {
     let again = Recorded::parse(&text, None).expect("what is written can be read");
     // The header that marks a node's own message isn't written.
     let again = Recorded {
-        is_nodes: recorded.is_nodes,
+        is_from_node: recorded.is_from_node,
         ..again
     };
     assert_eq!(recorded, again, "{text}");

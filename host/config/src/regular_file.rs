@@ -44,7 +44,7 @@ pub struct Limit {
 /// If it is anything else, is longer than the limit, or can't be read.
 pub fn read(path: &Path, limit: Option<Limit>) -> Result<Vec<u8>, Unreadable> {
     let io = |error| Unreadable::Io(path.to_owned(), error);
-    let not_regular = |kind| Unreadable::NotRegular(path.to_owned(), what(kind));
+    let not_regular = |kind| Unreadable::NotRegular(path.to_owned(), kind_name(kind));
     // Opening a device may already have an effect.
     let kind = fs::metadata(path).map_err(io)?.file_type();
     if !kind.is_file() {
@@ -91,7 +91,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-pub(crate) fn what(kind: FileType) -> &'static str {
+pub(crate) fn kind_name(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a folder"
     } else if kind.is_fifo() {

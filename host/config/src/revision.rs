@@ -15,7 +15,7 @@ use crate::abort_on::AbortOn;
 use crate::causes::Causes;
 use crate::configuration::STAGES_MAX;
 use crate::digest::Digest;
-use crate::escape::{cut, same_json};
+use crate::escape::{cut, escape_json};
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
 
 /// The longest `who` and the longest `why`, in bytes.
@@ -88,7 +88,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// The chain with this plugin's bytes in place of those of the same name.
-    pub fn in_place(&self, chain: &[Entry]) -> Vec<Entry> {
+    pub fn applied_to(&self, chain: &[Entry]) -> Vec<Entry> {
         let mut chain = chain.to_vec();
         for entry in chain.iter_mut().filter(|it| it.plugin == self.plugin) {
             entry.digest = self.digest.clone();
@@ -104,7 +104,7 @@ impl Candidate {
     }
 
     /// The plugin's name, and the beginning of its digest.
-    pub fn named(&self) -> String {
+    pub fn label(&self) -> String {
         format!("{}@{}", self.plugin, self.digest.short())
     }
 }
@@ -170,7 +170,7 @@ impl Revision {
     /// The stages that decide for the candidate's share of the users. `None` without a candidate.
     pub fn candidate_stages(&self) -> Option<Vec<Stage>> {
         let candidate = self.candidate.as_ref()?;
-        let chain = candidate.in_place(&self.chain);
+        let chain = candidate.applied_to(&self.chain);
         Some(chain.iter().map(Entry::stage).collect())
     }
 
@@ -243,7 +243,7 @@ fn inline(value: &Value) -> Option<String> {
 /// A TOML string. All escapes of JSON are also escapes of TOML.
 fn string(text: &str) -> String {
     let json = Value::from(text).to_string();
-    same_json(&json).into_owned()
+    escape_json(&json).into_owned()
 }
 
 /// Stages in the form of a file for `presence pipeline apply`.

@@ -83,7 +83,7 @@ impl Subjects {
     }
 
     /// The question that a subject asks. `None` if it asks none.
-    pub fn asked<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
+    pub fn question_kind<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
         match subject.strip_prefix(&self.prefix)? {
             "presence.query" => Some(QuestionKind::Query(None)),
             "presence.explain" => Some(QuestionKind::Explain),
@@ -111,25 +111,27 @@ pub enum ShardMessage {
     Stored(Kind),
     /// A request to decide about an event again.
     Redrive,
-    /// What the owner tells its standbys.
-    Told,
+    /// A standby message: what the owner tells its standbys.
+    Standby,
 }
 
 /// The subjects of a fleet.
 impl Subjects {
     /// A wildcard for everything that is sent to a shard. Its owner and its standbys subscribe to
     /// it.
-    pub fn of_shard(&self, shard: u32) -> String {
+    pub fn shard_wildcard(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.>", self.prefix)
     }
 
-    /// The subjects of `of_shard` without heartbeats, and without requests that only an owner
+    /// The subjects of `shard_wildcard` without heartbeats, and without requests that only an owner
     /// handles. A standby subscribes to them if its owner tells it of heartbeats.
-    pub fn of_shard_but_heartbeats(&self, shard: u32) -> Vec<String> {
+    pub fn shard_without_heartbeats(&self, shard: u32) -> Vec<String> {
         let kinds = Kind::ALL.into_iter().filter(|it| *it != Kind::Heartbeat);
         let inputs = kinds.map(|kind| self.shard_input(shard, Some(kind)));
         let stored = format!("{}{SHARD}{shard}.stored.*", self.prefix);
-        inputs.chain([stored, self.told(shard)]).collect()
+        inputs
+            .chain([stored, self.shard_standby_messages(shard)])
+            .collect()
     }
 
     /// The subject on which routers pass an input on to a shard. `None`: a request to decide again.
@@ -150,7 +152,7 @@ impl Subjects {
     }
 
     /// The subject on which a shard's owner tells its standbys what it is about to publish.
-    pub fn told(&self, shard: u32) -> String {
+    pub fn shard_standby_messages(&self, shard: u32) -> String {
         format!("{}{SHARD}{shard}.told", self.prefix)
     }
 
@@ -159,7 +161,7 @@ impl Subjects {
         let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(SHARD)?;
         let (shard, what) = rest.split_once('.')?;
         let message = match what {
-            "told" => ShardMessage::Told,
+            "told" => ShardMessage::Standby,
             "heartbeats" => ShardMessage::Heartbeats,
             "in.redrive" => ShardMessage::Redrive,
             _ => {
@@ -220,7 +222,7 @@ pub struct Source {
     /// at any earlier start that is known of.
     epoch: u64,
     /// How the header of its messages begins: source and epoch.
-    counted: String,
+    header_prefix: String,
     /// The whole subjects, by the number of the [`Subject`].
     subjects: [String; Subject::ALL.len()],
     beacon: String,
@@ -240,7 +242,7 @@ impl Source {
     ) -> Self {
         let name = format!("{node}/{shard}");
         Self {
-            counted: counted(&name, epoch),
+            header_prefix: header_prefix(&name, epoch),
             name,
             epoch,
             subjects: Subject::ALL.map(|subject| subjects.of(subject.as_str())),
@@ -257,9 +259,9 @@ impl Source {
 
     /// The same source in the epoch of its current owner.
     #[must_use]
-    pub fn owned_in(&self, epoch: u64) -> Self {
+    pub fn with_epoch(&self, epoch: u64) -> Self {
         Self {
-            counted: counted(&self.name, epoch),
+            header_prefix: header_prefix(&self.name, epoch),
             epoch,
             ..self.clone()
         }
@@ -268,10 +270,10 @@ impl Source {
     /// The same source, begun anew in this epoch, or in a later one if this one isn't `EPOCH_STEP`
     /// after the epoch before.
     #[must_use]
-    pub fn in_epoch(&self, epoch: u64) -> Self {
+    pub fn renewed_in(&self, epoch: u64) -> Self {
         let epoch = epoch.max(self.epoch.saturating_add(EPOCH_STEP));
         Self {
-            counted: counted(&self.name, epoch),
+            header_prefix: header_prefix(&self.name, epoch),
             epoch,
             ..self.clone()
         }
@@ -305,32 +307,32 @@ impl Source {
         seq: u64,
     ) -> impl Iterator<Item = (&'static str, String)> {
         let epoch = self.epoch.saturating_add(renewed);
-        let counted = match renewed {
-            0 => format!("{}{seq}", self.counted),
+        let numbered = match renewed {
+            0 => format!("{}{seq}", self.header_prefix),
             _ => format!("{} {epoch} {seq}", self.name),
         };
         let id = self.message_ids.then(|| {
             let id = format!("{subject}/{}/{epoch}/{seq}", self.name);
             (MESSAGE_ID, id)
         });
-        std::iter::once((SEQ, counted)).chain(id)
+        std::iter::once((SEQ, numbered)).chain(id)
     }
 
     /// The body of a beacon, from the last sequence number on each subject, or 0 for none.
     pub fn beacon_body(&self, seqs: &[u64; Subject::ALL.len()]) -> Vec<u8> {
-        let counted = self.subjects.iter().zip(seqs);
-        let counted = counted.filter(|(_, seq)| **seq > 0);
-        let counted: serde_json::Map<_, _> = counted
+        let last = self.subjects.iter().zip(seqs);
+        let published = last.filter(|(_, seq)| **seq > 0);
+        let seqs: serde_json::Map<_, _> = published
             .map(|(subject, seq)| (subject.to_string(), (*seq).into()))
             .collect();
-        serde_json::json!({"source": self.name, "epoch": self.epoch, "seqs": counted})
+        serde_json::json!({"source": self.name, "epoch": self.epoch, "seqs": seqs})
             .to_string()
             .into_bytes()
     }
 }
 
 /// How the header of a source's messages begins.
-fn counted(source: &str, epoch: u64) -> String {
+fn header_prefix(source: &str, epoch: u64) -> String {
     format!("{source} {epoch} ")
 }
 
@@ -354,7 +356,7 @@ mod tests {
     #[test]
     fn a_source_that_begins_anew_does_so_in_a_later_epoch() {
         for (epoch, header) in [(5_000, "n/1 5000 1"), (3, "n/1 1007 1")] {
-            let source = source(false).in_epoch(epoch);
+            let source = source(false).renewed_in(epoch);
             let headers: Vec<_> = source.headers("s", 0, 1).collect();
             assert_eq!(headers, [(SEQ, header.to_owned())]);
         }
@@ -375,7 +377,10 @@ mod tests {
         assert_eq!(redrive, "acme.presence.shard.0.in.redrive");
         let read = |subject: &str| subjects.shard_message(subject);
         assert_eq!(read(&redrive), Some((0, ShardMessage::Redrive)));
-        assert_eq!(read(&subjects.told(7)), Some((7, ShardMessage::Told)));
+        assert_eq!(
+            read(&subjects.shard_standby_messages(7)),
+            Some((7, ShardMessage::Standby))
+        );
         let together = subjects.shard_heartbeats(7);
         assert_eq!(together, "acme.presence.shard.7.heartbeats");
         assert_eq!(read(&together), Some((7, ShardMessage::Heartbeats)));
@@ -394,7 +399,7 @@ mod tests {
     #[test]
     fn all_that_a_shard_is_sent_but_heartbeats_is_listened_to_once() {
         let subjects = Subjects::new(Some("acme"));
-        let listened = subjects.of_shard_but_heartbeats(7);
+        let listened = subjects.shard_without_heartbeats(7);
         let times = |subject: &str| {
             let is_of = |to: &&String| match to.strip_suffix('*') {
                 Some(begin) => subject.starts_with(begin),
@@ -407,7 +412,7 @@ mod tests {
             assert_eq!(input, usize::from(kind != Kind::Heartbeat), "{kind:?}");
             assert_eq!(times(&subjects.shard_stored(7, kind)), 1, "{kind:?}");
         }
-        assert_eq!(times(&subjects.told(7)), 1);
+        assert_eq!(times(&subjects.shard_standby_messages(7)), 1);
         assert_eq!(times(&subjects.shard_heartbeats(7)), 0);
     }
 
@@ -415,7 +420,7 @@ mod tests {
     fn a_shard_of_a_fleet_is_one_source_under_each_owner() {
         let source = Source::of_fleet(3, &Subjects::new(None), false);
         for epoch in [7, 9] {
-            let headers: Vec<_> = source.owned_in(epoch).headers("s", 0, 1).collect();
+            let headers: Vec<_> = source.with_epoch(epoch).headers("s", 0, 1).collect();
             assert_eq!(headers, [(SEQ, format!("shard/3 {epoch} 1"))]);
         }
     }

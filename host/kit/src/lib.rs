@@ -21,7 +21,7 @@ pub mod text;
 
 use std::path::{Path, PathBuf};
 
-use presence_config::{Config, InStore, LoadedConfig, OfNode, Problems, Text, variables};
+use presence_config::{Config, LoadedConfig, NodeTenants, Problems, StoredEntry, Text, variables};
 
 /// Which configuration is meant.
 #[derive(clap::Args)]
@@ -47,12 +47,12 @@ impl ConfigArg {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
+    pub fn load_with(&self, stored: &[StoredEntry]) -> anyhow::Result<Config> {
         let path = self.config.as_deref();
         let text = Text::read(path)?;
-        let node = OfNode {
+        let node = NodeTenants {
             stored,
-            ..OfNode::default()
+            ..NodeTenants::default()
         };
         let config = Config::parse_with(path, text.as_ref(), variables(), node)?;
         config.for_tenant(self.tenant.as_deref())

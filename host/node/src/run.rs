@@ -230,7 +230,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
         env!("CARGO_PKG_VERSION"),
         config.nats.servers(),
     );
-    for variable in &config.passed_over {
+    for variable in &config.ignored_variables {
         tracing::warn!("{variable}");
     }
 }

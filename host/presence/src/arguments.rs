@@ -30,7 +30,7 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
 }
 
 /// A span of time in words: in the largest unit of which it is a whole number.
-pub(crate) fn in_words(span: Duration) -> String {
+pub(crate) fn span_text(span: Duration) -> String {
     const UNITS: [(u128, &str); 4] = [
         (86_400_000, "d"),
         (3_600_000, "h"),
@@ -90,7 +90,7 @@ mod tests {
             ("1m30s", "90 s"),
             ("1500ms", "1500 ms"),
         ] {
-            assert_eq!(in_words(span(text).unwrap()), words);
+            assert_eq!(span_text(span(text).unwrap()), words);
         }
     }
 

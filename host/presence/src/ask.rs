@@ -18,7 +18,7 @@ pub(crate) struct RequestArgs {
 }
 
 /// Sends a question, and prints the answer: as JSON, or formatted by `text`.
-pub(crate) fn answer(
+pub(crate) fn ask_and_print(
     common: &RequestArgs,
     question: &ClientRequest,
     text: fn(&Value) -> String,

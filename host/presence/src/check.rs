@@ -2,7 +2,7 @@
 
 use presence_config::causes::Causes;
 use presence_config::directory;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_config::log_filter as log;
 use presence_config::{self as config, Config, Effect, LoadedConfig, TenantSection, effect_of};
 use presence_core::names::Names;
@@ -48,19 +48,19 @@ struct Report {
 
 /// Messages, each with the names of the tenants that it is about. A message that several tenants
 /// have in common is kept once.
-struct OfTenants<T>(Vec<(T, Vec<String>)>);
+struct MessagesByTenant<T>(Vec<(T, Vec<String>)>);
 
-impl<T: PartialEq> OfTenants<T> {
-    fn add(&mut self, tenant: &str, said: T) {
-        match self.0.iter_mut().find(|(known, _)| *known == said) {
+impl<T: PartialEq> MessagesByTenant<T> {
+    fn add(&mut self, tenant: &str, message: T) {
+        match self.0.iter_mut().find(|(known, _)| *known == message) {
             Some((_, tenants)) => tenants.push(tenant.to_owned()),
-            None => self.0.push((said, vec![tenant.to_owned()])),
+            None => self.0.push((message, vec![tenant.to_owned()])),
         }
     }
 
     /// Each message, with its tenants in words.
-    fn named(self) -> impl Iterator<Item = (T, String)> {
-        self.0.into_iter().map(|(said, tenants)| {
+    fn with_tenants(self) -> impl Iterator<Item = (T, String)> {
+        self.0.into_iter().map(|(message, tenants)| {
             let named = match &*tenants {
                 [one, other] => format!("tenants `{one}` and `{other}`"),
                 [first, others @ ..] if !others.is_empty() => {
@@ -68,7 +68,7 @@ impl<T: PartialEq> OfTenants<T> {
                 }
                 few => format!("tenant `{}`", few.concat()),
             };
-            (said, named)
+            (message, named)
         })
     }
 }
@@ -103,16 +103,16 @@ impl From<&config::Problem> for Problem {
 /// Checks the configuration, the directory and the plugins; with `--connect`, also the broker.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let report = match args.config.read_all() {
-        Ok(read) => Report::of_all(read, args)?,
+        Ok(read) => Report::check_all(read, args)?,
         Err(problems) => Report {
             problems: problems.iter().map(Problem::from).collect(),
             ..Report::default()
         },
     };
     if args.json {
-        print_json(report.object())?;
+        print_json(report.to_json())?;
     } else {
-        report.tell()?;
+        report.print()?;
     }
     let found = report.problems.len();
     anyhow::ensure!(
@@ -125,13 +125,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Report {
     /// Checks the one tenant, or each of several; with `--tenant`, only the one of this name.
-    fn of_all(read: LoadedConfig, args: &Args) -> anyhow::Result<Self> {
+    fn check_all(read: LoadedConfig, args: &Args) -> anyhow::Result<Self> {
         let wanted = args.config.tenant.as_deref();
         if let Some(name) = wanted {
             read.config.tenant_section(name)?;
         }
         let Some(tenants) = read.config.tenants.clone() else {
-            return Self::of(&read, args.connect);
+            return Self::check_one(&read, args.connect);
         };
         let mut all = Self {
             problems: read
@@ -142,7 +142,8 @@ impl Report {
                 .collect(),
             ..Self::default()
         };
-        let (mut problems, mut warnings) = (OfTenants(Vec::new()), OfTenants(Vec::new()));
+        let (mut problems, mut warnings) =
+            (MessagesByTenant(Vec::new()), MessagesByTenant(Vec::new()));
         let is_wanted = |tenant: &&TenantSection| wanted.is_none_or(|name| tenant.name == name);
         let several = wanted.is_none();
         for tenant in tenants.iter().filter(is_wanted) {
@@ -151,7 +152,7 @@ impl Report {
                 continue;
             }
             let own = read.of_tenant(&tenant.name)?;
-            let mut report = Self::of(&own, args.connect)?;
+            let mut report = Self::check_one(&own, args.connect)?;
             if several {
                 let name = &tenant.name;
                 for problem in report.problems.drain(..) {
@@ -169,24 +170,26 @@ impl Report {
                 return Ok(report);
             }
         }
-        let named = problems.named().map(|(problem, of)| Problem {
+        let labelled = problems.with_tenants().map(|(problem, of)| Problem {
             text: format!("{of}: {}", problem.text),
             ..problem
         });
-        all.problems.extend(named);
-        let named = warnings.named().map(|(text, of)| format!("{of}: {text}"));
-        all.warnings.extend(named);
+        all.problems.extend(labelled);
+        let labelled = warnings
+            .with_tenants()
+            .map(|(text, of)| format!("{of}: {text}"));
+        all.warnings.extend(labelled);
         Ok(all)
     }
 
-    fn of(read: &LoadedConfig, connect: bool) -> anyhow::Result<Self> {
+    fn check_one(read: &LoadedConfig, connect: bool) -> anyhow::Result<Self> {
         let (config, source, beside) = pipeline_of(&read.config);
         let config = &config;
         let wrong = read.problems.iter().flat_map(|problems| problems.iter());
         let mut problems: Vec<_> = wrong.map(Problem::from).collect();
         let mut found: Vec<anyhow::Error> = Vec::new();
         found.extend(log::level(&config.log).err());
-        found.extend(config.nats.unreadable());
+        found.extend(config.nats.unreadable_files());
         found.extend(telemetry::doubt(config));
         if let config::Directory::File { path, is_named } = &config.directory {
             found.extend(directory::load(path, *is_named, &Names::new()).err());
@@ -214,7 +217,7 @@ impl Report {
         problems.extend(found.into_iter().map(Problem::from));
         let stages = loader::found_plugins(config);
         let may_redact = stages.iter().any(FoundPlugin::may_redact);
-        let mut warnings = config.passed_over.clone();
+        let mut warnings = config.ignored_variables.clone();
         warnings.extend(beside);
         let mut unused = Vec::new();
         if !config.follows_store() {
@@ -241,12 +244,12 @@ impl Report {
         })
     }
 
-    fn tell(&self) -> anyhow::Result<()> {
+    fn print(&self) -> anyhow::Result<()> {
         for warning in &self.warnings {
-            say(format_args!("warning: {warning}"));
+            eprint_line(format_args!("warning: {warning}"));
         }
         for problem in &self.problems {
-            say(format_args!("error: {}", problem.text));
+            eprint_line(format_args!("error: {}", problem.text));
         }
         if let Some(probe::Found {
             unknown, server, ..
@@ -292,7 +295,7 @@ impl Report {
         Ok(())
     }
 
-    fn object(&self) -> Value {
+    fn to_json(&self) -> Value {
         let problems = self.problems.iter();
         let problems: Vec<_> = problems
             .map(|problem| json!({"text": problem.text, "place": problem.place}))

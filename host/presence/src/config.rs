@@ -1,7 +1,7 @@
 //! `presence config`: the value in effect of each key, and what sets it. It reads the configuration
 //! as a node would read it now. `presence status` shows what a running node has not taken over.
 
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_config::{Effect, LoadedConfig, OnFailure, Place, Source, Stage, effect_of};
 use presence_kit::text::{plain, table};
 use serde_json::{Value, json};
@@ -24,14 +24,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(problems.into());
     }
     if let Some(tenants) = &read.config.tenants {
-        say(format_args!(
+        eprint_line(format_args!(
             "note: these are the keys of the process, and of what its {} tenants leave out; \
              --tenant NAME prints those of one",
             tenants.len()
         ));
     }
-    for variable in &read.config.passed_over {
-        say(format_args!("warning: {variable}"));
+    for variable in &read.config.ignored_variables {
+        eprint_line(format_args!("warning: {variable}"));
     }
     match args.common.json {
         true => print_json(object(&read))?,

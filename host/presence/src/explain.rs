@@ -22,11 +22,11 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = question(&args.viewer, &args.user);
-    crate::ask::answer(&args.common, &question, told)
+    crate::ask::ask_and_print(&args.common, &question, describe)
 }
 
 /// The explanation as a text.
-fn told(answer: &Value) -> String {
+fn describe(answer: &Value) -> String {
     let viewer = word(answer, "/viewerId");
     let user = word(answer, "/userId");
     let mut text = headline(answer, &viewer, &user);

@@ -60,7 +60,7 @@ async fn init(args: &Init) -> anyhow::Result<()> {
     print(format_args!(
         "the stream `{name}` {did}, and keeps {} of connects and disconnects, for {}\n",
         figures::bytes(args.max_bytes),
-        arguments::in_words(args.max_age)
+        arguments::span_text(args.max_age)
     ))?;
     if config.input.stream.is_none() {
         print(format_args!(

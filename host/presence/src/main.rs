@@ -15,10 +15,10 @@
 
 mod arguments;
 mod ask;
-mod changing;
 mod check;
 mod completions;
 mod config;
+mod confirmation;
 mod dlq;
 mod explain;
 mod init;
@@ -200,7 +200,7 @@ fn main() -> ExitCode {
         // The reader of the output has seen enough of it, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            escape::say_error(&error);
+            escape::eprint_error(&error);
             ExitCode::FAILURE
         }
     }

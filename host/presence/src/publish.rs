@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::Config;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_kit::ConfigArg;
 use presence_node::clock;
 use presence_node::link::request_client::{ClientRequest, RequestClient};
@@ -140,7 +140,7 @@ async fn connect(args: &Connect, config: &Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         };
         if let Err(error) = sent {
-            say(format_args!(
+            eprint_line(format_args!(
                 "warning: a heartbeat was not taken, and the next is sent in {seconds} s: {error:#}"
             ));
         }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
 use presence_config::Problems;
-use presence_config::escape::{print, print_json, say};
+use presence_config::escape::{eprint_line, print, print_json};
 use presence_kit::ConfigArg;
 use presence_kit::text::{columns, plain, time};
 use presence_node::clock;
@@ -89,7 +89,7 @@ fn configured(config: &ConfigArg) -> anyhow::Result<SocketAddr> {
         .read_all()
         .context("give the address that the node listens on with --http")?;
     for problem in read.problems.iter().flat_map(Problems::iter) {
-        say(format_args!("warning: {problem}"));
+        eprint_line(format_args!("warning: {problem}"));
     }
     let listens = read.config.http.listen;
     listens.context("[http] listen is empty: such a node serves no status")
@@ -131,7 +131,7 @@ pub(crate) fn page(status: &Value) -> String {
     ];
     let serves = status.get("serving").is_some_and(Value::is_object);
     if serves {
-        let count = |pointer: &str, of: &str| counted(number(pointer).unwrap_or_default(), of);
+        let count = |pointer: &str, of: &str| pluralised(number(pointer).unwrap_or_default(), of);
         let users = count("/serving/onlineUsers", "user");
         let connections = count("/serving/connections", "connection");
         rows.push(row("online", format!("{users}, {connections}")));
@@ -168,7 +168,7 @@ pub(crate) fn page(status: &Value) -> String {
             format!(
                 "{}, the oldest for {oldest_s} s: the log, `presence dlq list` and `presence \
                  explain` say why",
-                counted(pending, "decision")
+                pluralised(pending, "decision")
             ),
         ));
     }
@@ -282,12 +282,12 @@ fn failures(stage: &Value) -> Option<String> {
     let failures = number("failures").filter(|failures| *failures > 0)?;
     let last_ms = number("lastFailure")?;
     let ago_s = clock::now_ms().saturating_sub(last_ms) / 1_000;
-    let times = counted(failures, "time");
+    let times = pluralised(failures, "time");
     Some(format!(": FAILED {times}, last {ago_s} s ago"))
 }
 
 /// A number of things, in words.
-fn counted(number: u64, of: &str) -> String {
+fn pluralised(number: u64, of: &str) -> String {
     let end = if number == 1 { "" } else { "s" };
     format!("{number} {of}{end}")
 }

@@ -1,8 +1,8 @@
 //! The configuration of the tenant that a command is about, from the file or from the store.
 
 use anyhow::bail;
-use presence_config::escape::{line, say};
-use presence_config::{Config, InStore};
+use presence_config::escape::{eprint_line, line};
+use presence_config::{Config, StoredEntry};
 use presence_kit::ConfigArg;
 use presence_node::store::operator::Operator;
 
@@ -31,7 +31,7 @@ pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
     let tenants = all.config.tenants.as_deref();
     let section = tenants.and_then(|them| them.iter().find(|it| it.name == *name));
     if section.is_some_and(|it| it.paused) {
-        say(format_args!(
+        eprint_line(format_args!(
             "the tenant `{}` is paused in the configuration: a node by this file doesn't serve it",
             line(name)
         ));
@@ -54,13 +54,13 @@ pub(crate) async fn load(arg: &ConfigArg) -> anyhow::Result<Config> {
         );
     };
     if value.as_ref().is_ok_and(|it| it.paused) {
-        say(format_args!(
+        eprint_line(format_args!(
             "the tenant `{name}` is paused, and no node serves it: `presence tenants resume {name}` \
              has it be served again",
             name = line(name)
         ));
     }
-    arg.load_with(&[InStore {
+    arg.load_with(&[StoredEntry {
         name: name.clone(),
         value,
     }])

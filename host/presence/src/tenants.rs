@@ -71,7 +71,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         (Command::List(_), true) => print_json(answer.get("tenants").cloned().unwrap_or_default())?,
         (Command::List(_), false) => print(page(&answer))?,
         (Command::Show(show), true) => print_json(find(&answer, &show.name)?.clone())?,
-        (Command::Show(show), false) => print(one(find(&answer, &show.name)?))?,
+        (Command::Show(show), false) => print(tenant_page(find(&answer, &show.name)?))?,
         _ => {}
     }
     Ok(())
@@ -151,7 +151,7 @@ fn why(tenant: &Value) -> Vec<String> {
     reasons.chain(not_taken).chain(not_in_force).collect()
 }
 
-fn one(tenant: &Value) -> String {
+fn tenant_page(tenant: &Value) -> String {
     let word = |pointer: &str| tenant.pointer(pointer).map(plain).unwrap_or_default();
     let mut page = format!("tenant {}: {}\n", line(word("/tenant")), word("/state"));
     for why in why(tenant) {

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use presence_config::Config;
-use presence_config::escape::{line, print_json_while_read, print_while_read, say};
+use presence_config::escape::{eprint_line, line, print_json_while_read, print_while_read};
 use presence_config::subjects::Subjects;
 use presence_kit::text::{plain, time};
 use presence_node::clock;
@@ -42,7 +42,7 @@ async fn watch(args: &Args, config: &Config) -> anyhow::Result<()> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let subject = subjects.of("presence.filtered.>");
     let mut tap = Tap::open(config, "presence watch", &subject).await?;
-    say(format_args!(
+    eprint_line(format_args!(
         "watching {subject} at {}; Ctrl-C ends it",
         config.nats.servers()
     ));
@@ -53,23 +53,23 @@ async fn watch(args: &Args, config: &Config) -> anyhow::Result<()> {
             received = tap.next() => received,
         };
         let Some(received) = received else { break };
-        tell(args, &received)?;
+        print_message(args, &received)?;
     }
     for warning in tap.gaps() {
-        say(format_args!("warning: {warning}"));
+        eprint_line(format_args!("warning: {warning}"));
     }
     Ok(())
 }
 
-fn tell(args: &Args, received: &TappedMessage) -> anyhow::Result<()> {
+fn print_message(args: &Args, received: &TappedMessage) -> anyhow::Result<()> {
     let Ok(event) = serde_json::from_slice::<Value>(&received.payload) else {
-        say(format_args!(
+        eprint_line(format_args!(
             "warning: a message on {} is no JSON",
             received.subject
         ));
         return Ok(());
     };
-    if !is_meant(args, &event) {
+    if !is_selected(args, &event) {
         return Ok(());
     }
     match args.common.json {
@@ -90,7 +90,7 @@ fn viewers(event: &Value) -> impl Iterator<Item = &str> {
     viewers.into_iter().flatten().filter_map(Value::as_str)
 }
 
-fn is_meant(args: &Args, event: &Value) -> bool {
+fn is_selected(args: &Args, event: &Value) -> bool {
     let user = event.get("userId").and_then(Value::as_str);
     let is_user = args.user.as_deref().is_none_or(|it| user == Some(it));
     let viewer = args.viewer.as_deref();

@@ -264,8 +264,10 @@ impl Loader {
                     let granted = grants::of_stage(&stage.grants);
                     let on_failure = stage.on_failure.map(on_failure);
                     let stage = Stage::new(plugin, stage.config.clone(), false, on_failure);
-                    let stage = stage.granted(granted, ceiling).within(&self.memory);
-                    stages.push(stage.from(origin));
+                    let stage = stage
+                        .with_grants(granted, ceiling)
+                        .with_memory_budget(&self.memory);
+                    stages.push(stage.with_origin(origin));
                     places.push(place);
                 }
                 Err(problem) => problems.push(placed(problem, place)),
@@ -567,7 +569,7 @@ pub fn engine(config: &Config) -> anyhow::Result<Engine> {
     };
     let engine = || -> anyhow::Result<Engine> {
         private::trusted_folder(folder)?;
-        Ok(Engine::caching(folder, &key(&config.state)?)?)
+        Ok(Engine::with_cache(folder, &key(&config.state)?)?)
     };
     engine().or_else(|error| {
         tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");

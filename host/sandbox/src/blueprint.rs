@@ -66,14 +66,14 @@ impl Blueprint {
         let mut running: Vec<_> = before.iter().flat_map(|before| &before.stages).collect();
         for (number, mut stage) in stages.into_iter().enumerate() {
             let mut problems = Vec::new();
-            let running = stage.take_place(&mut running);
-            stage.follow(running, has_tested);
+            let running = stage.take_replaced(&mut running);
+            stage.inherit_from(running, has_tested);
             if is_beside {
-                stage.fares_alone();
+                stage.use_own_breaker();
             }
             stage.check(&mut redacted, &mut problems);
             // Withdraws a fallback that asks for more than is granted now.
-            let stage = Arc::new(stage).judged(&|_| None);
+            let stage = Arc::new(stage).with_withdrawals(&|_| None);
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
             problems.extend(alone.make().err());
             memory_bytes = memory_bytes.saturating_add(alone.memory_bytes());
@@ -84,7 +84,7 @@ impl Blueprint {
             if !has_passed {
                 let failed = self_test::problems(plugin, limits);
                 if failed.is_empty() {
-                    plugin.passes(limits);
+                    plugin.mark_passed(limits);
                 }
                 problems.extend(failed);
             }
@@ -117,16 +117,16 @@ impl Blueprint {
     /// instances exist; else each is made when it is first called.
     pub fn pipeline(&self) -> Pipeline {
         let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        spares.pop().unwrap_or_else(|| self.unmade())
+        spares.pop().unwrap_or_else(|| self.without_instances())
     }
 
     /// The stateful enrichers of one shard. Shards may share a [`Self::pipeline`], but not these.
-    pub fn own(&self) -> StatefulEnrichers {
+    pub fn stateful_enrichers(&self) -> StatefulEnrichers {
         StatefulEnrichers::new(&self.stages, self.limits)
     }
 
-    fn unmade(&self) -> Pipeline {
-        Pipeline::new(&self.stages, self.limits).counting(&self.latency)
+    fn without_instances(&self) -> Pipeline {
+        Pipeline::new(&self.stages, self.limits).with_latency(&self.latency)
     }
 
     /// Makes instances for this many threads now, so that no event waits for them when this
@@ -135,21 +135,21 @@ impl Blueprint {
     /// now. They are then made at their first call, whose error says why it failed.
     pub fn make_spares(&self, running: &Self, threads: usize) {
         match self.limits == running.limits {
-            true => self.make_unlike(&running.stages, threads),
-            false => self.make_unlike(&[], threads),
+            true => self.make_missing_instances(&running.stages, threads),
+            false => self.make_missing_instances(&[], threads),
         }
     }
 
     /// As [`Self::make_spares`], with all filters and the redactor: for a pipeline that runs beside
     /// another one, and takes no instances from it.
     pub fn make_all_spares(&self, threads: usize) {
-        self.make_unlike(&[], threads);
+        self.make_missing_instances(&[], threads);
     }
 
-    fn make_unlike(&self, others: &[Arc<Stage>], threads: usize) {
+    fn make_missing_instances(&self, others: &[Arc<Stage>], threads: usize) {
         for _ in 0..threads {
-            let mut pipeline = self.unmade();
-            if pipeline.make_unlike(others).is_err() {
+            let mut pipeline = self.without_instances();
+            if pipeline.make_missing_instances(others).is_err() {
                 return;
             }
             let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,7 +212,7 @@ impl Blueprint {
 
     /// Whether its enrichers do the same as those of another blueprint.
     pub fn has_same_enrichers(&self, other: &Self) -> bool {
-        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
+        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_withdrawn_as(b);
         self.enrichers().count() == other.enrichers().count()
             && self.enrichers().zip(other.enrichers()).all(is_same)
     }
@@ -240,8 +240,12 @@ impl Blueprint {
     /// may not run: the stage is then in quarantine, and its plugin isn't called. `None` if this
     /// changes nothing.
     #[must_use]
-    pub fn judged(&self, why_not: &dyn Fn(&Stage) -> Option<String>) -> Option<Self> {
-        let stages: Vec<_> = self.stages.iter().map(|it| it.judged(why_not)).collect();
+    pub fn with_withdrawals(&self, why_not: &dyn Fn(&Stage) -> Option<String>) -> Option<Self> {
+        let stages: Vec<_> = self
+            .stages
+            .iter()
+            .map(|it| it.with_withdrawals(why_not))
+            .collect();
         let pairs = || stages.iter().zip(&self.stages);
         let is_other = pairs().any(|(after, before)| !Arc::ptr_eq(after, before));
         is_other.then(|| Self {
@@ -255,7 +259,7 @@ impl Blueprint {
 
     /// Whether two blueprints do the same within the same limits.
     pub fn is_same(&self, other: &Self) -> bool {
-        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
+        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_withdrawn_as(b);
         self.limits == other.limits
             && self.stages.len() == other.stages.len()
             && self.stages().zip(other.stages()).all(is_same)

@@ -33,12 +33,12 @@ pub(crate) struct Breaker {
     /// milliseconds; [`IN_SERVICE`] otherwise.
     retry_at: AtomicU64,
     /// Locked only when a call has failed, or a quarantine ends.
-    failing: Mutex<Failing>,
+    failures: Mutex<FailureLog>,
 }
 
 /// The users for whom the component fails.
 #[derive(Debug, Default)]
-struct Failing {
+struct FailureLog {
     /// The time of the last failure, for each user.
     known: HashMap<Box<str>, u64>,
     /// When the component began to fail for a user: the times within the window, in order.
@@ -74,14 +74,14 @@ impl Default for Breaker {
     fn default() -> Self {
         Self {
             retry_at: IN_SERVICE.into(),
-            failing: Mutex::default(),
+            failures: Mutex::default(),
         }
     }
 }
 
 impl Breaker {
     /// Whether the component may be called now. After a trial, the caller reports how it went with
-    /// `close`, `give_back` or `failed`.
+    /// `close`, `reopen_trial` or `failed`.
     pub(crate) fn admit(&self, now: u64, quarantine: Quarantine) -> Admission {
         let due = self.retry_at.load(Ordering::Relaxed);
         if due == IN_SERVICE {
@@ -109,18 +109,18 @@ impl Breaker {
     /// Puts the component into service again after a successful trial. The users for whom it is
     /// known to fail don't count towards the next quarantine.
     pub(crate) fn close(&self) {
-        self.failing().began.clear();
+        self.failures().began.clear();
         self.retry_at.store(IN_SERVICE, Ordering::Relaxed);
     }
 
     /// Makes the next call a trial again, after a trial without a result.
-    pub(crate) fn give_back(&self, due: u64) {
+    pub(crate) fn reopen_trial(&self, due: u64) {
         self.retry_at.store(due, Ordering::Relaxed);
     }
 
     /// The last failure, if there has been one.
     pub(crate) fn last_failure(&self) -> Option<LastFailure> {
-        self.failing().last.clone()
+        self.failures().last.clone()
     }
 
     /// Records that a call about a user failed with this error. Returns whether this puts the
@@ -132,20 +132,20 @@ impl Breaker {
         admission: Admission,
         quarantine: Quarantine,
     ) -> bool {
-        let mut failing = self.failing();
-        failing.last = Some(LastFailure {
+        let mut failures = self.failures();
+        failures.last = Some(LastFailure {
             at: now,
             error: error.into(),
         });
-        let is_news = failing.note(now, user, quarantine.window_ms);
+        let is_news = failures.note(now, user, quarantine.window_ms);
         if let Admission::Trial(due) = admission {
             // Repeated failures for one user don't prolong the quarantine for everyone.
             if !is_news {
-                self.give_back(due);
+                self.reopen_trial(due);
             }
             return false;
         }
-        if !is_news || (failing.began.len() as u64) < quarantine.users {
+        if !is_news || (failures.began.len() as u64) < quarantine.users {
             return false;
         }
         let until = now.saturating_add(quarantine.ms);
@@ -155,12 +155,12 @@ impl Breaker {
         opened.is_ok()
     }
 
-    fn failing(&self) -> MutexGuard<'_, Failing> {
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failures(&self) -> MutexGuard<'_, FailureLog> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Failing {
+impl FailureLog {
     /// Records a failure. Returns whether it is the first one for this user, or the first since the
     /// user was forgotten.
     fn note(&mut self, now: u64, user: &str, window_ms: u64) -> bool {
@@ -250,7 +250,7 @@ mod tests {
         let trial = breaker.admit(100, QUARANTINE);
         assert_eq!(trial, Admission::Trial(100));
         assert_eq!(breaker.admit(100, QUARANTINE), Admission::Refused);
-        breaker.give_back(100);
+        breaker.reopen_trial(100);
         assert_eq!(breaker.admit(101, QUARANTINE), Admission::Trial(100));
         breaker.close();
         assert_eq!(breaker.admit(101, QUARANTINE), Admission::InService);
@@ -285,7 +285,7 @@ mod tests {
         for now in 0..100_000 {
             fails(&breaker, 1_000 * now, &now.to_string());
         }
-        assert!(breaker.failing().known.len() < 200);
+        assert!(breaker.failures().known.len() < 200);
         assert!(!breaker.is_open());
     }
 }

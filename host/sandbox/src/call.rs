@@ -53,7 +53,7 @@ pub(crate) struct Call {
     pub(crate) deadline: Deadline,
     /// The context of the call. It is kept until the next call, which mostly is about the same
     /// directory. `None` while the plugin is configured, or hands over its state.
-    about: Option<CallContext>,
+    context: Option<CallContext>,
     audiences: Vec<Audience>,
     /// The token of the first audience of this call. The tokens of earlier calls are below it, so
     /// that a component can't use one of them for other data.
@@ -74,7 +74,7 @@ pub(crate) struct Call {
     pub(crate) observed: Observations,
     /// How long the answers of the earlier calls of the same decision hold. It is kept apart, since
     /// `reconsider-at` in this call only holds for the answer of this call.
-    others: Reads,
+    earlier_times: Reads,
 }
 
 /// A line that a call has logged as an error.
@@ -144,7 +144,7 @@ impl Call {
             monotonic: 0,
             memory,
             deadline,
-            about: None,
+            context: None,
             audiences: Vec::new(),
             base: 1,
             lines: 0,
@@ -153,22 +153,22 @@ impl Call {
             read_bytes: 0,
             metadata,
             observed: Observations::default(),
-            others: Reads::default(),
+            earlier_times: Reads::default(),
         }
     }
 
     /// Begins a call. Takes over what the earlier calls of the decision have observed, and adds to
     /// it.
     pub(crate) fn begin(&mut self, context: Context<'_>, observed: &mut Observations) {
-        match &mut self.about {
-            Some(about) => {
-                about.now = context.now;
-                share(&mut about.event, context.event);
-                share(&mut about.directory, context.directory);
-                share(&mut about.names, context.names);
+        match &mut self.context {
+            Some(kept) => {
+                kept.now = context.now;
+                share(&mut kept.event, context.event);
+                share(&mut kept.directory, context.directory);
+                share(&mut kept.names, context.names);
             }
             None => {
-                self.about = Some(CallContext {
+                self.context = Some(CallContext {
                     now: context.now,
                     event: Arc::clone(context.event),
                     directory: Arc::clone(context.directory),
@@ -189,12 +189,12 @@ impl Call {
             );
         }
         self.observed = std::mem::take(observed);
-        self.others = self.observed.reads.take_times();
+        self.earlier_times = self.observed.reads.take_times();
     }
 
     /// Begins a call that is about no event.
     pub(crate) fn begin_without_event(&mut self) {
-        self.about = None;
+        self.context = None;
         self.lines = 0;
         self.last_error = None;
     }
@@ -202,9 +202,9 @@ impl Call {
     /// Ends a call: makes its tokens invalid, and gives back what was observed.
     pub(crate) fn end(&mut self, observed: &mut Observations) {
         *observed = std::mem::take(&mut self.observed);
-        // Adds the questions and keys to `others`, which has none: appending to an empty set costs
-        // nothing.
-        let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.others));
+        // Adds the questions and keys to `earlier_times`, which has none: appending to an empty set
+        // costs nothing.
+        let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.earlier_times));
         observed.reads.add(reads);
         self.base = self.next_token();
         self.audiences.clear();
@@ -216,9 +216,9 @@ impl Call {
         self.base < u32::MAX - AUDIENCES_MAX
     }
 
-    pub(crate) fn about(&self) -> Result<&CallContext> {
-        match &self.about {
-            Some(about) => Ok(about),
+    pub(crate) fn context(&self) -> Result<&CallContext> {
+        match &self.context {
+            Some(context) => Ok(context),
             None => bail!(
                 "there is no event to ask about while a plugin is configured or hands over its state"
             ),
@@ -244,11 +244,11 @@ impl Call {
 
     /// The interned number of a user. A new id is interned, unless it is too many.
     pub(crate) fn user(&self, name: &str) -> Result<Id> {
-        let about = self.about()?;
-        if about.event.name.is(name) {
-            return Ok(about.event.user);
+        let context = self.context()?;
+        if context.event.name.is(name) {
+            return Ok(context.event.user);
         }
-        let Some(id) = about.names.intern_named(name) else {
+        let Some(id) = context.names.intern_named(name) else {
             bail!(
                 "named more new ids than there is room for: those of no use are freed in seconds"
             );
@@ -258,13 +258,13 @@ impl Call {
 
     /// The interned number of a user. `None` if the id is not interned.
     pub(crate) fn known_user(&self, name: &str) -> Result<Option<Id>> {
-        Ok(self.about()?.names.find(name))
+        Ok(self.context()?.names.find(name))
     }
 
     /// Asks the directory. If the answer isn't cached, the call goes on with an empty audience, and
     /// its outcome is discarded.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u32> {
-        let answer = self.about()?.directory.audience(&question);
+        let answer = self.context()?.directory.audience(&question);
         self.read(question, answer.is_ok())?;
         self.put(answer.unwrap_or_else(|CacheMiss| Audience::nobody()))
     }
@@ -341,7 +341,7 @@ impl Call {
     }
 
     /// Counts a log line or a reason. Returns whether this call may write it.
-    pub(crate) fn takes_line(&mut self) -> bool {
+    pub(crate) fn admit_line(&mut self) -> bool {
         self.lines += 1;
         self.lines <= LINES_MAX
     }
@@ -349,7 +349,7 @@ impl Call {
     /// Counts a log line of the plugin, over all its calls. Returns whether the log has room for
     /// it.
     pub(crate) fn has_room_in_log(&self) -> bool {
-        self.log.takes(self.monotonic)
+        self.log.admit(self.monotonic)
     }
 
     /// Keeps a line of level `error`, to be written when the call ends. Writes the one that was
@@ -386,10 +386,10 @@ impl Call {
         if !self.log.is_recorded() {
             return;
         }
-        let (Some(viewers), Some(about)) = (viewers, &self.about) else {
+        let (Some(viewers), Some(context)) = (viewers, &self.context) else {
             return self.record(LineKind::Explained, reason);
         };
-        let names = about.names.read();
+        let names = context.names.read();
         let named = viewers
             .ids()
             .take(VIEWERS_NAMED)
@@ -406,7 +406,7 @@ impl Call {
     /// the event if `viewers` is `None`.
     pub(crate) fn give_reason(&mut self, viewers: Option<&Audience>, reason: String) {
         if let Some(trace) = &mut self.observed.trace {
-            trace.reason(viewers, reason);
+            trace.add_reason(viewers, reason);
         }
     }
 

@@ -63,7 +63,7 @@ impl Capability {
 
     /// The capability of a name in a manifest's list. `widen` isn't in that list: a filter asks for
     /// it by its effect.
-    pub(crate) fn in_manifest(name: &str) -> Option<Self> {
+    pub(crate) fn from_manifest(name: &str) -> Option<Self> {
         let named = ALL.iter().find(|(_, spelled)| *spelled == name);
         named.map(|(it, _)| *it).filter(|it| *it != Widen)
     }
@@ -89,7 +89,7 @@ impl Capabilities {
 
     /// The capabilities that host functions need. A list of grants that names none of these grants
     /// them all.
-    pub const KINDS: Self = Self(0xff & !(Widen as u16) & !(Wasi as u16));
+    pub const HOST_FUNCTIONS: Self = Self(0xff & !(Widen as u16) & !(Wasi as u16));
 
     /// Whether a capability is in the set.
     pub fn has(self, capability: Capability) -> bool {
@@ -104,19 +104,19 @@ impl Capabilities {
 
     /// The union of both sets.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
     /// The intersection of both sets.
     #[must_use]
-    pub fn within(self, other: Self) -> Self {
+    pub fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
     /// The capabilities that the other set lacks.
     #[must_use]
-    pub fn less(self, other: Self) -> Self {
+    pub fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 

@@ -37,7 +37,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn caching(folder: &Path, key: &[u8]) -> Result<Self, LoadError> {
+    pub fn with_cache(folder: &Path, key: &[u8]) -> Result<Self, LoadError> {
         Self::with(Some(Artefacts::new(folder, key).into()))
     }
 
@@ -78,7 +78,10 @@ impl Engine {
         let stopped = Arc::new(AtomicBool::new(false));
         let ticks = Ticks::default();
         let (engine, clock, stop) = (wasmtime.clone(), ticks.clone(), Arc::clone(&stopped));
-        let ticker = EpochTicker(stopped, ticks.clone());
+        let ticker = EpochTicker {
+            stopped,
+            ticks: ticks.clone(),
+        };
         std::thread::Builder::new()
             .name("epochs".into())
             .spawn(move || clock.run(&engine, &stop))
@@ -93,12 +96,14 @@ impl Engine {
 }
 
 /// Stops the clock when the last clone of the engine is dropped.
-struct EpochTicker(Arc<AtomicBool>, Ticks);
+struct EpochTicker {
+    stopped: Arc<AtomicBool>,
+    ticks: Ticks,
+}
 
 impl Drop for EpochTicker {
     fn drop(&mut self) {
-        let Self(stopped, ticks) = self;
-        stopped.store(true, Ordering::Relaxed);
-        ticks.wake();
+        self.stopped.store(true, Ordering::Relaxed);
+        self.ticks.wake();
     }
 }

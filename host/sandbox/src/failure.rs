@@ -28,7 +28,7 @@ pub(crate) struct CallFailure {
 impl CallFailure {
     /// Describes a failed call.
     pub(crate) fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
-        let refused = match call.memory.refused_together {
+        let refused = match call.memory.refused_by_budget {
             Some(bytes) => format!(
                 ", after it was refused memory (quota-exceeded): all plugins together may have {bytes} bytes \
                  ([limits] plugin_memory_bytes_max)"

@@ -11,7 +11,7 @@ pub(crate) fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
     // A plugin may be in a chain more than once, so stages that do the same come first.
     for fits in [
         Stage::is_same as fn(&Stage, &Stage) -> bool,
-        Stage::is_alike,
+        Stage::can_replace,
     ] {
         after.retain_mut(|enricher| {
             let mut stages = before.iter().map(|before| &before.stage);
@@ -37,7 +37,7 @@ pub(crate) fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
         same.map(|place| active.remove(place)).is_none()
     });
     for enricher in after {
-        if let Some(place) = stages(&active, &|stage| enricher.stage.is_alike(stage)) {
+        if let Some(place) = stages(&active, &|stage| enricher.stage.can_replace(stage)) {
             enricher.take_over(active.remove(place));
         }
     }

@@ -28,7 +28,7 @@ pub(crate) struct Calls {
 impl PluginHealth {
     /// The health of a stage that replaces another one and does something else: the counters go on,
     /// and the circuit breaker starts anew.
-    pub(crate) fn follow(before: &Self) -> Self {
+    pub(crate) fn with_counters_of(before: &Self) -> Self {
         Self {
             calls: Arc::clone(&before.calls),
             ..Self::default()

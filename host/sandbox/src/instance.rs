@@ -77,7 +77,7 @@ impl<A, R> Instance<A, R> {
             linked: stage.linked().clone(),
             export: export(plugin.api),
             config: stage.config.to_string(),
-            limits: limits.within(plugin.manifest.limits),
+            limits: limits.capped_by(plugin.manifest.limits),
             memory: stage.memory.clone(),
             live: None,
             is_fresh: true,
@@ -88,9 +88,11 @@ impl<A, R> Instance<A, R> {
     /// Makes and configures the instance now, if there is none.
     pub(crate) fn make(&mut self) -> Result<(), LoadError> {
         if self.live.is_none() {
-            let live = match self.begin(self.limits.while_loading()) {
+            let live = match self.start(self.limits.while_loading()) {
                 Ok(live) => live,
-                Err(StartFailure::CallFailure(failure)) => return Err(self.refuses(failure.error)),
+                Err(StartFailure::CallFailure(failure)) => {
+                    return Err(self.configure_error(failure.error));
+                }
                 Err(StartFailure::Unfit(error)) => return Err(error),
             };
             self.live = Some(live);
@@ -153,9 +155,9 @@ impl<A, R> Instance<A, R> {
         };
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => self.begin(limits).map_err(|refusal| match refusal {
+            None => self.start(limits).map_err(|refusal| match refusal {
                 StartFailure::CallFailure(failure) => CallFailure {
-                    error: self.refuses(failure.error).to_string(),
+                    error: self.configure_error(failure.error).to_string(),
                     ..failure
                 },
                 StartFailure::Unfit(error) => CallFailure {
@@ -257,7 +259,7 @@ impl<A, R> Instance<A, R> {
     }
 
     /// The error that the plugin refuses its configuration.
-    fn refuses(&self, what: String) -> LoadError {
+    fn configure_error(&self, what: String) -> LoadError {
         // The text of `LoadError::Configure` says "configuration" already, and the SDKs' messages
         // begin with it as well.
         let what = match what.strip_prefix("configuration: ") {
@@ -270,7 +272,7 @@ impl<A, R> Instance<A, R> {
         }
     }
 
-    fn begin(&self, limits: Limits) -> Result<Live<A, R>, StartFailure> {
+    fn start(&self, limits: Limits) -> Result<Live<A, R>, StartFailure> {
         let plugin = || self.plugin.name.to_string();
         let lacks = |what: &str, error: wasmtime::Error| {
             StartFailure::Unfit(LoadError::Link {
@@ -284,7 +286,7 @@ impl<A, R> Instance<A, R> {
         let mut memory = Memory::new(limits.memory_bytes_max, &self.memory);
         let fixed_bytes = self.plugin.fixed_bytes;
         if !memory.take_fixed(fixed_bytes) {
-            let may = match memory.refused_together {
+            let may = match memory.refused_by_budget {
                 Some(max) => format!(
                     "all plugins together may have {max} ([limits] plugin_memory_bytes_max)"
                 ),
@@ -330,8 +332,8 @@ impl<A, R> Instance<A, R> {
         let taken =
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
         store.data().log_error();
-        taken.map_err(|what| StartFailure::Unfit(self.refuses(shortened(what))))?;
-        store.data_mut().memory.rest();
+        taken.map_err(|what| StartFailure::Unfit(self.configure_error(shortened(what))))?;
+        store.data_mut().memory.mark_baseline();
         store.data_mut().end(&mut Observations::default());
         Ok(Live {
             store,

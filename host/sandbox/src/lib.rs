@@ -49,7 +49,7 @@ pub use latency::{Began, Histogram, Latency};
 pub use limits::Limits;
 pub use manifest::{Manifest, OnFailure};
 pub use memory::MemoryBudget;
-pub use pause::{Pauser, while_paused};
+pub use pause::{Pauser, set_pause_work};
 pub use pipeline::{BorrowedPipeline, Pipeline, StatefulEnrichers};
 pub use plugin::{Plugin, sha256};
 pub use recorder::{LineKind, LineRecorder, PluginLine};

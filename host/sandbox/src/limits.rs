@@ -26,7 +26,7 @@ pub struct Limits {
 
 impl Limits {
     /// The limits with those that a plugin sets itself, where these are lower.
-    pub fn within(self, own: OwnLimits) -> Self {
+    pub fn capped_by(self, own: OwnLimits) -> Self {
         let ms = |ms: u64| own.deadline_ms.unwrap_or(ms).min(ms);
         Self {
             fuel: own.fuel.unwrap_or(self.fuel).min(self.fuel),

@@ -34,7 +34,7 @@ struct Window {
 
 impl Lines {
     /// Log lines that a recorder gets as well.
-    pub(crate) fn recorded(recorder: &Arc<LineRecorder>) -> Self {
+    pub(crate) fn with_recorder(recorder: &Arc<LineRecorder>) -> Self {
         Self {
             recorder: Some(Arc::clone(recorder)),
             ..Self::default()
@@ -54,7 +54,7 @@ impl Lines {
     }
 
     /// Counts a line. Returns whether it may be written now.
-    pub(crate) fn takes(&self, now: u64) -> bool {
+    pub(crate) fn admit(&self, now: u64) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         // A window in which lines were left out ends when `left_out` reports them.
         if window.left_out == 0 && now.saturating_sub(window.began) >= WINDOW_MS {
@@ -106,17 +106,17 @@ mod tests {
     fn what_is_past_the_rate_is_left_out_and_said_once_when_the_window_is_over() {
         let lines = Lines::default();
         let begin = 5_000;
-        let written = (0..LINES_MAX + 7).filter(|_| lines.takes(begin)).count();
+        let written = (0..LINES_MAX + 7).filter(|_| lines.admit(begin)).count();
         assert_eq!(written as u64, LINES_MAX);
         assert_eq!(lines.left_out(begin + WINDOW_MS - 5_001), None);
         assert_eq!(lines.left_out(begin + WINDOW_MS), Some(7));
         assert_eq!(lines.left_out(begin + WINDOW_MS), None);
         assert_eq!(lines.total(), 7);
-        assert!(lines.takes(begin + WINDOW_MS));
+        assert!(lines.admit(begin + WINDOW_MS));
         // A window in which no lines were left out is followed by the next without a report.
         for _ in 1..LINES_MAX {
-            assert!(lines.takes(begin + WINDOW_MS));
+            assert!(lines.admit(begin + WINDOW_MS));
         }
-        assert!(lines.takes(begin + 2 * WINDOW_MS));
+        assert!(lines.admit(begin + 2 * WINDOW_MS));
     }
 }

@@ -171,9 +171,9 @@ fn empty() -> Value {
 
 impl Manifest {
     /// The capabilities that it asks for, with `widen` from its effect.
-    pub(crate) fn named(&self) -> Capabilities {
+    pub(crate) fn requested(&self) -> Capabilities {
         let named = self.capabilities.iter();
-        let named = named.filter_map(|name| Capability::in_manifest(name));
+        let named = named.filter_map(|name| Capability::from_manifest(name));
         match self.effect {
             Effect::Narrow => named.collect(),
             Effect::Widen => named.chain([Capability::Widen]).collect(),

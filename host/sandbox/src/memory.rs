@@ -62,8 +62,8 @@ impl MemoryBudget {
     }
 
     /// Sets what is called at each refusal. Only the first call of this method counts.
-    pub fn on_refusal(&self, tell: impl Fn() + Send + Sync + 'static) {
-        let _ = self.0.on_refusal.set(Box::new(tell));
+    pub fn on_refusal(&self, callback: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.on_refusal.set(Box::new(callback));
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -76,8 +76,8 @@ impl MemoryBudget {
         let taken = self.0.used.fetch_update(relaxed, relaxed, more).is_ok();
         if !taken {
             self.0.refusals.fetch_add(1, relaxed);
-            if let Some(tell) = self.0.on_refusal.get() {
-                tell();
+            if let Some(callback) = self.0.on_refusal.get() {
+                callback();
             }
         }
         taken
@@ -91,32 +91,32 @@ impl MemoryBudget {
 /// The memory of one instance, and how much it may still take.
 pub(crate) struct Memory {
     /// The budget that it shares with other instances.
-    join_problems: MemoryBudget,
+    budget: MemoryBudget,
     bytes_max: usize,
     left: usize,
     /// How many bytes it had before its first call.
-    at_rest: usize,
+    baseline_bytes: usize,
     /// Whether its own limit has refused it memory: a later failure may come from this.
     pub(crate) refused: bool,
     /// The limit of the shared budget in bytes, if this has refused it memory.
-    pub(crate) refused_together: Option<usize>,
+    pub(crate) refused_by_budget: Option<usize>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.join_problems.give_back(self.taken());
+        self.budget.give_back(self.taken());
     }
 }
 
 impl Memory {
-    pub(crate) fn new(bytes_max: usize, join_problems: &MemoryBudget) -> Self {
+    pub(crate) fn new(bytes_max: usize, budget: &MemoryBudget) -> Self {
         Self {
-            join_problems: join_problems.clone(),
+            budget: budget.clone(),
             bytes_max,
             left: bytes_max,
-            at_rest: 0,
+            baseline_bytes: 0,
             refused: false,
-            refused_together: None,
+            refused_by_budget: None,
         }
     }
 
@@ -132,15 +132,15 @@ impl Memory {
     }
 
     /// Notes how many bytes the instance has before its first call.
-    pub(crate) fn rest(&mut self) {
-        self.at_rest = self.taken();
+    pub(crate) fn mark_baseline(&mut self) {
+        self.baseline_bytes = self.taken();
     }
 
     /// Whether its calls have used up so much memory that a new instance should replace it before a
     /// call fails: some languages keep garbage, and some leak.
     pub(crate) fn is_used_up(&self) -> bool {
         let taken = self.taken();
-        taken > (self.bytes_max / 4 * 3).min(USED_UP_BYTES) && taken / 2 > self.at_rest
+        taken > (self.bytes_max / 4 * 3).min(USED_UP_BYTES) && taken / 2 > self.baseline_bytes
     }
 
     fn take(&mut self, bytes: usize) -> bool {
@@ -148,8 +148,8 @@ impl Memory {
             self.refused = true;
             return false;
         };
-        if !self.join_problems.take(bytes) {
-            self.refused_together = Some(self.join_problems.bytes_max());
+        if !self.budget.take(bytes) {
+            self.refused_by_budget = Some(self.budget.bytes_max());
             return false;
         }
         self.left = left;

@@ -23,7 +23,7 @@ thread_local! {
 
 /// Sets the work that this thread does each time that a call on it may pause. The work returns how
 /// long it took. It may call other plugins, whose calls may pause as well.
-pub fn while_paused(work: Rc<dyn Fn() -> Duration>) {
+pub fn set_pause_work(work: Rc<dyn Fn() -> Duration>) {
     WORK.set(Some(work));
 }
 
@@ -43,7 +43,7 @@ impl Pauser {
     /// Pauses the calls on all threads that are still running half a millisecond from now.
     pub fn pause_soon(&self) {
         let Ticks(clock) = &self.0;
-        if !clock.is_asked.swap(true, Ordering::Relaxed) {
+        if !clock.pause_requested.swap(true, Ordering::Relaxed) {
             clock.wake();
         }
     }
@@ -60,9 +60,9 @@ struct Clock {
     /// The tick at which the last of the calls under way is over, at the latest. After it, the
     /// clock stands still until the next call.
     needed_until: AtomicU64,
-    is_standing: AtomicBool,
+    is_idle: AtomicBool,
     /// Whether a pause is requested.
-    is_asked: AtomicBool,
+    pause_requested: AtomicBool,
     /// The thread that raises the epoch.
     thread: OnceLock<Thread>,
 }
@@ -75,7 +75,7 @@ impl Clock {
     }
 
     /// Whether no call is under way that the next tick could end.
-    fn is_unneeded(&self) -> bool {
+    fn has_no_calls(&self) -> bool {
         self.ticks.load(Ordering::SeqCst) >= self.needed_until.load(Ordering::SeqCst)
     }
 }
@@ -92,15 +92,15 @@ impl Ticks {
         let elapsed = || begin.elapsed().as_millis() as u64 / TICK_MS;
         let mut ticked = 0;
         while !stop.load(Ordering::Relaxed) {
-            if self.stand(stop) {
+            if self.wait_while_idle(stop) {
                 ticked = elapsed();
             } else {
                 let next = Duration::from_millis((ticked + 1) * TICK_MS);
                 thread::park_timeout(next.saturating_sub(begin.elapsed()));
             }
-            if clock.is_asked.load(Ordering::Relaxed) {
+            if clock.pause_requested.load(Ordering::Relaxed) {
                 thread::sleep(PAUSE_AFTER);
-                clock.is_asked.store(false, Ordering::Relaxed);
+                clock.pause_requested.store(false, Ordering::Relaxed);
                 engine.increment_epoch();
             }
             // On a busy machine the thread may have slept for longer: catch up.
@@ -112,29 +112,29 @@ impl Ticks {
     }
 
     /// Waits for the next call, if none is under way. Returns whether it has waited.
-    fn stand(&self, stop: &AtomicBool) -> bool {
+    fn wait_while_idle(&self, stop: &AtomicBool) -> bool {
         let Self(clock) = self;
-        if !clock.is_unneeded() {
+        if !clock.has_no_calls() {
             return false;
         }
         // A call that begins now either sees that the clock stands, or is seen here.
-        clock.is_standing.store(true, Ordering::SeqCst);
-        while clock.is_unneeded()
-            && !clock.is_asked.load(Ordering::Relaxed)
+        clock.is_idle.store(true, Ordering::SeqCst);
+        while clock.has_no_calls()
+            && !clock.pause_requested.load(Ordering::Relaxed)
             && !stop.load(Ordering::Relaxed)
         {
             thread::park();
         }
-        clock.is_standing.store(false, Ordering::SeqCst);
+        clock.is_idle.store(false, Ordering::SeqCst);
         true
     }
 
     /// Lets the clock tick until then, at least.
-    fn need(&self, until: u64) {
+    fn keep_ticking_until(&self, until: u64) {
         let Self(clock) = self;
         if clock.needed_until.load(Ordering::Relaxed) < until {
             clock.needed_until.fetch_max(until, Ordering::SeqCst);
-            if clock.is_standing.load(Ordering::SeqCst) {
+            if clock.is_idle.load(Ordering::SeqCst) {
                 clock.wake();
             }
         }
@@ -176,7 +176,7 @@ impl Deadline {
         self.at = u64::MAX;
         if let Some(ticks) = ticks {
             self.at = self.ticks.now().saturating_add(ticks);
-            self.ticks.need(self.at);
+            self.ticks.keep_ticking_until(self.at);
         }
     }
 
@@ -191,7 +191,7 @@ impl Deadline {
             let ticks = self.ticks.now().saturating_sub(before);
             if !took.is_zero() {
                 self.at = self.at.saturating_add(ticks);
-                self.ticks.need(self.at);
+                self.ticks.keep_ticking_until(self.at);
             }
         }
         self.ticks.now() < self.at
@@ -222,8 +222,8 @@ mod tests {
         (ticks, end)
     }
 
-    fn until_standing(ticks: &Ticks) {
-        while !ticks.0.is_standing.load(Ordering::SeqCst) {
+    fn wait_until_idle(ticks: &Ticks) {
+        while !ticks.0.is_idle.load(Ordering::SeqCst) {
             thread::yield_now();
         }
     }
@@ -232,14 +232,14 @@ mod tests {
     fn the_clock_ticks_while_a_call_is_under_way_and_stands_when_none_is() {
         let (ticks, end) = clock();
         for _ in 0..3 {
-            until_standing(&ticks);
+            wait_until_idle(&ticks);
             let before = ticks.now();
             let mut deadline = Deadline::new(&ticks);
             deadline.begin(Some(2));
             while deadline.pause() {
                 thread::yield_now();
             }
-            until_standing(&ticks);
+            wait_until_idle(&ticks);
             assert!(ticks.now() >= before + 2);
             let at = ticks.now();
             thread::sleep(Duration::from_millis(5 * TICK_MS));
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn a_clock_that_stands_ends() {
         let (ticks, end) = clock();
-        until_standing(&ticks);
+        wait_until_idle(&ticks);
         end();
     }
 }

@@ -161,7 +161,7 @@ impl Pipeline {
     }
 
     /// The same pipeline, which counts its decisions in `latency`.
-    pub(crate) fn counting(self, latency: &Arc<Latency>) -> Self {
+    pub(crate) fn with_latency(self, latency: &Arc<Latency>) -> Self {
         Self {
             latency: Arc::clone(latency),
             ..self
@@ -177,7 +177,7 @@ impl Pipeline {
 
     /// Makes the instances of filters and redactor now, except for stages that are the same in
     /// `other`.
-    pub(crate) fn make_unlike(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
+    pub(crate) fn make_missing_instances(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
         let is_new = |stage: &Stage| !other.iter().any(|it| it.is_same(stage));
         let mut filters = self.filters.iter_mut().filter(|it| is_new(&it.stage));
         filters.try_for_each(Slot::make)?;
@@ -337,7 +337,7 @@ impl Pipeline {
                 Effect::Narrow => after.intersection(&before),
             });
             if let Some(trace) = &mut observed.trace {
-                trace.filtered(filter.report(), &before, &after);
+                trace.add_filter(filter.report(), &before, &after);
             }
             audience = after?;
         }
@@ -384,7 +384,7 @@ impl Pipeline {
             },
         );
         if let Some(trace) = &mut observed.trace {
-            trace.redacted(redactor.report(), audience, &renditions);
+            trace.add_redactor(redactor.report(), audience, &renditions);
         }
         renditions
     }

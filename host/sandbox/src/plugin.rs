@@ -78,7 +78,7 @@ impl Plugin {
 
     /// The same compiled plugin under another name, with a limit of log lines of its own.
     #[must_use]
-    pub fn renamed(&self, name: &str) -> Self {
+    pub fn with_name(&self, name: &str) -> Self {
         Self {
             name: name.into(),
             manifest: self.manifest.clone(),
@@ -97,10 +97,10 @@ impl Plugin {
 
     /// The same plugin. Everything that its instances write is passed to the recorder.
     #[must_use]
-    pub fn recorded(&self, recorder: &Arc<LineRecorder>) -> Self {
+    pub fn with_recorder(&self, recorder: &Arc<LineRecorder>) -> Self {
         Self {
-            lines: Lines::recorded(recorder).into(),
-            ..self.renamed(&self.name)
+            lines: Lines::with_recorder(recorder).into(),
+            ..self.with_name(&self.name)
         }
     }
 
@@ -124,7 +124,7 @@ impl Plugin {
     }
 
     /// Notes that it has passed its self-tests within these limits.
-    pub(crate) fn passes(&self, limits: Limits) {
+    pub(crate) fn mark_passed(&self, limits: Limits) {
         let mut passed = locked(&self.known.passed);
         if passed.contains(&limits) {
             return;
@@ -158,7 +158,7 @@ impl Plugin {
         let imports = component.component_type();
         let imports = imports.imports(&engine.wasmtime);
         let foreign = imports.map(|(name, _)| name.to_owned());
-        let named = manifest.named();
+        let named = manifest.requested();
         let takes_wasi = named.has(Capability::Wasi);
         let is_offered = |name: &str| api.offers(name) || takes_wasi && wasi::offers(name);
         let foreign: Vec<_> = foreign.filter(|name| !is_offered(name)).collect();
@@ -241,9 +241,9 @@ fn imported(component: &Component) -> Vec<(String, Capability)> {
 /// must name all that the imports need. If it names none of them, the plugin asks for those that
 /// the imports need.
 fn asks(named: Capabilities, imported: &[(String, Capability)]) -> Result<Capabilities, String> {
-    if named.within(Capabilities::KINDS).is_empty() {
+    if named.intersection(Capabilities::HOST_FUNCTIONS).is_empty() {
         let imported = imported.iter().map(|(_, needed)| *needed);
-        return Ok(named.and(imported.collect()));
+        return Ok(named.union(imported.collect()));
     }
     let unnamed = imported.iter().find(|(_, needed)| !named.has(*needed));
     match unnamed {
@@ -274,7 +274,7 @@ mod tests {
         assert!(plugin.asks().contains(&"contacts"));
         assert!(!plugin.asks().contains(&"groups"));
         assert!(plugin.linked_to(plugin.asks).is_ok());
-        let less = Capabilities::ALL.less(Capabilities::NONE.with(Capability::Contacts));
+        let less = Capabilities::ALL.difference(Capabilities::NONE.with(Capability::Contacts));
         let error = plugin.linked_to(less).err().unwrap();
         assert!(one_line(&error).contains("contacts"), "{error:#}");
     }

@@ -77,7 +77,7 @@ pub(crate) fn problems(plugin: &Arc<Plugin>, limits: Limits) -> Vec<LoadError> {
 /// Runs a case, in an instance of its own.
 pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
     let recorder = Arc::default();
-    let plugin = Arc::new(plugin.recorded(&recorder));
+    let plugin = Arc::new(plugin.with_recorder(&recorder));
     let mut outcome = Outcome {
         case: case.name.clone(),
         expected: case.expect.clone(),

@@ -186,7 +186,7 @@ impl<A, R> Slot<A, R> {
             // An answer wasn't cached: the plugin is called again, and that call counts.
             _ if observed.is_speculative() => {
                 if let Admission::Trial(due) = admission {
-                    breaker.give_back(due);
+                    breaker.reopen_trial(due);
                 }
             }
             (Ok(_), Admission::Trial(_)) => {
@@ -230,7 +230,7 @@ impl<A, R> Slot<A, R> {
             return;
         }
         if let Some(fallback) = &mut before.fallback {
-            if !self.stage.lost_successor() {
+            if !self.stage.lost_fallback() {
                 self.take_over(fallback);
             }
             return;
@@ -271,7 +271,7 @@ impl<A, R> Slot<A, R> {
     fn quarantine(&self, error: &str) {
         let plugin = &*self.stage.plugin.name;
         let Quarantine { users, ms, .. } = self.limits.quarantine;
-        if let Some(last_good) = self.stage.successor() {
+        if let Some(last_good) = self.stage.fallback() {
             self.stage.health.replaced.store(true, Ordering::Relaxed);
             tracing::error!(
                 plugin,
@@ -294,7 +294,7 @@ impl<A, R> Slot<A, R> {
         if self.fallback.is_some() || !self.is_replaced() {
             return;
         }
-        let Some(last_good) = self.stage.successor() else {
+        let Some(last_good) = self.stage.fallback() else {
             return;
         };
         let mut fallback = Self::new(last_good, self.export, self.limits);
@@ -322,7 +322,7 @@ mod tests {
 
     use super::*;
     use crate::api::{EventArg, Kind};
-    use crate::pause::{TICK_MS, while_paused};
+    use crate::pause::{TICK_MS, set_pause_work};
     use crate::{Engine, Plugin, self_test};
 
     /// How long a call may take here: long enough for a busy machine.
@@ -421,7 +421,7 @@ mod tests {
         other.borrow_mut().make().unwrap();
         let pauses = Rc::new(Cell::new(0));
         let (clock, counted) = (engine.clone(), Rc::clone(&pauses));
-        while_paused(Rc::new(move || {
+        set_pause_work(Rc::new(move || {
             let begun = Instant::now();
             counted.set(counted.get() + 1);
             let answer = other.try_borrow_mut().map(|mut it| call(&mut it, || ()));

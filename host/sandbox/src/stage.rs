@@ -53,8 +53,8 @@ impl Stage {
             .or(manifest.on_failure)
             .unwrap_or_else(|| manifest.role.on_failure());
         let granted = match widen_granted {
-            true => Capabilities::KINDS.with(Capability::Widen),
-            false => Capabilities::KINDS,
+            true => Capabilities::HOST_FUNCTIONS.with(Capability::Widen),
+            false => Capabilities::HOST_FUNCTIONS,
         };
         Self {
             plugin,
@@ -73,11 +73,14 @@ impl Stage {
 
     /// The same stage with other grants. The plugin gets those that any plugin may have.
     #[must_use]
-    pub fn granted(self, granted: Capabilities, ceiling: Capabilities) -> Self {
+    pub fn with_grants(self, granted: Capabilities, ceiling: Capabilities) -> Self {
         // If linking fails, the plugin imports something that it isn't granted. `check` reports
         // that.
-        let linked = match granted.within(ceiling).within(Capabilities::KINDS) {
-            Capabilities::KINDS => None,
+        let linked = match granted
+            .intersection(ceiling)
+            .intersection(Capabilities::HOST_FUNCTIONS)
+        {
+            Capabilities::HOST_FUNCTIONS => None,
             some => self.plugin.linked_to(some).ok(),
         };
         Self {
@@ -90,7 +93,7 @@ impl Stage {
 
     /// The same stage, whose instances share this memory budget.
     #[must_use]
-    pub fn within(self, memory: &MemoryBudget) -> Self {
+    pub fn with_memory_budget(self, memory: &MemoryBudget) -> Self {
         Self {
             memory: memory.clone(),
             ..self
@@ -103,13 +106,13 @@ impl Stage {
     }
 
     /// The capabilities that the plugin gets if it asks for them.
-    fn may(&self) -> Capabilities {
-        self.granted.within(self.ceiling)
+    fn effective_grants(&self) -> Capabilities {
+        self.granted.intersection(self.ceiling)
     }
 
     /// The same stage, with the origin of its plugin.
     #[must_use]
-    pub fn from(self, origin: Arc<str>) -> Self {
+    pub fn with_origin(self, origin: Arc<str>) -> Self {
         Self { origin, ..self }
     }
 
@@ -134,7 +137,7 @@ impl Stage {
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.is_of(&other.plugin)
             && self.config == other.config
-            && self.may() == other.may()
+            && self.effective_grants() == other.effective_grants()
             && self.on_failure == other.on_failure
     }
 
@@ -147,7 +150,7 @@ impl Stage {
             withdrawn,
             ..
         } = self;
-        let (sha256, may) = (&plugin.sha256, self.may());
+        let (sha256, may) = (&plugin.sha256, self.effective_grants());
         let is_withdrawn = withdrawn.is_some();
         format!("{sha256} {config} {may:?} {on_failure:?} {is_withdrawn}")
     }
@@ -163,39 +166,42 @@ impl Stage {
     }
 
     /// The stage that takes over when this one has failed repeatedly, if it may run.
-    pub(crate) fn successor(&self) -> Option<&Arc<Self>> {
+    pub(crate) fn fallback(&self) -> Option<&Arc<Self>> {
         let last_good = self.last_good.as_ref();
         last_good.filter(|it| it.withdrawn.is_none())
     }
 
     /// Whether its last good generation may not run any more.
-    pub(crate) fn lost_successor(&self) -> bool {
-        self.last_good.is_some() && self.successor().is_none()
+    pub(crate) fn lost_fallback(&self) -> bool {
+        self.last_good.is_some() && self.fallback().is_none()
     }
 
     /// Checks again whether this stage and its last good generation may run. Returns the same stage
     /// if nothing has changed.
-    pub(crate) fn judged(self: &Arc<Self>, why_not: &dyn Fn(&Self) -> Option<String>) -> Arc<Self> {
+    pub(crate) fn with_withdrawals(
+        self: &Arc<Self>,
+        why_not: &dyn Fn(&Self) -> Option<String>,
+    ) -> Arc<Self> {
         // A grant that is taken away is taken from the last good generation, too.
-        let granted = |last: &Self| in_words(&last.not_granted(self.granted, self.ceiling));
+        let granted = |last: &Self| join_errors(&last.not_granted(self.granted, self.ceiling));
         let last_good = self.last_good.as_ref();
         let last_good =
-            last_good.map(|last| last.as_judged(why_not(last).or_else(|| granted(last))));
-        let judged = self.as_judged(why_not(self));
-        let is_same = match (&last_good, &judged.last_good) {
+            last_good.map(|last| last.with_withdrawal(why_not(last).or_else(|| granted(last))));
+        let updated = self.with_withdrawal(why_not(self));
+        let is_same = match (&last_good, &updated.last_good) {
             (Some(last), Some(before)) => Arc::ptr_eq(last, before),
             _ => true,
         };
         match is_same {
-            true => judged,
+            true => updated,
             false => Arc::new(Self {
                 last_good,
-                ..Self::clone(&judged)
+                ..Self::clone(&updated)
             }),
         }
     }
 
-    fn as_judged(self: &Arc<Self>, why: Option<String>) -> Arc<Self> {
+    fn with_withdrawal(self: &Arc<Self>, why: Option<String>) -> Arc<Self> {
         match self.withdrawn.as_deref() == why.as_deref() {
             true => Arc::clone(self),
             false => Arc::new(Self {
@@ -207,8 +213,8 @@ impl Stage {
 
     /// Whether both stages are withdrawn for the same reason, or neither is, and both or neither
     /// have lost their last good generation.
-    pub(crate) fn is_judged_as(&self, other: &Self) -> bool {
-        let both = |it: &Self| (it.withdrawn.clone(), it.lost_successor());
+    pub(crate) fn is_withdrawn_as(&self, other: &Self) -> bool {
+        let both = |it: &Self| (it.withdrawn.clone(), it.lost_fallback());
         both(self) == both(other)
     }
 
@@ -220,18 +226,18 @@ impl Stage {
         granted: Option<Capabilities>,
         ceiling: Capabilities,
     ) -> Option<String> {
-        in_words(&self.not_granted(granted.unwrap_or(self.granted), ceiling))
+        join_errors(&self.not_granted(granted.unwrap_or(self.granted), ceiling))
     }
 
     fn not_granted(&self, granted: Capabilities, ceiling: Capabilities) -> Vec<LoadError> {
         let plugin = || self.plugin.name.to_string();
         let asks = self.plugin.asks;
-        let refused = asks.less(granted);
+        let refused = asks.difference(granted);
         let refused = refused.iter().map(|it| LoadError::NotGranted {
             plugin: plugin(),
             grant: it.as_str(),
         });
-        let beyond = asks.within(granted).less(ceiling);
+        let beyond = asks.intersection(granted).difference(ceiling);
         let beyond = beyond.iter().map(|it| LoadError::NotAllowed {
             plugin: plugin(),
             grant: it.as_str(),
@@ -244,7 +250,7 @@ impl Stage {
     pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
         let plugin = || self.plugin.name.to_string();
-        let unknown = |name: &&String| Capability::in_manifest(name).is_none();
+        let unknown = |name: &&String| Capability::from_manifest(name).is_none();
         let unknown = manifest.capabilities.iter().filter(unknown);
         problems.extend(unknown.map(|name| LoadError::Link {
             plugin: plugin(),
@@ -268,15 +274,18 @@ impl Stage {
 
     /// Takes the running stage that this one replaces out of `running`, so that it is replaced
     /// once: a plugin may be in a chain more than once.
-    pub(crate) fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
+    pub(crate) fn take_replaced<'a>(
+        &self,
+        running: &mut Vec<&'a Arc<Self>>,
+    ) -> Option<&'a Arc<Self>> {
         let same = running.iter().position(|stage| self.is_same(stage));
-        let alike = || running.iter().position(|stage| self.is_alike(stage));
+        let alike = || running.iter().position(|stage| self.can_replace(stage));
         let place = same.or_else(alike)?;
         Some(running.remove(place))
     }
 
     /// Whether one stage can replace the other: the plugin's name and role are the same.
-    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+    pub(crate) fn can_replace(&self, other: &Self) -> bool {
         self.plugin.name == other.plugin.name
             && self.plugin.manifest.role == other.plugin.manifest.role
     }
@@ -284,41 +293,41 @@ impl Stage {
     /// Replaces a running stage. If it does the same within the same limits, it shares the health.
     /// Its fallback is the running stage if that one works and differs, or else the fallback of the
     /// running stage.
-    pub(crate) fn follow(&mut self, running: Option<&Arc<Self>>, within_same_limits: bool) {
+    pub(crate) fn inherit_from(&mut self, running: Option<&Arc<Self>>, within_same_limits: bool) {
         let Some(running) = running else {
             return;
         };
         let is_same = self.is_same(running);
         self.health = match is_same && within_same_limits {
             true => Arc::clone(&running.health),
-            false => Arc::new(PluginHealth::follow(&running.health)),
+            false => Arc::new(PluginHealth::with_counters_of(&running.health)),
         };
         if self.on_failure != OnFailure::LastGood {
             return;
         }
         self.last_good = match !is_same && !running.in_quarantine() {
-            true => Some(Arc::new(running.alone())),
+            true => Some(Arc::new(running.without_fallback())),
             false => running.last_good.clone(),
         };
     }
 
     /// Gives the stage a circuit breaker of its own. The counters of calls are still shared.
-    pub(crate) fn fares_alone(&mut self) {
-        self.health = Arc::new(PluginHealth::follow(&self.health));
+    pub(crate) fn use_own_breaker(&mut self) {
+        self.health = Arc::new(PluginHealth::with_counters_of(&self.health));
     }
 
     /// The same stage without a fallback, and with a circuit breaker of its own.
-    fn alone(&self) -> Self {
+    fn without_fallback(&self) -> Self {
         Self {
             last_good: None,
-            health: Arc::new(PluginHealth::follow(&self.health)),
+            health: Arc::new(PluginHealth::with_counters_of(&self.health)),
             ..self.clone()
         }
     }
 }
 
 /// All errors in one line. `None` if there are none.
-fn in_words(errors: &[LoadError]) -> Option<String> {
+fn join_errors(errors: &[LoadError]) -> Option<String> {
     let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
 }

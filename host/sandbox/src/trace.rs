@@ -26,7 +26,7 @@ impl TraceRecorder {
 
     /// Records a reason. It is about these viewers alone, or about the event if `viewers` is
     /// `None`.
-    pub(crate) fn reason(&mut self, viewers: Option<&Audience>, reason: String) {
+    pub(crate) fn add_reason(&mut self, viewers: Option<&Audience>, reason: String) {
         match viewers {
             None => self.reasons.push(reason),
             Some(viewers) if viewers.contains(self.viewer) => self.viewer_reasons.push(reason),
@@ -35,18 +35,18 @@ impl TraceRecorder {
     }
 
     /// Records the outcome of a filter.
-    pub(crate) fn filtered(
+    pub(crate) fn add_filter(
         &mut self,
         stage: StageReport,
         before: &Audience,
         after: &Result<Audience, Failure>,
     ) {
         let after = after.as_ref().map(|after| after.contains(self.viewer));
-        self.note(stage, before, after);
+        self.add_stage(stage, before, after);
     }
 
     /// Records the outcome of the redactor.
-    pub(crate) fn redacted(
+    pub(crate) fn add_redactor(
         &mut self,
         stage: StageReport,
         before: &Audience,
@@ -54,7 +54,7 @@ impl TraceRecorder {
     ) {
         let shows = |rendition: &Rendition| rendition.audience.contains(self.viewer);
         let after = renditions.as_ref().map(|all| all.iter().any(shows));
-        self.note(stage, before, after);
+        self.add_stage(stage, before, after);
     }
 
     /// The reports of the stages that were called, in order.
@@ -62,7 +62,7 @@ impl TraceRecorder {
         self.stages
     }
 
-    fn note(&mut self, stage: StageReport, before: &Audience, after: Result<bool, &Failure>) {
+    fn add_stage(&mut self, stage: StageReport, before: &Audience, after: Result<bool, &Failure>) {
         let outcome = match (before.contains(self.viewer), &after) {
             (_, Err(_)) => StageOutcome::Failed,
             (false, Ok(true)) => StageOutcome::Admitted,

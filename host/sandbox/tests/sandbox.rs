@@ -20,6 +20,8 @@ mod component;
 mod default_pipeline;
 #[path = "sandbox/enrichers.rs"]
 mod enrichers;
+#[path = "sandbox/event_data.rs"]
+mod event_data;
 #[path = "sandbox/explain.rs"]
 mod explain;
 #[path = "sandbox/files.rs"]
@@ -56,8 +58,6 @@ mod shared;
 mod stage;
 #[path = "sandbox/state.rs"]
 mod state;
-#[path = "sandbox/told.rs"]
-mod told;
 #[path = "sandbox/wasi.rs"]
 mod wasi;
 #[path = "sandbox/withdrawn.rs"]

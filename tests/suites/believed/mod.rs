@@ -180,7 +180,7 @@ impl Scene {
         let agreed = agreed.await;
         let seed = self.seed;
         agreed.with_context(|| {
-            let (host, viewers) = (self.host.process.last_words(), self.viewers.last_words());
+            let (host, viewers) = (self.host.process.log_tail(), self.viewers.log_tail());
             format!("after {after}, PRESENCE_SEED={seed}: {wrong:#?}\n{host}\n{viewers}")
         })?;
         println!(

@@ -46,7 +46,7 @@ async fn what_all_nodes_have_in_common_is_written_again_when_it_is_gone() -> Res
     let said = ends(Host::spawn(&other)?).await?;
     ensure!(said.contains("[fleet] shards is 16 here"), "{said}");
     are_settled(&hosts(&nodes)).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
 
     // While no node runs, nobody knows the common configuration.
     nodes.remove(0).host.stop().await?;
@@ -82,5 +82,5 @@ async fn a_lease_and_an_owner_that_were_purged_are_written_again() -> Result<()>
     let all = |owned: f64| owned == SHARDS as f64;
     let owned = "presence_fleet_shards_owned";
     nodes[0].host.until_metric(owned, &[], all).await?;
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

@@ -36,5 +36,5 @@ async fn a_node_without_a_directory_gets_no_shard_until_it_has_one() -> Result<(
     fs::write(&directory, content)?;
     are_settled(&[&first[0].host, &joined]).await?;
     joined.ready().await?;
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

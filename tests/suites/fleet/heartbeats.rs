@@ -6,8 +6,8 @@ use presence_tests::host::Host;
 use presence_tests::wait;
 
 use super::{SHARDS, Scene, are_settled, guest, hosts, user_of};
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE, OFFLINE};
-use crate::speakers::Speakers;
 use crate::world::on;
 
 /// Enough users that every shard has many heartbeats.
@@ -52,7 +52,7 @@ async fn a_standby_that_is_told_of_heartbeats_takes_over_without_losing_or_keepi
     scene.are_online().await?;
     let crowd: Vec<_> = (0..CROWD).map(|number| format!("crowd-{number}")).collect();
     let speaking = Client::connect(&scene.server.url()).await?;
-    let _crowd = Speakers::start(&speaking, &crowd);
+    let _crowd = HeartbeatSenders::start(&speaking, &crowd);
     are_told(&hosts(&nodes)).await?;
 
     // Some have connected and are silent when a node dies.
@@ -67,7 +67,7 @@ async fn a_standby_that_is_told_of_heartbeats_takes_over_without_losing_or_keepi
     // By then everyone who stayed would have timed out, too.
     let others: Vec<_> = (12..18).map(guest).collect();
     guests_time_out(&mut scene, &others).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
 
     // Another one joins, is told, and is handed all shards.
     let joined = scene.nodes(&["c"]).await?;
@@ -78,7 +78,7 @@ async fn a_standby_that_is_told_of_heartbeats_takes_over_without_losing_or_keepi
     are_settled(&hosts(&joined)).await?;
     let others: Vec<_> = (18..24).map(guest).collect();
     guests_time_out(&mut scene, &others).await?;
-    scene.nobody_was_told_wrong().await?;
+    scene.check_notifications().await?;
     let told = on(scene.tape.seen(), FILTERED_ONLINE).len();
     ensure!(told > 0, "viewers are told");
     let gone = on(scene.tape.seen(), OFFLINE);

@@ -31,7 +31,9 @@ async fn what_an_owner_tells_of_a_user_with_many_viewers_reaches_the_standby() -
         let connect = inputs::connect(user, "c1", now_ms());
         scene.client.input(CONNECT, connect).await?;
     }
-    let all = |seen: &[ReceivedMessage]| told(seen, STAR) == VIEWERS && told(seen, &other) == 1;
+    let all = |seen: &[ReceivedMessage]| {
+        notified_viewers(seen, STAR) == VIEWERS && notified_viewers(seen, &other) == 1
+    };
     scene.tape.until("all viewers to be told", all).await?;
 
     // An owner hands a shard over when the other node has received all that it told. Whichever of
@@ -50,12 +52,15 @@ async fn what_an_owner_tells_of_a_user_with_many_viewers_reaches_the_standby() -
     let missed = before + gaps(&second).await?;
     ensure!(missed == 0.0, "{missed} gaps");
     scene.tape.catch_up(&scene.client).await?;
-    ensure!(told(scene.tape.seen(), STAR) == VIEWERS, "told twice");
+    ensure!(
+        notified_viewers(scene.tape.seen(), STAR) == VIEWERS,
+        "told twice"
+    );
     Ok(())
 }
 
 /// How many viewers were told that a user is online.
-fn told(seen: &[ReceivedMessage], user: &str) -> usize {
+fn notified_viewers(seen: &[ReceivedMessage], user: &str) -> usize {
     let of_user = on(seen, FILTERED_ONLINE).into_iter();
     let of_user = of_user.filter(|it| user_of(it) == user);
     of_user

@@ -66,5 +66,5 @@ async fn what_an_application_stated_meanwhile_holds() -> Result<()> {
         let name = guest(number);
         ensure!(is_online == back.contains(&number), "{name}: {answer}");
     }
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

@@ -12,8 +12,8 @@ use presence_tests::wait;
 use serde_json::Value;
 
 use super::{Node, SPEAKERS, Scene, are_settled, guest, hosts, shard_of, site, speaker};
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT, ONLINE};
-use crate::speakers::Speakers;
 
 async fn nodes(scene: &Scene, limits: impl Fn(Site) -> Result<Site>) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
@@ -84,8 +84,8 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
 
     // They send heartbeats, or they would have timed out by the takeover.
     let client = Client::connect(&scene.server.url()).await?;
-    let _others = Speakers::start(&client, &taken[1..]);
-    let first = Speakers::start(&client, &taken[..1]);
+    let _others = HeartbeatSenders::start(&client, &taken[1..]);
+    let first = HeartbeatSenders::start(&client, &taken[..1]);
     kill_owner(&mut nodes, shard).await?;
     let is_taken = scene.connects(&users[29]).await?;
     ensure!(!is_taken, "the limit is still reached");
@@ -99,7 +99,7 @@ async fn a_shard_takes_its_share_of_the_connections_before_and_after_a_takeover(
         Ok(scene.connects(&users[29]).await?.then_some(()))
     })
     .await?;
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn who_was_refused_for_too_many_messages_is_not_there_after_a_takeover() -
     let error = "more than 500 messages a second arrive";
     let told = letters.iter().filter_map(|it| it["error"].as_str());
     ensure!(told.filter(|it| it.contains(error)).count() >= refused.len());
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }
 
 #[tokio::test]

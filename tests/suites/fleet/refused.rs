@@ -132,5 +132,5 @@ async fn what_does_not_belong_to_a_shard_is_refused_and_counted() -> Result<()> 
             .await?;
     }
     are_settled(&hosts(&nodes)).await?;
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

@@ -9,7 +9,7 @@ use presence_tests::site::Site;
 use toml::Table;
 
 use super::{Node, SHARDS, are_settled, hosts};
-use crate::store::{self, CONTACTS, bad, plugin, push};
+use crate::store::{self, CONTACTS, plugin, push, run_err};
 use crate::tenants_store::section;
 
 /// Longer than a command takes, so that the frozen node is one of the fleet all the while.
@@ -34,7 +34,7 @@ fn start(site: Site) -> Result<Node> {
 /// What a command says that fails while a node is frozen.
 fn while_frozen(frozen: &Node, site: &Site, args: &[&str]) -> Result<String> {
     frozen.host.process.signal(Signal::STOP)?;
-    let said = bad(site, args);
+    let said = run_err(site, args);
     frozen.host.process.signal(Signal::CONT)?;
     said
 }

@@ -42,5 +42,5 @@ async fn the_broker_maps_a_users_subject_to_the_shard() -> Result<()> {
             .await?;
         ensure!(wrong == 0.0);
     }
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

@@ -14,8 +14,8 @@ use serde_json::json;
 use toml::Table;
 
 use super::{Node, VIEWER, broker, user_of};
+use crate::heartbeat_senders::HeartbeatSenders;
 use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE, HEARTBEAT};
-use crate::speakers::Speakers;
 use crate::tenants_store::{apply, done, section, until_states};
 use crate::world::on;
 
@@ -35,7 +35,7 @@ pub(super) struct Tenant {
     prefix: String,
     client: Client,
     tape: Recording,
-    speakers: Speakers,
+    speakers: HeartbeatSenders,
 }
 
 fn speaker(tenant: &str, number: usize) -> String {
@@ -62,7 +62,7 @@ impl Tenant {
             name,
             prefix: prefix.into(),
             tape: client.record(&format!("{prefix}presence.>")).await?,
-            speakers: Speakers::start_on(&client, subject, &users),
+            speakers: HeartbeatSenders::start_on(&client, subject, &users),
             client,
         })
     }

@@ -71,7 +71,7 @@ async fn heartbeats_that_come_together_are_passed_on_together() -> Result<()> {
     scene.client.input(HEARTBEAT, asks).await?;
     scene.tape.catch_up(&scene.client).await?;
     ensure!(passed_on(scene.tape.seen())? == once);
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn what_is_no_heartbeat_is_a_dead_letter_however_it_is_passed_on() -> Resu
     };
     let what = "a dead letter of each, by its shard's owner alone";
     scene.tape.until(what, letters).await?;
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }
 
 #[tokio::test]
@@ -159,5 +159,5 @@ async fn heartbeats_that_no_router_has_passed_on_are_refused() -> Result<()> {
             .until_metric("presence_fleet_refused_total", &[], refused)
             .await?;
     }
-    scene.nobody_was_told_wrong().await
+    scene.check_notifications().await
 }

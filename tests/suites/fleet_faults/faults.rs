@@ -23,10 +23,10 @@ async fn a_node_is_killed() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a node is killed");
+    scene.begin_fault("a node is killed");
     scene.nodes[1].kill().await?;
-    scene.recovers("a node is killed");
-    scene.until_told(150).await?;
+    scene.end_fault("a node is killed");
+    scene.until_received(150).await?;
     scene.nodes[1].spawn()?;
     scene.nodes[1].ready().await?;
     scene.end().await
@@ -41,11 +41,11 @@ async fn two_nodes_are_killed_at_once() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("two nodes are killed");
+    scene.begin_fault("two nodes are killed");
     scene.nodes[0].kill().await?;
     scene.nodes[1].kill().await?;
-    scene.recovers("two nodes are killed");
-    scene.until_told(100).await?;
+    scene.end_fault("two nodes are killed");
+    scene.until_received(100).await?;
     scene.nodes[0].spawn()?;
     scene.nodes[0].ready().await?;
     scene.end().await
@@ -58,11 +58,11 @@ async fn a_node_is_stopped_for_longer_than_a_lease_and_goes_on() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a node is stopped");
+    scene.begin_fault("a node is stopped");
     scene.nodes[1].running()?.process.signal(Signal::STOP)?;
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.nodes[1].running()?.process.signal(Signal::CONT)?;
-    scene.recovers("a node is stopped");
+    scene.end_fault("a node is stopped");
     scene.nodes[1].ready().await?;
     scene.end().await
 }
@@ -94,7 +94,7 @@ async fn one_node_becomes_three_and_one_again() -> Result<()> {
     .await?;
     scene.join().await?;
     scene.join().await?;
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     scene.nodes[0].stop().await?;
     scene.nodes[1].stop().await?;
     scene.end().await
@@ -107,11 +107,11 @@ async fn a_node_is_cut_off_from_all_brokers() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a node is cut off");
+    scene.begin_fault("a node is cut off");
     scene.nodes[1].links.iter().for_each(|link| link.cut());
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.nodes[1].links.iter().for_each(|link| link.resume());
-    scene.recovers("a node is cut off");
+    scene.end_fault("a node is cut off");
     scene.nodes[1].ready().await?;
     scene.end().await
 }
@@ -123,11 +123,11 @@ async fn a_node_hears_nothing_on_links_that_hang() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("links hang");
+    scene.begin_fault("links hang");
     scene.nodes[1].links.iter().for_each(|link| link.pause());
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.nodes[1].links.iter().for_each(|link| link.resume());
-    scene.recovers("links hang");
+    scene.end_fault("links hang");
     scene.nodes[1].ready().await?;
     scene.end().await
 }
@@ -141,12 +141,12 @@ async fn one_broker_is_split_from_the_others() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a broker is split off");
+    scene.begin_fault("a broker is split off");
     scene.cluster.routes_of(1).for_each(|route| route.cut());
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.cluster.routes_of(1).for_each(|route| route.resume());
-    scene.cluster.stores().await?;
-    scene.recovers("a broker is split off");
+    scene.cluster.wait_until_storing().await?;
+    scene.end_fault("a broker is split off");
     scene.end().await
 }
 
@@ -158,12 +158,12 @@ async fn all_brokers_are_split_from_each_other() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("no broker has the majority");
+    scene.begin_fault("no broker has the majority");
     scene.cluster.routes().for_each(|route| route.cut());
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.cluster.routes().for_each(|route| route.resume());
-    scene.cluster.stores().await?;
-    scene.recovers("no broker has the majority");
+    scene.cluster.wait_until_storing().await?;
+    scene.end_fault("no broker has the majority");
     scene.end().await
 }
 
@@ -174,11 +174,11 @@ async fn a_broker_is_stopped_and_goes_on() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a broker is stopped");
+    scene.begin_fault("a broker is stopped");
     scene.cluster.servers[0].signal(Signal::STOP)?;
-    scene.lasts(2 * LEASE_MS + 500).await;
+    scene.sleep(2 * LEASE_MS + 500).await;
     scene.cluster.servers[0].signal(Signal::CONT)?;
-    scene.recovers("a broker is stopped");
+    scene.end_fault("a broker is stopped");
     scene.end().await
 }
 
@@ -189,10 +189,10 @@ async fn a_broker_is_killed() -> Result<()> {
         ..FLEET
     })
     .await?;
-    scene.fails("a broker is killed");
+    scene.begin_fault("a broker is killed");
     scene.cluster.servers[0].kill().await?;
-    scene.recovers("a broker is killed");
-    scene.until_told(150).await?;
+    scene.end_fault("a broker is killed");
+    scene.until_received(150).await?;
     scene.cluster.servers[0].resume().await?;
     scene.end().await
 }
@@ -208,10 +208,10 @@ async fn all_links_are_slow() -> Result<()> {
         let of_nodes = scene.nodes.iter().flat_map(|node| node.links.iter());
         of_nodes.chain(scene.cluster.routes())
     };
-    scene.fails("links are slow");
+    scene.begin_fault("links are slow");
     links().for_each(|link| link.slow(Duration::from_millis(60)));
-    scene.until_told(150).await?;
+    scene.until_received(150).await?;
     links().for_each(|link| link.resume());
-    scene.recovers("links are slow");
+    scene.end_fault("links are slow");
     scene.end().await
 }

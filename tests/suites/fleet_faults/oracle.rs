@@ -1,13 +1,13 @@
 //! Checks whether the promises were kept: compares what viewers were told with what users did. It
 //! knows what a client sees, and nothing else of nodes, shards and leases.
 
-mod telling;
+mod source_logs;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::telling::Tellings;
+use self::source_logs::SourceLogs;
 use super::people::{USERS, VIEWERS, may_see};
 use super::trace::{Entry, Fact};
 
@@ -59,7 +59,6 @@ struct Conn {
     /// Since when it has sent messages without long pauses. `None` before its first message.
     steady_since: Option<u64>,
     spoke_at: u64,
-    was_never_silent: bool,
     is_closing: bool,
 }
 
@@ -76,7 +75,7 @@ struct Oracle {
     faults_began_at: Option<u64>,
     faults_ended_at: u64,
     shown: BTreeSet<(usize, usize)>,
-    tellings: Tellings,
+    source_logs: SourceLogs,
     late: BTreeSet<(usize, usize)>,
     verdict: Verdict,
 }
@@ -92,19 +91,19 @@ pub(super) fn judge(terms: Terms, trace: &[Entry]) -> Verdict {
         faults_began_at: None,
         faults_ended_at: 0,
         shown: BTreeSet::new(),
-        tellings: Tellings::new(terms.is_orderly),
+        source_logs: SourceLogs::new(terms.is_orderly),
         late: BTreeSet::new(),
         verdict: Verdict::default(),
     };
     for entry in trace {
         oracle.now = entry.at;
         oracle.look_for_ghosts();
-        oracle.take(&entry.fact);
+        oracle.apply(&entry.fact);
     }
-    let open = oracle.tellings.end();
-    open.into_iter().for_each(|it| oracle.violated(it));
+    let open = oracle.source_logs.end();
+    open.into_iter().for_each(|it| oracle.add_violation(it));
     let mut verdict = oracle.verdict;
-    verdict.successions = oracle.tellings.successions;
+    verdict.successions = oracle.source_logs.successions;
     // The start of the brokers and nodes before that doesn't count.
     let begin = trace
         .iter()
@@ -140,7 +139,7 @@ pub(super) fn connected(trace: &[Entry]) -> BTreeSet<usize> {
 pub(super) fn differences(trace: &[Entry]) -> Vec<String> {
     let mut shown = BTreeSet::new();
     for entry in trace {
-        if let Fact::Shown {
+        if let Fact::ViewChanged {
             viewer,
             user,
             online,
@@ -168,18 +167,18 @@ pub(super) fn differences(trace: &[Entry]) -> Vec<String> {
 }
 
 impl Oracle {
-    fn violated(&mut self, what: String) {
+    fn add_violation(&mut self, what: String) {
         self.verdict
             .violations
             .push(format!("{} ms: {what}", self.now));
     }
 
-    fn take(&mut self, fact: &Fact) {
+    fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::Opens { user, conn } => {
                 self.conns.insert((*user, *conn), Conn::default());
             }
-            Fact::Spoke { user, conn } => self.spoke(*user, *conn),
+            Fact::Spoke { user, conn } => self.note_message(*user, *conn),
             Fact::Closes { user, conn } => {
                 if let Some(conn) = self.conns.get_mut(&(*user, *conn)) {
                     conn.is_closing = true;
@@ -203,9 +202,9 @@ impl Oracle {
                 self.verdict.stalls += 1;
                 self.fault_begins();
                 self.faults_ended_at = self.now;
-                self.tellings.stall();
+                self.source_logs.stall();
             }
-            Fact::Told {
+            Fact::Received {
                 online,
                 user,
                 viewers,
@@ -215,20 +214,20 @@ impl Oracle {
                 for viewer in viewers {
                     if !may_see(*viewer, *user) {
                         let state = if *online { "online" } else { "offline" };
-                        self.violated(format!(
+                        self.add_violation(format!(
                             "user {user} is hidden from viewer {viewer}, who was told: {state}"
                         ));
                     }
                 }
-                let found = self.tellings.take(fact);
-                found.into_iter().for_each(|it| self.violated(it));
+                let found = self.source_logs.apply(fact);
+                found.into_iter().for_each(|it| self.add_violation(it));
             }
-            Fact::Counted { .. } => {
-                let found = self.tellings.take(fact);
-                found.into_iter().for_each(|it| self.violated(it));
+            Fact::Beacon { .. } => {
+                let found = self.source_logs.apply(fact);
+                found.into_iter().for_each(|it| self.add_violation(it));
             }
-            Fact::Missed { client } => self.tellings.missed(*client),
-            Fact::Shown {
+            Fact::Missed { client } => self.source_logs.missed(*client),
+            Fact::ViewChanged {
                 viewer,
                 user,
                 online: true,
@@ -236,15 +235,15 @@ impl Oracle {
             } => {
                 self.shown.insert((*viewer, *user));
                 if !may_see(*viewer, *user) {
-                    self.violated(format!("viewer {viewer} sees user {user}, who is hidden"));
+                    self.add_violation(format!("viewer {viewer} sees user {user}, who is hidden"));
                 }
             }
-            Fact::Shown {
+            Fact::ViewChanged {
                 viewer, user, why, ..
             } => {
                 self.shown.remove(&(*viewer, *user));
                 if self.stayed_connected(*user) {
-                    self.violated(format!(
+                    self.add_violation(format!(
                         "user {user} stayed connected, and viewer {viewer} was told that they left ({why})"
                     ));
                 }
@@ -258,15 +257,14 @@ impl Oracle {
         if self.failing == 0 && is_first {
             self.faults_began_at = Some(self.now);
         }
-        self.tellings.fault();
+        self.source_logs.fault();
     }
 
-    fn spoke(&mut self, user: usize, conn: u64) {
+    fn note_message(&mut self, user: usize, conn: u64) {
         let silence_ms_max = self.terms.silence_ms_max();
         let now = self.now;
         if let Some(conn) = self.conns.get_mut(&(user, conn)) {
             let paused = now > conn.spoke_at + silence_ms_max;
-            conn.was_never_silent = conn.steady_since.is_none() || conn.was_never_silent && !paused;
             if conn.steady_since.is_none() || paused {
                 conn.steady_since = Some(now);
             }
@@ -316,7 +314,7 @@ impl Oracle {
         self.late = late;
         for (viewer, user) in new {
             let left_at = self.left_at.get(&user).copied().unwrap_or_default();
-            self.violated(format!(
+            self.add_violation(format!(
                 "user {user} left at {left_at} ms, and viewer {viewer} sees them online"
             ));
         }

@@ -105,16 +105,16 @@ impl Scene {
             trace,
             cluster,
         };
-        scene.until_told(150).await?;
+        scene.until_received(150).await?;
         if is_fleet {
-            scene.standbys_are_told().await?;
+            scene.until_standbys_are_told().await?;
         }
         Ok(scene)
     }
 
     /// Waits until the standbys of shards with a crowd take in no heartbeats themselves, if there
     /// are standbys.
-    async fn standbys_are_told(&self) -> Result<()> {
+    async fn until_standbys_are_told(&self) -> Result<()> {
         let wanted = match self.nodes.len() {
             1 => 0,
             _ => load::crowded_shards(),
@@ -130,25 +130,25 @@ impl Scene {
     }
 
     /// Waits until this many more messages about users have been told to viewers.
-    pub(super) async fn until_told(&self, more: usize) -> Result<()> {
-        let enough = self.trace.told() + more;
+    pub(super) async fn until_received(&self, more: usize) -> Result<()> {
+        let enough = self.trace.received_count() + more;
         wait::until("viewers to be told of users", async || {
-            Ok((self.trace.told() >= enough).then_some(()))
+            Ok((self.trace.received_count() >= enough).then_some(()))
         })
         .await
     }
 
-    /// Something fails from now on, until [`Self::recovers`].
-    pub(super) fn fails(&self, what: &'static str) {
+    /// Something fails from now on, until [`Self::end_fault`].
+    pub(super) fn begin_fault(&self, what: &'static str) {
         self.trace.note(Fact::FaultBegins(what));
     }
 
-    pub(super) fn recovers(&self, what: &'static str) {
+    pub(super) fn end_fault(&self, what: &'static str) {
         self.trace.note(Fact::FaultEnds(what));
     }
 
     /// Lets some time pass.
-    pub(super) async fn lasts(&self, ms: u64) {
+    pub(super) async fn sleep(&self, ms: u64) {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
@@ -168,10 +168,10 @@ impl Scene {
     /// The users stop coming and going. Then the views become exact, and stay so for longer than a
     /// timeout. Fails if any promise was ever broken.
     pub(super) async fn end(mut self) -> Result<()> {
-        let judged = self.judged().await;
-        if judged.is_err() {
-            let folder = self.keep()?;
-            return judged.with_context(|| format!("all that happened is in {folder}"));
+        let checked = self.check_promises().await;
+        if checked.is_err() {
+            let folder = self.save_trace()?;
+            return checked.with_context(|| format!("all that happened is in {folder}"));
         }
         self.load.end().await?;
         for node in &mut self.nodes {
@@ -182,17 +182,17 @@ impl Scene {
         Ok(())
     }
 
-    async fn judged(&self) -> Result<()> {
-        self.until_told(60).await?;
+    async fn check_promises(&self) -> Result<()> {
+        self.until_received(60).await?;
         self.load.calm();
         let begin = Instant::now();
         let mut found = differences(&self.trace.entries());
         while !found.is_empty() && begin.elapsed() < wait::GUARD {
-            self.lasts(100).await;
+            self.sleep(100).await;
             found = differences(&self.trace.entries());
         }
         ensure!(found.is_empty(), "in the end: {found:#?}");
-        self.lasts(self.plan.timeout_ms + 500).await;
+        self.sleep(self.plan.timeout_ms + 500).await;
         let answers = viewer::ask_anew(&self.fresh, 0..VIEWERS).await?;
         let entries = self.trace.entries();
         let found = differences(&entries);
@@ -238,7 +238,7 @@ impl Scene {
     }
 
     /// Writes everything that happened to a folder, and returns the folder.
-    fn keep(&self) -> Result<String> {
+    fn save_trace(&self) -> Result<String> {
         let folder = tools::target().join("fleet-faults").join(self.plan.name);
         fs::create_dir_all(&folder)?;
         let entries = self.trace.entries();

@@ -32,7 +32,7 @@ pub(super) enum Fact {
     /// Something was held up that the test had not caused: this process, a node, or the bucket.
     Stall(&'static str),
     /// A client has received a message about a user, whether it uses it or not.
-    Told {
+    Received {
         client: usize,
         source: String,
         epoch: u64,
@@ -43,7 +43,7 @@ pub(super) enum Fact {
     },
     /// A client has received a beacon, with the numbers of onlines and offlines that a source has
     /// published.
-    Counted {
+    Beacon {
         client: usize,
         source: String,
         epoch: u64,
@@ -54,7 +54,7 @@ pub(super) enum Fact {
         client: usize,
     },
     /// From now on, the client shows a user to a viewer as online, or as offline, for this reason.
-    Shown {
+    ViewChanged {
         viewer: usize,
         user: usize,
         online: bool,
@@ -102,10 +102,10 @@ impl Trace {
     }
 
     /// How many messages were told to clients so far.
-    pub(super) fn told(&self) -> usize {
+    pub(super) fn received_count(&self) -> usize {
         let entries = self.lock();
-        let is_it = |entry: &&Entry| matches!(entry.fact, Fact::Told { .. });
-        entries.iter().filter(is_it).count()
+        let is_received = |entry: &&Entry| matches!(entry.fact, Fact::Received { .. });
+        entries.iter().filter(is_received).count()
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {

@@ -20,7 +20,7 @@ use super::people::{Random, USERS, user_id, user_of, viewer_id, viewer_of};
 use super::trace::{Fact, Trace};
 
 /// The subjects that it reads: those that exist without statuses.
-const READ: [Subject; 2] = [Subject::FilteredOnline, Subject::FilteredOffline];
+const SUBJECTS: [Subject; 2] = [Subject::FilteredOnline, Subject::FilteredOffline];
 
 /// The first and the longest timeout of an answer.
 const ANSWER: Duration = Duration::from_millis(700);
@@ -116,7 +116,7 @@ struct Round {
     until: Instant,
     /// The users about whom an event came since the round began. The event holds, whatever the
     /// answer says.
-    since: BTreeSet<(usize, usize)>,
+    updated_during: BTreeSet<(usize, usize)>,
 }
 
 impl Task {
@@ -131,33 +131,33 @@ impl Task {
             // it.
             tokio::select! {
                 biased;
-                Some(()) = self.connected.recv() => self.connects(),
-                Some(message) = self.filtered.next() => self.hear(&message),
+                Some(()) = self.connected.recv() => self.on_connected(),
+                Some(message) = self.filtered.next() => self.on_message(&message),
                 Some(beacon) = self.beacons.next() => {
                     while let Some(Some(message)) = self.filtered.next().now_or_never() {
-                        self.hear(&message);
+                        self.on_message(&message);
                     }
-                    self.hear_beacon(&beacon);
+                    self.on_beacon(&beacon);
                 }
                 Some(answer) = self.answers.next() => self.take_answer(&answer),
-                () = tokio::time::sleep_until(wakes_at.into()) => self.wakes().await,
+                () = tokio::time::sleep_until(wakes_at.into()) => self.on_timer().await,
                 else => return,
             }
         }
     }
 
-    fn connects(&mut self) {
+    fn on_connected(&mut self) {
         // Before the first connection, nothing was lost.
         if std::mem::replace(&mut self.has_connected, true) {
             self.trace.note(Fact::Missed {
                 client: self.client,
             });
-            self.notice();
+            self.schedule_query();
         }
     }
 
     /// Plans a question: soon, at a random time, so that clients don't all ask at once.
-    fn notice(&mut self) {
+    fn schedule_query(&mut self) {
         let wait = Duration::from_millis(self.random.within(0, 500));
         self.asks_at.get_or_insert(Instant::now() + wait);
     }
@@ -167,22 +167,22 @@ impl Task {
         *self.numbers.entry(source.to_owned()).or_insert(next)
     }
 
-    fn hear(&mut self, message: &Message) {
-        if let Some(heard) = self.heard(message)
+    fn on_message(&mut self, message: &Message) {
+        if let Some(heard) = self.record_message(message)
             && heard != Heard::Next
             && heard != Heard::Old
         {
-            self.notice();
+            self.schedule_query();
         }
     }
 
     /// Handles a message. `None` if it isn't a host's message about one of the users.
-    fn heard(&mut self, message: &Message) -> Option<Heard> {
-        let counted = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
-        let mut words = counted.split(' ');
+    fn record_message(&mut self, message: &Message) -> Option<Heard> {
+        let sequence = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
+        let mut words = sequence.split(' ');
         let (source, epoch, seq) = (words.next()?, words.next()?, words.next()?);
         let (epoch, seq) = (epoch.parse().ok()?, seq.parse().ok()?);
-        let subject = READ
+        let subject = SUBJECTS
             .into_iter()
             .find(|it| it.as_str() == message.subject.as_str())?;
         let online = subject == Subject::FilteredOnline;
@@ -191,7 +191,7 @@ impl Task {
         let viewers = body.get("visibleTo")?.as_array()?.iter();
         let viewers = viewers.filter_map(|viewer| viewer_of(viewer.as_str()?));
         let viewers: Vec<_> = viewers.collect();
-        self.trace.note(Fact::Told {
+        self.trace.note(Fact::Received {
             client: self.client,
             source: source.to_owned(),
             epoch,
@@ -209,7 +209,7 @@ impl Task {
                 .collect();
             for viewer in own {
                 if let Some(round) = &mut self.round {
-                    round.since.insert((viewer, user));
+                    round.updated_during.insert((viewer, user));
                 }
                 self.set(viewer, user, online, "event");
             }
@@ -217,7 +217,7 @@ impl Task {
         Some(heard)
     }
 
-    fn hear_beacon(&mut self, message: &Message) {
+    fn on_beacon(&mut self, message: &Message) {
         let beacon: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
         let source = beacon.get("source").and_then(Value::as_str);
         let epoch = beacon.get("epoch").and_then(Value::as_u64);
@@ -226,17 +226,17 @@ impl Task {
             return;
         };
         let seq = |it: Subject| Some((it, seqs.get(it.as_str())?.as_u64()?));
-        self.trace.note(Fact::Counted {
+        self.trace.note(Fact::Beacon {
             client: self.client,
             source: source.to_owned(),
             epoch,
-            seqs: READ.map(|it| seq(it).map_or(0, |(_, seq)| seq)),
+            seqs: SUBJECTS.map(|it| seq(it).map_or(0, |(_, seq)| seq)),
         });
-        let seqs = READ.into_iter().filter_map(seq);
+        let seqs = SUBJECTS.into_iter().filter_map(seq);
         let source = self.number(source);
         let heard = self.sources.hear_beacon(source, epoch, seqs);
         if matches!(heard, Heard::New | Heard::Gap) {
-            self.notice();
+            self.schedule_query();
         }
     }
 
@@ -246,7 +246,7 @@ impl Task {
             false => self.view.remove(&(viewer, user)),
         };
         if changed {
-            self.trace.note(Fact::Shown {
+            self.trace.note(Fact::ViewChanged {
                 viewer,
                 user,
                 online,
@@ -256,7 +256,7 @@ impl Task {
     }
 
     /// Asks what is planned, or repeats questions that were not answered.
-    async fn wakes(&mut self) {
+    async fn on_timer(&mut self) {
         let now = Instant::now();
         if let Some(round) = &self.round
             && round.until <= now
@@ -274,7 +274,7 @@ impl Task {
             number: self.rounds,
             waits_for: self.viewers.iter().copied().collect(),
             until: now + self.pause,
-            since: BTreeSet::new(),
+            updated_during: BTreeSet::new(),
         });
         let reply = format!("{}.{}", self.inbox, self.rounds);
         for viewer in &self.viewers {
@@ -300,13 +300,13 @@ impl Task {
         if !round.waits_for.remove(&viewer) {
             return;
         }
-        let since = round.since.clone();
+        let updated_during = round.updated_during.clone();
         if round.waits_for.is_empty() {
             self.round = None;
             self.pause = ANSWER;
         }
         for (user, online) in users {
-            if !since.contains(&(viewer, user)) {
+            if !updated_during.contains(&(viewer, user)) {
                 self.set(viewer, user, online, "answer");
             }
         }

@@ -368,18 +368,18 @@ fn lies() -> Vec<Case> {
     vec![
         case(
             "a manifest that asks for more fuel than there is",
-            filter(forever("")).says("limits", json!({"fuel": u64::MAX})),
+            filter(forever("")).with_manifest_key("limits", json!({"fuel": u64::MAX})),
             FUEL,
         ),
         case(
             "a manifest that asks for more memory than there is",
             filter(grow("(memory.grow (i32.const 16))"))
-                .says("limits", json!({"memory_bytes": u32::MAX})),
+                .with_manifest_key("limits", json!({"memory_bytes": u32::MAX})),
             MEMORY,
         ),
         case(
             "a manifest that asks for less",
-            filter(forever("")).says("limits", json!({"fuel": 50_000})),
+            filter(forever("")).with_manifest_key("limits", json!({"fuel": 50_000})),
             "used up its fuel of 50000",
         ),
     ]

@@ -211,7 +211,7 @@ fn declared() -> Vec<Named> {
                     .into(),
                 ..Rule::default()
             }
-            .says("capabilities", json!(["wasi"])),
+            .with_manifest_key("capabilities", json!(["wasi"])),
             "asks for `wasi`",
         ),
     ]
@@ -229,7 +229,7 @@ fn begun() -> Vec<Named> {
         ..Rule::default()
     };
     let tested = |call: &str, expected: Value| {
-        filter(call).says(
+        filter(call).with_manifest_key(
             "tests",
             json!([{
                 "name": "the victim",
@@ -277,37 +277,37 @@ fn lying() -> Vec<Named> {
     vec![
         (
             "another role",
-            plain().says("role", json!("redactor")),
+            plain().with_manifest_key("role", json!("redactor")),
             "it doesn't export `redact` as its role does",
         ),
         (
             "a state that there isn't",
-            enricher("").says("stateful", json!(true)),
+            enricher("").with_manifest_key("stateful", json!(true)),
             "it is stateful, and it isn't an enricher that exports",
         ),
         (
             "a version that there isn't",
-            plain().says("api", json!("9.0.0")),
+            plain().with_manifest_key("api", json!("9.0.0")),
             "and this host speaks 0.1.0, 0.2.0",
         ),
         (
             "an older version",
-            plain().says("api", json!("0.1.0")),
+            plain().with_manifest_key("api", json!("0.1.0")),
             "given nothing but presence:plugin 0.1.0",
         ),
         (
             "a capability that there isn't",
-            plain().says("capabilities", json!(["fly"])),
+            plain().with_manifest_key("capabilities", json!(["fly"])),
             "asks for `fly`",
         ),
         (
             "widening that wasn't granted",
-            plain().says("effect", json!("widen")),
+            plain().with_manifest_key("effect", json!("widen")),
             "asks for `widen`",
         ),
         (
             "a key that there isn't",
-            plain().says("root", json!(true)),
+            plain().with_manifest_key("root", json!(true)),
             "unknown field `root`",
         ),
     ]

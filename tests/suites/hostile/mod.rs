@@ -136,7 +136,7 @@ impl Arena {
 
     /// Checks that the node still works, and stops in order.
     async fn end(mut self) -> Result<()> {
-        let last = Rule::default().says("version", json!("9.0.0"));
+        let last = Rule::default().with_manifest_key("version", json!("9.0.0"));
         self.swap_in(&last.bytes()?).await?;
         self.quiet_is_undisturbed().await?;
         self.world.host.ready().await?;
@@ -237,13 +237,13 @@ async fn a_plugin_that_compiles_too_long_is_given_up_and_the_next_one_has_its_tu
         };
         // Each run has another version: the result of a slow compilation is kept once it ends.
         let version = format!("{version}.0.{}", now_ms());
-        rule.says("version", json!(version)).bytes()
+        rule.with_manifest_key("version", json!(version)).bytes()
     };
     let words = "takes too long to compile: more than 5 s ([plugins] compile_timeout_ms)";
     // More slow plugins than are compiled at a time, each followed by a quick one.
     for version in 1..=2 {
         arena.refuses(&slow(version)?, words).await?;
-        let quick = Rule::default().says("version", json!(format!("{version}.1.0")));
+        let quick = Rule::default().with_manifest_key("version", json!(format!("{version}.1.0")));
         arena.swap_in(&quick.bytes()?).await?;
         arena.quiet_is_undisturbed().await?;
     }

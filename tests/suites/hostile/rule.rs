@@ -107,7 +107,7 @@ const LIFTED: &str = r#"(memory $libc "memory") (realloc (func $libc "realloc"))
 
 impl Rule {
     /// Sets a key of the manifest.
-    pub(super) fn says(mut self, key: &str, value: Value) -> Self {
+    pub(super) fn with_manifest_key(mut self, key: &str, value: Value) -> Self {
         self.manifest.insert(key.into(), value);
         self
     }

@@ -176,7 +176,7 @@ async fn a_state_that_can_not_be_handed_over_is_lost_and_nothing_else() -> Resul
                 ),
                 ..enricher("")
             }
-            .says("version", json!(version))
+            .with_manifest_key("version", json!(version))
         };
         arena.swap_in(&rule(save, "", "1.0.0").bytes()?).await?;
         // This makes an instance.
@@ -238,7 +238,7 @@ async fn an_answer_that_is_another_at_each_call_breaks_no_promise() -> Result<()
                (then (local.set 3 (call $contacts (i32.const 512) (i32.const 5)))))",
         )
     }
-    .says("effect", json!("widen"));
+    .with_manifest_key("effect", json!("widen"));
     let from = arena.world.host.log_len();
     arena
         .world

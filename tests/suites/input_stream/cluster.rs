@@ -37,7 +37,8 @@ async fn a_stream_without_a_leader_is_said_and_read_again_when_it_has_one() -> R
     for server in [1, 2] {
         cluster.servers[server].kill().await?;
     }
-    host.unready_since("can't be taken from the stream").await?;
+    host.unready_because("can't be taken from the stream")
+        .await?;
     let body = inputs::heartbeat("22222", "c1", now_ms());
     client.input(HEARTBEAT, body).await?;
     tape.hosts(ONLINE, 2).await?;
@@ -57,7 +58,7 @@ async fn a_stream_without_a_leader_is_said_and_read_again_when_it_has_one() -> R
         store(&format!("user-{server}")).await?;
         tape.hosts(ONLINE, 3 + server).await?;
         cluster.servers[server].resume().await?;
-        cluster.stores().await?;
+        cluster.wait_until_storing().await?;
     }
     host.stop().await
 }

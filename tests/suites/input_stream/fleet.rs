@@ -348,7 +348,7 @@ async fn whichever_node_fails_each_message_is_handled_and_acknowledged() -> Resu
     // All offlines come from disconnects in the stream.
     fleet.tape.catch_up(&fleet.client).await?;
     let seen = fleet.tape.seen().iter();
-    let mut gone = seen.filter(|seen| seen.is_hosts() && seen.subject == OFFLINE);
+    let mut gone = seen.filter(|seen| seen.is_from_host() && seen.subject == OFFLINE);
     let other = gone.find(|seen| seen.text("reason") != "disconnect");
     ensure!(other.is_none(), "{other:?}");
     let again = info.delivered.consumer_sequence - sent as u64;
@@ -406,7 +406,7 @@ async fn what_cant_be_handled_is_a_dead_letter_and_is_acknowledged() -> Result<(
     assert_eq!(fleet.online().await?, BTreeSet::from([user(2)]));
     fleet.tape.catch_up(&fleet.client).await?;
     let seen = fleet.tape.seen().iter();
-    let letters = seen.filter(|seen| seen.is_hosts() && seen.subject == DLQ);
+    let letters = seen.filter(|seen| seen.is_from_host() && seen.subject == DLQ);
     // The next owner may handle again what the one before hasn't acknowledged in time.
     let reasons: BTreeSet<_> = letters.map(|seen| seen.text("reason")).collect();
     assert_eq!(reasons, BTreeSet::from(["missing-field", "too-large"]));
@@ -441,7 +441,7 @@ async fn whichever_server_has_the_stream_all_of_it_is_handled() -> Result<()> {
         }
         tape.hosts(ONLINE, 10 * server).await?;
         cluster.servers[server].resume().await?;
-        cluster.stores().await?;
+        cluster.wait_until_storing().await?;
     }
     wait::until("all to be acknowledged", async || {
         let stream = context.get_stream(STREAM).await?;

@@ -52,8 +52,8 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
     };
     stream.update_consumer(other).await?;
     let why = "gives up messages that nobody handled in time (`max_deliver`)";
-    fleet.node("a")?.unready_since(why).await?;
-    fleet.node("b")?.unready_since(why).await?;
+    fleet.node("a")?.unready_because(why).await?;
+    fleet.node("b")?.unready_because(why).await?;
     fleet.connects(&user(2), "c1").await?;
     stream.update_consumer(found).await?;
     fleet.node("a")?.ready().await?;
@@ -63,14 +63,17 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
     // Another stream gets the same name.
     fleet.is_quiet().await?;
     fleet.context.delete_stream(STREAM).await?;
-    fleet.node("a")?.unready_since("there is no stream").await?;
+    fleet
+        .node("a")?
+        .unready_because("there is no stream")
+        .await?;
     command(&site(&fleet.server.url(), "command")?, &["input", "init"])?;
     let body = inputs::disconnect(&user(2), "c1", now_ms(), "logout");
     fleet.store(DISCONNECT, &body).await?;
     fleet.node("a")?.ready().await?;
     fleet.node("b")?.ready().await?;
     let gone = fleet.tape.next("the user to go", |seen| {
-        seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(2)
+        seen.is_from_host() && seen.subject == OFFLINE && seen.text("userId") == user(2)
     });
     gone.await?;
     fleet.is_quiet().await?;
@@ -97,7 +100,7 @@ async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -
     let sequence = stored.await?;
     ensure!(sequence < 9, "{sequence}");
     let gone = fleet.tape.next("the user to go", |seen| {
-        seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(0)
+        seen.is_from_host() && seen.subject == OFFLINE && seen.text("userId") == user(0)
     });
     assert_eq!(gone.await?.text("reason"), "disconnect");
     fleet.is_quiet().await?;
@@ -138,7 +141,7 @@ async fn what_comes_is_handled_though_the_consumer_is_lost_with_the_streams_end(
     let mut gone = BTreeSet::new();
     for _ in 0..3 {
         let next = fleet.tape.next("a user to go", |seen| {
-            seen.is_hosts() && seen.subject == OFFLINE && seen.text("reason") == "logout"
+            seen.is_from_host() && seen.subject == OFFLINE && seen.text("reason") == "logout"
         });
         gone.insert(next.await?.text("userId").to_owned());
     }
@@ -177,7 +180,7 @@ async fn a_pause_of_the_consumer_ends_by_itself() -> Result<()> {
     let until = datetime::from_nanos(until).map_err(|error| anyhow!(error))?;
     let stream = fleet.stream().await?;
     stream.pause_consumer(CONSUMER, until).await?;
-    fleet.node("a")?.unready_since("is paused").await?;
+    fleet.node("a")?.unready_because("is paused").await?;
     fleet.connects(&user(0), "c1").await?;
     fleet.tape.hosts(ONLINE, 1).await?;
     fleet.node("a")?.ready().await?;
@@ -200,7 +203,8 @@ async fn that_nodes_may_not_ask_for_messages_is_said() -> Result<()> {
     fleet.connects(&user(1), "c1").await?;
     let site = site(&fleet.server.url(), "a")?;
     let mut host = Host::spawn(&site)?;
-    host.unready_since("Exceeded MaxRequestBatch of 1").await?;
+    host.unready_because("Exceeded MaxRequestBatch of 1")
+        .await?;
     fleet.stream().await?.update_consumer(found).await?;
     host.ready().await?;
     fleet.tape.hosts(ONLINE, 2).await?;

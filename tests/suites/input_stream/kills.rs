@@ -16,10 +16,10 @@ const KILLS: usize = 7;
 
 /// What was told about each user: for each event, its epoch, and the number of the user's message
 /// that it is about.
-fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize)>> {
+fn events_by_user(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize)>> {
     let mut told = BTreeMap::<_, Vec<_>>::new();
     let is_event =
-        |it: &&ReceivedMessage| it.is_hosts() && [ONLINE, OFFLINE].contains(&&*it.subject);
+        |it: &&ReceivedMessage| it.is_from_host() && [ONLINE, OFFLINE].contains(&&*it.subject);
     for event in seen.iter().filter(is_event) {
         let place = match event.subject == ONLINE {
             true => event.field("metadata")["connId"]
@@ -34,7 +34,7 @@ fn told(seen: &[ReceivedMessage], base: u64) -> BTreeMap<String, Vec<(u64, usize
             let user = event.text("userId").to_owned();
             told.entry(user)
                 .or_default()
-                .push((event.counted().1, place));
+                .push((event.sequence().1, place));
         }
     }
     told
@@ -122,7 +122,10 @@ async fn whenever_the_node_is_killed_every_message_is_told_and_none_twice_in_an_
         .tape
         .until("everyone's last message to be told", |seen| {
             for event in seen.iter().skip(looked) {
-                if event.is_hosts() && event.subject == OFFLINE && *event.field("lastSeen") == end {
+                if event.is_from_host()
+                    && event.subject == OFFLINE
+                    && *event.field("lastSeen") == end
+                {
                     ended.insert(event.text("userId").to_owned());
                 }
             }
@@ -137,9 +140,9 @@ async fn whenever_the_node_is_killed_every_message_is_told_and_none_twice_in_an_
     it.resume().await?;
     it.types("nobody", "mark").await?;
     let (before, after) = it.world.tape.seen().split_at(before);
-    let again = told(after, base);
+    let again = events_by_user(after, base);
     ensure!(again.is_empty(), "{again:?}");
-    let told = told(before, base);
+    let told = events_by_user(before, base);
     ensure!(told.len() == USERS, "{} users", told.len());
     let mut again = 0;
     for (user, told) in &told {

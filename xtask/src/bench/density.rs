@@ -20,14 +20,14 @@ use super::{Args, Broker};
 const IDLE: Duration = Duration::from_secs(10);
 
 /// How long to wait until instances that nobody calls have been released.
-const GIVEN_BACK: Duration = Duration::from_secs(150);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// The interval between two checks whether the node is ready.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A node's resources at one moment.
 #[derive(Clone, Copy)]
-pub(crate) struct Taken {
+pub(crate) struct Resources {
     pub(crate) resident: u64,
     pub(crate) threads: u64,
     pub(crate) mappings: u64,
@@ -41,10 +41,10 @@ pub(crate) struct Density {
     /// state, and again with the state of the first run.
     pub(crate) started: [Duration; 2],
     /// The resources of an idle node with one tenant.
-    pub(crate) one: Taken,
+    pub(crate) one: Resources,
     /// The resources of the node with all tenants: idle, after an event in each, and after unused
     /// instances have been released.
-    pub(crate) all: [Taken; 3],
+    pub(crate) all: [Resources; 3],
     /// The processor time of the idle node, in thousandths of a processor: with one tenant, and
     /// with all.
     pub(crate) idle_cpu: [f64; 2],
@@ -59,7 +59,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Density> {
     let few = site(broker, 1)?;
     let (host, _) = start(broker, &few, 1)?;
     let one_cpu = idle_cpu(&host)?;
-    let (one, one_subscriptions) = (taken(&host)?, broker.subscriptions()?);
+    let (one, one_subscriptions) = (resources(&host)?, broker.subscriptions()?);
     broker.runtime.block_on(host.stop())?;
 
     let count = args.tenants;
@@ -68,23 +68,23 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Density> {
     broker.runtime.block_on(host.stop())?;
     let (mut host, again) = start(broker, &site, count)?;
     let all_cpu = idle_cpu(&host)?;
-    let (idle, subscriptions) = (taken(&host)?, broker.subscriptions()?);
+    let (idle, subscriptions) = (resources(&host)?, broker.subscriptions()?);
     let began = Instant::now();
     let told = broker.runtime.block_on(come_online(broker, count));
-    told.with_context(|| host.process.last_words())?;
+    told.with_context(|| host.process.log_tail())?;
     let events = began.elapsed();
-    let busy = taken(&host)?;
-    std::thread::sleep(GIVEN_BACK);
-    let given_back = taken(&host)?;
+    let busy = resources(&host)?;
+    std::thread::sleep(RELEASE_TIMEOUT);
+    let released = resources(&host)?;
     if let Some(status) = host.process.ended()? {
-        bail!("it ended: {status}\n{}", host.process.last_words());
+        bail!("it ended: {status}\n{}", host.process.log_tail());
     }
     broker.runtime.block_on(host.stop())?;
     Ok(Density {
         tenants: count,
         started: [first, again],
         one,
-        all: [idle, busy, given_back],
+        all: [idle, busy, released],
         idle_cpu: [one_cpu, all_cpu],
         subscriptions: [one_subscriptions, subscriptions],
         events,
@@ -131,9 +131,9 @@ fn start(broker: &Broker, site: &Site, tenants: usize) -> Result<(Host, Duration
     };
     while !broker.runtime.block_on(is_ready()).unwrap_or(false) {
         if let Some(status) = host.process.ended()? {
-            bail!("it ended: {status}\n{}", host.process.last_words());
+            bail!("it ended: {status}\n{}", host.process.log_tail());
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     let took = began.elapsed();
     let serving = host.metric("presence_tenants", &["state=\"serving\""]);
@@ -171,7 +171,7 @@ async fn come_online(broker: &Broker, tenants: usize) -> Result<()> {
 }
 
 /// A node's resources now.
-fn taken(host: &Host) -> Result<Taken> {
+fn resources(host: &Host) -> Result<Resources> {
     let process = format!("/proc/{}", host.process.id());
     let status = fs::read_to_string(format!("{process}/status"))?;
     let field = |name: &str| -> Result<u64> {
@@ -181,7 +181,7 @@ fn taken(host: &Host) -> Result<Taken> {
             .with_context(|| format!("{process} has {name}"))?
             .parse()?)
     };
-    Ok(Taken {
+    Ok(Resources {
         resident: 1_024 * field("VmRSS:")?,
         threads: field("Threads:")?,
         mappings: fs::read_to_string(format!("{process}/maps"))?

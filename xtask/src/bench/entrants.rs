@@ -182,10 +182,10 @@ impl Entrant {
     }
 
     /// The end of its output, for error messages.
-    pub(crate) fn last_words(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         match &self.process {
-            Running::Plain(process) => process.last_words(),
-            Running::Host { host, .. } => host.process.last_words(),
+            Running::Plain(process) => process.log_tail(),
+            Running::Host { host, .. } => host.process.log_tail(),
         }
     }
 }

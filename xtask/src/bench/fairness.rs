@@ -52,13 +52,13 @@ const REPLIES: &str = "_INBOX.hostile.answers";
 #[derive(Clone, Copy)]
 struct Kind {
     title: &'static str,
-    does: Does,
-    kept: Kept,
+    load: HostileLoad,
+    protection: Protection,
 }
 
 /// How the operator protects other tenants from it, besides the pool's fair turns.
 #[derive(Clone, Copy, PartialEq)]
-enum Kept {
+enum Protection {
     Nothing,
     Quotas,
     /// It is on other threads than the quiet tenant.
@@ -68,7 +68,7 @@ enum Kept {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Does {
+enum HostileLoad {
     Flood,
     BurnFuel,
     Trap,
@@ -77,24 +77,28 @@ enum Does {
     Queries,
 }
 
-const DOES: [(&str, Does); 6] = [
-    ("a flood of heartbeats", Does::Flood),
-    ("a plugin that burns its fuel", Does::BurnFuel),
-    ("a plugin that traps", Does::Trap),
-    ("a directory that changes", Does::ChangeDirectory),
-    ("audiences of 50,000", Does::HugeAudiences),
-    ("queries of 1,000", Does::Queries),
+const LOADS: [(&str, HostileLoad); 6] = [
+    ("a flood of heartbeats", HostileLoad::Flood),
+    ("a plugin that burns its fuel", HostileLoad::BurnFuel),
+    ("a plugin that traps", HostileLoad::Trap),
+    ("a directory that changes", HostileLoad::ChangeDirectory),
+    ("audiences of 50,000", HostileLoad::HugeAudiences),
+    ("queries of 1,000", HostileLoad::Queries),
 ];
 
 /// All kinds: each load without protection, within quotas, isolated, and on another node.
 fn kinds() -> impl Iterator<Item = Kind> {
-    DOES.into_iter().flat_map(|(title, does)| {
-        let kind = move |title, kept| Kind { title, does, kept };
+    LOADS.into_iter().flat_map(|(title, load)| {
+        let kind = move |title, protection| Kind {
+            title,
+            load,
+            protection,
+        };
         [
-            kind(title, Kept::Nothing),
-            kind("  within quotas", Kept::Quotas),
-            kind("  isolated", Kept::Isolated),
-            kind("  on a node of its own", Kept::Elsewhere),
+            kind(title, Protection::Nothing),
+            kind("  within quotas", Protection::Quotas),
+            kind("  isolated", Protection::Isolated),
+            kind("  on a node of its own", Protection::Elsewhere),
         ]
     })
 }
@@ -112,12 +116,12 @@ pub(crate) struct Row {
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let rows = kinds().map(|kind| {
         eprintln!("Measuring a quiet tenant beside another: {}", kind.title);
-        one(broker, args, kind)
+        measure_kind(broker, args, kind)
     });
     rows.collect()
 }
 
-fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
+fn measure_kind(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     let population = Population {
         users: 100,
         viewers: 100,
@@ -125,8 +129,8 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     let mut folder = PathBuf::new();
     let mut prepare = |site: Site| {
         folder = site.path().to_owned();
-        fs::write(folder.join("hostile.json"), directory(kind.does, 0))?;
-        if let Some((plugin, _)) = plugin(kind.does) {
+        fs::write(folder.join("hostile.json"), directory(kind.load, 0))?;
+        if let Some((plugin, _)) = plugin(kind.load) {
             site.write_plugin(plugin, component::load(&format!("fixtures/{plugin}"))?)?;
         }
         anyhow::Ok(site)
@@ -135,25 +139,25 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
         Entrant::presence(broker, title, None, &population.directory(), configure)
     };
     let quiet = || toml! { name = "quiet" };
-    let (mut entrant, other) = match kind.kept {
-        Kept::Elsewhere => {
+    let (mut entrant, other) = match kind.protection {
+        Protection::Elsewhere => {
             let other = start("the other one", &mut |site| {
-                prepare(site)?.with("tenant", vec![hostile(kind)?])
+                prepare(site)?.with("tenant", vec![hostile_section(kind)?])
             })?;
-            until_served(broker, &other, 1).with_context(|| other.last_words())?;
+            until_served(broker, &other, 1).with_context(|| other.log_tail())?;
             let entrant = start(kind.title, &mut |site| site.with("tenant", vec![quiet()]))?;
             (entrant, Some(other))
         }
         // The hostile tenant has shards on every thread, so that no thread serves the quiet tenant
         // alone.
         _ => {
-            let both = |site| prepare(site)?.with("tenant", vec![quiet(), hostile(kind)?]);
+            let both = |site| prepare(site)?.with("tenant", vec![quiet(), hostile_section(kind)?]);
             (start(kind.title, &mut { both })?, None)
         }
     };
     entrant.root = "quiet.presence".into();
     let served = 2 - usize::from(other.is_some());
-    until_served(broker, &entrant, served).with_context(|| entrant.last_words())?;
+    until_served(broker, &entrant, served).with_context(|| entrant.log_tail())?;
     let mut quiet = OneByOne::new(broker, &entrant, population)?;
     let mut row = Row {
         title: kind.title,
@@ -168,11 +172,11 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
             ("nobody", &mut row.broker_loaded),
             ("hostile", &mut row.beside),
         ] {
-            let load = Load::begin(broker, kind.does, root, &folder);
+            let running = RunningLoad::begin(broker, kind.load, root, &folder);
             // The beginning of a load is different from the rest, and is not measured.
             quiet.run(&mut Times::default(), PART / 2)?;
             quiet.run(times, PART)?;
-            load.end(broker).with_context(|| entrant.last_words())?;
+            running.end(broker).with_context(|| entrant.log_tail())?;
         }
         // The node finishes what the load has left, before the quiet tenant is measured alone
         // again.
@@ -196,16 +200,16 @@ pub(super) fn until_served(broker: &Broker, entrant: &Entrant, count: usize) -> 
 }
 
 /// The plugin of a kind, and its role in the pipeline.
-fn plugin(does: Does) -> Option<(&'static str, &'static str)> {
-    match does {
-        Does::BurnFuel => Some(("spin", "filter")),
-        Does::Trap => Some(("trap", "filter")),
+fn plugin(load: HostileLoad) -> Option<(&'static str, &'static str)> {
+    match load {
+        HostileLoad::BurnFuel => Some(("spin", "filter")),
+        HostileLoad::Trap => Some(("trap", "filter")),
         _ => None,
     }
 }
 
 /// The section of the hostile tenant.
-fn hostile(kind: Kind) -> Result<Table> {
+fn hostile_section(kind: Kind) -> Result<Table> {
     let shards = std::thread::available_parallelism()?
         .get()
         .next_power_of_two();
@@ -223,14 +227,14 @@ fn hostile(kind: Kind) -> Result<Table> {
         [explain]
         enabled = false
     };
-    if let Some((plugin, _)) = plugin(kind.does) {
+    if let Some((plugin, _)) = plugin(kind.load) {
         let pipeline = vec![toml! { plugin = plugin }, toml! { plugin = "redact" }];
         tenant.insert("pipeline".into(), pipeline.into());
     }
-    if kind.kept == Kept::Isolated {
+    if kind.protection == Protection::Isolated {
         tenant.insert("isolated".into(), true.into());
     }
-    if kind.kept == Kept::Quotas {
+    if kind.protection == Protection::Quotas {
         let limits = toml! {
             messages_per_s = 1000
             queries_per_s = 100
@@ -246,9 +250,9 @@ fn hostile(kind: Kind) -> Result<Table> {
 }
 
 /// The directory of the hostile tenant. It is different for each number.
-fn directory(does: Does, number: u64) -> String {
-    let users = match does {
-        Does::ChangeDirectory | Does::Queries => USERS,
+fn directory(load: HostileLoad, number: u64) -> String {
+    let users = match load {
+        HostileLoad::ChangeDirectory | HostileLoad::Queries => USERS,
         _ => 100,
     };
     let contacts = (0..users).map(|user| {
@@ -256,8 +260,8 @@ fn directory(does: Does, number: u64) -> String {
         format!("\"{}\":[\"asker\",\"v{contact}\"]", name(user))
     });
     let contacts: Vec<_> = contacts.collect();
-    let crowd = match does {
-        Does::HugeAudiences => (0..CROWD)
+    let crowd = match load {
+        HostileLoad::HugeAudiences => (0..CROWD)
             .map(|member| format!("\"{}\"", name(member)))
             .collect(),
         _ => Vec::new(),
@@ -270,23 +274,30 @@ fn directory(does: Does, number: u64) -> String {
 }
 
 /// The load of a hostile tenant, which runs until it is ended.
-struct Load {
+struct RunningLoad {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Result<()>>,
 }
 
-impl Load {
+impl RunningLoad {
     /// `root`: the tenant whose subjects or directory get the load. `nobody`: only the broker does.
-    fn begin(broker: &Broker, does: Does, root: &'static str, folder: &std::path::Path) -> Self {
+    fn begin(
+        broker: &Broker,
+        load: HostileLoad,
+        root: &'static str,
+        folder: &std::path::Path,
+    ) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let (port, stopped, folder) = (broker.server.port(), Arc::clone(&stop), folder.to_owned());
         let task = broker.runtime.spawn_blocking(move || {
             let goes_on = || !stopped.load(Ordering::Relaxed);
-            match does {
-                Does::Flood => flood(port, root, goes_on),
-                Does::BurnFuel | Does::Trap | Does::HugeAudiences => calls(port, root, goes_on),
-                Does::ChangeDirectory => changes(root, &folder, goes_on),
-                Does::Queries => queries(port, root, goes_on),
+            match load {
+                HostileLoad::Flood => flood(port, root, goes_on),
+                HostileLoad::BurnFuel | HostileLoad::Trap | HostileLoad::HugeAudiences => {
+                    calls(port, root, goes_on)
+                }
+                HostileLoad::ChangeDirectory => changes(root, &folder, goes_on),
+                HostileLoad::Queries => queries(port, root, goes_on),
             }
         });
         Self { stop, task }
@@ -351,7 +362,7 @@ fn changes(root: &str, folder: &std::path::Path, goes_on: impl Fn() -> bool) -> 
     let new = folder.join(format!("{root}.json.new"));
     while goes_on() {
         number += 1;
-        fs::write(&new, directory(Does::ChangeDirectory, number))?;
+        fs::write(&new, directory(HostileLoad::ChangeDirectory, number))?;
         fs::rename(&new, &path)?;
         std::thread::sleep(Duration::from_millis(1_000 / CHANGES_PER_S));
     }

@@ -119,7 +119,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     let mut limit = None;
     for lane in &mut lanes {
         lane.check(population)
-            .with_context(|| lane.entrant.last_words())?;
+            .with_context(|| lane.entrant.log_tail())?;
         if lane.row.title == PRESENCE {
             lane.record(broker, population, folder.path())?;
             let args = ["--published", &folder.path().to_string_lossy()];
@@ -131,7 +131,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     for round in 0..=args.rounds {
         for lane in &mut lanes {
             let done = lane.round(broker, args.window, population, round);
-            done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.last_words()))?;
+            done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.log_tail()))?;
         }
     }
     let figures = Figures {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use presence_tests::process::Signal;
 
-pub(crate) use self::costs::{Beside, Routed};
+pub(crate) use self::costs::{Routed, StandbyCost};
 use self::load::{Heartbeats, Probes};
 use self::scene::Scene;
 use super::times::Times;
@@ -23,8 +23,8 @@ const AFTER: Duration = Duration::from_secs(3);
 /// After this time without a message, viewers have been told of everything.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Something that happens to the shard, and its effects.
-pub(crate) struct Happening {
+/// The effects of something that happens to the shard.
+pub(crate) struct Measurement {
     pub(crate) title: &'static str,
     /// The time until the shard's new owner has decided on everyone, and answers queries. For a
     /// node that only joins: until it stands by.
@@ -39,8 +39,8 @@ pub(crate) struct Happening {
 pub(crate) struct Figures {
     pub(crate) connections: usize,
     pub(crate) lease: Duration,
-    pub(crate) happenings: Vec<Happening>,
-    pub(crate) beside: Vec<Beside>,
+    pub(crate) measurements: Vec<Measurement>,
+    pub(crate) standby: Vec<StandbyCost>,
     pub(crate) routed: Routed,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Figures {
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
     let mut scene = Scene::new(broker, args)?;
     let [joins, owns, stands_by] = Scene::ranked()?;
-    let mut happenings = Vec::new();
+    let mut measurements = Vec::new();
 
     eprintln!("Measuring a fleet with {} connections", args.connections);
     scene.start(owns)?;
@@ -56,12 +56,12 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
     scene.send_for_all("connect")?;
     let heartbeats = Heartbeats::begin(&scene)?;
     scene.until_sure()?;
-    happenings.push(scene.happens("nothing happens", |_, _| {
+    measurements.push(scene.measure("nothing happens", |_, _| {
         std::thread::sleep(AFTER);
         Ok(())
     })?);
-    happenings.push(
-        scene.happens("a node joins, and stands by", |scene, begun| {
+    measurements.push(
+        scene.measure("a node joins, and stands by", |scene, begun| {
             scene.start(stands_by)?;
             *begun = Instant::now();
             scene.until_in_step(stands_by)
@@ -70,11 +70,11 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
     heartbeats.end(broker)?;
 
     eprintln!("Measuring a standby beside its owner");
-    let beside = costs::beside(&scene, owns, stands_by)?;
+    let standby = costs::standby(&scene, owns, stands_by)?;
 
     let heartbeats = Heartbeats::begin(&scene)?;
-    happenings.push(
-        scene.happens("a node joins, and is handed the shard", |scene, begun| {
+    measurements.push(
+        scene.measure("a node joins, and is handed the shard", |scene, begun| {
             scene.start(joins)?;
             *begun = Instant::now();
             scene.until_owner(joins)
@@ -87,35 +87,35 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
     let routed = costs::routed(&scene, stands_by)?;
 
     let heartbeats = Heartbeats::begin(&scene)?;
-    happenings.push(scene.happens("the owner is stopped (SIGTERM)", |scene, _| {
+    measurements.push(scene.measure("the owner is stopped (SIGTERM)", |scene, _| {
         scene.signal(joins, Signal::TERM)?;
         scene.until_owner(owns)
     })?);
     scene.until_in_step(stands_by)?;
-    happenings.push(scene.happens("the owner is killed (SIGKILL)", |scene, _| {
+    measurements.push(scene.measure("the owner is killed (SIGKILL)", |scene, _| {
         scene.signal(owns, Signal::KILL)?;
         scene.until_owner(stands_by)
     })?);
     heartbeats.end(broker)?;
-    ensure!(happenings.iter().all(|it| it.events.len() > 0));
+    ensure!(measurements.iter().all(|it| it.events.len() > 0));
     Ok(Figures {
         connections: args.connections,
         lease: scene::LEASE,
-        happenings,
-        beside,
+        measurements,
+        standby,
         routed,
     })
 }
 
 impl Scene<'_> {
-    /// Runs `happen` while events are published at a steady rate, and measures how long it takes.
-    /// `happen` returns when the shard has its new state, and may set the time at which it began.
+    /// Runs `action` while events are published at a steady rate, and measures how long it takes.
+    /// `action` returns when the shard has its new state, and may set the time at which it began.
     /// The time until queries are answered is included.
-    fn happens(
+    fn measure(
         &mut self,
         title: &'static str,
-        happen: impl FnOnce(&mut Self, &mut Instant) -> Result<()>,
-    ) -> Result<Happening> {
+        action: impl FnOnce(&mut Self, &mut Instant) -> Result<()>,
+    ) -> Result<Measurement> {
         eprintln!("  {title}");
         // Messages that viewers still get about an earlier load are not counted.
         let mut differences = self.watch.others();
@@ -130,7 +130,7 @@ impl Scene<'_> {
         std::thread::sleep(AFTER);
         let mut begun = Instant::now();
         let from = begun;
-        happen(self, &mut begun)?;
+        action(self, &mut begun)?;
         self.until_answered()?;
         let took = begun.elapsed();
         std::thread::sleep(AFTER);
@@ -138,7 +138,7 @@ impl Scene<'_> {
             .end(self, from)
             .context("events that were published")?;
         self.probed = probed;
-        Ok(Happening {
+        Ok(Measurement {
             title,
             took,
             events,

@@ -49,7 +49,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     for round in 0..=args.rounds {
         for (entrant, row) in entrants.iter().zip(&mut rows) {
             let done = measure_one(broker, &mut generator, entrant, round, row);
-            done.with_context(|| format!("{}\n{}", entrant.title, entrant.last_words()))?;
+            done.with_context(|| format!("{}\n{}", entrant.title, entrant.log_tail()))?;
         }
     }
     Ok(rows)

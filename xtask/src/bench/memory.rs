@@ -59,7 +59,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Memory> {
         }
         next += frames.len();
         let fed = generator.feed(&frames, window);
-        fed.with_context(|| entrant.last_words())?;
+        fed.with_context(|| entrant.log_tail())?;
     }
     let host = entrant.host().context("it is a host")?;
     let connected = host.metric("presence_connections", &[]);

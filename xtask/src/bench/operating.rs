@@ -38,7 +38,7 @@ const ONLINE: usize = 1_000;
 /// After how many swaps memory is measured first.
 const WARM: u64 = 100;
 /// The interval between two checks whether a task has ended.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Swaps of the pipeline under load.
 pub(crate) struct UnderLoad {
@@ -58,7 +58,7 @@ pub(crate) struct UnderLoad {
 }
 
 /// The effect on the active path of what runs beside it.
-pub(crate) struct Beside {
+pub(crate) struct SideLoads {
     /// The figures of a plain node, of one with a shadow, and of one whose metrics are read.
     pub(crate) rows: Vec<Row>,
     /// How many decisions the shadow has compared.
@@ -113,7 +113,7 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     load.run(&mut steady, Duration::from_secs(10))?;
     // Every user's offline comes once: no user was lost.
     load.all_but_one(false)
-        .with_context(|| entrant.last_words())?;
+        .with_context(|| entrant.log_tail())?;
     Ok(UnderLoad {
         swaps,
         a_second: swaps as f64 / took,
@@ -139,7 +139,7 @@ fn swapped(
 }
 
 /// Rates of events with a shadow beside the pipeline, with the metrics read, and with neither.
-pub(crate) fn beside(broker: &Broker, args: &Args) -> Result<Beside> {
+pub(crate) fn side_loads(broker: &Broker, args: &Args) -> Result<SideLoads> {
     let population = Population::with(100);
     let directory = population.directory();
     let titles = ["presence", "with a shadow", "with its metrics read"];
@@ -164,12 +164,12 @@ pub(crate) fn beside(broker: &Broker, args: &Args) -> Result<Beside> {
     for round in 0..=args.rounds {
         for lane in &mut lanes {
             let done = lane.round(broker, args.window, population, round);
-            done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.last_words()))?;
+            done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.log_tail()))?;
         }
     }
     scrapes.abort();
     let compared = shadow.compared(broker, lanes.get(1).context("there is a shadow")?)?;
-    Ok(Beside {
+    Ok(SideLoads {
         rows: lanes.into_iter().map(|lane| lane.row).collect(),
         compared,
     })
@@ -215,7 +215,7 @@ impl<'a> OneByOne<'a> {
             for event in [one.online(root, at), one.offline(root, at + 1)] {
                 let begin = Instant::now();
                 let answer = self.generator.ask(&event);
-                let answer = answer.with_context(|| self.entrant.last_words())?;
+                let answer = answer.with_context(|| self.entrant.log_tail())?;
                 times.push(begin.elapsed());
                 ensure!(answer.contains("\"user-00000\""), "{answer:.300}");
             }
@@ -289,7 +289,7 @@ impl Swapper {
 /// Waits for a task's end.
 fn wait_for(task: &tokio::task::JoinHandle<()>) {
     while !task.is_finished() {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -340,7 +340,7 @@ impl Shadow {
             Ok((status["serving"]["beside"]["kind"] == "shadow").then_some(()))
         });
         let begun = broker.runtime.block_on(runs);
-        begun.with_context(|| host.process.last_words())?;
+        begun.with_context(|| host.process.log_tail())?;
         Ok(Self { _command: command })
     }
 

@@ -78,7 +78,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
             for _ in 0..QUERIES {
                 let begin = Instant::now();
                 let asked = generator.ask(query);
-                asked.with_context(|| format!("{}\n{}", entrant.title, entrant.last_words()))?;
+                asked.with_context(|| format!("{}\n{}", entrant.title, entrant.log_tail()))?;
                 if round > 0 {
                     row.took.push(begin.elapsed());
                 }

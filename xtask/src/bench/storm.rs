@@ -72,7 +72,7 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
         site.with("tenant", vec![toml! { name = "quiet" }, storming(grace_ms)])
     })?;
     entrant.root = "quiet.presence".into();
-    until_served(broker, &entrant, 2).with_context(|| entrant.last_words())?;
+    until_served(broker, &entrant, 2).with_context(|| entrant.log_tail())?;
     let mut quiet = OneByOne::new(broker, &entrant, population)?;
 
     let mut stream = plain(broker.server.port())?;
@@ -172,7 +172,7 @@ impl Row {
         broker.runtime.block_on(client.publish(EVENTS, &mark))?;
         let marked = tape.next("the mark", |seen| seen.body == mark);
         broker.runtime.block_on(marked)?;
-        let events = tape.seen().iter().filter(|seen| seen.is_hosts());
+        let events = tape.seen().iter().filter(|seen| seen.is_from_host());
         self.events = events.count();
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-use super::density::{Density, Taken};
+use super::density::{Density, Resources};
 use super::fairness;
 use super::fan_out::{self, Figures, Row};
 use super::fleet;
 use super::in_process::{Ledger, Swaps};
 use super::memory::Memory;
-use super::operating::{Beside, UnderLoad};
+use super::operating::{SideLoads, UnderLoad};
 use super::queries;
 use super::storm;
 use super::times::Times;
@@ -212,16 +212,16 @@ pub(crate) fn under_load(figures: &UnderLoad) -> String {
 }
 
 /// The effect of a shadow and of scrapes of the metrics on the active path.
-pub(crate) fn beside(beside: &Beside) -> String {
+pub(crate) fn side_loads(figures: &SideLoads) -> String {
     let mut text = String::new();
     let heads = ["events a second", "of the plain one's"].map(str::to_owned);
     line(&mut text, "one online event in, one out", heads);
-    let plain = beside.rows.first().map_or(f64::NAN, Row::median);
-    for row in &beside.rows {
+    let plain = figures.rows.first().map_or(f64::NAN, Row::median);
+    for row in &figures.rows {
         let part = format!("{:.3}", row.median() / plain);
         line(&mut text, row.title, [rate(row), part]);
     }
-    let compared = grouped(beside.compared);
+    let compared = grouped(figures.compared);
     line(&mut text, "decisions that the shadow compared", [compared]);
     text
 }
@@ -261,7 +261,7 @@ pub(crate) fn density(figures: &Density) -> String {
     );
     let one = figures.one;
     let states = std::iter::once(one).chain(figures.all);
-    let cells = |of: fn(Taken) -> u64| states.clone().map(move |it| grouped(of(it) as f64));
+    let cells = |of: fn(Resources) -> u64| states.clone().map(move |it| grouped(of(it) as f64));
     line(&mut text, "resident, KiB", cells(|it| it.resident / 1_024));
     let others = (tenants - 1.0).max(1.0);
     let a_tenant = figures.all.map(|it| {
@@ -326,7 +326,7 @@ pub(crate) fn fleet(figures: &fleet::Figures) -> String {
     );
     let heads = ["took, s", "events at most, ms", "median, ms", "differences"];
     line(&mut text, &title, heads.map(str::to_owned));
-    for it in &figures.happenings {
+    for it in &figures.measurements {
         let ms = |part| it.events.us(part) / 1_000.0;
         let cells = [
             format!("{:.2}", it.took.as_secs_f64()),
@@ -350,7 +350,7 @@ pub(crate) fn fleet(figures: &fleet::Figures) -> String {
         "a standby beside its owner",
         heads.map(str::to_owned),
     );
-    for it in &figures.beside {
+    for it in &figures.standby {
         let each = |ns: u64| ns as f64 / 1_000.0 / it.messages.max(1) as f64;
         let (owner, standby) = (each(it.owner_ns), each(it.standby_ns));
         let cells = [

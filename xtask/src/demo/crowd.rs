@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cast::{self, CROWD};
 use super::expected::Expected;
 use super::latency::{Latencies, readable};
-use super::observer::Saw;
+use super::observer::Observed;
 use super::page::Page;
 use super::world::World;
 
@@ -72,8 +72,8 @@ async fn play(world: &mut World) -> Result<Latencies> {
                 send(world, &name, &next).await?;
             },
             saw = world.observer.next("what the crowd is told") => match saw? {
-                Saw::FilteredEvent(told) => {
-                    let change = &told.change;
+                Observed::FilteredEvent(event) => {
+                    let change = &event.change;
                     let received = Instant::now();
                     let sent = under_way.get_mut(&(change.user.clone(), change.online));
                     let sent = sent.and_then(VecDeque::pop_front);
@@ -84,8 +84,8 @@ async fn play(world: &mut World) -> Result<Latencies> {
                     );
                     latencies.push(received - sent);
                 }
-                Saw::DeadLetter(letter) => bail!("nobody expected the dead letter {letter}"),
-                Saw::Broadcast { .. } | Saw::Mark(_) | Saw::Other => {}
+                Observed::DeadLetter(letter) => bail!("nobody expected the dead letter {letter}"),
+                Observed::Broadcast { .. } | Observed::Mark(_) | Observed::Other => {}
             },
         }
     }

@@ -11,7 +11,7 @@ pub(crate) struct Expected {
     /// Events on `presence.events`: the user, and the reason if the user went offline.
     pub(crate) events: BTreeSet<(String, Option<String>)>,
     /// Filtered events.
-    pub(crate) told: BTreeSet<Change>,
+    pub(crate) filtered: BTreeSet<Change>,
     /// Reasons of dead letters.
     pub(crate) dead_letters: Vec<&'static str>,
 }
@@ -19,7 +19,7 @@ pub(crate) struct Expected {
 impl Expected {
     /// Whether all has come.
     pub(crate) fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.told.is_empty() && self.dead_letters.is_empty()
+        self.events.is_empty() && self.filtered.is_empty() && self.dead_letters.is_empty()
     }
 
     /// A user comes online, and these viewers are told.
@@ -45,7 +45,7 @@ impl Expected {
         };
         // Without viewers, no filtered event is published.
         if !change.viewers.is_empty() {
-            expected.told.insert(change);
+            expected.filtered.insert(change);
         }
         expected
     }
@@ -61,7 +61,7 @@ impl fmt::Display for Expected {
             let reason = went.as_deref().unwrap_or("online");
             write!(f, "\n  an event: {user}, {reason}")?;
         }
-        for change in &self.told {
+        for change in &self.filtered {
             write!(f, "\n  {change}")?;
         }
         for reason in &self.dead_letters {

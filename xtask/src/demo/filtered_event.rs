@@ -5,7 +5,7 @@ use std::fmt;
 
 use presence_tests::client::{ReceivedMessage, now_ms};
 
-use super::page::Ink;
+use super::page::Style;
 
 /// How many viewers are named in a line.
 const NAMED: usize = 6;
@@ -86,15 +86,15 @@ impl FilteredEvent {
     /// The event as a line.
     pub(crate) fn phrase(&self) -> Phrase {
         let Change { online, moved, .. } = self.change;
-        let (ink, detail) = match (online, moved) {
-            (true, true) => (Ink::Green, self.device()),
-            (false, true) => (Ink::Red, self.last_seen()),
-            (true, false) => (Ink::Cyan, self.device()),
-            (false, false) => (Ink::Yellow, String::new()),
+        let (style, detail) = match (online, moved) {
+            (true, true) => (Style::Green, self.device()),
+            (false, true) => (Style::Red, self.last_seen()),
+            (true, false) => (Style::Cyan, self.device()),
+            (false, false) => (Style::Yellow, String::new()),
         };
         let (left, right) = self.change.words();
         Phrase {
-            ink,
+            style,
             left,
             right,
             detail,
@@ -126,7 +126,7 @@ impl FilteredEvent {
 #[derive(Clone, Debug)]
 pub(crate) struct Phrase {
     /// The colour of what happened.
-    pub(crate) ink: Ink,
+    pub(crate) style: Style,
     /// What happened.
     pub(crate) left: String,
     /// Whom it concerns.
@@ -148,7 +148,7 @@ fn named(names: &BTreeSet<String>) -> String {
 mod tests {
     use super::*;
 
-    fn told(online: bool, moved: bool, viewers: &[&str]) -> FilteredEvent {
+    fn event(online: bool, moved: bool, viewers: &[&str]) -> FilteredEvent {
         FilteredEvent {
             change: Change {
                 user: "ada".into(),
@@ -165,8 +165,8 @@ mod tests {
     #[test]
     fn a_line_says_what_happened_and_whom_it_concerns() {
         let line = |online, moved, viewers: &[&str]| {
-            let told = told(online, moved, viewers);
-            format!("{} ({})", told.change, told.phrase().detail)
+            let event = event(online, moved, viewers);
+            format!("{} ({})", event.change, event.phrase().detail)
         };
         assert_eq!(
             line(true, true, &["cleo", "ben"]),
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn many_viewers_are_counted_rather_than_named() {
         let viewers = ["a", "b", "c", "d", "e", "f", "g", "h"];
-        let phrase = told(true, true, &viewers).phrase();
+        let phrase = event(true, true, &viewers).phrase();
         assert_eq!(phrase.right, "seen by a, b, c, d, e, f and 2 more");
     }
 }

@@ -15,7 +15,7 @@ const MARK: &str = "presence.demo.mark";
 
 /// Something that was published.
 #[derive(Debug)]
-pub(crate) enum Saw {
+pub(crate) enum Observed {
     /// An event on `presence.events`.
     Broadcast {
         user: String,
@@ -84,13 +84,13 @@ impl Observer {
     ///
     /// # Errors
     /// When nothing comes, or a viewer is told what they know already.
-    pub(crate) async fn next(&mut self, what: &str) -> Result<Saw> {
+    pub(crate) async fn next(&mut self, what: &str) -> Result<Observed> {
         let seen = self.tape.next(what, |_| true).await?;
         if seen.subject == MARK {
-            return Ok(Saw::Mark(seen.body.as_u64().unwrap_or_default()));
+            return Ok(Observed::Mark(seen.body.as_u64().unwrap_or_default()));
         }
-        if !seen.is_hosts() || seen.subject == "presence.beacon" {
-            return Ok(Saw::Other);
+        if !seen.is_from_host() || seen.subject == "presence.beacon" {
+            return Ok(Observed::Other);
         }
         self.counts.published += 1;
         match seen.subject.as_str() {
@@ -100,13 +100,13 @@ impl Observer {
             }
             "presence.filtered.user_online" | "presence.filtered.user_offline" => {
                 self.counts.filtered += 1;
-                self.told(&seen)
+                self.filtered(&seen)
             }
             "presence.dlq" => {
                 self.counts.dead_letters += 1;
-                Ok(Saw::DeadLetter(seen.body))
+                Ok(Observed::DeadLetter(seen.body))
             }
-            _ => Ok(Saw::Other),
+            _ => Ok(Observed::Other),
         }
     }
 
@@ -134,20 +134,20 @@ impl Observer {
         &self.state
     }
 
-    fn broadcast(&mut self, seen: &ReceivedMessage) -> Saw {
+    fn broadcast(&mut self, seen: &ReceivedMessage) -> Observed {
         let user = seen.text("userId").to_owned();
         let went = went(seen);
         let at = seen.field("timestamp").clone();
         self.announced.insert(user.clone(), (at, went.clone()));
-        Saw::Broadcast { user, went }
+        Observed::Broadcast { user, went }
     }
 
-    fn told(&mut self, seen: &ReceivedMessage) -> Result<Saw> {
+    fn filtered(&mut self, seen: &ReceivedMessage) -> Result<Observed> {
         let announced = self.announced.remove(seen.text("userId"));
         let announced = announced.filter(|(at, went)| {
             at == seen.field("timestamp") && went.is_none() == is_online(seen)
         });
-        let told = FilteredEvent::read(seen, announced.map(|(_, went)| went.unwrap_or_default()));
+        let event = FilteredEvent::read(seen, announced.map(|(_, went)| went.unwrap_or_default()));
         let keys: Vec<_> = seen
             .field("metadata")
             .as_object()
@@ -159,7 +159,7 @@ impl Observer {
             "viewers are to see the device alone, not {}",
             seen.body
         );
-        let change = &told.change;
+        let change = &event.change;
         let viewers = change.viewers.len() as u64;
         self.counts.viewers += viewers;
         if !change.moved {
@@ -172,7 +172,7 @@ impl Observer {
             *corrected += viewers;
         }
         self.state.note(change)?;
-        Ok(Saw::FilteredEvent(told))
+        Ok(Observed::FilteredEvent(event))
     }
 }
 

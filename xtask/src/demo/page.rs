@@ -19,7 +19,7 @@ const RIGHT: usize = 28;
 
 /// A colour or a style.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ink {
+pub(crate) enum Style {
     Bold,
     Faint,
     Red,
@@ -47,7 +47,7 @@ impl Page {
 
     /// Prints a title without a number.
     pub(crate) fn heading(&self, text: &str) {
-        println!("\n{}", self.ink(Ink::Bold, text));
+        println!("\n{}", self.styled(Style::Bold, text));
     }
 
     /// Prints the title of the next step and its explanation, and pauses for reading.
@@ -61,7 +61,7 @@ impl Page {
     }
 
     /// Prints a line by itself.
-    pub(crate) fn say(&self, text: &str) {
+    pub(crate) fn print_line(&self, text: &str) {
         println!("{text}");
     }
 
@@ -70,46 +70,46 @@ impl Page {
         tokio::time::sleep(TO_ACT).await;
         println!(
             "   {}",
-            self.ink(Ink::Faint, &format!("{subject:<20} {what}"))
+            self.styled(Style::Faint, &format!("{subject:<20} {what}"))
         );
     }
 
     /// Prints what viewers are told.
-    pub(crate) fn tell(&self, phrase: &Phrase) {
-        let left = self.ink(phrase.ink, &format!("{:<LEFT$}", phrase.left));
-        let arrow = self.ink(Ink::Faint, "→");
+    pub(crate) fn print_phrase(&self, phrase: &Phrase) {
+        let left = self.styled(phrase.style, &format!("{:<LEFT$}", phrase.left));
+        let arrow = self.styled(Style::Faint, "→");
         if phrase.detail.is_empty() {
             println!("     {left} {arrow} {}", phrase.right);
         } else {
-            let detail = self.ink(Ink::Faint, &format!("({})", phrase.detail));
+            let detail = self.styled(Style::Faint, &format!("({})", phrase.detail));
             println!("     {left} {arrow} {:<RIGHT$} {detail}", phrase.right);
         }
     }
 
     /// Prints a remark.
     pub(crate) fn note(&self, text: &str) {
-        println!("     {}", self.ink(Ink::Faint, text));
+        println!("     {}", self.styled(Style::Faint, text));
     }
 
     /// Prints a row of a table: a title, a figure, and an explanation.
     pub(crate) fn row(&self, title: &str, figure: &str, rest: &str) {
-        let figure = self.ink(Ink::Bold, &format!("{figure:>9}"));
-        let rest = self.ink(Ink::Faint, rest);
+        let figure = self.styled(Style::Bold, &format!("{figure:>9}"));
+        let rest = self.styled(Style::Faint, rest);
         println!("{}", format!("   {title:<20}{figure}   {rest}").trim_end());
     }
 
-    /// A text in a colour.
-    pub(crate) fn ink(&self, ink: Ink, text: &str) -> String {
+    /// A text in a colour or a style.
+    pub(crate) fn styled(&self, style: Style, text: &str) -> String {
         if !self.colour || text.is_empty() {
             return text.to_owned();
         }
-        let code = match ink {
-            Ink::Bold => 1,
-            Ink::Faint => 2,
-            Ink::Red => 31,
-            Ink::Green => 32,
-            Ink::Yellow => 33,
-            Ink::Cyan => 36,
+        let code = match style {
+            Style::Bold => 1,
+            Style::Faint => 2,
+            Style::Red => 31,
+            Style::Green => 32,
+            Style::Yellow => 33,
+            Style::Cyan => 36,
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }

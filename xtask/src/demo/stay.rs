@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use presence_tests::tools;
 
-use super::observer::Saw;
-use super::page::{Ink, Page};
+use super::observer::Observed;
+use super::page::{Page, Style};
 use super::world::{World, dead_letter, millis};
 
 /// The default timeout: it gives those who connect by hand some time.
@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How often the host's log is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Bodies as they are typed in a shell.
 const CONNECT: &str = r#"'{"userId": "fay", "connId": "f1", "timestamp": '$(date +%s000)', "metadata": {"device": "web"}}'"#;
@@ -43,10 +43,10 @@ pub(crate) async fn stay(world: &mut World, page: &Page) -> Result<Infallible> {
     let mut log = world.host.log_len();
     suggest(world, page);
 
-    let mut looks = tokio::time::interval(LOOK);
+    let mut polls = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
-            _ = looks.tick() => {
+            _ = polls.tick() => {
                 world.observer.forget_broadcasts();
                 for line in world.host.process.stderr().iter().skip(log) {
                     page.note(&format!("log: {}", without_time(line)));
@@ -57,9 +57,9 @@ pub(crate) async fn stay(world: &mut World, page: &Page) -> Result<Infallible> {
                 }
             }
             saw = world.observer.next("what comes of it") => match saw {
-                Ok(Saw::FilteredEvent(told)) => page.tell(&told.phrase()),
-                Ok(Saw::DeadLetter(letter)) => page.tell(&dead_letter(&letter)),
-                Ok(Saw::Broadcast { .. } | Saw::Mark(_) | Saw::Other) => {}
+                Ok(Observed::FilteredEvent(event)) => page.print_phrase(&event.phrase()),
+                Ok(Observed::DeadLetter(letter)) => page.print_phrase(&dead_letter(&letter)),
+                Ok(Observed::Broadcast { .. } | Observed::Mark(_) | Observed::Other) => {}
                 Err(error) => return Err(error),
             },
         }
@@ -105,7 +105,7 @@ fn suggest(world: &World, page: &Page) {
     ];
     page.heading("It goes on running. What to try:");
     for (title, commands) in suggestions {
-        println!("\n   {}", page.ink(Ink::Faint, title));
+        println!("\n   {}", page.styled(Style::Faint, title));
         for command in commands.lines() {
             println!("     {command}");
         }

@@ -17,7 +17,7 @@ use super::world::World;
 ///
 /// # Errors
 /// When something that the story tells doesn't happen, or something else does.
-pub(crate) async fn tell(world: &mut World, page: &mut Page) -> Result<()> {
+pub(crate) async fn run(world: &mut World, page: &mut Page) -> Result<()> {
     introduce(world, page);
     come_online(world, page).await?;
     open_a_second_tab(world, page).await?;
@@ -31,11 +31,11 @@ pub(crate) async fn tell(world: &mut World, page: &mut Page) -> Result<()> {
 
 fn introduce(world: &World, page: &Page) {
     page.heading("presence: who is online, and who may know it");
-    page.say("   These are the people, and who may see them (directory.json):\n");
+    page.print_line("   These are the people, and who may see them (directory.json):\n");
     for user in PEOPLE {
         let [contacts, group, blocks] = world.directory.columns(user);
         let line = format!("   {user:<6}{contacts:<28}{group:<15}{blocks}");
-        page.say(line.trim_end());
+        page.print_line(line.trim_end());
     }
 }
 
@@ -138,7 +138,7 @@ async fn swap(world: &mut World, page: &Page, rule: Rule, component: &[u8]) -> R
     world.rule = rule;
     let expected = world.corrections();
     ensure!(
-        !expected.told.is_empty(),
+        !expected.filtered.is_empty(),
         "the swap is to change who sees whom"
     );
     page.act(
@@ -163,7 +163,7 @@ async fn block_somebody(world: &mut World, page: &mut Page) -> Result<()> {
     world.directory.block("ada", &["cleo"]);
     let expected = world.corrections();
     ensure!(
-        expected.told.len() == 2,
+        expected.filtered.len() == 2,
         "one is to lose sight, and one to gain it"
     );
     page.act("directory.json", r#""blocks": {"ada": ["cleo"]}"#)

@@ -73,7 +73,7 @@ pub(crate) async fn sum_up(world: &mut World, page: &Page, latencies: &Latencies
         ""
     };
     page.row("latency p99", &readable(latencies.percentile(99)), build);
-    page.say(&format!(
+    page.print_line(&format!(
         "   The host's /metrics agrees in all of {metrics} figures."
     ));
     Ok(())

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::cast::{Directory, Rule};
 use super::expected::Expected;
 use super::filtered_event::{Change, Phrase};
-use super::observer::{Observer, Saw};
-use super::page::{Ink, Page};
+use super::observer::{Observed, Observer};
+use super::page::{Page, Style};
 use super::transport::{Heartbeats, Transport};
 
 /// How long a connection lives without a heartbeat: a tenth of the default, since the story waits
@@ -68,8 +68,8 @@ impl World {
     }
 
     /// The end of the host's log.
-    pub(crate) fn last_words(&self) -> String {
-        self.host.process.last_words()
+    pub(crate) fn log_tail(&self) -> String {
+        self.host.process.log_tail()
     }
 
     /// Who may see a user, by the current rule and directory.
@@ -122,7 +122,7 @@ impl World {
             let (told, may_see) = (self.observer.state().of(&user), self.audience(&user));
             for (online, viewers) in [(false, &told - &may_see), (true, &may_see - &told)] {
                 if !viewers.is_empty() {
-                    expected.told.insert(Change {
+                    expected.filtered.insert(Change {
                         user: user.clone(),
                         online,
                         moved: false,
@@ -146,25 +146,25 @@ impl World {
             }
             let saw = self.observer.next("what the host is to publish").await;
             match saw.with_context(|| format!("{expected}"))? {
-                Saw::Broadcast { user, went } => {
+                Observed::Broadcast { user, went } => {
                     let event = (user.clone(), went.clone());
                     ensure!(
                         expected.events.remove(&event),
                         "nobody expected the event {event:?}\n{expected}"
                     );
-                    if !expected.told.iter().any(|change| change.user == user) {
-                        page.tell(&for_nobody(&user, went.is_none()));
+                    if !expected.filtered.iter().any(|change| change.user == user) {
+                        page.print_phrase(&for_nobody(&user, went.is_none()));
                     }
                 }
-                Saw::FilteredEvent(told) => {
+                Observed::FilteredEvent(event) => {
                     ensure!(
-                        expected.told.remove(&told.change),
+                        expected.filtered.remove(&event.change),
                         "nobody expected this: {}\n{expected}",
-                        told.change
+                        event.change
                     );
-                    page.tell(&told.phrase());
+                    page.print_phrase(&event.phrase());
                 }
-                Saw::DeadLetter(letter) => {
+                Observed::DeadLetter(letter) => {
                     let reason = letter.get("reason").and_then(Value::as_str);
                     let place = expected
                         .dead_letters
@@ -173,11 +173,11 @@ impl World {
                     let place = place
                         .with_context(|| format!("nobody expected the dead letter {letter}"))?;
                     expected.dead_letters.swap_remove(place);
-                    page.tell(&dead_letter(&letter));
+                    page.print_phrase(&dead_letter(&letter));
                 }
-                Saw::Mark(seen) if mark == Some(seen) => return Ok(()),
-                Saw::Mark(_) => bail!("a mark that isn't ours"),
-                Saw::Other => {}
+                Observed::Mark(seen) if mark == Some(seen) => return Ok(()),
+                Observed::Mark(_) => bail!("a mark that isn't ours"),
+                Observed::Other => {}
             }
         }
     }
@@ -191,7 +191,7 @@ fn for_nobody(user: &str, online: bool) -> Phrase {
         "went offline"
     };
     Phrase {
-        ink: if online { Ink::Green } else { Ink::Red },
+        style: if online { Style::Green } else { Style::Red },
         left: format!("{user} {came}"),
         right: "nobody is told".into(),
         detail: String::new(),
@@ -207,7 +207,7 @@ pub(crate) fn dead_letter(letter: &Value) -> Phrase {
             .unwrap_or_default()
     };
     Phrase {
-        ink: Ink::Yellow,
+        style: Style::Yellow,
         left: "a dead letter".into(),
         right: format!("{}: {}", text("reason"), text("error")),
         detail: "on presence.dlq".into(),

@@ -13,7 +13,7 @@ pub struct Change {
 
 impl Change {
     /// Whether it changes something that the tenants of a process share.
-    pub fn is_of_process(&self) -> bool {
+    pub fn affects_process(&self) -> bool {
         let of_process = [
             "node",
             "nats",
@@ -119,14 +119,14 @@ impl Config {
         self.http = running.http;
         self.telemetry = running.telemetry;
         self.log = running.log;
-        if !self.directory.is_alike(&running.directory) {
+        if !self.directory.can_replace(&running.directory) {
             self.directory = running.directory;
         }
     }
 
     /// Takes from the running configuration what belongs to the process, for a tenant that shares
     /// the process with others. `own_account`: whether the tenant has a connection of its own.
-    pub fn keep_of_process(&mut self, running: &Self, own_account: bool) {
+    pub fn keep_process_values(&mut self, running: &Self, own_account: bool) {
         self.node = running.node.clone();
         self.http = running.http.clone();
         self.telemetry = running.telemetry.clone();
@@ -175,7 +175,7 @@ impl Config {
             ("input", Restart, self.input != new.input),
             (
                 "directory",
-                if self.directory.is_alike(&new.directory) {
+                if self.directory.can_replace(&new.directory) {
                     Live
                 } else {
                     Restart

@@ -102,7 +102,7 @@ fn subject(text: String) -> Result<String, InvalidValue> {
 
 impl Directory {
     /// The source, in words.
-    pub fn in_words(&self) -> String {
+    pub fn describe(&self) -> String {
         match self {
             Self::File { path, .. } => path.display().to_string(),
             Self::Kv { bucket } => format!("the bucket {bucket}"),
@@ -111,7 +111,7 @@ impl Directory {
     }
 
     /// Whether one can replace the other while the node runs: only a file can replace a file.
-    pub(super) fn is_alike(&self, other: &Self) -> bool {
+    pub(super) fn can_replace(&self, other: &Self) -> bool {
         self == other || matches!((self, other), (Self::File { .. }, Self::File { .. }))
     }
 

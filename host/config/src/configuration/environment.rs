@@ -14,7 +14,7 @@ pub fn variables() -> impl Iterator<Item = (String, OsString)> {
 /// Whether a variable says where a service is. Kubernetes sets such variables in every container
 /// for every service, and Docker does so for every link. If the service is named `presence` or
 /// `presence-…`, they begin like the variable of a key.
-pub(super) fn tells_of_a_service(name: &str, value: &OsStr) -> bool {
+pub(super) fn is_service_link(name: &str, value: &OsStr) -> bool {
     let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else {
         return false;
     };
@@ -70,7 +70,7 @@ mod tests {
             ("PRESENCE_NATS_PORT", "tcp://10.0.0.1:4222"),
             ("PRESENCE_NATS_PORT_4222_TCP_ADDR", "10.0.0.1"),
         ] {
-            assert!(tells_of_a_service(name, value.as_ref()), "{name}");
+            assert!(is_service_link(name, value.as_ref()), "{name}");
         }
         for (name, value) in [
             ("PRESENCE_NATS_URL", "tcp://10.0.0.1:4222"),
@@ -80,7 +80,7 @@ mod tests {
             ("PRESENCE_HTTP_LISTEN", "127.0.0.1:1"),
             ("PORT", "tcp://a"),
         ] {
-            assert!(!tells_of_a_service(name, value.as_ref()), "{name}");
+            assert!(!is_service_link(name, value.as_ref()), "{name}");
         }
     }
 }

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::FILE_NAME;
 use super::problem::{Problem, Problems};
-use crate::regular_file::{self, what};
+use crate::regular_file::{self, kind_name};
 
 /// The longest configuration, in bytes: far longer than any that is written by hand.
 const BYTES_MAX: u64 = 16 << 20;
@@ -110,7 +110,7 @@ fn read_bounded(file: &Path) -> io::Result<String> {
     let is_of_shell = file.starts_with("/dev") || file.starts_with("/proc");
     let kind = fs::metadata(file)?.file_type();
     if !kind.is_file() && !kind.is_dir() && !is_of_shell {
-        let what = format!("it is {}: only a regular file is read", what(kind));
+        let what = format!("it is {}: only a regular file is read", kind_name(kind));
         return Err(io::Error::new(ErrorKind::InvalidInput, what));
     }
     let mut text = String::new();

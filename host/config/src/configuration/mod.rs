@@ -59,7 +59,7 @@ use problem::Lines;
 pub use problem::{Place, Problem, Problems};
 pub use settings::LoadedConfig;
 pub use state::State;
-pub use stored::{InStore, StoredTenant, TENANTS_BUCKET};
+pub use stored::{StoredEntry, StoredTenant, TENANTS_BUCKET};
 pub use telemetry::Telemetry;
 pub use tenants::TenantSection;
 pub use tracker::Tracker;
@@ -118,16 +118,16 @@ pub struct Config {
     /// The node's own log.
     pub log: Log,
     /// A line for each variable that looks like a key's, and is ignored.
-    pub passed_over: Vec<String>,
+    pub ignored_variables: Vec<String>,
     /// The `[[tenant]]` sections. `None` if the node has one tenant.
     pub tenants: Option<Arc<[TenantSection]>>,
 }
 
 /// What a node knows of its tenants besides the file.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct OfNode<'a> {
+pub struct NodeTenants<'a> {
     /// The tenants of the store. If several claim the same subjects, the first one gets them.
-    pub stored: &'a [InStore],
+    pub stored: &'a [StoredEntry],
     /// The configurations of the running tenants, which keep their subjects.
     pub serving: &'a [Arc<Config>],
 }
@@ -164,7 +164,7 @@ impl Config {
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        Self::read_in(working, path, env)?.sound()
+        Self::read_in(working, path, env)?.into_result()
     }
 
     fn read_in(
@@ -173,7 +173,7 @@ impl Config {
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<LoadedConfig, Problems> {
         let text = Text::read_in(working, path)?;
-        Self::parse_in(working, path, text.as_ref(), env, OfNode::default())
+        Self::parse_in(working, path, text.as_ref(), env, NodeTenants::default())
     }
 
     /// Parses the text that [`Text::read`] has returned for the file at `path`.
@@ -185,7 +185,7 @@ impl Config {
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        Self::parse_with(path, text, env, OfNode::default())
+        Self::parse_with(path, text, env, NodeTenants::default())
     }
 
     /// As [`Config::parse`], on a node whose store has further tenants, and that serves some
@@ -197,9 +197,9 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
-        node: OfNode<'_>,
+        node: NodeTenants<'_>,
     ) -> Result<Self, Problems> {
-        Self::parse_in(Path::new(""), path, text, env, node)?.sound()
+        Self::parse_in(Path::new(""), path, text, env, node)?.into_result()
     }
 
     fn parse_in(
@@ -207,17 +207,17 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
-        node: OfNode<'_>,
+        node: NodeTenants<'_>,
     ) -> Result<LoadedConfig, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
-        let is_there = text.is_some();
+        let file_exists = text.is_some();
         let text = text.map_or("", Text::as_str);
         let document = DeTable::parse(text)
             .map_err(|error| Problems::from(syntax::problem(file, text, &error)))?;
         let env: BTreeMap<_, _> = env.collect();
         let sections = tenants::sections(document.get_ref());
-        let rest = tenants::without(document.get_ref());
+        let rest = tenants::without_tenants(document.get_ref());
         let root = match sections {
             Some(_) => &rest,
             None => document.get_ref(),
@@ -225,21 +225,21 @@ impl Config {
         let text = Lines::of(text);
         let mut reader = ConfigReader::new(file, text.clone(), env.clone());
         if sections.is_some() {
-            reader.refuse_all(tenants::needless_variables(&env));
+            reader.refuse_all(tenants::refused_variables(&env));
         }
         let Outcome {
             value,
             problems,
-            passed_over,
+            ignored_variables,
             settings,
         } = reader.read(root, Self::read);
         let tenants = sections.map(|items| tenants::read(file, &text, &env, &rest, &items, node));
         let (tenants, tenant_settings) = tenants.unzip();
-        let passed_over = passed_over.iter().map(ToString::to_string).collect();
+        let ignored_variables = ignored_variables.iter().map(ToString::to_string).collect();
         Ok(LoadedConfig {
-            file: is_there.then(|| file.to_owned()),
+            file: file_exists.then(|| file.to_owned()),
             config: Self {
-                passed_over,
+                ignored_variables,
                 tenants,
                 ..value
             },
@@ -310,7 +310,7 @@ impl Config {
             http: root.section("http", Http::read),
             telemetry: root.section("telemetry", Telemetry::read),
             log: root.section("log", Log::read),
-            passed_over: Vec::new(),
+            ignored_variables: Vec::new(),
             tenants: None,
         }
     }

@@ -126,7 +126,7 @@ impl Nats {
     }
 
     /// The errors of the files that it names and that can't be read.
-    pub fn unreadable(&self) -> Vec<anyhow::Error> {
+    pub fn unreadable_files(&self) -> Vec<anyhow::Error> {
         let open = |(key, file): (&str, &Path)| {
             let opened = std::fs::File::open(file);
             let opened =

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::checks;
-use super::environment::tells_of_a_service;
+use super::environment::is_service_link;
 use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::settings::Setting;
 use super::similar::{did_you_mean, similar};
@@ -50,7 +50,7 @@ pub(super) struct Outcome<T> {
     pub(super) value: T,
     pub(super) problems: Option<Problems>,
     /// Variables that look like a key's, and are ignored.
-    pub(super) passed_over: Vec<Problem>,
+    pub(super) ignored_variables: Vec<Problem>,
     /// Every key, and what sets it.
     pub(super) settings: Vec<Setting>,
 }
@@ -74,11 +74,11 @@ impl<'a> ConfigReader<'a> {
         read: impl FnOnce(&mut Section<'_, 'a>) -> T,
     ) -> Outcome<T> {
         let value = self.read_root(Some(document), read);
-        let passed_over = self.judge_unknown_variables();
+        let ignored_variables = self.check_unknown_variables();
         Outcome {
             value,
             problems: Problems::found(self.problems),
-            passed_over,
+            ignored_variables,
             settings: self.settings,
         }
     }
@@ -148,21 +148,21 @@ impl<'a> ConfigReader<'a> {
 
     /// Refuses unknown variables that are probably meant for a key. Returns a warning for each
     /// other one that begins like a key's: perhaps the operator didn't set it.
-    fn judge_unknown_variables(&mut self) -> Vec<Problem> {
+    fn check_unknown_variables(&mut self) -> Vec<Problem> {
         let keys = || {
             self.variables
                 .iter()
                 .filter_map(|name| name.strip_prefix(VARIABLE_PREFIX))
         };
         let is_section = |name: &str| keys().any(|key| key.split('_').next() == Some(name));
-        let (mut refused, mut passed_over) = (Vec::new(), Vec::new());
+        let (mut refused, mut ignored_variables) = (Vec::new(), Vec::new());
         for (name, value) in &self.env {
             let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else {
                 continue;
             };
             if self.variables.contains(name)
                 || OTHER_VARIABLES.contains(&name.as_str())
-                || tells_of_a_service(name, value)
+                || is_service_link(name, value)
             {
                 continue;
             }
@@ -171,7 +171,7 @@ impl<'a> ConfigReader<'a> {
                 .map(|rest| format!("{VARIABLE_PREFIX}{rest}"))
                 .collect();
             let section = rest.split('_').next().unwrap_or_default();
-            let is_meant = !close.is_empty() || section == "PIPELINE" || is_section(section);
+            let is_typo = !close.is_empty() || section == "PIPELINE" || is_section(section);
             let problem = Problem {
                 place: Place::Variable(name.clone()),
                 what: "unknown variable".into(),
@@ -181,14 +181,14 @@ impl<'a> ConfigReader<'a> {
                         .into()
                 }),
             };
-            if is_meant {
+            if is_typo {
                 refused.push(problem);
             } else {
-                passed_over.push(problem);
+                ignored_variables.push(problem);
             }
         }
         self.problems.append(&mut refused);
-        passed_over
+        ignored_variables
     }
 }
 

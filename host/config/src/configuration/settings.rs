@@ -74,7 +74,7 @@ impl LoadedConfig {
     ///
     /// # Errors
     /// All problems.
-    pub(super) fn sound(self) -> Result<Config, Problems> {
+    pub(super) fn into_result(self) -> Result<Config, Problems> {
         match self.problems {
             None => Ok(self.config),
             Some(problems) => Err(problems),

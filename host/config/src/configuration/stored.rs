@@ -42,7 +42,7 @@ pub struct StoredTenant {
 
 /// The entry of the store under a name: a tenant, or why it can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InStore {
+pub struct StoredEntry {
     /// The name.
     pub name: String,
     /// What is there.
@@ -80,7 +80,7 @@ impl StoredTenant {
         };
         let document = DeTable::parse(text)
             .map_err(|error| Problems::from(syntax::problem(file, text, &error)))?;
-        let sections = alone(document.get_ref())
+        let sections = only_tenant_sections(document.get_ref())
             .map_err(|what| problem(what, "write [[tenant]] sections, and nothing else"))?;
         let mut all: Vec<(String, Self)> = Vec::new();
         let begins: Vec<_> = sections.iter().map(|(item, _)| item.span().start).collect();
@@ -121,7 +121,7 @@ impl StoredTenant {
 }
 
 /// The `[[tenant]]` sections of a document that has nothing else.
-fn alone<'a, 'd>(
+fn only_tenant_sections<'a, 'd>(
     document: &'d DeTable<'a>,
 ) -> Result<Vec<(&'d Spanned<DeValue<'a>>, &'d DeTable<'a>)>, String> {
     if let Some((other, _)) = document.iter().find(|(key, _)| key.get_ref() != "tenant") {
@@ -140,16 +140,19 @@ pub(super) fn read(
     file: &Path,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'_>,
-    stored: &[InStore],
+    stored: &[StoredEntry],
 ) -> Vec<TenantSection> {
-    stored.iter().map(|it| one(file, env, rest, it)).collect()
+    stored
+        .iter()
+        .map(|it| read_entry(file, env, rest, it))
+        .collect()
 }
 
-fn one(
+fn read_entry(
     file: &Path,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'_>,
-    stored: &InStore,
+    stored: &StoredEntry,
 ) -> TenantSection {
     let file = file.with_file_name(format!("{TENANTS_BUCKET}.{}", stored.name));
     let refused = |place: Place, what: String| TenantSection {
@@ -178,7 +181,7 @@ fn one(
             return refused(problem.place, problem.what);
         }
     };
-    let sections = match alone(document.get_ref()) {
+    let sections = match only_tenant_sections(document.get_ref()) {
         Ok(sections) => sections,
         Err(what) => return refused(whole, what),
     };
@@ -187,7 +190,7 @@ fn one(
     };
     let text = Lines::of(&value.section);
     let place = text.place(&file, item.span());
-    let (mut section, _) = tenants::one(&file, &text, env, rest, place.clone(), own);
+    let (mut section, _) = tenants::read_tenant(&file, &text, env, rest, place.clone(), own);
     if section.name != stored.name {
         let what = format!(
             "has the tenant `{}` under the name `{}`",
@@ -202,29 +205,29 @@ fn one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, OfNode};
+    use crate::{Config, NodeTenants};
 
     const FILE: &str = "[plugins]\nsource = 'store'\n[tracker]\ntimeout_ms = 60000\n\
                         [[tenant]]\nname = 'acme'\n";
 
-    fn stored(name: &str, section: &str) -> InStore {
+    fn stored(name: &str, section: &str) -> StoredEntry {
         let value = StoredTenant {
             section: section.into(),
             ..StoredTenant::default()
         };
-        InStore {
+        StoredEntry {
             name: name.into(),
             value: Ok(value),
         }
     }
 
-    fn tenants(stored: &[InStore]) -> Vec<TenantSection> {
+    fn tenants(stored: &[StoredEntry]) -> Vec<TenantSection> {
         let text = Text::of(FILE);
         let path = Some(Path::new("node.toml"));
         let none = std::iter::empty();
-        let node = OfNode {
+        let node = NodeTenants {
             stored,
-            ..OfNode::default()
+            ..NodeTenants::default()
         };
         let config = Config::parse_with(path, Some(&text), none, node).unwrap();
         config.tenants.unwrap().to_vec()
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_one_concerns_no_other() {
-        let broken = InStore {
+        let broken = StoredEntry {
             name: "broken".into(),
             value: Err("it is no tenant".into()),
         };

@@ -20,7 +20,7 @@ use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::section::{ConfigReader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
 use super::stored;
-use super::{Config, OfNode, Tenant, basics, fleet};
+use super::{Config, NodeTenants, Tenant, basics, fleet};
 
 /// The key of the list of tenants.
 const KEY: &str = "tenant";
@@ -48,7 +48,7 @@ const SECTIONS: [&str; 16] = [
 
 /// The sections that a tenant replaces as a whole, since half of a directory's source, or half of a
 /// chain, makes no sense.
-const WHOLE: [&str; 2] = ["directory", "pipeline"];
+const REPLACED_SECTIONS: [&str; 2] = ["directory", "pipeline"];
 
 /// The keys of a login, besides what a URL may carry. If a tenant sets one of them, or the servers,
 /// it inherits nothing of the file's login: a login for one server or account is never shown to
@@ -90,7 +90,7 @@ pub struct TenantSection {
 }
 
 /// The keys of the `[[tenant]]` section itself.
-struct Head {
+struct TenantKeys {
     name: Option<String>,
     prefix: Option<String>,
     shards: usize,
@@ -112,7 +112,7 @@ pub(super) fn sections<'a, 'd>(
 }
 
 /// The document without its tenants.
-pub(super) fn without<'a>(document: &DeTable<'a>) -> DeTable<'a> {
+pub(super) fn without_tenants<'a>(document: &DeTable<'a>) -> DeTable<'a> {
     let mut rest = document.clone();
     rest.remove(KEY);
     rest
@@ -120,7 +120,7 @@ pub(super) fn without<'a>(document: &DeTable<'a>) -> DeTable<'a> {
 
 /// The problems of variables that override keys of `[tenant]`, which doesn't exist beside
 /// `[[tenant]]` sections.
-pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Problem> {
+pub(super) fn refused_variables(env: &BTreeMap<String, OsString>) -> Vec<Problem> {
     let of_one = ["PREFIX", "SHARDS"].map(|key| format!("{VARIABLE_PREFIX}TENANT_{key}"));
     let set = of_one.into_iter().filter(|name| env.contains_key(name));
     set.map(|name| Problem {
@@ -139,11 +139,11 @@ pub(super) fn read<'a>(
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'a>,
     items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
-    node: OfNode<'_>,
+    node: NodeTenants<'_>,
 ) -> (Arc<[TenantSection]>, Vec<Vec<Setting>>) {
     let tenants = items.iter().map(|(item, own)| {
         let place = text.place(file, item.span());
-        one(file, text, env, rest, place, own)
+        read_tenant(file, text, env, rest, place, own)
     });
     let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
     let of_file = tenants.len();
@@ -152,7 +152,7 @@ pub(super) fn read<'a>(
     (tenants.into(), settings)
 }
 
-pub(super) fn one(
+pub(super) fn read_tenant(
     file: &Path,
     text: &Lines<'_>,
     env: &BTreeMap<String, OsString>,
@@ -163,7 +163,7 @@ pub(super) fn one(
     let merged = merged(rest, own);
     let mut reader = ConfigReader::new(file, text.clone(), remaining(env, own));
     let read = |root: &mut Section<'_, '_>| Config::read_for(root, fleet::SHARDS_OF_TENANT);
-    let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, read);
+    let (head, config) = reader.read_tenant(place.clone(), own, &merged, TenantKeys::read, read);
     if let Some((name, _)) = own.get_key_value(SHARDS)
         && config.fleet.enabled
     {
@@ -203,7 +203,7 @@ pub(super) fn one(
     (section, settings)
 }
 
-impl Head {
+impl TenantKeys {
     fn read(section: &mut Section<'_, '_>) -> Self {
         let name = section.get("name", token);
         if !section.is_set("name") {
@@ -292,13 +292,13 @@ fn merged_sections<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
             continue;
         }
         let under = match merged.remove(key).map(Spanned::into_inner) {
-            Some(DeValue::Table(under)) if !WHOLE.contains(&key) => Some(under),
+            Some(DeValue::Table(under)) if !REPLACED_SECTIONS.contains(&key) => Some(under),
             _ => None,
         };
         let mut value = value.clone();
         if let (Some(mut under), DeValue::Table(over)) = (under, value.get_mut()) {
-            if key == "nats" && says_login(over) {
-                forget_login(&mut under);
+            if key == "nats" && sets_login(over) {
+                remove_login(&mut under);
             }
             for (name, value) in under {
                 if !over.contains_key(name.get_ref().as_ref()) {
@@ -311,14 +311,14 @@ fn merged_sections<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
     merged
 }
 
-fn says_login(nats: &DeTable<'_>) -> bool {
+fn sets_login(nats: &DeTable<'_>) -> bool {
     let tls = nats.get(TLS).and_then(|tls| tls.get_ref().as_table());
     let has_certificate = tls.is_some_and(|tls| TLS_LOGIN.iter().any(|key| tls.contains_key(*key)));
     has_certificate || nats.contains_key("url") || LOGIN.iter().any(|key| nats.contains_key(*key))
 }
 
 /// Removes everything that is a login from `[nats]`.
-fn forget_login(nats: &mut DeTable<'_>) {
+fn remove_login(nats: &mut DeTable<'_>) {
     for key in LOGIN {
         nats.remove(key);
     }
@@ -326,14 +326,14 @@ fn forget_login(nats: &mut DeTable<'_>) {
         TLS_LOGIN.iter().for_each(|key| drop(tls.remove(*key)));
     }
     match nats.get_mut("url").map(Spanned::get_mut) {
-        Some(DeValue::Array(urls)) => urls.iter_mut().map(Spanned::get_mut).for_each(bare),
-        Some(url) => bare(url),
+        Some(DeValue::Array(urls)) => urls.iter_mut().map(Spanned::get_mut).for_each(strip_logins),
+        Some(url) => strip_logins(url),
         None => {}
     }
 }
 
 /// Removes the logins from addresses.
-fn bare(url: &mut DeValue<'_>) {
+fn strip_logins(url: &mut DeValue<'_>) {
     if let DeValue::String(url) = url {
         *url = without_logins(url).into();
     }
@@ -357,7 +357,7 @@ fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<St
             continue;
         };
         let prefix = format!("{VARIABLE_PREFIX}{}_", section.to_ascii_uppercase());
-        if WHOLE.contains(&section) {
+        if REPLACED_SECTIONS.contains(&section) {
             remaining.retain(|name, _| !name.starts_with(&prefix));
         }
         for key in table.keys() {
@@ -366,15 +366,15 @@ fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<St
             let below = format!("{variable}_");
             remaining.retain(|name, _| *name != variable && !name.starts_with(&below));
         }
-        if section == "nats" && says_login(table) {
-            forget_login_variables(&prefix, &mut remaining);
+        if section == "nats" && sets_login(table) {
+            remove_login_variables(&prefix, &mut remaining);
         }
     }
     remaining
 }
 
-/// As [`forget_login`], for variables.
-fn forget_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
+/// As [`remove_login`], for variables.
+fn remove_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
     let variable = |key: &str| format!("{prefix}{}", key.to_ascii_uppercase());
     for key in LOGIN {
         env.remove(&variable(key));

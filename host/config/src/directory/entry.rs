@@ -41,8 +41,8 @@ impl<'a> Key<'a> {
         if let Some(about) = token::decode(token).filter(|about| is_id(about)) {
             return Ok(Self { section, about });
         }
-        let meant = meant(token).filter(|about| is_id(about));
-        Err(match meant {
+        let guessed = guess_id(token).filter(|about| is_id(about));
+        Err(match guessed {
             Some(about) => format!(
                 "an id has one key alone: write it as `{section}.{}`",
                 token::encode(&about)
@@ -69,7 +69,12 @@ impl<'a> Key<'a> {
     ///
     /// # Errors
     /// If the value can't be read; nothing is changed then.
-    pub fn take(&self, edit: &mut Edit, names: &Names, value: Option<&[u8]>) -> anyhow::Result<()> {
+    pub fn apply(
+        &self,
+        edit: &mut Edit,
+        names: &Names,
+        value: Option<&[u8]>,
+    ) -> anyhow::Result<()> {
         let text = value.map(std::str::from_utf8).transpose();
         let text = text.context("the value is not UTF-8")?.map(without_bom);
         let ids = || text.map(|json| reader::ids(json, names)).transpose();
@@ -123,7 +128,7 @@ pub fn value_of(directory: &Directory, question: &Question, names: &Names) -> Op
 }
 
 /// The id that was probably meant by a token that is wrong.
-fn meant(token: &str) -> Option<String> {
+fn guess_id(token: &str) -> Option<String> {
     let Some(encoded) = token.strip_prefix('=') else {
         return Some(token.to_owned());
     };
@@ -197,7 +202,8 @@ mod tests {
         let mut edit = Directory::new().edit();
         for (key, value) in entries {
             let key = Key::parse(key).unwrap();
-            key.take(&mut edit, &names, Some(value.as_bytes())).unwrap();
+            key.apply(&mut edit, &names, Some(value.as_bytes()))
+                .unwrap();
         }
         let (directory, _) = edit.finish();
         for (key, value) in entries {

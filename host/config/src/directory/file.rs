@@ -8,7 +8,7 @@ use presence_core::names::Names;
 
 use super::content::Content;
 use super::entry::without_bom;
-use crate::escape::say;
+use crate::escape::eprint_line;
 use crate::regular_file::{self, Unreadable};
 
 /// Reads the text of a directory file. `None` if there is no such file.
@@ -67,14 +67,14 @@ pub fn load(path: &Path, is_named: bool, names: &Names) -> anyhow::Result<Direct
         Some(text) => Ok(parse(path, &text, names)?.replace(&Directory::new()).0),
         None if is_named => bail!("{} does not exist", path.display()),
         None => {
-            say(format_args!("warning: {}", none(path)));
+            eprint_line(format_args!("warning: {}", missing_message(path)));
             Ok(Directory::new())
         }
     }
 }
 
 /// The message that the default directory file is missing.
-pub fn none(path: &Path) -> String {
+pub fn missing_message(path: &Path) -> String {
     format!(
         "{} does not exist: nobody has contacts or groups",
         path.display()

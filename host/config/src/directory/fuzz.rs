@@ -38,13 +38,13 @@ pub fn entry(key: &str, value: &[u8]) -> bool {
     let question = parsed.question(&names);
     assert_eq!(entry::key_of(&question, &names).as_deref(), Some(key));
     let mut edit = Directory::new().edit();
-    if parsed.take(&mut edit, &names, Some(value)).is_err() {
+    if parsed.apply(&mut edit, &names, Some(value)).is_err() {
         return false;
     }
     let (directory, _) = edit.finish();
     if let Some(written) = entry::value_of(&directory, &question, &names) {
         let mut edit = directory.edit();
-        let taken = parsed.take(&mut edit, &names, Some(written.as_bytes()));
+        let taken = parsed.apply(&mut edit, &names, Some(written.as_bytes()));
         taken.expect("what is written can be read");
         assert!(edit.finish().1.is_empty(), "{written}");
     }

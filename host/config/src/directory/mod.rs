@@ -15,5 +15,5 @@ mod service_fuzz;
 
 pub use content::Content;
 pub use export::Export;
-pub use file::{load, none, parse, parse_within, read_text};
+pub use file::{load, missing_message, parse, parse_within, read_text};
 pub use room::ValueRoom;

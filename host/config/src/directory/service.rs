@@ -106,7 +106,7 @@ fn word(question: &Question) -> &'static str {
 }
 
 /// An empty answer.
-pub fn nothing(question: &Question) -> Bytes {
+pub fn empty_answer(question: &Question) -> Bytes {
     Bytes::from_static(match question {
         Question::Settings(_) => b"{}",
         _ => b"[]",
@@ -260,7 +260,7 @@ mod tests {
             with(&long, "1"),
         ] {
             assert_eq!(request("d", &question, &names), None);
-            answer(&question, &nothing(&question), &names).unwrap();
+            answer(&question, &empty_answer(&question), &names).unwrap();
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::manifest::Case;
@@ -75,14 +75,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         };
         case.directory = read;
     }
-    let limits = limits(&config, true).within(plugin.manifest.limits);
+    let limits = limits(&config, true).capped_by(plugin.manifest.limits);
     let outcome = self_test::run_case(&plugin, &case, limits);
     if args.json {
         print_json(object(&plugin, &outcome))?;
     } else {
         print(page(&outcome, limits))?;
         if case.directory.is_empty() {
-            say("note: the directory is empty: --directory FILE gives it one");
+            eprint_line("note: the directory is empty: --directory FILE gives it one");
         }
     }
     ensure!(

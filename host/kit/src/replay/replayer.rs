@@ -90,7 +90,7 @@ impl Replayer {
         self.advance_to(recorded.at, &mut done)?;
         // Messages that a node published are no input.
         let kind = self.subjects.kind(&recorded.subject);
-        let Some(kind) = kind.filter(|_| !recorded.is_nodes) else {
+        let Some(kind) = kind.filter(|_| !recorded.is_from_node) else {
             return Ok(());
         };
         let payload = &recorded.payload;

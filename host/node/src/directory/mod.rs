@@ -7,4 +7,4 @@ pub(crate) mod kv;
 pub(crate) mod request;
 
 pub(crate) use health::DirectoryHealth;
-pub(crate) use presence_config::directory::{none, parse_within, read_text};
+pub(crate) use presence_config::directory::{missing_message, parse_within, read_text};

@@ -372,7 +372,7 @@ impl Driver {
 
     fn listen(&mut self, shard: u32) {
         let (connection, broker) = (self.connection.clone(), Arc::clone(&self.broker));
-        let subject = self.subjects.of_shard(shard);
+        let subject = self.subjects.shard_wildcard(shard);
         let listens = async move {
             let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
             Done::Listens(shard, messages.await)

@@ -112,7 +112,7 @@ impl BrokerAccess {
     /// If a named file can't be read, or has the wrong content.
     pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
         // Checked first, because the client would only report it at each attempt to connect.
-        if let Some(problem) = self.nats.unreadable().into_iter().next() {
+        if let Some(problem) = self.nats.unreadable_files().into_iter().next() {
             return Err(problem);
         }
         let mut options = self

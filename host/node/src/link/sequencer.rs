@@ -58,7 +58,7 @@ impl Sequencer {
     /// Begins this epoch as the shard's owner. Numbers start again, and the fence limits how long
     /// it may publish.
     pub(crate) fn own(&mut self, epoch: u64, fence: Arc<EpochFence>) {
-        self.source = Arc::new(self.source.owned_in(epoch));
+        self.source = Arc::new(self.source.with_epoch(epoch));
         self.seqs = Default::default();
         self.beacons = 0;
         self.has_begun = true;
@@ -128,7 +128,7 @@ impl Sequencer {
     /// Begins a new epoch, and starts the numbers again. The epoch is at least `epoch`, and later
     /// than the last one.
     pub(crate) fn begin_epoch(&mut self, epoch: u64) {
-        self.source = Arc::new(self.source.in_epoch(epoch));
+        self.source = Arc::new(self.source.renewed_in(epoch));
         self.seqs = Default::default();
         self.beacons = 0;
     }

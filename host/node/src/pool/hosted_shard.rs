@@ -172,8 +172,8 @@ impl HostedShard {
     /// Resets its enrichers to their initial state, and drops the decisions to compare.
     pub(super) fn reset_rules(&mut self) {
         let beside = self.pipelines.beside.as_ref();
-        let own_beside = beside.map(|it| it.generation.blueprint.own());
-        self.own = self.pipelines.active.blueprint.own();
+        let own_beside = beside.map(|it| it.generation.blueprint.stateful_enrichers());
+        self.own = self.pipelines.active.blueprint.stateful_enrichers();
         self.own_beside = own_beside.unwrap_or_default();
         self.comparisons.clear();
     }

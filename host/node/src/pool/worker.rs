@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use presence_core::{Input, Output};
-use presence_sandbox::while_paused;
+use presence_sandbox::set_pause_work;
 use tracing::Span;
 
 use super::hosted_shard::{HostedShard, RunState};
@@ -121,7 +121,7 @@ impl<C: Transport> Worker<C> {
             had_deferrable: Cell::new(false),
         });
         let pausing = Rc::downgrade(&worker);
-        while_paused(Rc::new(move || {
+        set_pause_work(Rc::new(move || {
             let worker = pausing.upgrade();
             worker.map_or(Duration::ZERO, |worker| worker.pause())
         }));

@@ -256,7 +256,7 @@ impl Reload {
         }
         match &candidate {
             Some(it) => tracing::info!(
-                candidate = it.named(),
+                candidate = it.label(),
                 percent = %it.percent,
                 "a canary decides on a share of the users"
             ),
@@ -399,7 +399,7 @@ impl Reload {
         let Some(candidate) = self.canary.running.clone() else {
             return;
         };
-        let named = candidate.named();
+        let named = candidate.label();
         let (what, why, is_promoted) = match end {
             End::Abort(why) => (
                 "canary-aborted",
@@ -537,7 +537,7 @@ impl CanaryEnd {
             });
         }
         let chain = match self.is_promoted {
-            true => self.candidate.in_place(&newest.chain),
+            true => self.candidate.applied_to(&newest.chain),
             false => newest.chain.clone(),
         };
         let in_force = self.state.in_force().map_or(0, |it| it.revision);

@@ -272,7 +272,7 @@ impl Reload {
         if !self.tenant.directory.is_on_demand() {
             return self.available(true);
         }
-        tracing::warn!("{}", directory::none(path));
+        tracing::warn!("{}", directory::missing_message(path));
         self.parsing
             .start(|| Ok(Some((Directory::new(), Changes::default()))));
     }

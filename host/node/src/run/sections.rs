@@ -159,7 +159,7 @@ impl ConfigFollower {
             Err(problems) => DesiredState::Refuse(brief(&problems.to_string())),
             Ok(config) => {
                 let mut config = Config::clone(config);
-                config.keep_of_process(&self.shared.config, section.own_account);
+                config.keep_process_values(&self.shared.config, section.own_account);
                 DesiredState::Serve(Arc::new(config), section.own_account)
             }
         }

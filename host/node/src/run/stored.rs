@@ -9,7 +9,8 @@ use bytes::Bytes;
 use presence_config::causes::Causes;
 use presence_config::escape::{brief, cut};
 use presence_config::{
-    self as config, Config, InStore, OfNode, StoredTenant, TENANTS_BUCKET, TenantSection, Text,
+    self as config, Config, NodeTenants, StoredEntry, StoredTenant, TENANTS_BUCKET, TenantSection,
+    Text,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,9 +35,9 @@ pub(super) struct Taken {
 
 impl Taken {
     /// The configuration with other tenants from the store.
-    pub(super) fn with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
+    pub(super) fn with(&self, stored: &[StoredEntry]) -> anyhow::Result<Config> {
         let (path, text) = (self.path.as_deref(), self.text.as_ref());
-        let node = OfNode {
+        let node = NodeTenants {
             stored,
             serving: &self.serving,
         };
@@ -151,7 +152,7 @@ impl Shared {
             let (name, value) = (name.clone(), Ok(tenant.clone()));
             match after.iter_mut().find(|it| it.name == name) {
                 Some(before) => before.value = value,
-                None => after.push(InStore { name, value }),
+                None => after.push(StoredEntry { name, value }),
             }
         }
         let (before, after) =
@@ -165,7 +166,7 @@ impl Shared {
             match &section.config {
                 Ok(config) if is_changed => {
                     let mut config = Config::clone(config);
-                    config.keep_of_process(&self.config, section.own_account);
+                    config.keep_process_values(&self.config, section.own_account);
                     if !section.paused {
                         no_other_has_subjects(&config, &after).await?;
                     }

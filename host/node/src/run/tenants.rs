@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use presence_config::causes::Causes;
 use presence_config::escape::brief;
 use presence_config::regular_file::Stamp;
-use presence_config::{self as config, Config, OfNode, Text};
+use presence_config::{self as config, Config, NodeTenants, Text};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -434,7 +434,7 @@ impl ConfigFollower {
             let Some(text) = text else {
                 return Ok(None);
             };
-            let node = OfNode {
+            let node = NodeTenants {
                 stored: &stored,
                 serving: &serving,
             };
@@ -507,7 +507,7 @@ impl ConfigFollower {
     fn take(&mut self, new: Config) {
         let before = std::mem::replace(&mut self.running, new);
         for change in before.changes(&self.running) {
-            if change.is_of_process() {
+            if change.affects_process() {
                 let section = change.section;
                 tracing::warn!("[{section}] has changed: it takes effect at the next start");
             }

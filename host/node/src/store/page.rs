@@ -71,10 +71,10 @@ impl PageStore {
             PageAction::Promote | PageAction::Abort => {
                 let candidate = newest.candidate.as_ref();
                 let candidate = candidate.context("no canary runs by now")?;
-                let named = candidate.named();
+                let named = candidate.label();
                 match step {
                     PageAction::Promote => (
-                        candidate.in_place(&newest.chain),
+                        candidate.applied_to(&newest.chain),
                         format!("promote the canary {named}"),
                     ),
                     _ => (newest.chain.clone(), format!("abort the canary {named}")),

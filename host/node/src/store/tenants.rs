@@ -17,7 +17,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Storag
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::causes::Causes;
 use presence_config::escape::brief;
-use presence_config::{InStore, StoredTenant, TENANTS_BUCKET, escape};
+use presence_config::{StoredEntry, StoredTenant, TENANTS_BUCKET, escape};
 use presence_rules::private;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -100,7 +100,7 @@ pub enum Put {
 pub(crate) struct Known {
     /// The place up to which the bucket has been read. `None` if it hasn't been read.
     pub(crate) place: Option<BucketPlace>,
-    pub(crate) tenants: Arc<[InStore]>,
+    pub(crate) tenants: Arc<[StoredEntry]>,
 }
 
 impl TenantStore {
@@ -429,7 +429,7 @@ impl TenantsFollower {
         entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));
         let tenants = entries.into_iter().filter_map(|(name, entry)| {
             let (name, value) = (shown(name, entry.place), entry.tenant.clone()?);
-            Some(InStore { name, value })
+            Some(StoredEntry { name, value })
         });
         let tenants = tenants.collect();
         let place = self.place.map(|(place, _)| place);

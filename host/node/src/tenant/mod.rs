@@ -233,7 +233,7 @@ impl Tenant {
                 Some(fleet) => {
                     let source = Source::of_fleet(number, &subjects, message_ids);
                     let number = u32::try_from(number).unwrap_or(u32::MAX);
-                    let told = subjects.told(number);
+                    let told = subjects.shard_standby_messages(number);
                     let (names, links) = (Arc::clone(&names), fleet.links.clone());
                     let replica = (number, fleet.replicas.clone());
                     let cell = Cell::replica(shard, replica, names, links);

@@ -250,7 +250,7 @@ impl Router {
         put: &mut impl FnMut(&Incoming, Sorted),
     ) {
         let input = match what {
-            ShardMessage::Told => return self.told(shard, received, shards),
+            ShardMessage::Standby => return self.told(shard, received, shards),
             ShardMessage::Heartbeats if received.payload().len() > waiting::BYTES_MAX => {
                 // No router combines as many.
                 self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);

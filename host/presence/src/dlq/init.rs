@@ -38,7 +38,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         true => "was made",
         false => "was there",
     };
-    let age = arguments::in_words(args.max_age);
+    let age = arguments::span_text(args.max_age);
     print(format_args!(
         "the stream `{}` {did}, and keeps {} of dead letters, for {age}\n",
         letters.name(),

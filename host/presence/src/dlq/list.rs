@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Display;
 
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_kit::text;
 use presence_node::link::dlq_stream::DeadLetter;
 use serde_json::json;
@@ -62,7 +62,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         &rows,
     ))?;
     if earlier > 0 {
-        say(format_args!(
+        eprint_line(format_args!(
             "{earlier} earlier ones are not listed: --last lists more"
         ));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::ArgGroup;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_core::message::Kind;
 use presence_node::clock;
 use presence_node::link::dlq_stream::{DeadLetter, DlqStream, RedriveMode, RedriveResult};
@@ -25,8 +25,8 @@ const SELECTIONS: [&str; 7] = [
 
 /// How many times, and at which interval, the stream is read for the new letter of a refused
 /// message.
-const LOOKS: usize = 20;
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const READS_MAX: usize = 20;
+const READ_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]
 #[command(group(
@@ -56,7 +56,7 @@ pub(crate) struct Args {
 }
 
 /// How long to wait before trying again to get the turn that another redrive has.
-const TURN_AGAIN: Duration = Duration::from_millis(250);
+const TURN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What became of a letter.
 enum Outcome {
@@ -64,7 +64,7 @@ enum Outcome {
     Stale(String),
     Refused(String, String),
     /// It was not redriven, and stays in the stream, for this reason.
-    Left(String),
+    Skipped(String),
     /// It isn't in the stream any more.
     Gone,
 }
@@ -72,8 +72,8 @@ enum Outcome {
 /// Redrives the selected dead letters, in order.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let (config, letters) = args.place.open().await?;
-    let meant = meant(args, &letters).await?;
-    if meant.is_empty() {
+    let selected = select_letters(args, &letters).await?;
+    if selected.is_empty() {
         match args.json {
             true => print_json(json!({"redriven": []}))?,
             false => print("no dead letters\n")?,
@@ -81,36 +81,41 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     if !args.yes {
-        confirm(meant.len(), letters.name())?;
+        confirm(selected.len(), letters.name())?;
     }
     let age_max_ms = (!args.old).then_some(config.tracker.timeout_ms);
     let turn = turn(&letters).await?;
     let mut outcomes = Vec::new();
-    let end = redrive_all(&turn, &letters, (&meant, age_max_ms), |letter, outcome| {
-        if !args.json {
-            print(format_args!("{}\n", described(letter, &outcome)))?;
-        }
-        outcomes.push((letter, outcome));
-        Ok(())
-    });
+    let end = redrive_all(
+        &turn,
+        &letters,
+        (&selected, age_max_ms),
+        |letter, outcome| {
+            if !args.json {
+                print(format_args!("{}\n", describe(letter, &outcome)))?;
+            }
+            outcomes.push((letter, outcome));
+            Ok(())
+        },
+    );
     let end = end.await;
     turn.end().await;
     if args.json {
         let outcomes = outcomes.iter().map(|(letter, outcome)| {
-            let (what, why) = outcome.words();
+            let (what, why) = outcome.as_words();
             json!({"number": letter.number, "subject": letter.content.subject, "outcome": what, "why": why})
         });
         print_json(json!({"redriven": outcomes.collect::<Vec<_>>()}))?;
     }
     end?;
-    let open = |outcome: &Outcome| matches!(outcome, Outcome::Refused(..) | Outcome::Left(_));
+    let open = |outcome: &Outcome| matches!(outcome, Outcome::Refused(..) | Outcome::Skipped(_));
     match outcomes.iter().filter(|(_, outcome)| open(outcome)).count() {
         0 => Ok(()),
-        open => bail!("{open} of {} were refused again or left", meant.len()),
+        open => bail!("{open} of {} were refused again or left", selected.len()),
     }
 }
 
-/// Redrives letters in order, and passes each outcome to `tell`.
+/// Redrives letters in order, and passes each outcome to `report`.
 ///
 /// # Errors
 /// If a letter can't be redriven, or not be removed afterwards. The letters after it are not tried:
@@ -118,20 +123,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 async fn redrive_all<'a>(
     turn: &RedriveTurn<'_>,
     letters: &DlqStream,
-    (meant, age_max_ms): (&'a [DeadLetter], Option<u64>),
-    mut tell: impl FnMut(&'a DeadLetter, Outcome) -> anyhow::Result<()>,
+    (selected, age_max_ms): (&'a [DeadLetter], Option<u64>),
+    mut report: impl FnMut(&'a DeadLetter, Outcome) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut replaced_up_to = letters.last().await?;
-    let there = there(letters, meant).await?;
-    for letter in meant {
-        let (outcome, removed) = match why_left(letters, letter, age_max_ms) {
-            _ if !there.contains(&letter.number) => (Outcome::Gone, Ok(())),
-            Some(why) => (Outcome::Left(why), Ok(())),
+    let in_stream = still_in_stream(letters, selected).await?;
+    for letter in selected {
+        let (outcome, removed) = match skip_reason(letters, letter, age_max_ms) {
+            _ if !in_stream.contains(&letter.number) => (Outcome::Gone, Ok(())),
+            Some(why) => (Outcome::Skipped(why), Ok(())),
             None => in_turn(turn, redrive(letters, letter, &mut replaced_up_to))
                 .await
                 .with_context(|| format!("redriving dead letter {}", letter.number))?,
         };
-        tell(letter, outcome)?;
+        report(letter, outcome)?;
         removed.context("the next redrive publishes its message again")?;
     }
     Ok(())
@@ -139,35 +144,38 @@ async fn redrive_all<'a>(
 
 /// Waits until no other redrive has the turn, and takes it.
 async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
-    let mut is_said = false;
+    let mut is_printed = false;
     loop {
         if let Some(turn) = RedriveTurn::take(letters).await? {
             return Ok(turn);
         }
-        if !std::mem::replace(&mut is_said, true) {
-            say(format_args!(
+        if !std::mem::replace(&mut is_printed, true) {
+            eprint_line(format_args!(
                 "another redrive of the stream `{}` runs: waiting until it is done",
                 letters.name()
             ));
         }
-        sleep(TURN_AGAIN).await;
+        sleep(TURN_RETRY_INTERVAL).await;
     }
 }
 
 /// The numbers of the letters that are still there. Another redrive may have removed some. In a
 /// stream that was made anew, other letters have these numbers, so the bodies are compared, too.
-async fn there(letters: &DlqStream, meant: &[DeadLetter]) -> anyhow::Result<BTreeSet<u64>> {
-    let first = meant.first().map_or(1, |letter| letter.number);
-    let meant: BTreeMap<_, _> = meant.iter().map(|it| (it.number, &it.body)).collect();
-    let mut there = BTreeSet::new();
+async fn still_in_stream(
+    letters: &DlqStream,
+    selected: &[DeadLetter],
+) -> anyhow::Result<BTreeSet<u64>> {
+    let first = selected.first().map_or(1, |letter| letter.number);
+    let selected: BTreeMap<_, _> = selected.iter().map(|it| (it.number, &it.body)).collect();
+    let mut in_stream = BTreeSet::new();
     let read = letters.read(first, |letter| {
-        if meant.get(&letter.number) == Some(&&letter.body) {
-            there.insert(letter.number);
+        if selected.get(&letter.number) == Some(&&letter.body) {
+            in_stream.insert(letter.number);
         }
         Ok(true)
     });
     read.await?;
-    Ok(there)
+    Ok(in_stream)
 }
 
 /// Redrives a letter while this process has the turn. Fails if it loses the turn.
@@ -184,7 +192,11 @@ async fn in_turn<T>(
 }
 
 /// Why a letter is not redriven. `None`: it is redriven.
-fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -> Option<String> {
+fn skip_reason(
+    letters: &DlqStream,
+    letter: &DeadLetter,
+    age_max_ms: Option<u64>,
+) -> Option<String> {
     let kind = match letters.redrive_mode(letter) {
         RedriveMode::None(why) => return Some(why.into()),
         RedriveMode::Event => None,
@@ -200,31 +212,31 @@ fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -
     // The message may be older than its letter, and the sender's clock may be ahead: the earlier
     // time counts.
     let message: Option<Value> = serde_json::from_slice(&payload).ok();
-    let said_at = message
+    let sent_at = message
         .as_ref()
         .and_then(|message| message.get("timestamp")?.as_u64());
-    let said_at = said_at.map_or(letter.content.timestamp, |at| {
+    let sent_at = sent_at.map_or(letter.content.timestamp, |at| {
         at.min(letter.content.timestamp)
     });
-    (clock::now_ms().saturating_sub(said_at) > age_max_ms).then(|| {
+    (clock::now_ms().saturating_sub(sent_at) > age_max_ms).then(|| {
         format!("older than {age_max_ms} ms ([tracker] timeout_ms); --old redrives it nonetheless")
     })
 }
 
 /// The selected letters.
-async fn meant(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLetter>> {
-    let mut meant = Vec::new();
+async fn select_letters(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLetter>> {
+    let mut selected = Vec::new();
     let read = letters.read(1, |letter| {
         let is_named = args.numbers.is_empty() || args.numbers.contains(&letter.number);
         if is_named && args.filter.takes(&letter) {
-            meant.push(letter);
+            selected.push(letter);
         }
         Ok(true)
     });
     read.await?;
     for number in &args.numbers {
         ensure!(
-            meant.iter().any(|letter| letter.number == *number),
+            selected.iter().any(|letter| letter.number == *number),
             "there is no dead letter {number} in the stream `{}`{}",
             letters.name(),
             if args.filter.is_empty() {
@@ -234,7 +246,7 @@ async fn meant(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLette
             }
         );
     }
-    Ok(meant)
+    Ok(selected)
 }
 
 fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
@@ -242,7 +254,7 @@ fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
         stdin().is_terminal(),
         "there is no terminal to ask on: --yes redrives {count} dead letters without asking"
     );
-    say(format_args!(
+    eprint_line(format_args!(
         "Redrive {count} dead letters of the stream `{stream}`? [y/N]"
     ));
     let mut answer = String::new();
@@ -293,7 +305,7 @@ async fn replacement(
     letter: &DeadLetter,
     last: u64,
 ) -> anyhow::Result<Option<u64>> {
-    for _ in 0..LOOKS {
+    for _ in 0..READS_MAX {
         let mut found = None;
         let read = letters.read(last + 1, |newer| {
             let is_same = newer.content.subject == letter.content.subject
@@ -305,18 +317,18 @@ async fn replacement(
         if found.is_some() {
             return Ok(found);
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(READ_INTERVAL).await;
     }
     Ok(None)
 }
 
 impl Outcome {
-    fn words(&self) -> (&'static str, String) {
+    fn as_words(&self) -> (&'static str, String) {
         match self {
             Self::Accepted => ("accepted", String::new()),
             Self::Stale(why) => ("stale", why.clone()),
             Self::Refused(reason, error) => ("refused", format!("{reason}: {error}")),
-            Self::Left(why) => ("left", why.clone()),
+            Self::Skipped(why) => ("left", why.clone()),
             Self::Gone => (
                 "gone",
                 "it is not in the stream any more: another redrive was faster, or it was removed"
@@ -326,8 +338,8 @@ impl Outcome {
     }
 }
 
-fn described(letter: &DeadLetter, outcome: &Outcome) -> String {
-    let (what, why) = outcome.words();
+fn describe(letter: &DeadLetter, outcome: &Outcome) -> String {
+    let (what, why) = outcome.as_words();
     let colon = if why.is_empty() { "" } else { ": " };
     let (number, subject) = (letter.number, line(&letter.content.subject));
     format!("{number}  {subject}  {what}{colon}{}", line(why))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::change::StoreSession;
 use super::file::PinnedPipeline;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 /// Makes the file's pipeline the next revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
-    let meant = PinnedPipeline::read(&args.file, &args.how.config, &session).await?;
-    let chain = meant.chain.clone();
-    session.change(chain, &args.how, "", Some(&meant)).await
+    let pinned = PinnedPipeline::read(&args.file, &args.how.config, &session).await?;
+    let chain = pinned.chain.clone();
+    session.change(chain, &args.how, "", Some(&pinned)).await
 }

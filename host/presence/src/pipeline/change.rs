@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::Config;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_config::revision::{Candidate, Entry, Revision, toml_of};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::file::PinnedPipeline;
-use crate::changing::{ChangeOptions, silent_why, who};
+use crate::confirmation::{ChangeOptions, unanswered_message, who};
 use crate::secrets;
 use crate::tenant;
 
@@ -47,20 +47,20 @@ impl StoreSession {
             running: None,
         };
         if session.revisions.is_empty() {
-            session.running = session.run_by_nodes().await;
+            session.running = session.highest_running().await;
         }
-        if let Some(unread) = session.unread() {
+        if let Some(unread) = session.unreadable_newest() {
             let error = unread.revision.as_ref().err();
             let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
             let holds = session.newest().map(|it| it.revision);
             let holds = holds.map_or("no revision".into(), |it| format!("revision {it}"));
-            say(format_args!("warning: {error}; going by {holds}"));
+            eprint_line(format_args!("warning: {error}; going by {holds}"));
         }
         Ok(session)
     }
 
     /// The highest revision that a node runs. It is needed if the bucket was lost.
-    async fn run_by_nodes(&self) -> Option<Revision> {
+    async fn highest_running(&self) -> Option<Revision> {
         let mut highest: Option<(String, Revision)> = None;
         // Errors are left out here: a command that needs a revision reports that there is none.
         for node in self.operator.nodes().await.unwrap_or_default() {
@@ -73,7 +73,7 @@ impl StoreSession {
             }
         }
         let (node, revision) = highest?;
-        say(format_args!(
+        eprint_line(format_args!(
             "warning: the bucket `{}` has no revisions; going by revision {}, which the node {} runs",
             self.operator.store().pipeline(),
             revision.revision,
@@ -84,7 +84,7 @@ impl StoreSession {
 
     /// The entry that was written last, if it can't be read and is newer than every entry that can.
     /// Nodes refuse it, and keep what they run.
-    pub(crate) fn unread(&self) -> Option<&FoundRevision> {
+    pub(crate) fn unreadable_newest(&self) -> Option<&FoundRevision> {
         let place = |it: &&FoundRevision| it.place;
         let good = self.revisions.iter().filter(|it| it.revision.is_ok());
         let good = good.map(|it| it.place).max().unwrap_or_default();
@@ -107,7 +107,7 @@ impl StoreSession {
     ///
     /// # Errors
     /// If there is none.
-    pub(crate) fn needed(&self) -> anyhow::Result<&Revision> {
+    pub(crate) fn newest_or_error(&self) -> anyhow::Result<&Revision> {
         self.newest().with_context(|| {
             format!(
                 "there is no pipeline revision in the bucket `{}`: `presence pipeline apply FILE` \
@@ -121,7 +121,7 @@ impl StoreSession {
     ///
     /// # Errors
     /// If there is none of that number, or it can't be read.
-    pub(crate) async fn numbered(&self, number: u64) -> anyhow::Result<Revision> {
+    pub(crate) async fn find_revision(&self, number: u64) -> anyhow::Result<Revision> {
         let found = self.operator.store().revision(number).await;
         let found = found.map_err(|error| self.operator.complained(error))?;
         let found = found.with_context(|| {
@@ -168,7 +168,7 @@ impl StoreSession {
         })
     }
 
-    /// Makes `chain` the next revision, without a canary: a running one ends. `meant` has the
+    /// Makes `chain` the next revision, without a canary: a running one ends. `pinned` has the
     /// built-in plugins of the chain that may have to be uploaded first.
     ///
     /// # Errors
@@ -178,9 +178,9 @@ impl StoreSession {
         chain: Vec<Entry>,
         how: &ChangeOptions,
         why: &str,
-        meant: Option<&PinnedPipeline>,
+        pinned: Option<&PinnedPipeline>,
     ) -> anyhow::Result<()> {
-        self.change_to((chain, None), how, why, meant).await
+        self.change_to((chain, None), how, why, pinned).await
     }
 
     /// Makes `chain`, with `candidate` as its canary, the next revision.
@@ -192,31 +192,32 @@ impl StoreSession {
         (chain, candidate): (Vec<Entry>, Option<Candidate>),
         how: &ChangeOptions,
         why: &str,
-        meant: Option<&PinnedPipeline>,
+        pinned: Option<&PinnedPipeline>,
     ) -> anyhow::Result<()> {
         let difference = self.difference_to(&chain, candidate.as_ref());
-        let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
+        let is_target = |it: &&Revision| it.chain == chain && it.candidate == candidate;
         // A revision is written even without a difference in two cases: after an entry that can't
         // be read, which it supersedes, and if the bucket has lost the revision that nodes run.
         let newest = self.newest();
-        let newest = newest.filter(|_| self.unread().is_none() && self.running.is_none());
-        if let Some(newest) = newest.filter(is_it) {
-            return self.say_unchanged(newest.revision, how);
+        let newest =
+            newest.filter(|_| self.unreadable_newest().is_none() && self.running.is_none());
+        if let Some(newest) = newest.filter(is_target) {
+            return self.print_unchanged(newest.revision, how);
         }
         let why = how.why(why)?;
-        how.agree(&difference, "Make this the next revision?")?;
+        how.confirm_change(&difference, "Make this the next revision?")?;
         let nodes = self.operator.nodes().await?;
         ensure!(
             nodes.iter().any(|node| !node.waits),
             "no node serves: {} of them wait for their turn",
             nodes.len()
         );
-        if let Some(meant) = meant {
-            meant.upload(self).await?;
+        if let Some(pinned) = pinned {
+            pinned.upload(self).await?;
         }
         let silent = self.operator.silent(&nodes).await;
         let revision = Revision {
-            revision: self.next(&nodes).await?,
+            revision: self.next_revision_number(&nodes).await?,
             chain,
             candidate,
             who: self.who(),
@@ -227,7 +228,7 @@ impl StoreSession {
             .await
     }
 
-    fn say_unchanged(&self, number: u64, how: &ChangeOptions) -> anyhow::Result<()> {
+    fn print_unchanged(&self, number: u64, how: &ChangeOptions) -> anyhow::Result<()> {
         if how.json {
             print_json(
                 json!({"revision": number, "written": false, "difference": "", "nodes": []}),
@@ -246,7 +247,7 @@ impl StoreSession {
     /// # Errors
     /// If the bucket has a revision that this command hasn't read, and that the change doesn't
     /// build on.
-    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
+    async fn next_revision_number(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
         let mut highest = 0;
         for node in nodes {
             // A node that can't be asked now fails the validation later.
@@ -260,7 +261,10 @@ impl StoreSession {
         let now = now.map_err(|error| self.operator.complained(error))?;
         let seen = |it: &&FoundRevision| self.revisions.iter().any(|seen| seen.number == it.number);
         if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
-            bail!("nothing was written: {}. {TRY_AGAIN}", taken(other));
+            bail!(
+                "nothing was written: {}. {TRY_AGAIN}",
+                conflict_message(other)
+            );
         }
         next_number(&self.revisions, highest)
             .context("there is no higher number than that of the newest revision")
@@ -289,7 +293,7 @@ impl StoreSession {
             it.candidate.is_some() && revision.candidate.is_none() && it.chain == revision.chain
         });
         ensure!(ends_canary, why);
-        say(format_args!("warning: {why}"));
+        eprint_line(format_args!("warning: {why}"));
         Ok(())
     }
 
@@ -336,7 +340,10 @@ impl StoreSession {
             WriteResult::Done => {}
             WriteResult::Taken(other) => {
                 report.end(number, false, difference)?;
-                bail!("nothing was written: {}. {TRY_AGAIN}", taken(&other));
+                bail!(
+                    "nothing was written: {}. {TRY_AGAIN}",
+                    conflict_message(&other)
+                );
             }
         }
         let mut failed = silent.len();
@@ -364,7 +371,12 @@ impl StoreSession {
             report.add(&node.name, "not asked", None, why)?;
         }
         for node in silent {
-            report.add(node, "unknown", None, &silent_why("the newest revision"))?;
+            report.add(
+                node,
+                "unknown",
+                None,
+                &unanswered_message("the newest revision"),
+            )?;
         }
         report.end(number, true, difference)?;
         ensure!(
@@ -449,7 +461,7 @@ fn canary_line(candidate: Option<&Candidate>) -> String {
 }
 
 /// The message that another revision was written meanwhile, and by whom.
-fn taken(other: &FoundRevision) -> String {
+fn conflict_message(other: &FoundRevision) -> String {
     let number = other.number;
     match &other.revision {
         Ok(revision) => {

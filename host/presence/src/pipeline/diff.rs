@@ -21,11 +21,11 @@ pub(crate) struct Args {
 /// Prints what the file would change.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
-    let meant = PinnedPipeline::read(&args.file, &args.output.config, &session).await?;
-    let difference = session.difference(&meant.chain);
+    let pinned = PinnedPipeline::read(&args.file, &args.output.config, &session).await?;
+    let difference = session.difference(&pinned.chain);
     if args.output.json {
         let revision = session.newest().map(|it| it.revision);
-        let chain = secrets::masked_value(json!(meant.chain));
+        let chain = secrets::masked_value(json!(pinned.chain));
         print_json(json!({"revision": revision, "difference": difference, "chain": chain}))?;
     } else if difference.is_empty() {
         print("nothing changes\n")?;

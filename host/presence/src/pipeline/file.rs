@@ -35,15 +35,15 @@ impl PinnedPipeline {
         );
         let stored = session.operator.store().plugins().await;
         let stored = stored.map_err(|error| session.operator.complained(error))?;
-        let mut meant = Self {
+        let mut pinned = Self {
             chain: Vec::new(),
             built_in: BTreeMap::new(),
         };
         for stage in &config.pipeline {
-            let digest = meant.digest(stage, session, &stored)?;
-            meant.chain.push(Entry::of(stage, digest));
+            let digest = pinned.digest(stage, session, &stored)?;
+            pinned.chain.push(Entry::of(stage, digest));
         }
-        Ok(meant)
+        Ok(pinned)
     }
 
     /// Uploads the chain's built-in plugins that the store lacks.

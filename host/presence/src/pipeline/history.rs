@@ -1,6 +1,6 @@
 //! `presence pipeline history`
 
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_config::revision::{Entry, Revision};
 use presence_kit::text;
 use serde_json::json;
@@ -65,7 +65,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let titles = ["REVISION", "TIME", "WHO", "CHANGED", "WHY"];
     print(text::table(titles, rows.get(earlier..).unwrap_or_default()))?;
     if earlier > 0 {
-        say(format_args!(
+        eprint_line(format_args!(
             "{earlier} earlier ones are not listed: --last lists more"
         ));
     }

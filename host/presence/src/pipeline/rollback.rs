@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use super::change::StoreSession;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,23 +16,23 @@ pub(crate) struct Args {
 /// Makes an earlier pipeline the next revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
-    back(&session, args.revision, &args.how).await
+    roll_back(&session, args.revision, &args.how).await
 }
 
 /// Goes back to a revision, or to the last one with another pipeline.
-pub(crate) async fn back(
+pub(crate) async fn roll_back(
     session: &StoreSession,
     revision: Option<u64>,
     how: &ChangeOptions,
 ) -> anyhow::Result<()> {
     let to = match revision {
-        Some(number) => session.numbered(number).await?,
+        Some(number) => session.find_revision(number).await?,
         None => {
-            let newest = session.needed()?;
+            let newest = session.newest_or_error()?;
             let mut earlier = session.readable().rev();
             // If the newest entry can't be read, this goes back to the newest one that can.
-            let is_unread = session.unread().is_some();
-            let other = earlier.find(|it| is_unread || it.chain != newest.chain);
+            let is_unreadable = session.unreadable_newest().is_some();
+            let other = earlier.find(|it| is_unreadable || it.chain != newest.chain);
             let other = other.context("there is no earlier revision with another pipeline")?;
             other.clone()
         }

@@ -18,8 +18,8 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let revision = match args.revision {
-        Some(number) => &session.numbered(number).await?,
-        None => session.needed()?,
+        Some(number) => &session.find_revision(number).await?,
+        None => session.newest_or_error()?,
     };
     if args.output.json {
         print_json(serde_json::to_value(revision)?)?;

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use presence_config::revision::Candidate;
 
 use super::shadow;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
@@ -19,8 +19,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if session.canary().is_none() && shadow::runs(&session.operator).await {
         return shadow::end(&session.operator, args.how.json).await;
     }
-    let why = format!("abort the canary {}", canary(&session)?.named());
-    let chain = session.needed()?.chain.clone();
+    let why = format!("abort the canary {}", canary(&session)?.label());
+    let chain = session.newest_or_error()?.chain.clone();
     session.change(chain, &args.how, &why, None).await
 }
 

@@ -4,13 +4,13 @@ use anyhow::{Context as _, bail, ensure};
 use presence_config::digest::Digest;
 use presence_node::store::StoredPlugin;
 
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
-    #[arg(value_name = "NAME@DIGEST", value_parser = named)]
+    #[arg(value_name = "NAME@DIGEST", value_parser = parse_plugin_ref)]
     plugin: PluginRef,
     #[command(flatten)]
     how: ChangeOptions,
@@ -23,7 +23,7 @@ pub(crate) struct PluginRef {
     digest: String,
 }
 
-pub(super) fn named(text: &str) -> Result<PluginRef, String> {
+pub(super) fn parse_plugin_ref(text: &str) -> Result<PluginRef, String> {
     let (name, digest) = text
         .split_once('@')
         .ok_or("write its name and its digest, such as quiet@sha256:1b2c3d4e")?;
@@ -41,7 +41,7 @@ impl PluginRef {
     pub(super) async fn digest_in(&self, session: &StoreSession) -> anyhow::Result<Digest> {
         let stored = session.operator.store().plugins().await;
         let stored = stored.map_err(|error| session.operator.complained(error))?;
-        meant(&stored, &self.name, &self.digest)
+        find_plugin(&stored, &self.name, &self.digest)
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let name = &args.plugin.name;
     let digest = args.plugin.digest_in(&session).await?;
-    let mut chain = session.needed()?.chain.clone();
+    let mut chain = session.newest_or_error()?.chain.clone();
     let mut stages = chain
         .iter_mut()
         .filter(|entry| entry.plugin == *name)
@@ -68,17 +68,17 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The only digest of the plugin `name` that begins with `digest`.
-fn meant(stored: &[StoredPlugin], name: &str, digest: &str) -> anyhow::Result<Digest> {
+fn find_plugin(stored: &[StoredPlugin], name: &str, digest: &str) -> anyhow::Result<Digest> {
     let named = stored.iter().filter(|it| it.about.name == name);
     let mut begin: Vec<_> = named
-        .filter(|it| it.digest.begins(digest))
+        .filter(|it| it.digest.starts_with(digest))
         .map(|it| &it.digest)
         .collect();
     match (begin.pop(), &*begin) {
         (Some(digest), []) => Ok(digest.clone()),
         (Some(_), _) => bail!("several plugins `{name}` begin with {digest}: write more digits"),
         (None, _) => {
-            let elsewhere = stored.iter().find(|it| it.digest.begins(digest));
+            let elsewhere = stored.iter().find(|it| it.digest.starts_with(digest));
             let why = elsewhere.map(|it| match &*it.about.name {
                 "" => "what is there was altered: upload it again, with `presence plugins push`"
                     .into(),

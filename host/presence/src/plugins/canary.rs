@@ -8,15 +8,15 @@ use presence_config::revision::Candidate;
 use presence_core::share::Share;
 use presence_node::clock;
 
-use super::activate::{PluginRef, named};
+use super::activate::{PluginRef, parse_plugin_ref};
 use crate::arguments::span;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
-    #[arg(value_name = "NAME@DIGEST", value_parser = named)]
+    #[arg(value_name = "NAME@DIGEST", value_parser = parse_plugin_ref)]
     plugin: PluginRef,
     /// Which share of the users it decides on.
     #[arg(long, value_name = "PERCENT", value_parser = Share::parse_percent)]
@@ -36,7 +36,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let name = &args.plugin.name;
     let digest = args.plugin.digest_in(&session).await?;
-    let newest = session.needed()?;
+    let newest = session.newest_or_error()?;
     let entry = newest.chain.iter().find(|entry| entry.plugin == *name);
     let entry = entry.with_context(|| {
         format!("the pipeline has no plugin `{name}` whose place a canary could take")
@@ -52,7 +52,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         anyhow::bail!(
             "the canary {} decides on {} % of the users: `presence plugins promote` or `presence \
              plugins abort` ends it first",
-            other.named(),
+            other.label(),
             other.percent
         );
     }
@@ -71,7 +71,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         promote_after_ms: promote_after_ms.or_else(|| same?.promote_after_ms),
         started_at: same.map_or_else(clock::now_ms, |same| same.started_at),
     };
-    let (named, percent) = (candidate.named(), candidate.percent);
+    let (named, percent) = (candidate.label(), candidate.percent);
     let why = match same {
         Some(same) => format!("canary {named}: from {} % to {percent} %", same.percent),
         None => format!("canary {named}: {percent} %"),

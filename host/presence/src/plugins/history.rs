@@ -26,7 +26,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let alerts = alerts.map_err(|error| session.operator.complained(error))?;
     let quarantines: Vec<_> = alerts
         .iter()
-        .filter(|it| word(it, "/plugin") == args.name && said(it).is_some())
+        .filter(|it| word(it, "/plugin") == args.name && alert_text(it).is_some())
         .collect();
     let mut before = Vec::new();
     let mut changes = Vec::new();
@@ -84,7 +84,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             text::time(when),
             line(format_args!("the node {}", word(alert, "/node"))),
             digest.map(|it| it.short()).unwrap_or_default(),
-            line(said(alert).unwrap_or_default()),
+            line(alert_text(alert).unwrap_or_default()),
         ];
         (when, row)
     });
@@ -97,7 +97,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The text of an alert about a quarantine. `None` for other alerts.
-fn said(alert: &Value) -> Option<String> {
+fn alert_text(alert: &Value) -> Option<String> {
     let what = match &*word(alert, "/type") {
         "quarantine" => format!("in quarantine: {}", word(alert, "/error")),
         "quarantine-over" => "out of quarantine".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::ensure;
 use presence_config as config;
-use presence_config::escape::{line, print_json_while_read, print_while_read, say};
+use presence_config::escape::{eprint_line, line, print_json_while_read, print_while_read};
 use presence_kit::explained::word;
 use presence_kit::text;
 use presence_node::store::logs::RENEW;
@@ -54,7 +54,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
         ensure!(failed == 0, "{failed} nodes have not said what they have");
         if lines.is_empty() {
-            say(format_args!("no node has log lines of `{}`", args.name));
+            eprint_line(format_args!("no node has log lines of `{}`", args.name));
         }
         return Ok(());
     }
@@ -64,11 +64,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let earlier = lines.len().saturating_sub(args.last);
     for (place, line) in lines.iter().enumerate() {
         match place < earlier {
-            true => drop(printed.is_new(line)),
+            true => drop(printed.insert(line)),
             false => printed.print(line, args.output.json)?,
         }
     }
-    say(format_args!(
+    eprint_line(format_args!(
         "following {} at {}; Ctrl-C ends it",
         args.name,
         config.nats.servers()
@@ -94,7 +94,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
                         Ok((lines, _)) => for line in lines {
                             printed.print(&line, args.output.json)?;
                         },
-                        Err(error) => say(format_args!("warning: {error:#}")),
+                        Err(error) => eprint_line(format_args!("warning: {error:#}")),
                     }
                     break;
                 }
@@ -117,7 +117,7 @@ async fn ask(operator: &Operator, args: &Args) -> anyhow::Result<(Vec<Value>, us
             Ok(lines) => all.extend(lines),
             Err(error) => {
                 failed += 1;
-                say(format_args!("warning: {}: {error:#}", node.name));
+                eprint_line(format_args!("warning: {}: {error:#}", node.name));
             }
         }
     }
@@ -131,8 +131,8 @@ async fn ask(operator: &Operator, args: &Args) -> anyhow::Result<(Vec<Value>, us
 struct Printed(HashMap<String, (u64, u64)>);
 
 impl Printed {
-    /// Whether a line has not been printed yet. Marks it as printed.
-    fn is_new(&mut self, line: &Value) -> bool {
+    /// Marks a line as printed. Returns whether it was not printed before.
+    fn insert(&mut self, line: &Value) -> bool {
         let last = self.0.entry(word(line, "/node")).or_default();
         let this = (number(line, "epoch"), number(line, "seq"));
         let is_new = this.0 != last.0 || this.1 > last.1;
@@ -143,7 +143,7 @@ impl Printed {
     }
 
     fn print(&mut self, line: &Value, json: bool) -> anyhow::Result<()> {
-        if !self.is_new(line) {
+        if !self.insert(line) {
             return Ok(());
         }
         match json {
@@ -159,14 +159,14 @@ fn number(line: &Value, key: &str) -> u64 {
 }
 
 /// A log line as text.
-fn sentence(said: &Value) -> String {
-    let word = |key: &str| line(word(said, key));
-    let time = text::time(number(said, "timestamp"));
-    let generation = match said.get("generation").and_then(Value::as_u64) {
+fn sentence(record: &Value) -> String {
+    let word = |key: &str| line(word(record, key));
+    let time = text::time(number(record, "timestamp"));
+    let generation = match record.get("generation").and_then(Value::as_u64) {
         Some(generation) => format!("  generation {generation}"),
         None => String::new(),
     };
-    let left_out = match number(said, "leftOut") {
+    let left_out = match number(record, "leftOut") {
         0 => String::new(),
         count => format!("  ({count} lines before this one were left out)"),
     };
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_line_is_printed_once_and_in_one_line() {
-        let said = |epoch: u64, seq: u64| {
+        let record = |epoch: u64, seq: u64| {
             json!({
                 "node": "n", "epoch": epoch, "seq": seq, "timestamp": 1_698_000_000_000_u64,
                 "generation": 3, "level": "info", "text": "a\nb", "leftOut": seq - 1,
@@ -194,13 +194,13 @@ mod tests {
         };
         let mut printed = Printed::default();
         let new = [(1, 1), (1, 2), (1, 1), (1, 2), (1, 3), (2, 1), (2, 1)];
-        let new = new.map(|(epoch, seq)| printed.is_new(&said(epoch, seq)));
+        let new = new.map(|(epoch, seq)| printed.insert(&record(epoch, seq)));
         assert_eq!(new, [true, true, false, false, true, true, false]);
         assert_eq!(
-            sentence(&said(1, 1)),
+            sentence(&record(1, 1)),
             "2023-10-22 18:40:00 UTC  n  generation 3  info   a\\nb"
         );
-        let left_out = sentence(&said(1, 3));
+        let left_out = sentence(&record(1, 3));
         assert!(left_out.ends_with("a\\nb  (2 lines before this one were left out)"));
     }
 }

@@ -33,7 +33,7 @@ pub(super) enum Challenge {
 pub(super) struct Login {
     host: String,
     /// The credentials in docker's configuration, `None` if it has none, or why it can't be read.
-    known: Result<Option<DockerCredential>, String>,
+    credentials: Result<Option<DockerCredential>, String>,
     /// The value of the header `Authorization`. `None` before a login.
     authorization: Option<String>,
 }
@@ -91,7 +91,7 @@ impl Login {
             "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER,
             host => host,
         };
-        let known = match docker_credential::get_credential(server) {
+        let credentials = match docker_credential::get_credential(server) {
             Ok(credential) => Ok(Some(credential)),
             Err(
                 CredentialRetrievalError::NoCredentialConfigured
@@ -102,7 +102,7 @@ impl Login {
         };
         Self {
             host: host.into(),
-            known,
+            credentials,
             authorization: None,
         }
     }
@@ -115,7 +115,7 @@ impl Login {
     /// The message that the registry refuses access, and what helps.
     pub(super) fn refused(&self) -> String {
         let host = &self.host;
-        match &self.known {
+        match &self.credentials {
             Ok(Some(_)) => format!(
                 "{host} refuses the credentials of docker's configuration: `docker login {host}` \
                  renews them"
@@ -141,7 +141,7 @@ impl Login {
         repository: &str,
         plain_http: bool,
     ) -> anyhow::Result<()> {
-        let basic = match &self.known {
+        let basic = match &self.credentials {
             Ok(Some(DockerCredential::UsernamePassword(user, password))) => {
                 let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
                 Some(format!("Basic {pair}"))
@@ -160,7 +160,7 @@ impl Login {
         };
         let is_safe = plain_http || realm.starts_with("https://") || is_local(realm);
         ensure!(
-            is_safe || self.known.as_ref().is_ok_and(Option::is_none),
+            is_safe || self.credentials.as_ref().is_ok_and(Option::is_none),
             "{} wants its credentials sent to {realm}, where others can read them",
             self.host
         );
@@ -168,7 +168,7 @@ impl Login {
             .clone()
             .unwrap_or_else(|| format!("repository:{repository}:pull"));
         let service = service.as_deref().unwrap_or_default();
-        let asked = match &self.known {
+        let asked = match &self.credentials {
             Ok(Some(DockerCredential::IdentityToken(token))) => agent.post(realm).send_form([
                 ("grant_type", "refresh_token"),
                 ("service", service),

@@ -1,7 +1,7 @@
 //! `presence plugins promote`
 
 use super::abort::canary;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
@@ -14,7 +14,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let candidate = canary(&session)?;
-    let chain = candidate.in_place(&session.needed()?.chain);
-    let why = format!("promote the canary {}", candidate.named());
+    let chain = candidate.applied_to(&session.newest_or_error()?.chain);
+    let why = format!("promote the canary {}", candidate.label());
     session.change(chain, &args.how, &why, None).await
 }

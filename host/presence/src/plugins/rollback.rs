@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 
 use super::history::stages;
-use crate::changing::ChangeOptions;
+use crate::confirmation::ChangeOptions;
 use crate::pipeline::change::StoreSession;
 use crate::pipeline::rollback;
 
@@ -19,9 +19,9 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.how.config).await?;
     let Some(name) = &args.name else {
-        return rollback::back(&session, None, &args.how).await;
+        return rollback::roll_back(&session, None, &args.how).await;
     };
-    let newest = session.needed()?;
+    let newest = session.newest_or_error()?;
     let now = stages(newest, name);
     ensure!(!now.is_empty(), "the pipeline has no plugin `{name}`");
     let before = session.readable().rev().find(|revision| {

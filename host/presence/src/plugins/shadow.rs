@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_kit::explained::{reasons, what_it_does, word};
 use presence_kit::text;
 use presence_node::store::operator::{FoundNode, Operator};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::activate::{PluginRef, named};
+use super::activate::{PluginRef, parse_plugin_ref};
 use crate::arguments::{Output, span};
 use crate::pipeline::change::StoreSession;
 
@@ -21,13 +21,13 @@ const SILENT: &str = "it is one of the fleet and doesn't answer";
 
 /// The shortest and the longest interval between two looks whether the shadow is over. The interval
 /// is the time that is left, within these bounds.
-const LOOK: Duration = Duration::from_millis(200);
-const LOOK_MAX: Duration = Duration::from_secs(2);
+const POLL_MIN: Duration = Duration::from_millis(200);
+const POLL_MAX: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
-    #[arg(value_name = "NAME@DIGEST", value_parser = named, required_unless_present = "end")]
+    #[arg(value_name = "NAME@DIGEST", value_parser = parse_plugin_ref, required_unless_present = "end")]
     plugin: Option<PluginRef>,
     /// For how long.
     #[arg(long = "for", value_name = "TIME", value_parser = span, required_unless_present = "end")]
@@ -46,7 +46,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         return end(&session.operator, args.output.json).await;
     };
     let digest = plugin.digest_in(&session).await?;
-    let (nodes, silent) = asked(&session.operator).await?;
+    let (nodes, silent) = shadow_nodes(&session.operator).await?;
     ensure!(!nodes.is_empty(), "no node follows the plugin store");
     let for_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
     let mut reports = Vec::new();
@@ -59,20 +59,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         begun.push((node, asked));
     }
     if !args.output.json && begun.iter().any(|(_, asked)| asked.is_ok()) {
-        say(format_args!("{name}@{} runs in a shadow", digest.short()));
+        eprint_line(format_args!("{name}@{} runs in a shadow", digest.short()));
     }
     for (node, asked) in begun {
         let report = match asked {
-            Ok(()) => over(operator, &node, began + lasts).await,
+            Ok(()) => wait_until_over(operator, &node, began + lasts).await,
             Err(error) => Err(error),
         };
         failed += usize::from(report.is_err());
         if !args.output.json {
-            let told = match &report {
+            let text = match &report {
                 Ok(shadow) => page(shadow),
                 Err(error) => format!("  refused: {}\n", line(format_args!("{error:#}"))),
             };
-            print(format_args!("{}\n{told}", line(&node.name)))?;
+            print(format_args!("{}\n{text}", line(&node.name)))?;
         }
         reports.push(match report {
             Ok(shadow) => json!({"node": node.name, "shadow": shadow}),
@@ -98,7 +98,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The nodes that are asked for a shadow, and those of the fleet that don't answer.
-async fn asked(operator: &Operator) -> anyhow::Result<(Vec<FoundNode>, BTreeSet<String>)> {
+async fn shadow_nodes(operator: &Operator) -> anyhow::Result<(Vec<FoundNode>, BTreeSet<String>)> {
     let mut nodes = operator.nodes().await?;
     let silent = operator.silent(&nodes).await;
     nodes.retain(|node| node.follows_store && !node.waits);
@@ -110,8 +110,8 @@ async fn asked(operator: &Operator) -> anyhow::Result<(Vec<FoundNode>, BTreeSet<
 /// # Errors
 /// If no node runs one, or a node can't be asked.
 pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
-    let (nodes, silent) = asked(operator).await?;
-    let (mut told, mut failed, mut ended) = (Vec::new(), 0, 0);
+    let (nodes, silent) = shadow_nodes(operator).await?;
+    let (mut outcomes, mut failed, mut ended) = (Vec::new(), 0, 0);
     for node in nodes {
         let runs = operator.runs_shadow(&node).await;
         let done = match runs {
@@ -128,22 +128,23 @@ pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
         if !json {
             print(format_args!("{}: {}\n", line(&node.name), line(&words)))?;
         }
-        told.push(json!({"node": node.name, "ended": matches!(done, Ok("ended")), "said": words}));
+        outcomes
+            .push(json!({"node": node.name, "ended": matches!(done, Ok("ended")), "said": words}));
     }
     failed += silent.len();
     for node in silent {
         if !json {
             print(format_args!("{}: {SILENT}\n", line(&node)))?;
         }
-        told.push(json!({"node": node, "ended": false, "said": SILENT}));
+        outcomes.push(json!({"node": node, "ended": false, "said": SILENT}));
     }
     if json {
-        print_json(json!({"nodes": told}))?;
+        print_json(json!({"nodes": outcomes}))?;
     }
     ensure!(
         failed == 0,
         "{failed} of {} nodes can't be asked",
-        told.len()
+        outcomes.len()
     );
     ensure!(
         ended > 0,
@@ -164,11 +165,15 @@ pub(super) async fn runs(operator: &Operator) -> bool {
 
 /// Waits until a node's shadow is over, and returns its report. It is over at `at`, or earlier if
 /// somebody ends it.
-async fn over(operator: &Operator, node: &FoundNode, at: Instant) -> anyhow::Result<Value> {
+async fn wait_until_over(
+    operator: &Operator,
+    node: &FoundNode,
+    at: Instant,
+) -> anyhow::Result<Value> {
     loop {
         sleep(
             at.saturating_duration_since(Instant::now())
-                .clamp(LOOK, LOOK_MAX),
+                .clamp(POLL_MIN, POLL_MAX),
         )
         .await;
         let reports = operator.reports(node).await?;

@@ -6,21 +6,21 @@ use crate::arguments;
 
 /// What ended a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum EndReason {
     Time,
     Messages,
     Bytes,
-    Told,
+    Signal,
     Closed,
 }
 
-impl Ended {
+impl EndReason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Time => "the time of --for was over",
             Self::Messages => "there were as many as --messages says",
             Self::Bytes => "the next one would have passed --bytes",
-            Self::Told => "it was told to stop",
+            Self::Signal => "it was told to stop",
             Self::Closed => "the connection to NATS was closed",
         }
     }
@@ -37,10 +37,10 @@ pub(super) struct Budget {
 
 impl Budget {
     /// Counts a line of this many bytes. `Err`: it doesn't fit, and the recording ends before it.
-    pub(super) fn take(&mut self, line: usize) -> Result<(), Ended> {
+    pub(super) fn take(&mut self, line: usize) -> Result<(), EndReason> {
         let bytes = self.bytes.saturating_add(line as u64);
         if bytes > self.bytes_max {
-            return Err(Ended::Bytes);
+            return Err(EndReason::Bytes);
         }
         self.bytes = bytes;
         self.messages += 1;
@@ -83,7 +83,7 @@ mod tests {
             bytes: 0,
         };
         assert_eq!(budget.take(6), Ok(()));
-        assert_eq!(budget.take(5), Err(Ended::Bytes));
+        assert_eq!(budget.take(5), Err(EndReason::Bytes));
         assert_eq!(budget.take(4), Ok(()));
         assert!(budget.is_full());
         assert_eq!((budget.messages, budget.bytes), (2, 10));

@@ -12,7 +12,7 @@ use clap::builder::RangedU64ValueParser;
 use presence_config::Config;
 use presence_config::capture::{self, Recorded};
 use presence_config::directory::Export;
-use presence_config::escape::{json_output, say};
+use presence_config::escape::{eprint_line, json_output};
 use presence_config::subjects::Subjects;
 use presence_core::names::Names;
 use presence_kit::ConfigArg;
@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments;
 use crate::tenant;
-use limits::{Budget, Ended};
+use limits::{Budget, EndReason};
 use redact::Redaction;
 
 /// How often buffered lines are flushed, so that the file can be followed.
@@ -83,7 +83,7 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
         let file = capture::create(&args.file)?;
         (Box::new(file), args.file.display().to_string())
     };
-    say(format_args!("recording {subject} to {place}"));
+    eprint_line(format_args!("recording {subject} to {place}"));
     let begin = Instant::now();
     let mut recorder = Recorder {
         subjects,
@@ -103,9 +103,9 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
     let ended = loop {
         let received = tokio::select! {
             biased;
-            _ = terminate.recv() => break Ended::Told,
-            _ = interrupt.recv() => break Ended::Told,
-            () = &mut time_is_up => break Ended::Time,
+            _ = terminate.recv() => break EndReason::Signal,
+            _ = interrupt.recv() => break EndReason::Signal,
+            () = &mut time_is_up => break EndReason::Time,
             _ = flush.tick() => {
                 recorder.flush()?;
                 continue;
@@ -113,7 +113,7 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
             received = tap.next() => received,
         };
         let Some(received) = received else {
-            break Ended::Closed;
+            break EndReason::Closed;
         };
         if let Some(ended) = recorder.take(received)? {
             break ended;
@@ -123,7 +123,7 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
     let Budget {
         messages, bytes, ..
     } = recorder.budget;
-    say(format_args!(
+    eprint_line(format_args!(
         "recorded {} message{} ({}) in {}: {}",
         figures::grouped(messages),
         if messages == 1 { "" } else { "s" },
@@ -132,7 +132,7 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
         ended.as_str()
     ));
     for warning in recorder.left_out().into_iter().chain(tap.gaps()) {
-        say(format_args!("warning: {warning}"));
+        eprint_line(format_args!("warning: {warning}"));
     }
     Ok(())
 }
@@ -149,7 +149,7 @@ struct Recorder<W: Write> {
 impl<W: Write> Recorder<W> {
     /// Writes a message to the file if it is input, and not from a node. Returns the reason if the
     /// recording ends.
-    fn take(&mut self, received: TappedMessage) -> anyhow::Result<Option<Ended>> {
+    fn take(&mut self, received: TappedMessage) -> anyhow::Result<Option<EndReason>> {
         let kind = self.subjects.kind(&received.subject);
         let Some(kind) = kind.filter(|_| !received.is_nodes) else {
             return Ok(None);
@@ -158,7 +158,7 @@ impl<W: Write> Recorder<W> {
             at: clock::now_ms(),
             subject: received.subject,
             payload: received.payload,
-            is_nodes: received.is_nodes,
+            is_from_node: received.is_nodes,
         };
         if let Some(redaction) = &self.redaction {
             let Some(body) = redaction.body(kind, &recorded.payload) else {
@@ -172,7 +172,7 @@ impl<W: Write> Recorder<W> {
             return Ok(Some(ended));
         }
         self.out.write_all(&line).context(CANT_WRITE)?;
-        Ok(self.budget.is_full().then_some(Ended::Messages))
+        Ok(self.budget.is_full().then_some(EndReason::Messages))
     }
 
     fn flush(&mut self) -> anyhow::Result<()> {

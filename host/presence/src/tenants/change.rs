@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::Command;
-use crate::changing::{ChangeOptions, silent_why, who};
+use crate::confirmation::{ChangeOptions, unanswered_message, who};
 use crate::secrets;
 
 /// The advice after somebody else has changed the tenants meanwhile.
@@ -64,22 +64,22 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
             let sections = StoredTenant::of_file(&args.file, &text)?;
             let session = TenantStoreSession::open(&args.how).await?;
             let changes = sections.into_iter().map(|(name, mut tenant)| {
-                let before = session.before(&name);
+                let before = session.stored(&name);
                 tenant.paused |= before.is_some_and(|it| it.paused);
                 (name, Some(tenant))
             });
             let changes = changes.collect();
             session.change(changes, usize::from(args.replicas)).await
         }
-        Command::Pause(args) => rest(args, true).await,
-        Command::Resume(args) => rest(args, false).await,
+        Command::Pause(args) => set_paused(args, true).await,
+        Command::Resume(args) => set_paused(args, false).await,
         Command::Remove(args) => {
             let session = TenantStoreSession::open(&args.how).await?;
             // A tenant that can't be read can be removed.
             let entry = session.read.entries.get(&args.name);
             let is_bad = entry.is_some_and(|it| matches!(it.tenant, Some(Err(_))));
             if !is_bad {
-                session.there(&args.name)?;
+                session.stored_or_error(&args.name)?;
             }
             session.change(vec![(args.name.clone(), None)], 1).await
         }
@@ -87,11 +87,11 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
     }
 }
 
-async fn rest(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
+async fn set_paused(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
     let session = TenantStoreSession::open(&args.how).await?;
     let tenant = StoredTenant {
         paused,
-        ..session.there(&args.name)?.clone()
+        ..session.stored_or_error(&args.name)?.clone()
     };
     session
         .change(vec![(args.name.clone(), Some(tenant))], 1)
@@ -135,15 +135,15 @@ impl<'a> TenantStoreSession<'a> {
     }
 
     /// A tenant in the store. `None` if it isn't there, or can't be read.
-    fn before(&self, name: &str) -> Option<&StoredTenant> {
+    fn stored(&self, name: &str) -> Option<&StoredTenant> {
         self.read.entries.get(name)?.tenant.as_ref()?.as_ref().ok()
     }
 
-    /// As [`Self::before`].
+    /// As [`Self::stored`].
     ///
     /// # Errors
     /// If it isn't there, or can't be read.
-    fn there(&self, name: &str) -> anyhow::Result<&StoredTenant> {
+    fn stored_or_error(&self, name: &str) -> anyhow::Result<&StoredTenant> {
         let in_file = self.config.tenants.iter().flat_map(|it| it.iter());
         let in_file = in_file.filter(|it| it.name == name).count() > 0;
         let entry = self.read.entries.get(name);
@@ -170,7 +170,7 @@ impl<'a> TenantStoreSession<'a> {
     async fn change(mut self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
         let how = self.how;
         let why = how.why("")?;
-        let is_same = |(name, tenant): &Change| match (self.before(name), tenant) {
+        let is_same = |(name, tenant): &Change| match (self.stored(name), tenant) {
             (Some(before), Some(tenant)) => {
                 (&before.section, before.paused) == (&tenant.section, tenant.paused)
             }
@@ -182,15 +182,15 @@ impl<'a> TenantStoreSession<'a> {
         };
         let changes: Vec<_> = changes.into_iter().filter(|it| !is_same(it)).collect();
         if changes.is_empty() {
-            return self.say_unchanged();
+            return self.print_unchanged();
         }
         let differences = changes
             .iter()
-            .map(|(name, tenant)| match (self.before(name), tenant) {
+            .map(|(name, tenant)| match (self.stored(name), tenant) {
                 (None, None) => format!("{}: what can't be read is removed\n", line(name)),
                 (before, tenant) => difference(name, before, tenant.as_ref()),
             });
-        how.agree(differences.collect::<String>(), "Make this change?")?;
+        how.confirm_change(differences.collect::<String>(), "Make this change?")?;
         let nodes = self.operator.nodes_with_tenants().await?;
         let (who, when) = (who(&self.config), clock::now_ms());
         let changes = changes.into_iter().map(|(name, tenant)| {
@@ -214,11 +214,11 @@ impl<'a> TenantStoreSession<'a> {
         }
         bail!(
             "other tenants are changed again and again meanwhile, and nothing was written{}: {TRY_AGAIN}",
-            but(&written)
+            written_part(&written)
         )
     }
 
-    fn say_unchanged(&self) -> anyhow::Result<()> {
+    fn print_unchanged(&self) -> anyhow::Result<()> {
         match self.how.json {
             true => Ok(print_json(
                 json!({"written": false, "tenants": [], "nodes": []}),
@@ -254,7 +254,7 @@ impl<'a> TenantStoreSession<'a> {
             if let Err(why) = outcome {
                 refused += 1;
                 for part in why.lines() {
-                    say(format_args!(
+                    eprint_line(format_args!(
                         "node {}: refused: {}",
                         line(&node.name),
                         line(part)
@@ -282,14 +282,14 @@ impl<'a> TenantStoreSession<'a> {
         self.operator
             .attempt("presence-tenants", store.make(replicas))
             .await?;
-        let there = self
+        let current = self
             .operator
             .attempt("presence-tenants", store.place())
             .await?
             .with_context(|| format!("the bucket `{TENANTS_BUCKET}` is gone"))?;
-        let read = BucketPlace { last: 0, ..there };
+        let read = BucketPlace { last: 0, ..current };
         let mut place = *self.read.place.get_or_insert(read);
-        if place.made != there.made {
+        if place.made != current.made {
             return Ok(Written::Changed);
         }
         for (name, tenant) in changes {
@@ -333,7 +333,7 @@ impl<'a> TenantStoreSession<'a> {
             bail!(
                 "{who} has changed the tenant `{}` meanwhile, and nothing was written{}: {TRY_AGAIN}",
                 line(name),
-                but(written)
+                written_part(written)
             );
         }
         self.read = read;
@@ -348,7 +348,7 @@ impl<'a> TenantStoreSession<'a> {
         place: BucketPlace,
     ) -> anyhow::Result<()> {
         let names: Vec<_> = changes.iter().map(|(name, _)| name.clone()).collect();
-        let (mut failed, mut told) = (nodes.silent.len(), Vec::new());
+        let (mut failed, mut reports) = (nodes.silent.len(), Vec::new());
         let settled = nodes.nodes.iter().map(async |node| {
             let settled = self.operator.tenants_settled(node, &names, place);
             (node, settled.await)
@@ -365,26 +365,26 @@ impl<'a> TenantStoreSession<'a> {
             };
             failed += usize::from(error.is_some() || tenants.iter().any(is_bad));
             if !self.how.json {
-                say_node(&node.name, &names, &tenants, error.as_deref())?;
+                print_node(&node.name, &names, &tenants, error.as_deref())?;
             }
-            told.push(json!({"node": node.name, "tenants": tenants, "error": error}));
+            reports.push(json!({"node": node.name, "tenants": tenants, "error": error}));
         }
         for node in &nodes.silent {
-            let error = format!("unknown: {}", silent_why("what the store says"));
+            let error = format!("unknown: {}", unanswered_message("what the store says"));
             if !self.how.json {
-                say_node(node, &names, &[], Some(&error))?;
+                print_node(node, &names, &[], Some(&error))?;
             }
-            told.push(json!({"node": node, "tenants": [], "error": error}));
+            reports.push(json!({"node": node, "tenants": [], "error": error}));
         }
         if self.how.json {
-            print_json(json!({"written": true, "tenants": &names, "nodes": &told}))?;
+            print_json(json!({"written": true, "tenants": &names, "nodes": &reports}))?;
         }
         ensure!(
             failed == 0,
             "it is written, and {failed} of {} nodes don't do it",
             nodes.nodes.len() + nodes.silent.len()
         );
-        let unserved: Vec<_> = names.iter().filter(|it| waits(it, &told)).collect();
+        let unserved: Vec<_> = names.iter().filter(|it| waits(it, &reports)).collect();
         ensure!(
             unserved.is_empty(),
             "it is written, and no node serves {}: another tenant, or a node that this one doesn't know \
@@ -396,8 +396,10 @@ impl<'a> TenantStoreSession<'a> {
 }
 
 /// Whether a tenant waits for another node on every node that has it, so that none serves it.
-fn waits(name: &str, told: &[Value]) -> bool {
-    let tenants = told.iter().filter_map(|it| it.get("tenants")?.as_array());
+fn waits(name: &str, reports: &[Value]) -> bool {
+    let tenants = reports
+        .iter()
+        .filter_map(|it| it.get("tenants")?.as_array());
     let found = tenants
         .flatten()
         .filter(|it| it.get("tenant") == Some(&json!(name)));
@@ -406,7 +408,7 @@ fn waits(name: &str, told: &[Value]) -> bool {
 }
 
 /// The end of an error message: what was written before the failure. Empty if nothing was.
-fn but(written: &[String]) -> String {
+fn written_part(written: &[String]) -> String {
     match written.is_empty() {
         true => String::new(),
         false => format!(" but {}", line(written.join(", "))),
@@ -433,7 +435,7 @@ fn is_bad(tenant: &Value) -> bool {
         || tenant.get("notTaken").is_some_and(Value::is_string)
 }
 
-fn say_node(
+fn print_node(
     node: &str,
     names: &[String],
     tenants: &[Value],
@@ -525,20 +527,20 @@ mod tests {
 
     #[test]
     fn a_tenant_that_waits_on_all_nodes_is_served_by_none() {
-        let told = |states: &[&str]| -> Vec<Value> {
+        let reports = |states: &[&str]| -> Vec<Value> {
             let node =
                 |state: &&str| json!({"node": "n", "tenants": [{"tenant": "a", "state": state}]});
             states.iter().map(node).collect()
         };
-        assert!(waits("a", &told(&["waiting", "waiting"])));
+        assert!(waits("a", &reports(&["waiting", "waiting"])));
         for states in [
             &["waiting", "serving"][..],
             &["paused"],
             &["impaired", "waiting"],
             &[],
         ] {
-            assert!(!waits("a", &told(states)), "{states:?}");
+            assert!(!waits("a", &reports(states)), "{states:?}");
         }
-        assert!(!waits("b", &told(&["waiting"])));
+        assert!(!waits("b", &reports(&["waiting"])));
     }
 }

@@ -128,7 +128,7 @@ impl Compiler {
                 return Ok(Arc::clone(plugin));
             }
             if let Some(same) = state.plugins.first() {
-                let plugin = Arc::new(same.renamed(name));
+                let plugin = Arc::new(same.with_name(name));
                 state.plugins.push(Arc::clone(&plugin));
                 return Ok(plugin);
             }

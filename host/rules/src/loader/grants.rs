@@ -4,15 +4,17 @@ use presence_config::Grant;
 use presence_sandbox::{Capabilities, Capability};
 
 /// The capabilities that a stage's entry grants. Some capabilities permit calls of host functions
-/// (`Capabilities::KINDS`). A list that names none of these, and not the word `none`, grants all of
-/// them. So a list that was written before they existed keeps its meaning.
+/// (`Capabilities::HOST_FUNCTIONS`). A list that names none of these, and not the word `none`,
+/// grants all of them. So a list that was written before they existed keeps its meaning.
 pub(super) fn of_stage(grants: &[Grant]) -> Capabilities {
     let granted = all_of(grants);
-    let names_some =
-        grants.contains(&Grant::None) || !granted.within(Capabilities::KINDS).is_empty();
+    let names_some = grants.contains(&Grant::None)
+        || !granted
+            .intersection(Capabilities::HOST_FUNCTIONS)
+            .is_empty();
     match names_some {
         true => granted,
-        false => granted.and(Capabilities::KINDS),
+        false => granted.union(Capabilities::HOST_FUNCTIONS),
     }
 }
 
@@ -49,8 +51,8 @@ mod tests {
     #[test]
     fn a_list_that_names_none_of_what_functions_need_grants_all_of_it() {
         let granted = |grants: &[Grant]| of_stage(grants);
-        assert_eq!(granted(&[]), Capabilities::KINDS);
-        let wide = Capabilities::KINDS.with(Capability::Widen);
+        assert_eq!(granted(&[]), Capabilities::HOST_FUNCTIONS);
+        let wide = Capabilities::HOST_FUNCTIONS.with(Capability::Widen);
         assert_eq!(granted(&[Grant::Widen]), wide);
         let some = granted(&[Grant::Widen, Grant::Contacts]);
         assert_eq!(

@@ -57,7 +57,7 @@ impl Loader {
     /// The blueprint, with those stages in quarantine that may not run by this configuration.
     /// `None`: nothing about the blueprint changes.
     pub fn judged(&self, config: &Config, blueprint: &Blueprint) -> Option<Blueprint> {
-        blueprint.judged(&|stage| self.why_not(config, stage))
+        blueprint.with_withdrawals(&|stage| self.why_not(config, stage))
     }
 
     /// Whether a configuration lets all stages of a blueprint run, and none of them is withdrawn.
@@ -82,7 +82,7 @@ impl Loader {
             entry.plugin == *plugin.name && digest.is_none_or(|it| *it.hex() == *plugin.sha256)
         });
         let granted = entries.map(|entry| grants::of_stage(&entry.grants));
-        let granted = granted.reduce(Capabilities::and);
+        let granted = granted.reduce(Capabilities::union);
         stage.why_not_granted(granted, grants::ceiling(config.plugins.grants.as_deref()))
     }
 }

@@ -27,7 +27,7 @@ use super::version::Api;
 use crate::call::Call;
 use crate::capability::{Capabilities, Capability};
 
-use host::more;
+use host::link_added_in_0_2_0;
 
 pub(super) use host::host;
 
@@ -191,24 +191,24 @@ fn link(linker: &mut Linker<Call>, granted: Capabilities) -> Result<()> {
     }
     let mut linked = linker.instance("presence:plugin/host@0.2.0")?;
     host(&mut linked, granted)?;
-    more(&mut linked)
+    link_added_in_0_2_0(&mut linked)
 }
 
 pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
     events.func_wrap("timestamp", |mut store: Calling<'_>, (): ()| {
         store.data_mut().observed.reads.timestamp = true;
-        Ok((store.data().about()?.event.timestamp,))
+        Ok((store.data().context()?.event.timestamp,))
     })?;
     // `last-seen` and `reason` aren't recorded as reads: the verdicts that are reused are about
     // online users, for whom both are always none.
     events.func_wrap("last-seen", |store: Calling<'_>, (): ()| {
-        Ok((match store.data().about()?.event.change {
+        Ok((match store.data().context()?.event.change {
             Change::Online | Change::Updated => None,
             Change::Offline { last_seen, .. } => Some(last_seen),
         },))
     })?;
     events.func_wrap("reason", |store: Calling<'_>, (): ()| {
-        Ok((match store.data().about()?.event.change {
+        Ok((match store.data().context()?.event.change {
             Change::Online | Change::Updated => None,
             Change::Offline {
                 reason: Reason::Disconnect,
@@ -226,7 +226,7 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
     })?;
     events.func_wrap("get", |mut store: Calling<'_>, (key,): (WasmStr,)| {
         let key: Box<str> = key.to_str(&store)?.into();
-        let value = store.data().about()?.event.metadata.get(&key);
+        let value = store.data().context()?.event.metadata.get(&key);
         let (bytes, value) = (value.map_or(0, str::len), value.map(Value::of));
         charge(&mut store, (key.len() + bytes) as u64)?;
         store.data_mut().read_key(key)?;
@@ -234,9 +234,9 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
     })?;
     events.func_wrap("entries", |mut store: Calling<'_>, (): ()| {
         store.data_mut().observed.reads.all_metadata = true;
-        let bytes = store.data().about()?.event.metadata.bytes();
+        let bytes = store.data().context()?.event.metadata.bytes();
         charge(&mut store, bytes as u64)?;
-        let metadata = &store.data().about()?.event.metadata;
+        let metadata = &store.data().context()?.event.metadata;
         let entries = metadata
             .entries()
             .map(|entry| (entry.key.to_owned(), Value::of(entry.value)));
@@ -289,7 +289,7 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
     audiences.func_wrap("viewers", |mut store: Calling<'_>, (a,): (u32,)| {
         let work = 64 * store.data().audience(a)?.len();
         charge(&mut store, work)?;
-        let names = store.data().about()?.names.read();
+        let names = store.data().context()?.names.read();
         let ids = store.data().audience(a)?.ids();
         let viewers = ids.filter_map(|id| Some(names.name(id)?.as_str().to_owned()));
         let viewers: Vec<_> = viewers.collect();
@@ -349,7 +349,7 @@ fn groups(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
         "co-members",
         |mut store: Calling<'_>, (name,): (WasmStr,)| {
             let question = Question::CoMembers(user(&mut store, &name)?);
-            let work = store.data().about()?.directory.work(&question);
+            let work = store.data().context()?.directory.work(&question);
             charge(&mut store, work)?;
             let members = store.data_mut().ask(question)?;
             let bytes = store.data().audience(members)?.bytes();
@@ -363,7 +363,7 @@ fn groups(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     })?;
     directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
         let user = user(&mut store, &name)?;
-        let groups = store.data().about()?.directory.groups(user);
+        let groups = store.data().context()?.directory.groups(user);
         let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
         let is_cached = groups.is_ok();
         let groups: Vec<String> = groups.unwrap_or_default();
@@ -393,7 +393,7 @@ fn settings(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
         |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
             let user = user(&mut store, &name)?;
             let key = key.to_str(&store)?.into_owned();
-            let setting = store.data().about()?.directory.setting(user, &key);
+            let setting = store.data().context()?.directory.setting(user, &key);
             let setting = setting.map(|setting| setting.map(str::to_owned));
             let is_cached = setting.is_ok();
             let setting = setting.unwrap_or_default();

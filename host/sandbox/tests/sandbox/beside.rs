@@ -62,7 +62,7 @@ fn one_that_differs_begins_with_a_copy_and_the_other_keeps_its_own() {
     let active = blueprint(LIMITS, [sessions(json!({}))], None);
     let candidate = beside([sessions(json!({"key": "n"}))], &active);
     let (mut old, mut new) = (active.pipeline(), candidate.pipeline());
-    let (mut old_own, mut new_own) = (active.own(), candidate.own());
+    let (mut old_own, mut new_own) = (active.stateful_enrichers(), candidate.stateful_enrichers());
     assert_eq!(online(&mut old.lend(&mut old_own)), ["1"]);
     new_own.copy(&mut old_own);
     let mut lent = new.lend(&mut new_own);

@@ -11,7 +11,7 @@ use crate::stage::{LIMITS, bytes};
 
 /// Loads a plugin, and runs its self-tests. Returns the numbers of cache hits and of refused files.
 fn load(folder: &Path, key: &[u8], file: &str) -> (u64, u64) {
-    let engine = Engine::caching(folder, key).unwrap();
+    let engine = Engine::with_cache(folder, key).unwrap();
     let plugin = Arc::new(Plugin::load(&engine, file, &bytes(file)).unwrap());
     let mut outcomes = self_test::run(&plugin, LIMITS);
     assert!(outcomes.all(|outcome| outcome.passes()));

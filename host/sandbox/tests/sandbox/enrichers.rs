@@ -116,7 +116,7 @@ fn one_that_makes_metadata_that_nobody_may_send_fails() {
         format!("{}{}", "[".repeat(99), "]".repeat(99)),
         format!("[{}1]", "1,".repeat(1_700)),
     );
-    for (json, said) in [
+    for (json, part) in [
         (r#""\ud800""#, "surrogate"),
         ("1e999", "out of range"),
         (&tower, "deep"),
@@ -133,7 +133,7 @@ fn one_that_makes_metadata_that_nobody_may_send_fails() {
         let enriched = world().enrich(&mut blueprint.instantiate().unwrap());
         assert_eq!(failed(&enriched), ["rule"], "{json}");
         let error = &enriched.failures[0].error;
-        assert!(error.contains(said), "{json}: {error}");
+        assert!(error.contains(part), "{json}: {error}");
         assert_eq!(changes(&enriched), [("n", Some("1"))]);
     }
 }
@@ -172,7 +172,7 @@ fn one_that_asks_for_what_is_not_at_hand_is_passed_over_and_not_blamed() {
         assert!(enriched.failures.is_empty());
     }
     assert_eq!(quarantined(&blueprint), [false, false]);
-    world.say(&json!({}), &[Question::Everyone]);
+    world.set_directory(&json!({}), &[Question::Everyone]);
     assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
 }
 

@@ -97,18 +97,18 @@ fn all_that_there_was_to_ask_is_answered_as_it_was() {
     for (version, _) in RELEASED {
         let mut rules = pipeline([stage(version, "reader", json!({"steps": steps}))]);
         let mut decision = None;
-        let said = logged(|| decision = Some(world.decide(&mut rules)));
+        let lines = logged(|| decision = Some(world.decide(&mut rules)));
         let Some(Decision::Decided(renditions, reads)) = decision else {
             panic!("not decided by {version}: {decision:?}");
         };
         let viewers = world.viewers(&renditions[0].audience);
         assert_eq!(viewers, ["ben", "cleo", "eve", "finn", "gus"], "{version}");
         assert_eq!(reads.reconsider_at, Some(NOW + 60_000), "{version}");
-        assert_eq!(said, SAID, "{version}");
+        assert_eq!(lines, EXPECTED_LINES, "{version}");
     }
 }
 
-const SAID: [&str; 13] = [
+const EXPECTED_LINES: [&str; 13] = [
     "len: 5",
     r#"viewers: ["ben", "cleo", "eve", "finn", "gus"]"#,
     "contains: true",
@@ -131,9 +131,9 @@ fn an_offline_says_what_it_said() {
     for (version, _) in RELEASED {
         let steps = json!({"steps": ["last_seen", "reason", "everyone"]});
         let mut rules = pipeline([stage(version, "reader", steps)]);
-        let said = logged(|| drop(world.decide(&mut rules)));
+        let lines = logged(|| drop(world.decide(&mut rules)));
         assert_eq!(
-            said,
+            lines,
             [
                 "last-seen: Some(1697999999000)",
                 "reason: Some(OfflineReason::Logout)"

@@ -21,7 +21,7 @@ fn plugin(capabilities: Value) -> Vec<u8> {
 fn stage(capabilities: Value, granted: &[Capability], ceiling: Capabilities) -> Stage {
     let plugin = loaded("rule", &plugin(capabilities));
     let granted = granted.iter().copied().collect();
-    Stage::new(plugin, json!({}), false, None).granted(granted, ceiling)
+    Stage::new(plugin, json!({}), false, None).with_grants(granted, ceiling)
 }
 
 use Capability::{Contacts, Everyone, Settings, Widen};
@@ -77,7 +77,7 @@ fn a_manifest_that_names_some_names_all() {
 
 #[test]
 fn what_no_plugin_may_have_none_gets_whatever_its_entry_grants() {
-    let ceiling = Capabilities::ALL.less(Capabilities::NONE.with(Everyone));
+    let ceiling = Capabilities::ALL.difference(Capabilities::NONE.with(Everyone));
     assert_eq!(
         refusals(stage(json!([]), &[Widen, Everyone, Settings], ceiling)),
         [

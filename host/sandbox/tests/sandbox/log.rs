@@ -60,7 +60,7 @@ pub(crate) fn logged(run: impl FnOnce()) -> Vec<String> {
 }
 
 /// The messages and errors that the sandbox logs while this runs.
-pub(crate) fn said(run: impl FnOnce()) -> Vec<String> {
+pub(crate) fn logged_by_host(run: impl FnOnce()) -> Vec<String> {
     listen("presence_sandbox", run)
 }
 

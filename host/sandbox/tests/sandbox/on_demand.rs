@@ -36,7 +36,7 @@ fn every_question_that_is_not_at_hand_is_named_and_once_answered_the_call_decide
         ])
     );
     let answers: Vec<_> = questions.into_iter().collect();
-    world.say(&json!({"contacts": {"ada": ["ben", "cleo"]}}), &answers);
+    world.set_directory(&json!({"contacts": {"ada": ["ben", "cleo"]}}), &answers);
     assert_eq!(world.visible(&mut rules), ["ada", "ben", "cleo"]);
 }
 
@@ -51,12 +51,12 @@ fn the_stages_after_one_that_waits_are_asked_too() {
         Question::BlockedBy(ada),
     ];
     assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
-    world.say(&json!({"contacts": {"ada": ["ben"]}}), &missing[..2]);
+    world.set_directory(&json!({"contacts": {"ada": ["ben"]}}), &missing[..2]);
     assert_eq!(
         cache_misses(&world, &mut rules),
         missing[2..].iter().cloned().collect()
     );
-    world.say(&json!({"blocks": {"ada": ["cleo"]}}), &missing);
+    world.set_directory(&json!({"blocks": {"ada": ["cleo"]}}), &missing);
     assert_eq!(world.visible(&mut rules), ["ben"]);
 }
 
@@ -72,7 +72,7 @@ fn a_redactor_that_lacks_an_answer_when_a_user_goes_names_it() {
         Decision::CacheMiss(questions) => assert_eq!(questions, [missing.clone()].into()),
         other => panic!("nothing is missing: {other:?}"),
     }
-    world.say(&json!({}), &[missing]);
+    world.set_directory(&json!({}), &[missing]);
     let renditions = world.redacted(&mut rules, &told);
     assert!(renditions[0].last_seen);
 }
@@ -81,7 +81,7 @@ fn a_redactor_that_lacks_an_answer_when_a_user_goes_names_it() {
 fn an_answer_that_nobody_asked_for_changes_nothing() {
     let mut world = World::on_demand();
     let mut rules = pipeline([stage("contacts")]);
-    world.say(&json!({}), &[Question::Contacts(world.id("ben"))]);
+    world.set_directory(&json!({}), &[Question::Contacts(world.id("ben"))]);
     let missing = Question::Contacts(world.id("ada"));
     assert_eq!(cache_misses(&world, &mut rules), BTreeSet::from([missing]));
 }
@@ -105,7 +105,7 @@ fn a_failure_for_want_of_an_answer_is_no_failure() {
     );
     world.online("ada", "{}");
     let ada = world.id("ada");
-    world.say(&json!({}), &[Question::Contacts(ada)]);
+    world.set_directory(&json!({}), &[Question::Contacts(ada)]);
     let (_, error) = world.failure(&mut rules);
     assert!(error.starts_with("trapped"), "{error}");
 }
@@ -115,7 +115,7 @@ fn what_a_call_asked_before_it_failed_is_named() {
     let mut world = World::on_demand();
     let (ada, ben) = (world.id("ada"), world.id("ben"));
     let many: Vec<_> = (0..40_000).map(|number| format!("user-{number}")).collect();
-    world.say(
+    world.set_directory(
         &json!({"contacts": {"ben": many}}),
         &[Question::Contacts(ben)],
     );
@@ -124,7 +124,7 @@ fn what_a_call_asked_before_it_failed_is_named() {
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     let missing = [Question::Contacts(ada)];
     assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
-    world.say(&json!({}), &missing);
+    world.set_directory(&json!({}), &missing);
     let (_, error) = world.failure(&mut rules);
     assert!(error.contains("fuel"), "{error}");
 }
@@ -142,7 +142,7 @@ fn a_rule_that_succeeds_only_while_it_waits_is_still_put_into_quarantine() {
         world.online(&user, "{}");
         let missing = [Question::Contacts(world.id(&user))];
         assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
-        world.say(&json!({"contacts": {user.as_str(): many}}), &missing);
+        world.set_directory(&json!({"contacts": {user.as_str(): many}}), &missing);
         world.failure(&mut rules);
     }
     assert!(blueprint.stages().all(|stage| stage.health.in_quarantine()));

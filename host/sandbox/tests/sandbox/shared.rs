@@ -21,14 +21,14 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
     let sessions = || [configured("sessions", json!({}))];
     let before = blueprint(LIMITS, sessions(), None);
     let mut shared = before.pipeline();
-    let (mut one, mut other) = (before.own(), before.own());
+    let (mut one, mut other) = (before.stateful_enrichers(), before.stateful_enrichers());
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
     assert_eq!(online(&mut shared.lend(&mut one)), "2");
     assert_eq!(online(&mut shared.lend(&mut other)), "1");
     shared.release_unused();
     shared.release_unused();
     let after = blueprint(LIMITS, sessions(), Some(&before));
-    let mut next = after.own();
+    let mut next = after.stateful_enrichers();
     next.take_over(&mut one);
     assert_eq!(online(&mut after.pipeline().lend(&mut next)), "3");
     // The other shard still uses the generation before.
@@ -40,7 +40,10 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
 fn an_enricher_that_hands_over_no_state_is_shared_and_kept() {
     let blueprint = blueprint(LIMITS, [stage("counter")], None);
     let mut shared = blueprint.pipeline();
-    let (mut one, mut other) = (blueprint.own(), blueprint.own());
+    let (mut one, mut other) = (
+        blueprint.stateful_enrichers(),
+        blueprint.stateful_enrichers(),
+    );
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
     shared.release_unused();
     shared.release_unused();
@@ -56,7 +59,7 @@ fn each_shard_notices_that_the_last_good_generation_has_taken_over() {
         Some(&before),
     );
     let mut shared = after.pipeline();
-    let (mut one, mut other) = (after.own(), after.own());
+    let (mut one, mut other) = (after.stateful_enrichers(), after.stateful_enrichers());
     for user in ["bob", "cid", "dan"] {
         let mut world = World::new(&json!({}));
         world.online(user, "{}");

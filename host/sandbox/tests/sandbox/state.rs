@@ -5,7 +5,7 @@ use presence_sandbox::{LoadError, Pipeline, Stage};
 use serde_json::{Value, json};
 
 use crate::component::{enricher_with, with_manifest};
-use crate::log::said;
+use crate::log::logged_by_host;
 use crate::stage::{LIMITS, bytes, configured, loaded, made, pipeline, problems, stage, within};
 use crate::world::World;
 
@@ -35,7 +35,7 @@ fn twice(config: Value) -> Pipeline {
 fn the_next_generation_goes_on_where_the_last_one_stopped() {
     let mut before = twice(json!({}));
     let mut after = pipeline([stage("contacts"), sessions(json!({"key": "n"}))]);
-    let lines = said(|| after.take_over(&mut before));
+    let lines = logged_by_host(|| after.take_over(&mut before));
     assert_eq!(online(&mut after), ["3"]);
     assert!(lines.is_empty(), "{lines:?}");
 
@@ -74,7 +74,7 @@ fn an_enricher_without_state_takes_none_over_and_that_is_no_fault() {
     let mut stateless = pipeline([stage("counter")]);
     online(&mut stateless);
     let mut after = pipeline([stage("counter")]);
-    let lines = said(|| after.take_over(&mut stateless));
+    let lines = logged_by_host(|| after.take_over(&mut stateless));
     assert_eq!(online(&mut after), ["1"]);
     assert!(lines.is_empty(), "{lines:?}");
 }
@@ -122,7 +122,7 @@ fn a_state_that_is_too_large_is_not_handed_over() {
 
 #[track_caller]
 fn begins_without(before: &mut Pipeline, mut after: Pipeline, error: &str) {
-    let lines = said(|| after.take_over(before));
+    let lines = logged_by_host(|| after.take_over(before));
     assert_eq!(online(&mut after), ["1"], "{error}");
     assert_eq!(lines.len(), 2);
     for part in [error, "can't take over the state"] {

@@ -16,10 +16,10 @@ fn wanting(granted: bool) -> Stage {
     let plugin = with_manifest(&bytes("wants-wasi"), &manifest.to_string());
     let stage = Stage::new(loaded("rule", &plugin), json!({}), false, None);
     let grants = match granted {
-        true => Capabilities::KINDS.with(Capability::Wasi),
-        false => Capabilities::KINDS,
+        true => Capabilities::HOST_FUNCTIONS.with(Capability::Wasi),
+        false => Capabilities::HOST_FUNCTIONS,
     };
-    stage.granted(grants, Capabilities::ALL)
+    stage.with_grants(grants, Capabilities::ALL)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::world::World;
 
 /// The chain with the plugins of this name withdrawn. `None` if this changes nothing.
 fn without(name: &str, blueprint: &Blueprint) -> Option<Blueprint> {
-    blueprint.judged(&|stage: &Stage| {
+    blueprint.with_withdrawals(&|stage: &Stage| {
         (*stage.plugin.name == *name).then(|| "its key is not trusted".to_owned())
     })
 }
@@ -24,7 +24,7 @@ fn a_filter_or_a_redactor_is_closed_until_it_may_run_again() {
     for name in ["contacts", "redact"] {
         let chain = blueprint(LIMITS, [stage("contacts"), stage("redact")], None);
         let held = without(name, &chain).unwrap();
-        assert!(without(name, &held).is_none(), "it is judged so already");
+        assert!(without(name, &held).is_none(), "it is withdrawn already");
         assert!(!held.is_same(&chain), "it is another pipeline");
         let quarantined = held.stages().filter(|it| it.in_quarantine());
         let quarantined: Vec<_> = quarantined
@@ -88,10 +88,10 @@ fn it_takes_over_from_nobody() {
     let second = blueprint(LIMITS, [failing()], Some(&first));
     let sha256 = first.stages().next().unwrap().plugin.sha256.clone();
     let of_first = |stage: &Stage| (stage.plugin.sha256 == sha256).then(|| "lost".to_owned());
-    let judged = second.judged(&of_first).unwrap();
-    assert!(judged.stages().all(|it| it.withdrawn().is_none()));
+    let updated = second.with_withdrawals(&of_first).unwrap();
+    assert!(updated.stages().all(|it| it.withdrawn().is_none()));
     // It differs from the same stages loaded anew, which still have the fallback.
-    assert!(!judged.is_same(&second));
+    assert!(!updated.is_same(&second));
     let fail = |blueprint: &Blueprint| {
         let mut rules = blueprint.instantiate().unwrap();
         for user in ["bob", "cid", "dan"] {
@@ -103,7 +103,7 @@ fn it_takes_over_from_nobody() {
         let (_, error) = world().failure(&mut rules);
         assert!(error.contains("failed on user after user"), "{error}");
     };
-    fail(&judged);
+    fail(&updated);
     // A fallback that has taken over already is taken out of service, too.
     let second = blueprint(LIMITS, [failing()], Some(&first));
     let mut rules = second.instantiate().unwrap();
@@ -113,8 +113,8 @@ fn it_takes_over_from_nobody() {
         world.failure(&mut rules);
     }
     assert_eq!(world().visible(&mut rules), ["ben"]);
-    let judged = second.judged(&of_first).unwrap();
-    let mut rules = judged.instantiate().unwrap();
+    let updated = second.with_withdrawals(&of_first).unwrap();
+    let mut rules = updated.instantiate().unwrap();
     let (_, error) = world().failure(&mut rules);
     assert!(error.contains("quarantine"), "{error}");
 }

@@ -19,7 +19,7 @@ pub(crate) struct World {
     /// How far the wall time is ahead of `now`.
     pub(crate) ahead_ms: i64,
     pub(crate) names: Arc<Names>,
-    /// Everything that `say` was given.
+    /// Everything that `set_directory` was given.
     known: Directory,
     pub(crate) directory: Arc<Directory>,
     pub(crate) event: Arc<Event>,
@@ -36,7 +36,7 @@ impl World {
         Self::in_directory(Directory::on_demand(), &Value::Null)
     }
 
-    fn in_directory(directory: Directory, said: &Value) -> Self {
+    fn in_directory(directory: Directory, directory_json: &Value) -> Self {
         let names = Arc::new(Names::new());
         let directory = Arc::new(directory);
         let event = Arc::new(online(&names, "ada", "{}"));
@@ -48,14 +48,14 @@ impl World {
             directory,
             event,
         };
-        world.say(said, &[]);
+        world.set_directory(directory_json, &[]);
         world
     }
 
     /// Adds this to what is known, and lets the directory answer these questions.
-    pub(crate) fn say(&mut self, said: &Value, answered: &[Question]) {
+    pub(crate) fn set_directory(&mut self, directory_json: &Value, answered: &[Question]) {
         let mut edit = self.known.edit();
-        say(&mut edit, &self.names, said);
+        add_sections(&mut edit, &self.names, directory_json);
         self.known = edit.finish().0;
         if !self.directory.is_on_demand() {
             self.directory = Arc::new(self.known.clone());
@@ -179,8 +179,8 @@ fn online(names: &Names, user: &str, metadata: &str) -> Event {
 }
 
 /// Adds the sections `contacts`, `groups`, `blocks` and `settings`.
-fn say(edit: &mut Edit, names: &Names, said: &Value) {
-    let section = |key: &str| said[key].as_object().into_iter().flatten();
+fn add_sections(edit: &mut Edit, names: &Names, directory_json: &Value) {
+    let section = |key: &str| directory_json[key].as_object().into_iter().flatten();
     let set = |users: &Value| {
         let users = users.as_array().unwrap().iter();
         Some(

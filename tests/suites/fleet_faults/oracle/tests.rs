@@ -38,7 +38,7 @@ impl Forged {
             },
         );
         forged.speaks(1);
-        forged.tells(true, &[VIEWER]);
+        forged.receives_next(true, &[VIEWER]);
         forged.shows(true);
         forged
     }
@@ -70,10 +70,10 @@ impl Forged {
         self.after(ms, Fact::FaultEnds("a fault"));
     }
 
-    fn told(&mut self, online: bool, seq: u64, viewers: &[usize]) {
+    fn receives(&mut self, online: bool, seq: u64, viewers: &[usize]) {
         self.after(
             5,
-            Fact::Told {
+            Fact::Received {
                 client: 0,
                 source: "s/0".into(),
                 epoch: self.epoch,
@@ -86,18 +86,18 @@ impl Forged {
     }
 
     /// The next message of its subject.
-    fn tells(&mut self, online: bool, viewers: &[usize]) {
+    fn receives_next(&mut self, online: bool, viewers: &[usize]) {
         let [on, off] = &mut self.seqs;
         let seq = if online { on } else { off };
         *seq += 1;
         let seq = *seq;
-        self.told(online, seq, viewers);
+        self.receives(online, seq, viewers);
     }
 
     fn shows(&mut self, online: bool) {
         self.after(
             0,
-            Fact::Shown {
+            Fact::ViewChanged {
                 viewer: VIEWER,
                 user: USER,
                 online,
@@ -134,7 +134,7 @@ fn nothing_is_found_where_all_is_well() {
     let mut forged = Forged::with_user_online();
     forged.stays(1, 20_000);
     forged.closes(1);
-    forged.tells(false, &[VIEWER]);
+    forged.receives_next(false, &[VIEWER]);
     forged.shows(false);
     forged.after(20_000, Fact::Missed { client: 0 });
     forged.finds(&[]);
@@ -145,7 +145,7 @@ fn nothing_is_found_where_all_is_well() {
 fn a_user_who_stays_and_is_shown_as_gone_is_found() {
     let mut forged = Forged::with_user_online();
     forged.stays(1, 5_000);
-    forged.tells(false, &[VIEWER]);
+    forged.receives_next(false, &[VIEWER]);
     forged.shows(false);
     forged.finds(&["user 1 stayed connected"]);
 }
@@ -196,7 +196,7 @@ fn what_was_decided_before_a_fault_may_be_said_after_it() {
         entries: forged.entries.clone(),
         ..forged
     };
-    late.tells(false, &[VIEWER]);
+    late.receives_next(false, &[VIEWER]);
     late.shows(false);
     late.finds(&[]);
     // After the recovery, nothing excuses it.
@@ -261,10 +261,10 @@ fn a_fault_excuses_no_ghost_that_was_there_before_it() {
 #[test]
 fn whoever_is_hidden_is_to_be_told_and_shown_to_nobody() {
     let mut forged = Forged::with_user_online();
-    forged.told(true, 2, &[HIDDEN_FROM]);
+    forged.receives(true, 2, &[HIDDEN_FROM]);
     forged.after(
         5,
-        Fact::Shown {
+        Fact::ViewChanged {
             viewer: HIDDEN_FROM,
             user: USER,
             online: true,
@@ -280,7 +280,7 @@ fn whoever_is_hidden_is_to_be_told_and_shown_to_nobody() {
 #[test]
 fn what_is_told_twice_in_an_epoch_is_found() {
     let mut forged = Forged::with_user_online();
-    forged.tells(true, &[VIEWER, VIEWER + 1]);
+    forged.receives_next(true, &[VIEWER, VIEWER + 1]);
     forged.finds(&["viewer 0 was told twice that user 1 is online, in epoch 7"]);
 }
 
@@ -288,28 +288,28 @@ fn what_is_told_twice_in_an_epoch_is_found() {
 fn what_another_subjects_loss_excuses_is_not_found() {
     // An offline between the two onlines was lost: the next one shows it.
     let mut forged = Forged::with_user_online();
-    forged.tells(true, &[VIEWER]);
+    forged.receives_next(true, &[VIEWER]);
     let mut lost = Forged {
         entries: forged.entries.clone(),
         seqs: forged.seqs,
         ..forged
     };
-    lost.told(false, 2, &[VIEWER]);
+    lost.receives(false, 2, &[VIEWER]);
     lost.finds(&[]);
     // And so does a beacon.
-    let counted = |seqs| Fact::Counted {
+    let counted = |seqs| Fact::Beacon {
         client: 0,
         source: "s/0".into(),
         epoch: 7,
         seqs,
     };
     let mut forged = Forged::with_user_online();
-    forged.tells(true, &[VIEWER]);
+    forged.receives_next(true, &[VIEWER]);
     forged.after(5, counted([2, 1]));
     forged.finds(&[]);
     // If the numbers show that nothing was lost, the violation is found at once.
     let mut forged = Forged::with_user_online();
-    forged.tells(true, &[VIEWER]);
+    forged.receives_next(true, &[VIEWER]);
     forged.after(5, counted([2, 0]));
     let at = forged.at;
     forged.after(1_000, Fact::Missed { client: 0 });
@@ -321,7 +321,7 @@ fn what_another_subjects_loss_excuses_is_not_found() {
 #[test]
 fn what_is_published_again_is_not_told_twice() {
     let mut forged = Forged::with_user_online();
-    forged.told(true, 1, &[VIEWER]);
+    forged.receives(true, 1, &[VIEWER]);
     forged.finds(&[]);
 }
 
@@ -329,7 +329,7 @@ fn what_is_published_again_is_not_told_twice() {
 fn after_a_takeover_something_may_be_told_again_and_after_a_hand_over_nothing() {
     let mut forged = Forged::with_user_online();
     forged.succeeds();
-    forged.tells(true, &[VIEWER]);
+    forged.receives_next(true, &[VIEWER]);
     forged.finds(&[]);
     let orderly = Terms {
         is_orderly: true,
@@ -340,18 +340,18 @@ fn after_a_takeover_something_may_be_told_again_and_after_a_hand_over_nothing() 
     let mut stalled = Forged::with_user_online();
     stalled.after(5, Fact::Stall("a node"));
     stalled.succeeds();
-    stalled.tells(true, &[VIEWER]);
+    stalled.receives_next(true, &[VIEWER]);
     stalled.finds_by(orderly, &[]);
     // Messages of an owner whose epoch is over don't count.
     forged.epoch -= 1;
-    forged.told(true, 9, &[VIEWER]);
+    forged.receives(true, 9, &[VIEWER]);
     forged.finds(&[]);
 }
 
 #[test]
 fn who_was_not_told_online_is_not_to_be_told_offline() {
     let mut forged = Forged::with_user_online();
-    forged.tells(false, &[VIEWER, VIEWER + 1]);
+    forged.receives_next(false, &[VIEWER, VIEWER + 1]);
     forged.finds(&["viewer 1 was told that user 1 left, and never that they came"]);
     assert!(may_see(VIEWER + 1, USER));
 }
@@ -360,12 +360,12 @@ fn who_was_not_told_online_is_not_to_be_told_offline() {
 fn who_may_have_missed_it_may_be_told_offline() {
     let mut forged = Forged::with_user_online();
     forged.after(5, Fact::Missed { client: 0 });
-    forged.tells(false, &[VIEWER, VIEWER + 1]);
+    forged.receives_next(false, &[VIEWER, VIEWER + 1]);
     forged.finds(&[]);
     // A gap shows that, too.
     let mut forged = Forged::with_user_online();
     forged.seqs = [1, 1];
-    forged.tells(false, &[VIEWER, VIEWER + 1]);
+    forged.receives_next(false, &[VIEWER, VIEWER + 1]);
     forged.finds(&[]);
 }
 

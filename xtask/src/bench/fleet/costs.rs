@@ -24,7 +24,7 @@ const TOLD: Duration = Duration::from_millis(scene::LEASE.as_millis() as u64 / 4
 const DROPS: &str = "presence_slow_consumer_drops_total";
 
 /// The processor time of a standby and its owner, under one load.
-pub(crate) struct Beside {
+pub(crate) struct StandbyCost {
     pub(crate) title: &'static str,
     pub(crate) messages: usize,
     pub(crate) owner_ns: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Routed {
 }
 
 /// Loads the shard, and measures its owner and its standby.
-pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Vec<Beside>> {
+pub(super) fn standby(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Vec<StandbyCost>> {
     let hosts = [scene.host(owner)?, scene.host(standby)?];
     let [owner, standby] = hosts.map(|it| it.process.id());
     let dropped = || -> Result<f64> {
@@ -83,7 +83,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         deliver(stream, &text)?;
         scene.until_answered()?;
         std::thread::sleep(TOLD);
-        Ok(Beside {
+        Ok(StandbyCost {
             title,
             messages,
             owner_ns: cpu_ns(owner)? - before[0],

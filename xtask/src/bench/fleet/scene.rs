@@ -38,7 +38,7 @@ const REPLIES: &str = "_INBOX.load.fleet";
 const PIECE: usize = 20_000;
 
 /// The interval between two checks, and the timeout of one query.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const ANSWER: Duration = Duration::from_millis(50);
 /// How long to wait before giving up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -135,7 +135,7 @@ impl<'a> Scene<'a> {
         let host = self.host(name)?;
         let what = format!("{metric} of {name} to be 1");
         self.until(&what, async || Ok(host.metric(metric, &[]).await? == 1.0))
-            .with_context(|| host.process.last_words())
+            .with_context(|| host.process.log_tail())
     }
 
     /// Waits until a query is answered. Then the owner has decided on everyone.
@@ -154,7 +154,7 @@ impl<'a> Scene<'a> {
     fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
         let looks = async {
             while !is_so().await? {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             Ok(())
         };

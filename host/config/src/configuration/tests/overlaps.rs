@@ -5,7 +5,7 @@ use super::*;
 /// The sections of a file, on a node that serves these tenants.
 fn sections(text: &str, serving: &[Arc<Config>]) -> Vec<TenantSection> {
     let text = Text::of(text);
-    let node = OfNode {
+    let node = NodeTenants {
         stored: &[],
         serving,
     };

@@ -162,10 +162,14 @@ fn variables_that_are_meant_for_a_key_are_refused_and_others_passed_over_and_sai
         ("PRESENCE_HTTP_PORT", "tcp://10.0.0.1:80"),
     ];
     let config = load("", &others).unwrap();
-    assert!(config.passed_over.is_empty(), "{:?}", config.passed_over);
+    assert!(
+        config.ignored_variables.is_empty(),
+        "{:?}",
+        config.ignored_variables
+    );
     let config = load("", &[("PRESENCE_QQ", "1")]).unwrap();
     let said = "PRESENCE_QQ: unknown variable; unset it";
-    assert!(config.passed_over[0].starts_with(said));
+    assert!(config.ignored_variables[0].starts_with(said));
     let unknown = [
         ("PRESENCE_GRACE_MS", "1"),
         ("PRESENCE_QQ", "1"),

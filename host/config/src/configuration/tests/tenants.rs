@@ -200,7 +200,7 @@ fn what_sets_the_keys_of_a_tenant_is_known_of_each() {
         Some(path),
         Some(&text),
         std::iter::empty(),
-        OfNode::default(),
+        NodeTenants::default(),
     );
     let read = read.unwrap();
     let timeout = |name: &str| {

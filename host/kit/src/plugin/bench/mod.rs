@@ -95,7 +95,7 @@ fn contend(
     let begin = Instant::now();
     let plugin = super::load(engine, path, bytes)?;
     let compiling = begin.elapsed();
-    let limits = limits.within(plugin.manifest.limits);
+    let limits = limits.capped_by(plugin.manifest.limits);
     let case = match case {
         Some(name) => Some(super::case(&plugin, name)?),
         None => first_case(&plugin),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use presence_config::escape::{line, say};
+use presence_config::escape::{eprint_line, line};
 
 use super::Source;
 
@@ -39,7 +39,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub(super) fn run_long(command: &mut Command, source: &Source<'_>) -> anyhow::Result<()> {
-    say(format_args!(
+    eprint_line(format_args!(
         "building {}, which takes up to a minute if it has changed",
         line(&source.manifest.name)
     ));

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
-use presence_config::escape::{line, print, print_json, say};
+use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::self_test::{self, Outcome};
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let plugin = super::load(&loader::engine(&config)?, &path, &bytes)?;
-    let limits = limits(&config, true).within(plugin.manifest.limits);
+    let limits = limits(&config, true).capped_by(plugin.manifest.limits);
     let outcomes: Vec<_> = self_test::run(&plugin, limits).collect();
     let failed: Vec<_> = outcomes
         .iter()
@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.update {
         for file in update::update(&path, &bytes, &outcomes)? {
-            say(format_args!("updated {}", file.display()));
+            eprint_line(format_args!("updated {}", file.display()));
         }
         let broken = failed.iter().filter(|outcome| !update::is_taken(outcome));
         let broken = broken.count();

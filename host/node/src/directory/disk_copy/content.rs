@@ -108,7 +108,7 @@ fn read(
             let key = Key::parse(key.value()).map_err(|why| anyhow!(why))?;
             match value.value() {
                 "" => edit.unreadable(key.question(names)),
-                value => key.take(&mut edit, names, Some(value.as_bytes()))?,
+                value => key.apply(&mut edit, names, Some(value.as_bytes()))?,
             }
         }
         ensure!(

@@ -71,7 +71,7 @@ impl Refusals {
                     continue;
                 }
             };
-            match key.take(edit, names, value.as_deref()) {
+            match key.apply(edit, names, value.as_deref()) {
                 Ok(()) => drop(self.values.remove(&text)),
                 Err(error) => {
                     edit.unreadable(key.question(names));

@@ -248,7 +248,7 @@ impl AnswerFetcher {
     /// once.
     async fn ask(&self, client: Client, question: Question) -> Result<Bytes, String> {
         let Some((subject, body)) = protocol::request(&self.subject, &question, &self.names) else {
-            return Ok(protocol::nothing(&question));
+            return Ok(protocol::empty_answer(&question));
         };
         let limit = Duration::from_millis(self.config.timeout_ms);
         let body = Bytes::from(body);

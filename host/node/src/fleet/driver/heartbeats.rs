@@ -104,7 +104,7 @@ impl Driver {
     }
 
     fn subscribe_apart(&self, shard: u32) {
-        let subjects = self.subjects.of_shard_but_heartbeats(shard);
+        let subjects = self.subjects.shard_without_heartbeats(shard);
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
         let mut heard = self.heard.clone();
         let subscribed = async move {

@@ -120,7 +120,7 @@ impl NodeDescription {
             node: config.node.name.clone(),
             configuration,
             servers: config.nats.servers(),
-            directory: config.directory.in_words(),
+            directory: config.directory.describe(),
             prefix: config.tenant.prefix.clone(),
             started_ms: clock::now_ms(),
             telemetry: Arc::clone(&telemetry.figures),

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use presence_core::share::{Share, place};
-use presence_sandbox::{Engine, Plugin, Stage, while_paused};
+use presence_sandbox::{Engine, Plugin, Stage, set_pause_work};
 use serde_json::Value;
 
 use super::*;
@@ -282,7 +282,7 @@ fn what_others_take_in_the_pause_of_a_call_is_no_time_of_a_canary() {
     world.connect(0, 1);
     let pauses = Rc::new(Cell::new(0));
     let counted = Rc::clone(&pauses);
-    while_paused(Rc::new(move || {
+    set_pause_work(Rc::new(move || {
         counted.set(counted.get() + 1);
         if counted.get() > 1 {
             return Duration::ZERO;

@@ -62,7 +62,7 @@ impl Scene {
                 number: 1,
                 blueprint: Arc::clone(&node.blueprint),
             },
-            Sequencer::of_fleet(source, subjects.told(3)),
+            Sequencer::of_fleet(source, subjects.shard_standby_messages(3)),
             None,
             Arc::default(),
             Arc::clone(&shard.figures),

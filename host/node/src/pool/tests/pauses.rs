@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use presence_core::quota::Rate;
-use presence_sandbox::{Engine, Plugin, Stage, while_paused};
+use presence_sandbox::{Engine, Plugin, Stage, set_pause_work};
 
 use super::super::rounds::Turn;
 use super::super::work::PanicPoint;
@@ -189,7 +189,7 @@ fn a_call_goes_on_for_as_long_between_two_pauses_as_its_tenant_has_time() {
     }
     // This simulates several epoch checks in its first call.
     let (worker, is_first) = (Rc::clone(&node.worker), Cell::new(true));
-    while_paused(Rc::new(move || {
+    set_pause_work(Rc::new(move || {
         let checks = if is_first.take() { CHECKS } else { 0 };
         (0..checks).map(|_| worker.pause()).sum()
     }));

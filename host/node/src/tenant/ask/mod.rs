@@ -204,7 +204,7 @@ impl QueryService {
         if let Some(kind) = self.asked_by_node(received.subject()) {
             return self.answer_node(kind, received.payload(), share).await;
         }
-        match self.subjects.asked(received.subject()) {
+        match self.subjects.question_kind(received.subject()) {
             Some(QuestionKind::Query(viewer)) => {
                 let turn = self.turn().await;
                 let query = Query::parse(received.payload(), viewer)?;

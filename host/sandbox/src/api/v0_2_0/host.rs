@@ -49,7 +49,7 @@ pub(in crate::api) fn host(
     })?;
     host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
         store.data_mut().observed.reads.time = true;
-        Ok((store.data().about()?.now,))
+        Ok((store.data().context()?.now,))
     })?;
     host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
         let reads = &mut store.data_mut().observed.reads;
@@ -63,7 +63,7 @@ pub(in crate::api) fn host(
 }
 
 /// Links the functions that 0.2.0 added.
-pub(super) fn more(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
+pub(super) fn link_added_in_0_2_0(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
     host.func_wrap(
         "explain-for",
         |store: Calling<'_>, (viewers, text): (u32, WasmStr)| {
@@ -85,7 +85,7 @@ pub(super) fn more(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
 /// Records a reason for the verdict. It is about these viewers alone, or about the event if
 /// `viewers` is `None`.
 fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -> Result<()> {
-    if !store.data_mut().takes_line() {
+    if !store.data_mut().admit_line() {
         return Ok(());
     }
     let bytes = text.to_str(&store)?.len();
@@ -106,7 +106,7 @@ fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -
 /// Writes a line to the host's log. A line of level `error` is kept until the call ends: if the
 /// call traps, the line is the reason, and is logged with the failure.
 fn log(mut store: Calling<'_>, (level, text): (Level, WasmStr)) -> Result<()> {
-    let is_taken = store.data_mut().takes_line();
+    let is_taken = store.data_mut().admit_line();
     let is_error = matches!(level, Level::Error);
     if !is_taken && !is_error {
         return Ok(());

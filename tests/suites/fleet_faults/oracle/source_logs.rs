@@ -7,15 +7,15 @@ use super::super::trace::Fact;
 
 /// What each client was told by each source.
 #[derive(Debug, Default)]
-pub(super) struct Tellings {
+pub(super) struct SourceLogs {
     is_orderly: bool,
     has_failed: bool,
-    sources: BTreeMap<(usize, String), Telling>,
+    sources: BTreeMap<(usize, String), SourceLog>,
     pub(super) successions: usize,
 }
 
 #[derive(Debug)]
-struct Telling {
+struct SourceLog {
     epoch: u64,
     /// The last number on each of the two subjects.
     seqs: [u64; 2],
@@ -24,7 +24,7 @@ struct Telling {
     is_complete: bool,
     /// Violations that would be excused if the client has missed a message on one of the subjects.
     /// The next number on this subject decides it.
-    open: Vec<(Subject, String)>,
+    pending_violations: Vec<(Subject, String)>,
 }
 
 /// The subjects on which onlines and offlines are told.
@@ -34,7 +34,7 @@ enum Subject {
     Offline,
 }
 
-impl Tellings {
+impl SourceLogs {
     pub(super) fn new(is_orderly: bool) -> Self {
         Self {
             is_orderly,
@@ -45,7 +45,7 @@ impl Tellings {
     /// A client may have missed messages of any source.
     pub(super) fn missed(&mut self, client: usize) {
         let of = self.sources.iter_mut().filter(|((of, _), _)| *of == client);
-        of.for_each(|(_, telling)| telling.forget());
+        of.for_each(|(_, log)| log.forget());
         self.has_failed = true;
     }
 
@@ -60,9 +60,9 @@ impl Tellings {
     }
 
     /// Takes a message or a beacon. Returns what is surely wrong.
-    pub(super) fn take(&mut self, fact: &Fact) -> Vec<String> {
+    pub(super) fn apply(&mut self, fact: &Fact) -> Vec<String> {
         match fact {
-            Fact::Told {
+            Fact::Received {
                 client,
                 source,
                 epoch,
@@ -71,31 +71,31 @@ impl Tellings {
                 user,
                 viewers,
             } => {
-                let Some(telling) = self.of(*client, source, *epoch) else {
+                let Some(log) = self.log_of(*client, source, *epoch) else {
                     return Vec::new();
                 };
                 let subject = match online {
                     true => Subject::Online,
                     false => Subject::Offline,
                 };
-                let Some(found) = telling.next(subject, *seq) else {
+                let Some(found) = log.advance(subject, *seq) else {
                     return Vec::new();
                 };
                 let place = format!("in epoch {epoch} of {source}");
-                telling.tell(*online, *user, viewers, &place);
+                log.record(*online, *user, viewers, &place);
                 found
             }
-            Fact::Counted {
+            Fact::Beacon {
                 client,
                 source,
                 epoch,
                 seqs: [online, offline],
             } => {
-                let Some(telling) = self.of(*client, source, *epoch) else {
+                let Some(log) = self.log_of(*client, source, *epoch) else {
                     return Vec::new();
                 };
-                let mut found = telling.counted(Subject::Online, *online);
-                found.extend(telling.counted(Subject::Offline, *offline));
+                let mut found = log.beacon(Subject::Online, *online);
+                found.extend(log.beacon(Subject::Offline, *offline));
                 found
             }
             _ => Vec::new(),
@@ -104,39 +104,42 @@ impl Tellings {
 
     /// Violations that nothing has excused by the end.
     pub(super) fn end(&mut self) -> Vec<String> {
-        let open = self.sources.values_mut().flat_map(|it| it.open.drain(..));
+        let open = self
+            .sources
+            .values_mut()
+            .flat_map(|it| it.pending_violations.drain(..));
         open.map(|(_, what)| what).collect()
     }
 
     /// What a source has told a client, to add a message of this epoch. `None` if the epoch is
     /// over: clients drop the message.
-    fn of(&mut self, client: usize, source: &str, epoch: u64) -> Option<&mut Telling> {
+    fn log_of(&mut self, client: usize, source: &str, epoch: u64) -> Option<&mut SourceLog> {
         let is_complete = !self.has_failed;
         let place = (client, source.to_owned());
-        let telling = self.sources.entry(place).or_insert_with(|| Telling {
+        let log = self.sources.entry(place).or_insert_with(|| SourceLog {
             epoch,
             seqs: [0; 2],
             told: BTreeMap::new(),
             is_complete,
-            open: Vec::new(),
+            pending_violations: Vec::new(),
         });
-        if epoch > telling.epoch {
+        if epoch > log.epoch {
             self.successions += 1;
-            telling.epoch = epoch;
-            telling.seqs = [0; 2];
-            telling.open.clear();
+            log.epoch = epoch;
+            log.seqs = [0; 2];
+            log.pending_violations.clear();
             if !self.is_orderly {
-                telling.forget();
+                log.forget();
             }
         }
-        (epoch == telling.epoch).then_some(telling)
+        (epoch == log.epoch).then_some(log)
     }
 }
 
-impl Telling {
+impl SourceLog {
     /// Takes the number of a message. `None` if the message has to be dropped; otherwise the
     /// violations that are certain now.
-    fn next(&mut self, subject: Subject, seq: u64) -> Option<Vec<String>> {
+    fn advance(&mut self, subject: Subject, seq: u64) -> Option<Vec<String>> {
         let last = self.last(subject);
         if seq <= *last {
             // A message that may have been lost is published again under the same number.
@@ -147,17 +150,17 @@ impl Telling {
         if is_gap {
             self.forget();
         }
-        Some(self.close(subject))
+        Some(self.settle(subject))
     }
 
     /// Takes a beacon's number. Returns the violations that are certain now.
-    fn counted(&mut self, subject: Subject, seq: u64) -> Vec<String> {
+    fn beacon(&mut self, subject: Subject, seq: u64) -> Vec<String> {
         let last = self.last(subject);
         if seq > *last {
             *last = seq;
             self.forget();
         }
-        self.close(subject)
+        self.settle(subject)
     }
 
     fn last(&mut self, subject: Subject) -> &mut u64 {
@@ -170,14 +173,14 @@ impl Telling {
 
     /// No message is missing on a subject: violations that a missing one would have excused are
     /// certain.
-    fn close(&mut self, subject: Subject) -> Vec<String> {
-        let open = std::mem::take(&mut self.open);
-        let (found, open) = open.into_iter().partition(|(of, _)| *of == subject);
-        self.open = open;
+    fn settle(&mut self, subject: Subject) -> Vec<String> {
+        let pending = std::mem::take(&mut self.pending_violations);
+        let (found, pending) = pending.into_iter().partition(|(of, _)| *of == subject);
+        self.pending_violations = pending;
         found.into_iter().map(|(_, what)| what).collect()
     }
 
-    fn tell(&mut self, online: bool, user: usize, viewers: &[usize], place: &str) {
+    fn record(&mut self, online: bool, user: usize, viewers: &[usize], place: &str) {
         let (state, other) = match online {
             true => ("online", Subject::Offline),
             false => ("offline", Subject::Online),
@@ -193,13 +196,13 @@ impl Telling {
                 ),
                 _ => continue,
             };
-            self.open.push((other, what));
+            self.pending_violations.push((other, what));
         }
     }
 
     fn forget(&mut self) {
         self.told.clear();
         self.is_complete = false;
-        self.open.clear();
+        self.pending_violations.clear();
     }
 }

@@ -12,9 +12,9 @@ use crate::inputs::{self, HEARTBEAT};
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Sends heartbeats until it is dropped.
-pub(crate) struct Speakers(JoinHandle<()>);
+pub(crate) struct HeartbeatSenders(JoinHandle<()>);
 
-impl Speakers {
+impl HeartbeatSenders {
     /// Sends heartbeats of these users' connection `c1`. A heartbeat that can't be sent is lost, as
     /// in the network.
     pub(crate) fn start(client: &Client, users: &[String]) -> Self {
@@ -38,7 +38,7 @@ impl Speakers {
     }
 }
 
-impl Drop for Speakers {
+impl Drop for HeartbeatSenders {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::io::{BufRead as _, IsTerminal as _, stdin};
 
 use anyhow::ensure;
-use presence_config::escape::{print, say};
+use presence_config::escape::{eprint_line, print};
 use presence_config::revision::WORDS_BYTES_MAX;
 use presence_config::{Auth, Config};
 use presence_kit::ConfigArg;
@@ -53,7 +53,11 @@ impl ChangeOptions {
     ///
     /// # Errors
     /// If the answer isn't yes, or there is no terminal to ask on.
-    pub(crate) fn agree(&self, difference: impl Display, question: &str) -> anyhow::Result<()> {
+    pub(crate) fn confirm_change(
+        &self,
+        difference: impl Display,
+        question: &str,
+    ) -> anyhow::Result<()> {
         if !self.json {
             print(difference)?;
         }
@@ -77,7 +81,7 @@ pub(crate) fn who(config: &Config) -> String {
 
 /// The message about a fleet member that doesn't answer. `takes`: what it will take once it
 /// answers.
-pub(crate) fn silent_why(takes: &str) -> String {
+pub(crate) fn unanswered_message(takes: &str) -> String {
     format!("it is one of the fleet and doesn't answer; it takes {takes} when it does")
 }
 
@@ -87,7 +91,7 @@ fn confirm(question: &str) -> anyhow::Result<()> {
         stdin().is_terminal(),
         "there is no terminal to ask on: --yes goes on without asking"
     );
-    say(format_args!("{question} [y/N]"));
+    eprint_line(format_args!("{question} [y/N]"));
     let mut answer = String::new();
     stdin().lock().read_line(&mut answer)?;
     ensure!(

@@ -15,7 +15,7 @@ fn metadata_arrives_unescaped_if_it_is_text_and_as_it_is_if_it_is_not() {
         r#"{"text": "a\"b\u00e9", "json": {"b":1, "a":[ ]}, "number": 1.50}"#,
     );
     assert_eq!(
-        told(
+        lines(
             &world,
             json!([{"get": "text"}, {"get": "json"}, {"get": "number"}, {"get": "none"}])
         ),
@@ -33,7 +33,7 @@ fn all_metadata_arrives_in_its_order() {
     let mut world = world();
     world.online("ada", r#"{"z": 1, "a": "b"}"#);
     assert_eq!(
-        told(&world, json!(["entries"])),
+        lines(&world, json!(["entries"])),
         [r#"entries: [("z", Value::Json("1")), ("a", Value::Text("b"))]"#]
     );
 }
@@ -43,7 +43,7 @@ fn times_arrive_to_the_millisecond() {
     let mut world = world();
     world.now = NOW + 1;
     assert_eq!(
-        told(&world, json!(["timestamp", "now"])),
+        lines(&world, json!(["timestamp", "now"])),
         [format!("timestamp: {NOW}"), format!("now: {}", NOW + 1)]
     );
 }
@@ -53,7 +53,7 @@ fn only_who_is_offline_was_last_seen_and_left_for_a_reason() {
     let mut world = world();
     let steps = json!(["last_seen", "reason"]);
     assert_eq!(
-        told(&world, steps.clone()),
+        lines(&world, steps.clone()),
         ["last-seen: None", "reason: None"]
     );
     for (reason, name) in [
@@ -63,7 +63,7 @@ fn only_who_is_offline_was_last_seen_and_left_for_a_reason() {
     ] {
         world.offline(7, reason);
         assert_eq!(
-            told(&world, steps.clone()),
+            lines(&world, steps.clone()),
             [
                 "last-seen: Some(7)".to_owned(),
                 format!("reason: Some(OfflineReason::{name})"),
@@ -76,7 +76,7 @@ fn only_who_is_offline_was_last_seen_and_left_for_a_reason() {
 fn the_directory_says_what_it_was_told() {
     let steps = json!(["groups", {"setting": "visible"}, {"setting": "other"}]);
     assert_eq!(
-        told(&world(), steps),
+        lines(&world(), steps),
         [
             r#"groups: ["all", "team"]"#,
             "setting: Ok(Some(true))",
@@ -92,7 +92,7 @@ fn audiences_can_be_looked_into() {
         "viewers", "blocked_by", "len", "viewers",
     ]);
     assert_eq!(
-        told(&world(), steps),
+        lines(&world(), steps),
         [
             "len: 2",
             "contains: true",
@@ -106,7 +106,7 @@ fn audiences_can_be_looked_into() {
 }
 
 /// The reasons that the plugin `reader` gives with these steps.
-fn told(world: &World, steps: Value) -> Vec<String> {
+fn lines(world: &World, steps: Value) -> Vec<String> {
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     logged(|| drop(world.decide(&mut rules)))
 }
