@@ -521,14 +521,14 @@ impl Driver {
     fn reported(&mut self, shard: u32, report: Report) {
         let now = clock::now_ms();
         match report {
-            Report::Holds(epoch) => {
+            Report::InSync(epoch) => {
                 if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
                     *caught_up |= epoch.is_some();
                 }
                 self.member.holds(shard, epoch);
             }
             Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
-            Report::Ask { node, nonce } => self.ask_for_snapshot(&node, shard, nonce),
+            Report::RequestSnapshot { node, nonce } => self.ask_for_snapshot(&node, shard, nonce),
             Report::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
             Report::Synced { node, epoch, seq } => {
                 self.say_synced(&node, shard, (epoch, seq));

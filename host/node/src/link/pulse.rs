@@ -65,9 +65,9 @@ pub(crate) struct Pulse {
     sources: Sources,
     /// Where markers come in on the main connection: the prefix of the subjects, to which one token
     /// is added, and their subscription.
-    back: (String, WatchedSubscriber),
+    replies: (String, WatchedSubscriber),
     /// A subject without subscribers.
-    nobody: String,
+    unused_subject: String,
     markers: VecDeque<Marker>,
     sent: u64,
     /// When a marker last came in on the main connection.
@@ -79,7 +79,7 @@ pub(crate) struct Pulse {
 struct Second {
     client: Client,
     /// The subject and the subscription for markers on this connection.
-    out: (String, Subscriber),
+    probes: (String, Subscriber),
     /// When a marker last came in on it.
     heard: Instant,
     /// When it was last made anew although it seemed up.
@@ -100,16 +100,16 @@ impl Pulse {
         tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
         let main = main.client().clone();
-        let back = main.new_inbox();
-        let markers = main.subscribe(format!("{back}.*")).await?;
+        let reply_prefix = main.new_inbox();
+        let markers = main.subscribe(format!("{reply_prefix}.*")).await?;
         let markers = health
             .drops
-            .watch(markers, SubscriptionKind::Markers, &back);
+            .watch(markers, SubscriptionKind::Markers, &reply_prefix);
         let (heard, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
-            back: (back, markers),
-            nobody: main.new_inbox(),
+            replies: (reply_prefix, markers),
+            unused_subject: main.new_inbox(),
             statistics: main.statistics(),
             main,
             health,
@@ -129,15 +129,15 @@ impl Pulse {
             tokio::select! {
                 () = sleep_until(next) => {
                     self.health.log_silence();
-                    self.look_at_second().await;
+                    self.check_second().await;
                     self.send().await;
                     let every = self.sources.poll_interval();
                     let wait = if self.sources.are_behind() { QUICK.min(every) } else { every };
                     next = Instant::now() + wait;
                 }
                 () = self.sources.wanted() => next = next.min(Instant::now() + QUICK),
-                Some(marker) = self.second.out.1.next() => self.came_out(&marker).await,
-                Some(marker) = self.back.1.next() => self.came_back(&marker),
+                Some(marker) = self.second.probes.1.next() => self.on_probe(&marker).await,
+                Some(marker) = self.replies.1.next() => self.on_reply(&marker),
                 // Both clients are gone: the node ends.
                 else => return,
             }
@@ -158,16 +158,16 @@ impl Pulse {
             at: clock::now_ms(),
             marks: self.sources.marks(),
         });
-        self.send_to(self.second.out.0.clone()).await;
+        self.send_to(self.second.probes.0.clone()).await;
         if self.second.is_silent() {
-            self.send_to(self.nobody.clone()).await;
+            self.send_to(self.unused_subject.clone()).await;
         }
     }
 
     /// Sends the last marker to a subject.
     async fn send_to(&self, subject: String) {
-        let (back, body) = (&self.back.0, self.sent.to_string());
-        let reply = format!("{back}.{body}");
+        let (prefix, body) = (&self.replies.0, self.sent.to_string());
+        let reply = format!("{prefix}.{body}");
         let sent = self.main.publish_with_reply(subject, reply, body.into());
         // If there is no room within the interval, the connection hangs. A later marker may get
         // out.
@@ -176,7 +176,7 @@ impl Pulse {
 
     /// A marker has come in on the second connection: the broker has everything that was sent
     /// before it.
-    async fn came_out(&mut self, received: &Message) {
+    async fn on_probe(&mut self, received: &Message) {
         self.second.heard = Instant::now();
         self.health.pulse_is_back();
         let body = &received.payload;
@@ -192,7 +192,7 @@ impl Pulse {
 
     /// A marker has come back on the main connection: everything that the broker had sent before it
     /// has been received.
-    fn came_back(&mut self, received: &Message) {
+    fn on_reply(&mut self, received: &Message) {
         self.health.count_elsewhere();
         let token = received.subject.rsplit('.').next().unwrap_or_default();
         let Some(number) = number(token.as_bytes()) else {
@@ -202,7 +202,7 @@ impl Pulse {
             return;
         };
         // The broker itself has answered, because the marker's subject has no subscriber. So
-        // `came_out` hasn't seen this marker.
+        // `on_probe` hasn't seen this marker.
         if received.status == Some(StatusCode::NO_RESPONDERS) {
             self.acknowledge(marker);
         }
@@ -225,7 +225,7 @@ impl Pulse {
 
     /// Logs it, and makes the second connection anew, if markers arrive only on the main connection
     /// although the second one seems up.
-    async fn look_at_second(&mut self) {
+    async fn check_second(&mut self) {
         if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
             return;
         }
@@ -244,9 +244,9 @@ impl Second {
             .lasting(" pulse")?
             .subscription_capacity(MARKERS_MAX * 4);
         let client = access.connect(options).await?;
-        let out = client.new_inbox();
+        let subject = client.new_inbox();
         Ok(Self {
-            out: (out.clone(), client.subscribe(out).await?),
+            probes: (subject.clone(), client.subscribe(subject).await?),
             client,
             heard: Instant::now(),
             renewed: Instant::now(),

@@ -8,7 +8,7 @@ use presence_config::subjects::Source;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 
-use crate::link::journal::{Counting, EpochFence, JournalEntry, SequenceNumber};
+use crate::link::journal::{DeliveryMode, EpochFence, JournalEntry, SequenceNumber};
 use crate::link::shared_input::Receipt;
 
 /// Numbers what a shard publishes.
@@ -66,11 +66,11 @@ impl Sequencer {
     }
 
     /// An update from the owner to the standbys. `None` outside of a fleet.
-    pub(crate) fn told(&self, body: Vec<u8>) -> Option<JournalEntry> {
+    pub(crate) fn update(&self, body: Vec<u8>) -> Option<JournalEntry> {
         Some(JournalEntry {
             subject: self.told.clone()?,
             body: body.into(),
-            counting: Counting::Unnumbered,
+            delivery: DeliveryMode::Unnumbered,
             fence: self.fence.clone(),
         })
     }
@@ -94,7 +94,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.subjects[subject as usize].clone(),
             body,
-            counting: self.counted(0, seq),
+            delivery: self.counted(0, seq),
             fence: self.fence.clone(),
         }
     }
@@ -109,7 +109,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.source.inbox(viewer.as_str()).into(),
             body,
-            counting: self.counted(renewed, seq),
+            delivery: self.counted(renewed, seq),
             fence: self.fence.clone(),
         }
     }
@@ -120,7 +120,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.beacon.clone(),
             body: self.source.beacon_body(&self.seqs).into(),
-            counting: self.counted(0, self.beacons),
+            delivery: self.counted(0, self.beacons),
             fence: self.fence.clone(),
         }
     }
@@ -133,8 +133,8 @@ impl Sequencer {
         self.beacons = 0;
     }
 
-    fn counted(&self, renewed: u64, seq: u64) -> Counting {
-        Counting::Numbered(SequenceNumber {
+    fn counted(&self, renewed: u64, seq: u64) -> DeliveryMode {
+        DeliveryMode::Numbered(SequenceNumber {
             source: Arc::clone(&self.source),
             renewed,
             seq,

@@ -27,11 +27,11 @@ struct Shard {
     skipped: Option<u64>,
     /// How many further watermarks the shard gets even if it says that it needs none: it may not
     /// have handled its last message yet.
-    promised: u8,
+    forced_watermarks: u8,
 }
 
 /// How many watermarks a shard gets after each message, even if it says that it needs none.
-const PROMISED: u8 = 8;
+const FORCED_WATERMARKS: u8 = 8;
 
 impl Watermark {
     /// `queue`: how many messages the subscription's queue holds.
@@ -44,7 +44,7 @@ impl Watermark {
                 Shard {
                     dropped_at: None,
                     skipped: None,
-                    promised: PROMISED,
+                    forced_watermarks: FORCED_WATERMARKS,
                 };
                 shards
             ],
@@ -117,14 +117,15 @@ impl Watermark {
         }
     }
 
-    /// Returns whether the shard skips the watermark `at`. `goes_without`: the shard says that
+    /// Returns whether the shard skips the watermark `at`. `needs_no_watermark`: the shard says that
     /// nothing in it depends on watermarks.
-    pub(crate) fn skips(&mut self, shard: usize, at: u64, goes_without: bool) -> bool {
+    pub(crate) fn skips(&mut self, shard: usize, at: u64, needs_no_watermark: bool) -> bool {
         let Some(shard) = self.shards.get_mut(shard) else {
             return false;
         };
-        let skips = goes_without && shard.promised == 0 && shard.dropped_at.is_none();
-        shard.promised = shard.promised.saturating_sub(1);
+        let skips =
+            needs_no_watermark && shard.forced_watermarks == 0 && shard.dropped_at.is_none();
+        shard.forced_watermarks = shard.forced_watermarks.saturating_sub(1);
         shard.skipped = skips.then_some(at);
         skips
     }
@@ -133,7 +134,7 @@ impl Watermark {
     /// if it skipped one.
     pub(crate) fn before_message(&mut self, shard: usize) -> Option<Input> {
         let known = self.shards.get_mut(shard)?;
-        known.promised = PROMISED;
+        known.forced_watermarks = FORCED_WATERMARKS;
         let at = known.skipped.take()?;
         Some(self.input(shard, at))
     }
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn a_shard_where_nothing_goes_by_watermarks_gets_one_before_a_message() {
         let (_sender, mut watermark) = watermark();
-        for at in 0..u64::from(PROMISED) {
+        for at in 0..u64::from(FORCED_WATERMARKS) {
             assert!(!watermark.skips(0, at, true), "it may have more to handle");
             assert!(!watermark.skips(1, at, false));
         }
@@ -251,7 +252,7 @@ mod tests {
         assert!(matches!(before, Some(Input::ReceivedUpTo { at: 30 })));
         assert!(!watermark.skips(0, 40, true), "it may not know of that yet");
         assert!(watermark.before_message(0).is_none());
-        for at in 50..50 + u64::from(PROMISED) {
+        for at in 50..50 + u64::from(FORCED_WATERMARKS) {
             watermark.skips(0, at, true);
         }
         watermark.dropped(0, 60);

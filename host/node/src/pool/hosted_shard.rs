@@ -9,10 +9,10 @@ use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::cell::Cell;
 use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
 use super::rules::{Comparisons, ShardRules};
+use super::shard_or_replica::ShardOrReplica;
 use super::shards::ShardFigures;
 use super::thread_share::ThreadShare;
 use super::turn::CurrentBatch;
@@ -53,20 +53,20 @@ pub(crate) struct TenantContext {
     /// Logs failures of plugins.
     pub(crate) failures: FailureLog,
     /// The last dead letters.
-    pub(crate) letters: Arc<RecentDeadLetters>,
+    pub(crate) dead_letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until their outputs are handed over.
-    pub(crate) passage: Arc<Latency>,
+    pub(crate) publish_latency: Arc<Latency>,
     /// Makes traces of messages. `None` if there are none.
     pub(crate) tracer: Option<Tracer>,
 }
 
 /// A shard with everything that belongs to it.
 pub(crate) struct HostedShard {
-    pub(super) shard: Cell,
+    pub(super) shard: ShardOrReplica,
     pub(super) pipelines: Pipelines,
     /// The shard's own state of the active pipeline, and of the one beside it.
-    pub(super) own: StatefulEnrichers,
-    pub(super) own_beside: StatefulEnrichers,
+    pub(super) enrichers: StatefulEnrichers,
+    pub(super) candidate_enrichers: StatefulEnrichers,
     /// The decisions to compare in spare time, and whether the thread knows that there are some.
     pub(super) comparisons: Comparisons,
     pub(super) has_comparisons: bool,
@@ -129,7 +129,7 @@ pub(super) struct PendingStop {
 impl HostedShard {
     /// A shard that has got no input yet.
     pub(crate) fn new(
-        shard: Cell,
+        shard: ShardOrReplica,
         generation: Generation,
         sequencer: Sequencer,
         saver: Option<Saver>,
@@ -139,8 +139,8 @@ impl HostedShard {
         Self {
             shard,
             pipelines: Pipelines::alone(generation),
-            own: StatefulEnrichers::default(),
-            own_beside: StatefulEnrichers::default(),
+            enrichers: StatefulEnrichers::default(),
+            candidate_enrichers: StatefulEnrichers::default(),
             comparisons: Comparisons::default(),
             has_comparisons: false,
             sequencer,
@@ -169,9 +169,9 @@ impl HostedShard {
     /// Resets its enrichers to their initial state, and drops the decisions to compare.
     pub(super) fn reset_rules(&mut self) {
         let beside = self.pipelines.beside.as_ref();
-        let own_beside = beside.map(|it| it.generation.blueprint.own());
-        self.own = self.pipelines.active.blueprint.own();
-        self.own_beside = own_beside.unwrap_or_default();
+        let candidate_enrichers = beside.map(|it| it.generation.blueprint.own());
+        self.enrichers = self.pipelines.active.blueprint.own();
+        self.candidate_enrichers = candidate_enrichers.unwrap_or_default();
         self.comparisons.clear();
     }
 
@@ -259,7 +259,7 @@ impl HostedShard {
         if outbox.has_aside(replica.lease()) || outbox.settled(place) != Some(true) {
             return true;
         }
-        replica.is_acknowledged();
+        replica.report_resigned();
         false
     }
 
@@ -311,11 +311,11 @@ impl HostedShard {
         // A standby has the same users as the owner, so its figures would count twice.
         let leads = self.shard.is_leading(clock::now_ms());
         figures.leads.store(leads.into(), Ordering::Relaxed);
-        let in_step = self.shard.is_in_step();
-        figures.in_step.store(in_step.into(), Ordering::Relaxed);
+        let synced = self.shard.is_synced();
+        figures.synced.store(synced.into(), Ordering::Relaxed);
         let without_clock = !self.shard.needs_clock();
         figures
-            .goes_without_clock
+            .needs_no_watermark
             .store(without_clock, Ordering::Relaxed);
         let own = |count: usize| if leads { count as u64 } else { 0 };
         let online_users = own(self.shard.online_users());

@@ -96,31 +96,35 @@ impl Instances {
     /// Moves a shard from its pipelines to others. The states of its enrichers move with it.
     pub(super) fn change(&mut self, tenant: u32, hosted: &mut HostedShard, to: Pipelines) {
         let before = std::mem::replace(&mut hosted.pipelines, to);
-        let mut own = std::mem::take(&mut hosted.own);
-        let mut own_beside = std::mem::take(&mut hosted.own_beside);
+        let mut enrichers = std::mem::take(&mut hosted.enrichers);
+        let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
         self.enter(tenant, hosted);
         let number = |generation: &Generation| generation.number;
         let was_beside = before.beside.as_ref().map(|it| number(&it.generation));
         let active = number(&hosted.pipelines.active);
         if active == number(&before.active) {
-            hosted.own = own;
+            hosted.enrichers = enrichers;
         } else if Some(active) == was_beside {
             // The candidate becomes the active pipeline. Enrichers that are the same in both keep
             // their state.
-            own_beside.exchange_same(&mut own);
-            hosted.own = own_beside;
-            own_beside = own;
+            candidate_enrichers.exchange_same(&mut enrichers);
+            hosted.enrichers = candidate_enrichers;
+            candidate_enrichers = enrichers;
         } else {
-            hosted.own.take_over(&mut own);
+            hosted.enrichers.take_over(&mut enrichers);
         }
         if let Some(beside) = &hosted.pipelines.beside
             && let Mode::Canary(_) = beside.mode
         {
             match was_beside {
-                Some(was) if was == number(&beside.generation) => hosted.own_beside = own_beside,
+                Some(was) if was == number(&beside.generation) => {
+                    hosted.candidate_enrichers = candidate_enrichers
+                }
                 // It keeps the states of the users in the share.
-                Some(was) if was != active => hosted.own_beside.take_over(&mut own_beside),
-                _ => hosted.own_beside.copy(&mut hosted.own),
+                Some(was) if was != active => hosted
+                    .candidate_enrichers
+                    .take_over(&mut candidate_enrichers),
+                _ => hosted.candidate_enrichers.copy(&mut hosted.enrichers),
             }
         }
         self.leave_for(tenant, &before, Some(active));
@@ -142,18 +146,18 @@ impl Instances {
         let active = lent(hosted, &hosted.pipelines.active);
         let beside = hosted.pipelines.beside.clone();
         let candidate = beside.as_ref().map(|it| lent(hosted, &it.generation));
-        let mut own = std::mem::take(&mut hosted.own);
-        let mut own_beside = std::mem::take(&mut hosted.own_beside);
+        let mut enrichers = std::mem::take(&mut hosted.enrichers);
+        let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
         let Used { pipeline, span } = &mut *active.borrow_mut();
         let mut candidate = candidate.as_ref().map(|it| it.borrow_mut());
         let mut rules = ShardRules {
-            active: pipeline.lend(&mut own),
+            active: pipeline.lend(&mut enrichers),
             number,
             beside: candidate
                 .as_deref_mut()
                 .zip(beside)
                 .map(|(used, beside)| CandidateRules {
-                    rules: used.pipeline.lend(&mut own_beside),
+                    rules: used.pipeline.lend(&mut candidate_enrichers),
                     span: &used.span,
                     beside,
                     comparisons: std::mem::take(&mut hosted.comparisons),
@@ -166,7 +170,7 @@ impl Instances {
         }
         hosted.called_rules |= rules.is_called;
         drop(rules);
-        (hosted.own, hosted.own_beside) = (own, own_beside);
+        (hosted.enrichers, hosted.candidate_enrichers) = (enrichers, candidate_enrichers);
         done
     }
 

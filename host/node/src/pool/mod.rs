@@ -3,20 +3,20 @@
 //!
 //! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
 //! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
-//! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due, gives
+//! mailbox ([`mailbox`]), schedules the tenants ([`scheduler`]), wakes shards when a timer is due, gives
 //! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
-mod cell;
 mod hosted_shard;
 mod instances;
 pub(crate) mod log_limiter;
 mod mailbox;
 mod outbox;
-mod residents;
 mod restart;
-mod rounds;
 mod rules;
+mod scheduler;
+mod shard_or_replica;
+mod thread_shards;
 
 mod shards;
 mod spare_time;
@@ -40,9 +40,9 @@ use crate::clock;
 use crate::link::progress::DeliveryProgress;
 use crate::tasks::Tasks;
 
-pub(crate) use cell::{Cell, FleetLinks, Report};
 pub(crate) use hosted_shard::{HostedShard, TenantContext};
 pub(crate) use outbox::Transport;
+pub(crate) use shard_or_replica::{FleetLinks, Report, ShardOrReplica};
 pub(crate) use shards::{QueueLimits, ShardFigures, Shards, ShardsGuard, place};
 pub(crate) use thread_share::ThreadShare;
 pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Task};

@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, Passage};
+use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, PublishPermission};
 use crate::link::progress::DeliveryProgress;
 
 use super::OutboxSettings;
@@ -104,7 +104,7 @@ impl<C: Transport> Outbox<C> {
 
     /// Puts a message in, and returns the place behind it. [`Self::hand_over`] hands it over.
     pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
-        if !entry.is_once() && !self.journal.waits() {
+        if !entry.is_at_most_once() && !self.journal.waits() {
             self.handed.want();
         }
         self.journal.push(entry);
@@ -212,20 +212,20 @@ impl<C: Transport> Outbox<C> {
                             false => return,
                         }
                     };
-                    if entry.is_once() && self.next < self.handed_before {
+                    if entry.is_at_most_once() && self.next < self.handed_before {
                         self.next += 1;
                         continue;
                     }
                     // Messages under the same lease stay in order.
                     let is_behind = entry.lease().is_some_and(|it| self.aside.contains_key(&it));
-                    match entry.passage(clock::now_ms) {
-                        Passage::Open if !is_behind => {}
-                        Passage::Over => {
+                    match entry.permission(clock::now_ms) {
+                        PublishPermission::Allowed if !is_behind => {}
+                        PublishPermission::Revoked => {
                             entry.count_dropped();
                             self.sent(Ok(()));
                             continue;
                         }
-                        Passage::Open | Passage::Shut => {
+                        PublishPermission::Allowed | PublishPermission::LeaseExpired => {
                             self.put_aside();
                             self.sent(Ok(()));
                             continue;
@@ -263,7 +263,7 @@ impl<C: Transport> Outbox<C> {
         let now = clock::now_ms();
         let is_known = |entries: &[(u64, JournalEntry)]| {
             let mut entries = entries.iter();
-            entries.all(|(_, it)| it.passage(|| now) != Passage::Shut)
+            entries.all(|(_, it)| it.permission(|| now) != PublishPermission::LeaseExpired)
         };
         let known = self.aside.extract_if(|_, entries| is_known(entries));
         let known: Vec<_> = known.flat_map(|(_, entries)| entries).collect();
@@ -286,7 +286,7 @@ impl<C: Transport> Outbox<C> {
         }
         self.stuck = None;
         let entry = self.journal.get(self.next);
-        let is_counted = entry.is_some_and(|entry| !entry.is_once());
+        let is_counted = entry.is_some_and(|entry| !entry.is_at_most_once());
         self.next += 1;
         if is_counted {
             self.handed.advance(self.next);

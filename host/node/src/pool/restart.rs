@@ -68,7 +68,7 @@ impl HostedShard {
             "a shard has failed, and is restarted from the stored state: {}",
             tasks::message(panic)
         );
-        self.shard.begin_anew(self.saver.is_some());
+        self.shard.reset(self.saver.is_some());
         self.restart.begin(clock::now_ms());
     }
 

@@ -14,9 +14,9 @@ use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{LOOK_MS, Outbox, Transport};
-use super::residents::Residents;
-use super::rounds::Rounds;
+use super::scheduler::Scheduler;
 use super::spare_time::SpareTime;
+use super::thread_shards::ThreadShards;
 use super::turn::TurnResult;
 use super::work::Task;
 use super::{Address, ThreadFigures};
@@ -32,9 +32,9 @@ const COMPARE_MS: u64 = 1;
 /// The state of a thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
-    pub(super) residents: Residents,
+    pub(super) thread_shards: ThreadShards,
     instances: Rc<RefCell<Instances>>,
-    pub(super) rounds: Rounds,
+    pub(super) scheduler: Scheduler,
     /// When shards need a turn without mail.
     timers: BTreeSet<(u64, Address)>,
     /// Shards that wait for room in the outbox.
@@ -69,9 +69,9 @@ impl<C: Transport> Thread<C> {
     ) -> Self {
         Self {
             mailbox,
-            residents: Residents::default(),
+            thread_shards: ThreadShards::default(),
             instances,
-            rounds: Rounds::default(),
+            scheduler: Scheduler::default(),
             timers: BTreeSet::new(),
             paused: Vec::new(),
             unsaved: VecDeque::new(),
@@ -88,7 +88,7 @@ impl<C: Transport> Thread<C> {
     /// How many shards live here, and how many timers they have.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.residents.len(), self.timers.len())
+        (self.thread_shards.len(), self.timers.len())
     }
 
     /// Checks what there is to do. Returns whether the thread continues.
@@ -97,7 +97,7 @@ impl<C: Transport> Thread<C> {
         let goes_on = self.look(now);
         let is_beacon_due = self.outbox.borrow_mut().is_beacon_due(now);
         if is_beacon_due {
-            for address in self.residents.addresses() {
+            for address in self.thread_shards.addresses() {
                 self.guarded(address, |thread| thread.beacon(address));
             }
             self.outbox.borrow_mut().hand_over();
@@ -124,7 +124,7 @@ impl<C: Transport> Thread<C> {
             && at <= now
         {
             self.timers.pop_first();
-            match self.residents.get_mut(address) {
+            match self.thread_shards.get_mut(address) {
                 Some(hosted) => hosted.timer = None,
                 None => is_out = Some((at, address)),
             }
@@ -141,7 +141,7 @@ impl<C: Transport> Thread<C> {
         let mut touched = std::mem::take(&mut self.touched);
         let goes_on = self.mailbox.take_touched(&mut touched);
         for address in touched.drain(..) {
-            if !self.residents.has(address) {
+            if !self.thread_shards.has(address) {
                 match self.mailbox.take_control(address) {
                     Some(Task::Place(hosted)) => self.place(address, hosted),
                     // The shard has ended.
@@ -158,7 +158,7 @@ impl<C: Transport> Thread<C> {
     }
 
     fn beacon(&mut self, address: Address) {
-        if let Some(hosted) = self.residents.get_mut(address) {
+        if let Some(hosted) = self.thread_shards.get_mut(address) {
             hosted.beacon(&mut self.outbox.borrow_mut());
         }
     }
@@ -167,15 +167,15 @@ impl<C: Transport> Thread<C> {
         let tenant = address.tenant;
         self.instances.borrow_mut().enter(tenant, &mut hosted);
         self.note_pauser(&hosted.pipelines);
-        self.residents.place(address, hosted);
+        self.thread_shards.place(address, hosted);
     }
 
     fn make_ready(&mut self, address: Address) {
-        if let Some(hosted) = self.residents.get_mut(address)
+        if let Some(hosted) = self.thread_shards.get_mut(address)
             && hosted.run_state == RunState::Idle
         {
             hosted.run_state = RunState::Ready;
-            self.rounds.push(address, &hosted.tenant.share);
+            self.scheduler.push(address, &hosted.tenant.share);
         }
     }
 
@@ -185,7 +185,7 @@ impl<C: Transport> Thread<C> {
             return;
         }
         for address in std::mem::take(&mut self.paused) {
-            let Some(hosted) = self.residents.get_mut(address) else {
+            let Some(hosted) = self.thread_shards.get_mut(address) else {
                 continue;
             };
             if hosted.must_pause(&self.outbox.borrow()) {
@@ -204,7 +204,7 @@ impl<C: Transport> Thread<C> {
             && end <= acknowledged
         {
             self.unsaved.pop_front();
-            if let Some(hosted) = self.residents.get_mut(address) {
+            if let Some(hosted) = self.thread_shards.get_mut(address) {
                 hosted.is_unsaved = false;
             }
             self.guarded(address, |thread| thread.save(address));
@@ -219,7 +219,7 @@ impl<C: Transport> Thread<C> {
     }
 
     fn check_shard(&mut self, address: Address) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         if hosted.waits_to_resign(&mut self.outbox.borrow_mut()) {
@@ -246,7 +246,7 @@ impl<C: Transport> Thread<C> {
     }
 
     fn remove(&mut self, address: Address) {
-        let Some(mut hosted) = self.residents.remove(address) else {
+        let Some(mut hosted) = self.thread_shards.remove(address) else {
             return;
         };
         if let Some(at) = hosted.timer {
@@ -267,7 +267,7 @@ impl<C: Transport> Thread<C> {
         address: Address,
         work: impl FnOnce(&mut Self) -> T,
     ) -> Option<T> {
-        let hosted = self.residents.get_mut(address);
+        let hosted = self.thread_shards.get_mut(address);
         let span = hosted.and_then(|hosted| hosted.tenant.span.clone());
         let _tenant = span.as_ref().map(Span::enter);
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
@@ -281,7 +281,7 @@ impl<C: Transport> Thread<C> {
 
     /// Handles a panic of a shard: it restarts, unless it was about to end.
     pub(super) fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         hosted.failed(panic);
@@ -303,7 +303,7 @@ impl<C: Transport> Thread<C> {
         if turned == TurnResult::Gone {
             return self.remove(address);
         }
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         hosted.update_figures();
@@ -328,7 +328,7 @@ impl<C: Transport> Thread<C> {
 
     /// Hands a shard's changes to the state, or notes when that must be done, and sets its timer.
     fn save(&mut self, address: Address) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         // A stopping shard is checked until the state has all of its changes.

@@ -53,7 +53,7 @@ impl ThreadShare {
     }
 
     /// Removes the limit on processor time: the tenant is about to end.
-    pub(crate) fn lift(&self) {
+    pub(crate) fn remove_cpu_limit(&self) {
         self.cpu.change(0, 0);
     }
 

@@ -15,17 +15,17 @@ use presence_core::fleet::replica::Out;
 use presence_core::publish::Subject;
 use presence_core::{Input, Output};
 
-use super::cell::HostedReplica;
 use super::hosted_shard::{HostedShard, PendingStop};
 use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Transport};
 use super::rules::ShardRules;
+use super::shard_or_replica::HostedReplica;
 #[cfg(test)]
 use super::work::PanicPoint;
 use super::work::{ShardQuestion, Task};
 use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
-use crate::link::journal::{Counting, JournalEntry};
+use crate::link::journal::{DeliveryMode, JournalEntry};
 use crate::link::shared_input::Receipt;
 use crate::state::position::StreamPlaces;
 use crate::telemetry::{Begun, Handled};
@@ -217,7 +217,7 @@ impl HostedShard {
         let places = handled.as_ref().and_then(|it| it.places.as_deref());
         self.position = places.map(StreamPlaces::end).or(self.position);
         if let Some(arrived) = handled.and_then(|it| it.arrived) {
-            self.tenant.passage.end(arrived);
+            self.tenant.publish_latency.end(arrived);
         }
         TurnResult::Over
     }
@@ -316,7 +316,7 @@ impl HostedShard {
             }
             Task::Fleet(task) => {
                 if let Some(replica) = self.shard.as_replica() {
-                    replica.take(clock::now_ms(), task);
+                    replica.handle_task(clock::now_ms(), task);
                 }
             }
             // A shard of a fleet begins when it becomes the owner.
@@ -427,15 +427,15 @@ impl HostedShard {
         turn.outbox.borrow_mut().hand_over();
     }
 
-    /// Carries out what a replica wants, as [`Self::carry_out`] does for a shard without a fleet.
+    /// Carries out the outputs of a replica, as [`Self::carry_out`] does for a shard without a fleet.
     fn carry_out_replica<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         let Some(replica) = self.shard.as_replica() else {
             return;
         };
-        let wants = replica.wants();
+        let outputs = replica.take_outputs();
         let mut published = 0;
-        for want in wants {
-            let entry = match want {
+        for output in outputs {
+            let entry = match output {
                 Out::Shard(output) => self.entry(output),
                 Out::Told(bytes) => {
                     let replica = self.shard.as_replica();
@@ -443,7 +443,7 @@ impl HostedShard {
                         self.sequencer.own(epoch, fence);
                         turn.outbox.borrow_mut().begin_beacons(clock::now_ms());
                     }
-                    self.sequencer.told(bytes)
+                    self.sequencer.update(bytes)
                 }
                 other => {
                     let place = self.published_end;
@@ -458,7 +458,9 @@ impl HostedShard {
             }
         }
         let replica = self.shard.as_replica();
-        let receipts = replica.map(HostedReplica::receipts).unwrap_or_default();
+        let receipts = replica
+            .map(HostedReplica::take_receipts)
+            .unwrap_or_default();
         for receipt in receipts {
             let entry = self.sequencer.handled(&receipt);
             self.push(entry, &mut turn.outbox.borrow_mut());
@@ -475,7 +477,7 @@ impl HostedShard {
         match output {
             Output::Publish(publication) => {
                 if publication.subject == Subject::DeadLetters {
-                    self.tenant.letters.note(&publication.body);
+                    self.tenant.dead_letters.note(&publication.body);
                 }
                 return Some(self.sequencer.publication(publication));
             }
@@ -495,14 +497,14 @@ impl HostedShard {
 
     /// Puts a message into the outbox. Returns whether it has a sequence number.
     fn push<C: Transport>(&mut self, entry: JournalEntry, outbox: &mut Outbox<C>) -> bool {
-        let is_once = entry.is_once();
-        let is_numbered = matches!(entry.counting, Counting::Numbered(_));
+        let is_at_most_once = entry.is_at_most_once();
+        let is_numbered = matches!(entry.delivery, DeliveryMode::Numbered(_));
         let bytes = entry.bytes();
         self.output_end = outbox.push(entry);
         if outbox.shard_bytes_max().is_some() {
             self.unacknowledged.push(self.output_end, bytes);
         }
-        if !is_once {
+        if !is_at_most_once {
             self.published_end = self.output_end;
         }
         is_numbered

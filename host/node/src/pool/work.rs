@@ -158,11 +158,11 @@ pub(crate) enum FleetTask {
     /// The node's session is over.
     SessionLost,
     /// An update from the owner.
-    Told(Bytes),
+    Update(Bytes),
     /// A piece of a snapshot.
     Chunk(Bytes),
     /// A node asks for a snapshot. The number identifies its question.
-    Asked(Arc<str>, u64),
+    SnapshotRequest(Arc<str>, u64),
 }
 
 /// Where a shard can be made to panic.

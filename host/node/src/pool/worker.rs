@@ -22,7 +22,7 @@ use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Transport};
-use super::rounds::Turn;
+use super::scheduler::Turn;
 use super::thread::Thread;
 use super::turn::{TurnContext, TurnResult};
 use super::work::Task;
@@ -147,7 +147,7 @@ impl<C: Transport> Worker<C> {
     pub(super) fn next(&self) -> Option<Turn> {
         self.thread
             .borrow_mut()
-            .rounds
+            .scheduler
             .next((self.clocks.elapsed)())
     }
 
@@ -160,8 +160,11 @@ impl<C: Transport> Worker<C> {
     /// Gives a shard its turn.
     pub(super) fn turn(&self, Turn { shard, limit_ns }: Turn) {
         let (hosted, has_others) = {
-            let residents = &mut self.thread.borrow_mut().residents;
-            (residents.take_out(shard), residents.has_several_tenants())
+            let thread_shards = &mut self.thread.borrow_mut().thread_shards;
+            (
+                thread_shards.take_out(shard),
+                thread_shards.has_several_tenants(),
+            )
         };
         let Some(mut hosted) = hosted else {
             return;
@@ -198,7 +201,7 @@ impl<C: Transport> Worker<C> {
             hosted.tenant.share.note_quick();
         }
         let thread = &mut *self.thread.borrow_mut();
-        thread.residents.put_back(shard, hosted);
+        thread.thread_shards.put_back(shard, hosted);
         match worked {
             Ok(Worked { turned, has_more }) => {
                 thread.guarded(shard, |thread| thread.end_turn(shard, turned, has_more));
@@ -213,7 +216,7 @@ impl<C: Transport> Worker<C> {
         let ended = (self.clocks.elapsed)();
         let counted_ns = current.map_or(begun, |it| it.counted_ns);
         let took = ended.saturating_sub(counted_ns);
-        thread.rounds.took(shard.tenant, ended, took);
+        thread.scheduler.charge(shard.tenant, ended, took);
         thread.spare.was_busy(took);
         if !took_inputs {
             self.background_ns.set(self.background_ns.get() + took);
@@ -223,7 +226,7 @@ impl<C: Transport> Worker<C> {
     /// Sets the current turn, which begins or continues. `None`: no turn is in progress.
     fn begin(&self, turn: Option<Current>) {
         self.current.set(turn);
-        let is_awaited = self.thread.borrow().rounds.is_contended();
+        let is_awaited = self.thread.borrow().scheduler.is_contended();
         self.mailbox
             .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
@@ -257,7 +260,7 @@ impl<C: Transport> Worker<C> {
         let over_ns = self.over_ns(&mut current);
         let mut thread = self.thread.borrow_mut();
         if over_ns > SLOW_NS {
-            thread.rounds.note_slow(current.tenant, now);
+            thread.scheduler.note_slow(current.tenant, now);
         }
         if current.is_within || over_ns < PAUSE_NS {
             drop(thread);
@@ -265,13 +268,13 @@ impl<C: Transport> Worker<C> {
             return Duration::ZERO;
         }
         thread.look(clock::now_ms());
-        thread.rounds.pause(current.tenant, now, took);
+        thread.scheduler.pause(current.tenant, now, took);
         thread.spare.was_busy(took);
         drop(thread);
         while let Some(turn) = self.next() {
             self.turn(turn);
         }
-        let given_ns = self.thread.borrow_mut().rounds.resume();
+        let given_ns = self.thread.borrow_mut().scheduler.resume();
         current.may_take_ns = total.saturating_add(given_ns);
         (current.counted_ns, current.took_ns) = ((self.clocks.elapsed)(), total);
         let processor_ns = (self.clocks.processor)();
@@ -367,7 +370,7 @@ impl<C: Transport> Worker<C> {
         let Some(address) = thread.comparing.pop_front() else {
             return false;
         };
-        let Some(hosted) = thread.residents.get_mut(address) else {
+        let Some(hosted) = thread.thread_shards.get_mut(address) else {
             return true;
         };
         let begun = (self.clocks.elapsed)();
@@ -403,7 +406,7 @@ impl<C: Transport> Worker<C> {
         let begun = (self.clocks.elapsed)();
         let due = {
             let thread = self.thread.borrow();
-            let free_at = thread.rounds.free_at_ns();
+            let free_at = thread.scheduler.free_at_ns();
             let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
             let free_at = free_ms.map(|ms| now.saturating_add(ms));
             thread.due(now).into_iter().chain(free_at).min()

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::link::admin::Admin;
 use crate::link::broker::{self, BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
-use crate::link::hello::Doubts;
+use crate::link::hello::RecheckSignal;
 use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
@@ -34,7 +34,7 @@ const SHARD_BYTES_MIN: usize = 262_144;
 pub(super) struct Account {
     pub(super) access: BrokerAccess,
     pub(super) broker: Arc<BrokerHealth>,
-    pub(super) doubts: Doubts,
+    pub(super) rechecks: RecheckSignal,
     /// How many threads its shards run on.
     threads: usize,
     outbox: OutboxSettings,
@@ -118,7 +118,7 @@ impl Account {
         let shard_bytes_max = is_shared.then(|| (bytes_max / SHARD_PART).max(SHARD_BYTES_MIN));
         Self {
             access: BrokerAccess::new(config),
-            doubts: Doubts::start(Arc::clone(&broker), &tasks),
+            rechecks: RecheckSignal::start(Arc::clone(&broker), &tasks),
             broker,
             threads,
             outbox: OutboxSettings {

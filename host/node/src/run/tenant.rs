@@ -147,7 +147,7 @@ pub(super) async fn start(
         ),
         (Arc::clone(&broker), link.heard.clone()),
         Arc::clone(&replies),
-        (&account.doubts, tasks),
+        (&account.rechecks, tasks),
     );
     let turn = turn.await?;
     let admin = account.admin().await?.clone();
@@ -476,7 +476,7 @@ impl TenantParts {
         Ok(tokio::select! {
             never = announced => match never {},
             () = reload.follow(env.signals) => anyhow!("files are no longer followed"),
-            why = turn.is_over() => StepBack(why).into(),
+            why = turn.until_over() => StepBack(why).into(),
         })
     }
 

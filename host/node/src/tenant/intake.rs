@@ -214,9 +214,9 @@ impl Intake {
         for (place, shard) in self.shards.iter().enumerate() {
             // Messages of a stream are handed over by another task, which sends no watermark before
             // them.
-            let goes_without =
-                !self.has_stream && shard.figures.goes_without_clock.load(Ordering::Relaxed);
-            if hears && self.watermark.skips(place, at, goes_without) {
+            let needs_no_watermark =
+                !self.has_stream && shard.figures.needs_no_watermark.load(Ordering::Relaxed);
+            if hears && self.watermark.skips(place, at, needs_no_watermark) {
                 continue;
             }
             let input = match hears {

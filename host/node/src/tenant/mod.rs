@@ -44,7 +44,7 @@ use crate::link::sequencer::Sequencer;
 use crate::lookout::Lookout;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
 use crate::pool::{
-    self, Cell, Generation, HostedShard, Pool, QueueLimits, Shards, ShardsGuard, Task,
+    self, Generation, HostedShard, Pool, QueueLimits, ShardOrReplica, Shards, ShardsGuard, Task,
     TenantContext, ThreadShare,
 };
 use crate::state::{Restored, Writer};
@@ -119,9 +119,9 @@ pub(crate) struct Tenant {
     /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
     /// The last dead letters.
-    pub(crate) letters: Arc<RecentDeadLetters>,
+    pub(crate) dead_letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until their outputs are handed over.
-    pub(crate) passage: Arc<Latency>,
+    pub(crate) publish_latency: Arc<Latency>,
     /// Decides on which reply subjects answers may be sent.
     pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) running: watch::Sender<RunningPipelines>,
@@ -204,16 +204,16 @@ impl Tenant {
             blueprint: Arc::new(blueprint),
             beside: None,
         };
-        let letters = Arc::<RecentDeadLetters>::default();
-        let passage = Arc::<Latency>::default();
+        let dead_letters = Arc::<RecentDeadLetters>::default();
+        let publish_latency = Arc::<Latency>::default();
         let common = Arc::new(TenantContext {
             span: config.tenant.name.is_some().then(Span::current),
             lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
-            letters: Arc::clone(&letters),
-            passage: Arc::clone(&passage),
+            dead_letters: Arc::clone(&dead_letters),
+            publish_latency: Arc::clone(&publish_latency),
             tracer: tracer.clone(),
             exceeded: Arc::clone(&exceeded),
             share: Arc::clone(&share),
@@ -228,7 +228,7 @@ impl Tenant {
                     shard.keep_records(state.is_some());
                     let node = &config.node.name;
                     let source = Source::new(node, number, epoch, &subjects, message_ids);
-                    (Cell::alone(shard), Sequencer::new(source))
+                    (ShardOrReplica::alone(shard), Sequencer::new(source))
                 }
                 Some(fleet) => {
                     let source = Source::of_fleet(number, &subjects, message_ids);
@@ -236,7 +236,7 @@ impl Tenant {
                     let told = subjects.told(number);
                     let (names, links) = (Arc::clone(&names), fleet.links.clone());
                     let replica = (number, fleet.replicas.clone());
-                    let cell = Cell::replica(shard, replica, names, links);
+                    let cell = ShardOrReplica::replica(shard, replica, names, links);
                     (cell, Sequencer::of_fleet(source, told))
                 }
             };
@@ -260,8 +260,8 @@ impl Tenant {
             copy_writer: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
-            letters,
-            passage,
+            dead_letters,
+            publish_latency,
             running: watch::Sender::new(running),
             generations: FIRST_GENERATION,
             body_bytes_max: Arc::new(body_bytes_max.into()),
@@ -523,7 +523,7 @@ impl Tenant {
 
     /// Removes the limit on processor time, because the tenant is about to stop.
     pub(crate) fn lift_quotas(&self) {
-        self.share.lift();
+        self.share.remove_cpu_limit();
     }
 
     /// Stops the shards after they have done everything that they got. What isn't done at `by` is

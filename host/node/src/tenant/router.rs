@@ -574,9 +574,9 @@ impl Router {
     }
 
     fn told(&self, shard: u32, received: &Incoming, shards: &Shards) {
-        let told = FleetTask::Told(received.payload().clone());
+        let told = FleetTask::Update(received.payload().clone());
         let to = shards.get(shard as usize);
-        if !to.is_some_and(|to| to.offer_told(told)) {
+        if !to.is_some_and(|to| to.offer_update(told)) {
             self.fleet
                 .figures
                 .told_dropped

@@ -43,7 +43,7 @@ impl Driver {
             NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
             NodeSubject::Snapshot => match serde_json::from_slice(payload) {
                 Ok(Asked { node, nonce }) => {
-                    let task = FleetTask::Asked(node.into(), nonce);
+                    let task = FleetTask::SnapshotRequest(node.into(), nonce);
                     self.parts.tell_behind(shard, task);
                 }
                 Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),

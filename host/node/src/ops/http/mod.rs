@@ -85,8 +85,8 @@ pub(crate) struct Status {
     /// The last alerts.
     alerts: Alerts,
     /// How long messages take from their arrival to the publication.
-    passage: Arc<Latency>,
-    letters: Arc<RecentDeadLetters>,
+    publish_latency: Arc<Latency>,
+    dead_letters: Arc<RecentDeadLetters>,
     /// What the tenant's quotas have refused.
     exceeded: Arc<Exceeded>,
     explains: Arc<AtomicBool>,
@@ -271,8 +271,8 @@ impl Status {
             asked: Arc::default(),
             questions: OnceLock::new(),
             page_store: OnceLock::new(),
-            passage: Arc::clone(&tenant.passage),
-            letters: Arc::clone(&tenant.letters),
+            publish_latency: Arc::clone(&tenant.publish_latency),
+            dead_letters: Arc::clone(&tenant.dead_letters),
             exceeded: Arc::clone(&tenant.exceeded),
             explains: Arc::clone(&tenant.explains),
             fleet: tenant.fleet.clone(),

@@ -104,7 +104,7 @@ fn fleet(fleet: &Fleet, status: &Status) -> Value {
         "shards": fleet.shards,
         "nodes": nodes,
         "owned": status.shards.total(|figures| &figures.leads),
-        "inStep": status.shards.total(|figures| &figures.in_step),
+        "inStep": status.shards.total(|figures| &figures.synced),
         "ownerless": fleet.ownerless(),
         "inTouch": fleet.is_in_touch(),
         "leaseMs": fleet.settings.lease_ms,

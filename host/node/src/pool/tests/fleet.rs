@@ -57,7 +57,7 @@ impl Scene {
         };
         let shard = ShardHandle::new(Arc::clone(&node.mailbox), ADDRESS, room);
         let hosted = HostedShard::new(
-            Cell::replica(known, (3, settings), names, links),
+            ShardOrReplica::replica(known, (3, settings), names, links),
             Generation {
                 number: 1,
                 blueprint: Arc::clone(&node.blueprint),
@@ -369,7 +369,9 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
     scene.reports();
     // This input waits in the shard's lane.
     offer(&scene.shard, connects(77, 1, None));
-    scene.shard.tell(FleetTask::Asked("other".into(), 1));
+    scene
+        .shard
+        .tell(FleetTask::SnapshotRequest("other".into(), 1));
     scene.node.work();
     let reports = std::iter::from_fn(|| scene.reports.try_recv().ok());
     let chunks = reports.filter_map(|(_, report)| match report {

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use presence_core::quota::Rate;
 use presence_sandbox::{Engine, Plugin, Stage, while_paused};
 
-use super::super::rounds::Turn;
+use super::super::scheduler::Turn;
 use super::super::work::PanicPoint;
 use super::*;
 use crate::beside::Pipelines;

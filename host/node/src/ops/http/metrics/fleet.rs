@@ -10,8 +10,8 @@ pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     text.value("presence_fleet_nodes", nodes);
     let owned = status.shards.total(|figures| &figures.leads);
     text.value("presence_fleet_shards_owned", owned);
-    let in_step = status.shards.total(|figures| &figures.in_step);
-    text.value("presence_fleet_shards_in_step", in_step);
+    let synced = status.shards.total(|figures| &figures.synced);
+    text.value("presence_fleet_shards_in_step", synced);
     text.value("presence_fleet_shards_told", fleet.told());
     text.value("presence_fleet_shards_ownerless", fleet.ownerless());
     let figures = &fleet.figures;

@@ -106,10 +106,10 @@ impl Page {
     /// The last dead letters, if there are new ones since the count `told`, which is updated.
     fn letters(&self, requester: Requester, told: &mut Option<u64>) -> Option<Bytes> {
         let status = self.status()?;
-        if *told == Some(status.letters.noted()) {
+        if *told == Some(status.dead_letters.noted()) {
             return None;
         }
-        let (noted, letters) = status.letters.newest();
+        let (noted, letters) = status.dead_letters.newest();
         *told = Some(noted);
         let names = self.access().names_users_to(requester);
         let letters = letters.into_iter().map(|letter| match names {
