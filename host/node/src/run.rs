@@ -2,8 +2,8 @@
 
 mod account;
 mod first;
-mod given;
 mod isolated;
+mod live_changes;
 mod retry_wait;
 mod sections;
 mod start_room;
@@ -34,7 +34,7 @@ use crate::telemetry::{self, Telemetry};
 use account::Account;
 use first::TenantStart;
 use start_room::StartPlace;
-use tenant::{OfProcess, StepBack, TenantEnv};
+use tenant::{ProcessContext, StepBack, TenantEnv};
 
 /// How often a starting tenant checks whether its login has changed in the configuration.
 const LOGIN_LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ const LOGIN_LOOK: Duration = Duration::from_secs(1);
 /// How long the first line of the log waits for the plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
 
-/// Runs the node until it is told to stop.
+/// Runs the node until it is statuses to stop.
 pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let seen = Stamp::of(path.unwrap_or(Path::new(config::FILE_NAME)));
     let text = Text::read(path)?;
@@ -83,10 +83,10 @@ async fn node(
     if config.tenants.is_some() {
         introduce(&config, is_there, path.as_deref()).await;
         let tenants = tenants::Shared::new(&config, file, signals, &tasks, &telemetry);
-        let told = Arc::clone(&tenants.told);
-        let source = Box::new(move || told.metrics());
+        let statuses = Arc::clone(&tenants.statuses);
+        let source = Box::new(move || statuses.metrics());
         pending.start(&config, &telemetry, source, &tasks)?;
-        http::serve_tenants(&config, Arc::clone(&tenants.told), &tasks)?;
+        http::serve_tenants(&config, Arc::clone(&tenants.statuses), &tasks)?;
         let ended = tenants.serve(path, (text, seen), faults).await;
         telemetry.end().await;
         return ended;
@@ -113,12 +113,12 @@ async fn alone(
     let account = Account::new(&start.config, start.config.engine.thread_count(), &tasks);
     let about = NodeDescription::new(&start.config, file, telemetry);
     let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
-    let told = Arc::clone(&board);
-    let source = Box::new(move || told.metrics());
+    let statuses = Arc::clone(&board);
+    let source = Box::new(move || statuses.metrics());
     pending.start(&start.config, telemetry, source, &tasks)?;
     let env = TenantEnv {
         account: &account,
-        all: &OfProcess::start(&start.config.node.name, &tasks),
+        all: &ProcessContext::start(&start.config.node.name, &tasks),
         board: &board,
         signals,
         tasks: &tasks,
@@ -193,7 +193,7 @@ async fn follow_login(
 fn path_of(source: &Source) -> Option<PathBuf> {
     match source {
         Source::File { path, .. } => path.clone(),
-        Source::Given(_) => None,
+        Source::Watched(_) => None,
     }
 }
 
@@ -219,7 +219,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
             return "of the plugin store".to_owned();
         }
         // Reading files may hang.
-        match timeout(SURVEY, blocking(move || loader::survey(&known))).await {
+        match timeout(SURVEY, blocking(move || loader::describe_sources(&known))).await {
             Ok(Ok(pipeline)) => pipeline,
             _ => format!("{} (not read yet)", config.pipeline_line()),
         }

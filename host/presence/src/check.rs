@@ -12,7 +12,7 @@ use presence_kit::text::table;
 use presence_node::link::probe;
 use presence_node::{state, telemetry};
 use presence_rules::in_force::InForce;
-use presence_rules::loader::{self, FoundPlugin, Loader};
+use presence_rules::loader::{self, Loader, ResolvedPlugin};
 use presence_rules::store_cache::without_store;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ struct Report {
     problems: Vec<Problem>,
     warnings: Vec<String>,
     /// The pipeline in a line, and what each of its stages is loaded from.
-    pipeline: Option<(String, Vec<FoundPlugin>)>,
+    pipeline: Option<(String, Vec<ResolvedPlugin>)>,
     /// Where the pipeline comes from: in words, and as one word for `--json`.
     source: Option<(String, &'static str)>,
     /// The names of plugins in the folder that no stage names.
@@ -199,7 +199,7 @@ impl Report {
         }
         found.extend(loader.load(config, true).err().into_iter().flatten());
         if !config.follows_store() {
-            found.extend(loader.problems_beside(config));
+            found.extend(loader.check_unused_files(config));
         }
         let mut broker = None;
         if connect {
@@ -212,8 +212,8 @@ impl Report {
             }
         }
         problems.extend(found.into_iter().map(Problem::from));
-        let stages = loader::found_plugins(config);
-        let may_redact = stages.iter().any(FoundPlugin::may_redact);
+        let stages = loader::resolve_plugins(config);
+        let may_redact = stages.iter().any(ResolvedPlugin::may_redact);
         let mut warnings = config.passed_over.clone();
         warnings.extend(beside);
         let mut unused = Vec::new();
@@ -232,7 +232,7 @@ impl Report {
         Ok(Self {
             problems,
             warnings,
-            pipeline: Some((loader::survey(config), stages)),
+            pipeline: Some((loader::describe_sources(config), stages)),
             source: Some(source),
             unused,
             restart: restart.map(|it| it.key.clone()).collect(),
@@ -358,7 +358,7 @@ fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>)
 }
 
 /// The row of a stage in the table.
-fn row(stage: &FoundPlugin) -> [String; 4] {
+fn row(stage: &ResolvedPlugin) -> [String; 4] {
     let (version, role) = match &stage.manifest {
         Some((version, role)) => (line(version), (*role).to_owned()),
         None => Default::default(),
@@ -370,7 +370,7 @@ fn row(stage: &FoundPlugin) -> [String; 4] {
     [line(&stage.name), version, role, line(from)]
 }
 
-fn plugin(stage: &FoundPlugin) -> Value {
+fn plugin(stage: &ResolvedPlugin) -> Value {
     let manifest = stage.manifest.as_ref();
     json!({
         "plugin": stage.name,

@@ -15,11 +15,11 @@ use crate::state::database::Disk;
 pub(crate) struct DirectoryHealth {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force has any entry.
-    holds: AtomicBool,
+    has_entries: AtomicBool,
     /// The tenant's limit for the number of entries from the source.
     entries_max: AtomicU64,
     /// Wakes the reader of a bucket when it has to read the whole bucket again.
-    again: Notify,
+    reread: Notify,
     /// When content was last taken from the source, by the host's clock. 0: never.
     taken_at: AtomicU64,
     /// How many entries of a bucket have an invalid key.
@@ -42,9 +42,9 @@ impl Default for DirectoryHealth {
     fn default() -> Self {
         Self {
             unavailable: Mutex::default(),
-            holds: AtomicBool::default(),
+            has_entries: AtomicBool::default(),
             entries_max: AtomicU64::new(u64::MAX),
-            again: Notify::new(),
+            reread: Notify::new(),
             taken_at: AtomicU64::default(),
             refused_keys: AtomicUsize::default(),
             refused_values: AtomicUsize::default(),
@@ -96,8 +96,8 @@ impl DirectoryHealth {
     }
 
     /// Whether the directory in force has any entry.
-    pub(crate) fn holds_something(&self) -> bool {
-        self.holds.load(Ordering::Relaxed)
+    pub(crate) fn has_entries(&self) -> bool {
+        self.has_entries.load(Ordering::Relaxed)
     }
 
     /// The tenant's limit for the number of entries from the source.
@@ -112,12 +112,12 @@ impl DirectoryHealth {
 
     /// Has the whole bucket read again.
     pub(crate) fn read_again(&self) {
-        self.again.notify_one();
+        self.reread.notify_one();
     }
 
     /// Waits until the whole bucket has to be read again.
-    pub(super) async fn again(&self) {
-        self.again.notified().await;
+    pub(super) async fn reread_wanted(&self) {
+        self.reread.notified().await;
     }
 
     /// Notes that content has just been taken from the source.
@@ -134,8 +134,8 @@ impl DirectoryHealth {
     }
 
     /// Notes whether the directory in force has any entry.
-    pub(crate) fn set_holds(&self, holds: bool) {
-        self.holds.store(holds, Ordering::Relaxed);
+    pub(crate) fn set_holds(&self, has_entries: bool) {
+        self.has_entries.store(has_entries, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Unavailable>> {

@@ -4,7 +4,7 @@
 mod bucket;
 mod heartbeats;
 mod nodes;
-mod silence;
+mod watch_lag;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,14 +22,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use self::heartbeats::Heartbeats;
-use self::silence::Silence;
-use super::parts::{PartChange, PartSender};
+use self::watch_lag::WatchLag;
+use super::parts::{PartSender, SubscriptionChange};
 use super::{Fleet, FleetStart, node_subject};
 use crate::clock;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
-use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, Seen};
+use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, WatchEvent};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::{Tasks, blocking};
@@ -47,7 +47,7 @@ const GAINS_MS: u64 = 500;
 const REPORTS_MAX: usize = 256;
 
 /// The result of an operation that ran beside the driver's loop.
-enum Done {
+enum Completion {
     Written(u64, Key, Outcome),
     Read(Key, Option<Change>),
     /// The attempt number, and the watch. `None`: the attempt failed.
@@ -63,7 +63,7 @@ enum Done {
 
 /// Whether the node is subscribed to a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Listening {
+enum SubscriptionState {
     No,
     /// The subscription is being made.
     Begins,
@@ -99,15 +99,15 @@ struct Driver {
     shards: Shards,
     parts: PartSender,
     /// This node's role in each shard, and whether the node is subscribed to the shard.
-    roles: Vec<(Role, Listening)>,
+    roles: Vec<(Role, SubscriptionState)>,
     heartbeats: Vec<Heartbeats>,
     /// Whether each shard has caught up at least once since this node took a role in it.
     caught_up: Vec<bool>,
-    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Completion>>,
     watch: Option<BucketWatch>,
     /// How many times a watch was started.
     watches: u64,
-    silence: Silence,
+    watch_lag: WatchLag,
     refusals: LogLimiter,
     is_announced: bool,
     gains: Gains,
@@ -146,7 +146,7 @@ pub(crate) async fn start(
         .begins_closed(is_closed());
     let driver = Driver {
         roles: (0..fleet.shards)
-            .map(|_| (Role::None, Listening::No))
+            .map(|_| (Role::None, SubscriptionState::No))
             .collect(),
         heartbeats: vec![Heartbeats::default(); fleet.shards as usize],
         caught_up: vec![false; fleet.shards as usize],
@@ -164,7 +164,7 @@ pub(crate) async fn start(
         under_way: FuturesUnordered::new(),
         watch: None,
         watches: 0,
-        silence: Silence::default(),
+        watch_lag: WatchLag::default(),
         refusals: LogLimiter::default(),
         is_announced: false,
         gains: Gains::default(),
@@ -192,31 +192,31 @@ impl Driver {
             let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
             let wait_ms = due.saturating_sub(now).clamp(1, look_ms);
             tokio::select! {
-                change = next_change(&mut self.watch) => self.changed(change),
+                change = next_change(&mut self.watch) => self.on_change(change),
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
-                    self.done(done);
+                    self.on_completion(done);
                 }
                 Some((shard, report)) = reports.recv() => {
-                    self.reported(shard, report);
+                    self.on_report(shard, report);
                     for _ in 1..REPORTS_MAX {
                         let Ok((shard, report)) = reports.try_recv() else { break };
-                        self.reported(shard, report);
+                        self.on_report(shard, report);
                     }
                 }
-                Some(message) = messages.next() => self.told(&message),
-                Ok(()) = connects.changed() => self.reconnected(),
+                Some(message) = messages.next() => self.on_node_message(&message),
+                Ok(()) = connects.changed() => self.on_reconnect(),
                 () = fleet.leave.notified() => {
                     tracing::info!("handing over all shards that this node owns");
                     self.member.leave(clock::now_ms());
                 }
                 () = sleep(Duration::from_millis(wait_ms)) => {}
             }
-            self.look();
+            self.advance();
         }
     }
 
     /// Advances the member to the current time, and carries out all of its outputs.
-    fn look(&mut self) {
+    fn advance(&mut self) {
         let now = clock::now_ms();
         let is_closed = (self.is_closed)();
         if self.member.set_closed(now, is_closed) {
@@ -243,7 +243,7 @@ impl Driver {
         self.check_bucket(now);
         self.log_gains(now);
         let patience_ms = self.fleet.settings.lease_ms / 6;
-        if self.watch.is_some() && self.silence.is_longer_than(patience_ms, now) {
+        if self.watch.is_some() && self.watch_lag.is_longer_than(patience_ms, now) {
             tracing::debug!("the fleet's bucket is watched anew: the watch says nothing");
             self.watch_anew(Duration::ZERO);
         }
@@ -260,11 +260,13 @@ impl Driver {
             }
             differs
         });
-        let behind = self.roles.iter().zip(&self.caught_up);
-        let behind = behind.filter(|((role, _), done)| *role != Role::None && !**done);
-        let behind = behind.count();
-        self.fleet.behind.store(behind, Ordering::Relaxed);
-        let is_settled = behind == 0 && self.fleet.ownerless() == 0;
+        let catching_up = self.roles.iter().zip(&self.caught_up);
+        let catching_up = catching_up.filter(|((role, _), done)| *role != Role::None && !**done);
+        let catching_up = catching_up.count();
+        self.fleet
+            .shards_catching_up
+            .store(catching_up, Ordering::Relaxed);
+        let is_settled = catching_up == 0 && self.fleet.ownerless() == 0;
         self.fleet
             .settled
             .send_if_modified(|known| std::mem::replace(known, is_settled) != is_settled);
@@ -290,7 +292,7 @@ impl Driver {
                 let bucket = self.bucket.clone();
                 let written = async move {
                     let outcome = bucket.write(key.clone(), value, revision).await;
-                    Done::Written(id, key, outcome)
+                    Completion::Written(id, key, outcome)
                 };
                 self.under_way.push(written.boxed());
             }
@@ -333,7 +335,7 @@ impl Driver {
         let bucket = self.bucket.clone();
         let read = async move {
             let found = bucket.read(key.clone()).await;
-            Done::Read(key, found)
+            Completion::Read(key, found)
         };
         self.under_way.push(read.boxed());
     }
@@ -352,19 +354,19 @@ impl Driver {
                 if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
                     *caught_up = false;
                 }
-                *listening = Listening::No;
+                *listening = SubscriptionState::No;
                 self.fleet.set_part(shard, false);
                 self.forget_heartbeats(shard);
-                self.parts.change(PartChange::Leaves(shard));
+                self.parts.change(SubscriptionChange::Remove(shard));
                 self.tell(shard, FleetTask::Role(Role::None));
             }
-            (role, Listening::Yes) => {
+            (role, SubscriptionState::Yes) => {
                 let role = role.clone();
                 self.tell(shard, FleetTask::Role(role));
             }
-            (_, Listening::Begins) => {}
-            (_, Listening::No) => {
-                *listening = Listening::Begins;
+            (_, SubscriptionState::Begins) => {}
+            (_, SubscriptionState::No) => {
+                *listening = SubscriptionState::Begins;
                 self.listen(shard);
             }
         }
@@ -373,11 +375,11 @@ impl Driver {
     fn listen(&mut self, shard: u32) {
         let (connection, broker) = (self.connection.clone(), Arc::clone(&self.broker));
         let subject = self.subjects.of_shard(shard);
-        let listens = async move {
+        let subscribed = async move {
             let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-            Done::Listens(shard, messages.await)
+            Completion::Listens(shard, messages.await)
         };
-        self.under_way.push(listens.boxed());
+        self.under_way.push(subscribed.boxed());
     }
 
     fn note_owner(&mut self, shard: u32, epoch: u64, before: &Before) {
@@ -425,24 +427,24 @@ impl Driver {
     }
 
     /// Handles a change in the bucket. `None`: the watch has ended, and a new one is started.
-    fn changed(&mut self, seen: Option<Seen>) {
+    fn on_change(&mut self, seen: Option<WatchEvent>) {
         let Change {
             key,
             value,
             revision,
         } = match seen {
-            Some(Seen::Entry(change)) => change,
-            Some(Seen::Layout) => return self.keep_layout(),
+            Some(WatchEvent::Entry(change)) => change,
+            Some(WatchEvent::Layout) => return self.keep_layout(),
             None => return self.watch_anew(WATCH_RETRY),
         };
-        self.silence.saw(revision);
+        self.watch_lag.saw(revision);
         let now = clock::now_ms();
         self.member.changed(now, &key, value.as_deref(), revision);
     }
 
     fn watch_anew(&mut self, wait: Duration) {
         self.watch = None;
-        self.silence = Silence::default();
+        self.watch_lag = WatchLag::default();
         self.watches += 1;
         let number = self.watches;
         let bucket = self.bucket.clone();
@@ -457,18 +459,18 @@ impl Driver {
                 }
                 Err(_) => None,
             };
-            Done::Watched(number, watch)
+            Completion::Watched(number, watch)
         };
         self.under_way.push(watched.boxed());
     }
 
-    fn done(&mut self, done: Done) {
+    fn on_completion(&mut self, done: Completion) {
         let now = clock::now_ms();
         match done {
-            Done::Written(id, key, outcome) => {
+            Completion::Written(id, key, outcome) => {
                 match outcome {
                     Outcome::Stored(revision) if revision > 0 => {
-                        self.silence.wrote(revision, now);
+                        self.watch_lag.wrote(revision, now);
                     }
                     // Another node has changed the key, or it is gone: read the current value.
                     Outcome::Refused => self.read(key),
@@ -476,7 +478,7 @@ impl Driver {
                 }
                 self.member.written(now, id, outcome);
             }
-            Done::Read(key, found) => {
+            Completion::Read(key, found) => {
                 // The key is gone. So the bucket's shared settings may be gone, too.
                 if found.as_ref().is_some_and(|it| it.revision == 0) {
                     self.keep_layout();
@@ -485,31 +487,31 @@ impl Driver {
                 self.member.read(now, &key, found);
             }
             // A newer attempt is running.
-            Done::Watched(number, _) if number != self.watches => {}
-            Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
-            Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
-            Done::Listens(shard, messages) => self.listens(shard, messages),
-            Done::Subscribed(shard, to_heartbeats, messages) => {
-                self.subscribed((shard, to_heartbeats), messages);
+            Completion::Watched(number, _) if number != self.watches => {}
+            Completion::Watched(_, Some(watch)) => self.watch = Some(*watch),
+            Completion::Watched(_, None) => self.watch_anew(WATCH_RETRY),
+            Completion::Listens(shard, messages) => self.on_listening(shard, messages),
+            Completion::Subscribed(shard, to_heartbeats, messages) => {
+                self.on_subscribed((shard, to_heartbeats), messages);
             }
-            Done::IsSame(same) => self.is_same(same),
-            Done::Sent => {}
+            Completion::IsSame(same) => self.on_checked(same),
+            Completion::Sent => {}
         }
     }
 
-    fn listens(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
+    fn on_listening(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
         let Some((role, listening)) = self.roles.get_mut(shard as usize) else {
             return;
         };
         // The node has left the shard meanwhile.
-        if *listening != Listening::Begins {
+        if *listening != SubscriptionState::Begins {
             return;
         }
         match messages {
             Ok(messages) => {
-                *listening = Listening::Yes;
+                *listening = SubscriptionState::Yes;
                 let role = role.clone();
-                self.parts.change(PartChange::Listens(shard, messages));
+                self.parts.change(SubscriptionChange::Add(shard, messages));
                 self.fleet.set_part(shard, true);
                 self.tell(shard, FleetTask::Role(role));
             }
@@ -518,7 +520,7 @@ impl Driver {
         }
     }
 
-    fn reported(&mut self, shard: u32, report: Report) {
+    fn on_report(&mut self, shard: u32, report: Report) {
         let now = clock::now_ms();
         match report {
             Report::InSync(epoch) => {
@@ -541,29 +543,31 @@ impl Driver {
             Report::Discard(discarded) => drop(blocking(move || drop(discarded))),
             Report::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
             Report::Leads => tracing::debug!(shard, "leads"),
-            Report::Failed { led } => self.failed(shard, led),
+            Report::Failed { led } => self.on_failed_shard(shard, led),
         }
     }
 
     /// A shard has failed and lost its state. If this node led it, the node gives up its session,
     /// so that the standby takes over.
-    fn failed(&mut self, shard: u32, led: bool) {
+    fn on_failed_shard(&mut self, shard: u32, led: bool) {
         if led {
             self.member.give_up_session(clock::now_ms());
         }
-        if let Some((role @ Role::Follow { .. }, Listening::Yes)) = self.roles.get(shard as usize) {
+        if let Some((role @ Role::Follow { .. }, SubscriptionState::Yes)) =
+            self.roles.get(shard as usize)
+        {
             let role = role.clone();
             self.tell(shard, FleetTask::Role(role));
         }
     }
 
     /// Tells the shards that what was sent while there was no connection is lost.
-    fn reconnected(&mut self) {
+    fn on_reconnect(&mut self) {
         self.watch_anew(Duration::ZERO);
         let (shards, at) = (self.shards.clone(), clock::now_ms());
         let lost = async move {
             shards.broadcast(|| Input::LostUpTo { at }).await;
-            Done::Sent
+            Completion::Sent
         };
         self.under_way.push(lost.boxed());
     }
@@ -582,7 +586,7 @@ impl Driver {
 }
 
 /// The next change in the bucket. Waits forever if there is no watch.
-async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Seen> {
+async fn next_change(watch: &mut Option<BucketWatch>) -> Option<WatchEvent> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,

@@ -12,7 +12,7 @@ pub(crate) struct FleetFigures {
     /// How many messages came on the subject of a shard that isn't their user's.
     pub(crate) wrong_shard: AtomicU64,
     /// How many messages of owners to standbys were dropped for want of room.
-    pub(crate) told_dropped: AtomicU64,
+    pub(crate) updates_dropped: AtomicU64,
     /// How many messages of other nodes couldn't be used.
     pub(crate) refused: AtomicU64,
     /// How many shards this node took over after they had lost their owners.

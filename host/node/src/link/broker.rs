@@ -222,7 +222,7 @@ impl BrokerAccess {
                     let before = tried_by.swap(now, Ordering::Relaxed);
                     if let Some(Cause { why, is_login }) = cause::of(pool, unresolved).await {
                         let refused = is_login.then(|| access.login.refused(before));
-                        health.cannot_reach(&servers, why, refused);
+                        health.note_unreachable(&servers, why, refused);
                     }
                     None
                 };
@@ -245,12 +245,12 @@ pub(crate) async fn follow_permissions(connection: Connection, health: Arc<Broke
         if !health.connected.load(Ordering::Relaxed) {
             continue;
         }
-        let mut is_deaf = false;
+        let mut subscribe_forbidden = false;
         for permission in health.permissions.retry(client).await {
             tracing::info!("NATS permits this node again {permission}");
-            is_deaf |= permission.operation == Operation::Subscribe;
+            subscribe_forbidden |= permission.operation == Operation::Subscribe;
         }
-        if is_deaf {
+        if subscribe_forbidden {
             // The broker has dropped the subscription that it refused, so the client must reconnect
             // to subscribe again.
             tracing::info!("reconnecting, to renew refused subscriptions");

@@ -333,7 +333,7 @@ impl ServingTurn {
                 sleep(CONNECT_LOOK).await;
             }
             let mut found = self.ask().await;
-            board.set_yields(matches!(found, HelloResult::YieldTo(_)));
+            board.set_waits_for_other_node(matches!(found, HelloResult::YieldTo(_)));
             unanswered += u32::from(matches!(found, HelloResult::Unanswered));
             let has_left = !before_me.is_empty() && *farewell.borrow_and_update() == before_me;
             let is_free = match found {

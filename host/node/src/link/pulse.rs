@@ -178,7 +178,7 @@ impl Pulse {
     /// before it.
     async fn on_probe(&mut self, received: &Message) {
         self.second.heard = Instant::now();
-        self.health.pulse_is_back();
+        self.health.mark_pulse_back();
         let body = &received.payload;
         let Some(marker) = number(body).and_then(|number| self.find(number)) else {
             return;
@@ -209,7 +209,7 @@ impl Pulse {
         let at = marker.at;
         self.markers.retain(|marker| marker.number > number);
         self.answered = Instant::now();
-        self.health.heard(at);
+        self.health.note_heard(at);
         // Every shard is told of a new time, so a busy node doesn't announce each marker.
         if at >= *self.heard.borrow() + self.sources.poll_interval_ms() / 2 {
             self.heard.send_replace(at);
@@ -229,7 +229,7 @@ impl Pulse {
         if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
             return;
         }
-        self.health.pulse_is_away();
+        self.health.mark_pulse_lost();
         self.second.renew().await;
     }
 

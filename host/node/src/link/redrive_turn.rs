@@ -52,7 +52,7 @@ impl<'a> RedriveTurn<'a> {
             Ok(_) => Ok(Some(Self(letters))),
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => Ok(None),
             Err(error) => {
-                let error = letters.access.complained(error.into());
+                let error = letters.access.with_broker_error(error.into());
                 Err(error.context("can't make sure that no other redrive runs"))
             }
         }
@@ -67,7 +67,9 @@ impl<'a> RedriveTurn<'a> {
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{NAME}", self.0.name());
         let body = Bytes::from_static(br#"{"batch": 1, "no_wait": true}"#);
         let asked = request::ask(&access.client, &subject, body, ANSWER, |_| Some(()));
-        let asked = asked.await.map_err(|error| access.complained(error.into()));
+        let asked = asked
+            .await
+            .map_err(|error| access.with_broker_error(error.into()));
         asked.context("another redrive may run now, and this one stops: the rest of the letters stay as they are")
     }
 

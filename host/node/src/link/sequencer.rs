@@ -57,7 +57,7 @@ impl Sequencer {
 
     /// Begins this epoch as the shard's owner. Numbers start again, and the fence limits how long
     /// it may publish.
-    pub(crate) fn own(&mut self, epoch: u64, fence: Arc<EpochFence>) {
+    pub(crate) fn begin_owned_epoch(&mut self, epoch: u64, fence: Arc<EpochFence>) {
         self.source = Arc::new(self.source.owned_in(epoch));
         self.seqs = Default::default();
         self.beacons = 0;

@@ -105,7 +105,7 @@ impl Watermark {
     /// As [`Self::look_for_drops`], when no message waits to be read.
     pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
         self.look_for_drops(now, read, events);
-        self.overflow.is_empty(read, events);
+        self.overflow.note_empty(read, events);
     }
 
     /// The input that gives a shard the watermark `at`.
@@ -117,8 +117,8 @@ impl Watermark {
         }
     }
 
-    /// Returns whether the shard skips the watermark `at`. `needs_no_watermark`: the shard says that
-    /// nothing in it depends on watermarks.
+    /// Returns whether the shard skips the watermark `at`. `needs_no_watermark`: the shard says
+    /// that nothing in it depends on watermarks.
     pub(crate) fn skips(&mut self, shard: usize, at: u64, needs_no_watermark: bool) -> bool {
         let Some(shard) = self.shards.get_mut(shard) else {
             return false;
@@ -165,7 +165,7 @@ impl OverflowDetector {
         events > events_then && was_full
     }
 
-    fn is_empty(&mut self, read: u64, events: u64) {
+    fn note_empty(&mut self, read: u64, events: u64) {
         let [last, _] = self.empty;
         self.empty = [(read, events), last];
     }

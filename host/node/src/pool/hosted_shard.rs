@@ -21,7 +21,7 @@ use super::work::Generation;
 #[cfg(test)]
 use super::work::PanicPoint;
 
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 use crate::clock;
 use crate::directory::request::AnswerFetcher;
 use crate::link::sequencer::Sequencer;
@@ -168,8 +168,8 @@ impl HostedShard {
 
     /// Resets its enrichers to their initial state, and drops the decisions to compare.
     pub(super) fn reset_rules(&mut self) {
-        let beside = self.pipelines.beside.as_ref();
-        let candidate_enrichers = beside.map(|it| it.generation.blueprint.own());
+        let candidate = self.pipelines.candidate.as_ref();
+        let candidate_enrichers = candidate.map(|it| it.generation.blueprint.own());
         self.enrichers = self.pipelines.active.blueprint.own();
         self.candidate_enrichers = candidate_enrichers.unwrap_or_default();
         self.comparisons.clear();
@@ -195,11 +195,11 @@ impl HostedShard {
         self.current.is_some()
             || self.shard.next_deadline().is_some_and(|at| at <= now)
             || rules.is_replaced()
-            || self.is_to_give_up()
+            || self.is_giving_up()
     }
 
     /// Whether it is stopping, and still has work to do or answers to wait for.
-    pub(super) fn is_to_give_up(&self) -> bool {
+    pub(super) fn is_giving_up(&self) -> bool {
         self.ending.is_some() && !self.has_given_up()
     }
 
@@ -301,9 +301,12 @@ impl HostedShard {
         self.may_panic(PanicPoint::Figures);
         let figures = &self.figures;
         let counters = self.shard.counters();
-        let told = figures.counters.lock();
-        let told = std::mem::replace(&mut *told.unwrap_or_else(PoisonError::into_inner), counters);
-        if counters.dead_letters_left_out > told.dead_letters_left_out {
+        let before = figures.counters.lock();
+        let before = std::mem::replace(
+            &mut *before.unwrap_or_else(PoisonError::into_inner),
+            counters,
+        );
+        if counters.dead_letters_left_out > before.dead_letters_left_out {
             let error = "there are more dead letters than may be published ([dead_letters] per_s): \
                          some are counted, and not published";
             self.tenant.exceeded.log(Quota::DeadLetters, error);

@@ -13,7 +13,7 @@ use super::Address;
 use super::hosted_shard::HostedShard;
 use super::rules::{CandidateRules, ShardRules};
 use super::work::Generation;
-use crate::beside::{Mode, Pipelines};
+use crate::candidate::{Mode, Pipelines};
 use crate::ops::plugin_lines::span;
 
 /// A thread's instances, by tenant and generation.
@@ -100,11 +100,11 @@ impl Instances {
         let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
         self.enter(tenant, hosted);
         let number = |generation: &Generation| generation.number;
-        let was_beside = before.beside.as_ref().map(|it| number(&it.generation));
+        let old_candidate = before.candidate.as_ref().map(|it| number(&it.generation));
         let active = number(&hosted.pipelines.active);
         if active == number(&before.active) {
             hosted.enrichers = enrichers;
-        } else if Some(active) == was_beside {
+        } else if Some(active) == old_candidate {
             // The candidate becomes the active pipeline. Enrichers that are the same in both keep
             // their state.
             candidate_enrichers.exchange_same(&mut enrichers);
@@ -113,11 +113,11 @@ impl Instances {
         } else {
             hosted.enrichers.take_over(&mut enrichers);
         }
-        if let Some(beside) = &hosted.pipelines.beside
-            && let Mode::Canary(_) = beside.mode
+        if let Some(candidate) = &hosted.pipelines.candidate
+            && let Mode::Canary(_) = candidate.mode
         {
-            match was_beside {
-                Some(was) if was == number(&beside.generation) => {
+            match old_candidate {
+                Some(was) if was == number(&candidate.generation) => {
                     hosted.candidate_enrichers = candidate_enrichers
                 }
                 // It keeps the states of the users in the share.
@@ -144,29 +144,29 @@ impl Instances {
         };
         let number = hosted.pipelines.active.number;
         let active = lent(hosted, &hosted.pipelines.active);
-        let beside = hosted.pipelines.beside.clone();
-        let candidate = beside.as_ref().map(|it| lent(hosted, &it.generation));
+        let candidate = hosted.pipelines.candidate.clone();
+        let candidate_instances = candidate.as_ref().map(|it| lent(hosted, &it.generation));
         let mut enrichers = std::mem::take(&mut hosted.enrichers);
         let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
         let Used { pipeline, span } = &mut *active.borrow_mut();
-        let mut candidate = candidate.as_ref().map(|it| it.borrow_mut());
+        let mut candidate_instances = candidate_instances.as_ref().map(|it| it.borrow_mut());
         let mut rules = ShardRules {
             active: pipeline.lend(&mut enrichers),
             number,
-            beside: candidate
+            candidate: candidate_instances
                 .as_deref_mut()
-                .zip(beside)
-                .map(|(used, beside)| CandidateRules {
+                .zip(candidate)
+                .map(|(used, pipeline)| CandidateRules {
                     rules: used.pipeline.lend(&mut candidate_enrichers),
                     span: &used.span,
-                    beside,
+                    pipeline,
                     comparisons: std::mem::take(&mut hosted.comparisons),
                 }),
             is_called: false,
         };
         let done = span.in_scope(|| work(hosted, &mut rules));
-        if let Some(beside) = &mut rules.beside {
-            hosted.comparisons = std::mem::take(&mut beside.comparisons);
+        if let Some(candidate) = &mut rules.candidate {
+            hosted.comparisons = std::mem::take(&mut candidate.comparisons);
         }
         hosted.called_rules |= rules.is_called;
         drop(rules);
@@ -187,6 +187,9 @@ impl Instances {
 }
 
 fn generations(pipelines: &Pipelines) -> impl Iterator<Item = &Generation> {
-    let beside = pipelines.beside.as_ref().map(|beside| &beside.generation);
-    std::iter::once(&pipelines.active).chain(beside)
+    let candidate = pipelines
+        .candidate
+        .as_ref()
+        .map(|candidate| &candidate.generation);
+    std::iter::once(&pipelines.active).chain(candidate)
 }

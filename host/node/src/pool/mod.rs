@@ -1,10 +1,10 @@
 //! The pool: one thread per core for the whole node. The shards of all tenants live on these
 //! threads.
 //!
-//! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
-//! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
-//! mailbox ([`mailbox`]), schedules the tenants ([`scheduler`]), wakes shards when a timer is due, gives
-//! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
+//! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there.
+//! While it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from
+//! its mailbox ([`mailbox`]), schedules the tenants ([`scheduler`]), wakes shards when a timer is
+//! due, gives them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
 mod hosted_shard;
@@ -16,13 +16,12 @@ mod restart;
 mod rules;
 mod scheduler;
 mod shard_or_replica;
-mod thread_shards;
-
 mod shards;
 mod spare_time;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod thread_shards;
 mod thread_share;
 mod turn;
 mod unacknowledged;
@@ -91,11 +90,11 @@ impl ThreadFigures {
         }
     }
 
-    fn is_busy(&self, now: u64) {
+    fn mark_busy(&self, now: u64) {
         self.busy_since.store(now, Ordering::Relaxed);
     }
 
-    fn is_idle(&self) {
+    fn mark_idle(&self) {
         self.busy_since.store(0, Ordering::Relaxed);
     }
 

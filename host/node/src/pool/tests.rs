@@ -26,7 +26,7 @@ use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 
 mod apart;
-mod beside;
+mod candidate;
 mod failures;
 mod fleet;
 mod pauses;

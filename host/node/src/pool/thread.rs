@@ -20,7 +20,7 @@ use super::thread_shards::ThreadShards;
 use super::turn::TurnResult;
 use super::work::Task;
 use super::{Address, ThreadFigures};
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 use crate::clock;
 
 /// How long unused instances are kept, in milliseconds.
@@ -94,11 +94,11 @@ impl<C: Transport> Thread<C> {
     /// Checks what there is to do. Returns whether the thread continues.
     pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
-        let goes_on = self.look(now);
+        let goes_on = self.poll(now);
         let is_beacon_due = self.outbox.borrow_mut().is_beacon_due(now);
         if is_beacon_due {
             for address in self.thread_shards.addresses() {
-                self.guarded(address, |thread| thread.beacon(address));
+                self.catch_panic(address, |thread| thread.beacon(address));
             }
             self.outbox.borrow_mut().hand_over();
         }
@@ -116,7 +116,7 @@ impl<C: Transport> Thread<C> {
 
     /// Takes in new mail, timers that are due, and acknowledgements of the broker. Returns whether
     /// the thread continues.
-    pub(super) fn look(&mut self, now: u64) -> bool {
+    pub(super) fn poll(&mut self, now: u64) -> bool {
         self.outbox.borrow_mut().update(now);
         let goes_on = self.receive();
         let mut is_out = None;
@@ -139,7 +139,7 @@ impl<C: Transport> Thread<C> {
     /// Takes in new mail. Returns whether the thread continues.
     fn receive(&mut self) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
-        let goes_on = self.mailbox.take_touched(&mut touched);
+        let goes_on = self.mailbox.take_woken(&mut touched);
         for address in touched.drain(..) {
             if !self.thread_shards.has(address) {
                 match self.mailbox.take_control(address) {
@@ -166,7 +166,7 @@ impl<C: Transport> Thread<C> {
     fn place(&mut self, address: Address, mut hosted: Box<HostedShard>) {
         let tenant = address.tenant;
         self.instances.borrow_mut().enter(tenant, &mut hosted);
-        self.note_pauser(&hosted.pipelines);
+        self.enable_pauses(&hosted.pipelines);
         self.thread_shards.place(address, hosted);
     }
 
@@ -207,14 +207,14 @@ impl<C: Transport> Thread<C> {
             if let Some(hosted) = self.thread_shards.get_mut(address) {
                 hosted.is_unsaved = false;
             }
-            self.guarded(address, |thread| thread.save(address));
+            self.catch_panic(address, |thread| thread.save(address));
         }
     }
 
     /// Checks shards that stop, restart or resign.
     fn check_watched(&mut self) {
         for address in std::mem::take(&mut self.watched) {
-            self.guarded(address, |thread| thread.check_shard(address));
+            self.catch_panic(address, |thread| thread.check_shard(address));
         }
     }
 
@@ -262,7 +262,7 @@ impl<C: Transport> Thread<C> {
     }
 
     /// Does some work for one shard. If it panics, only this shard restarts.
-    pub(super) fn guarded<T>(
+    pub(super) fn catch_panic<T>(
         &mut self,
         address: Address,
         work: impl FnOnce(&mut Self) -> T,
@@ -366,7 +366,7 @@ impl<C: Transport> Thread<C> {
     }
 
     /// Makes sure that calls of these pipelines can be paused.
-    pub(super) fn note_pauser(&self, pipelines: &Pipelines) {
+    pub(super) fn enable_pauses(&self, pipelines: &Pipelines) {
         if let Some(pauser) = pipelines.active.blueprint.pauser() {
             self.mailbox.pause_by(pauser);
         }

@@ -28,7 +28,7 @@ use crate::clock;
 use crate::link::journal::{DeliveryMode, JournalEntry};
 use crate::link::shared_input::Receipt;
 use crate::state::position::StreamPlaces;
-use crate::telemetry::{Begun, Handled};
+use crate::telemetry::{HandledTrace, OpenTrace};
 
 /// How many batches of inputs a question waits for, at most.
 const BATCHES_A_QUESTION: usize = 16;
@@ -49,7 +49,7 @@ pub(super) struct CurrentBatch {
     /// How many inputs have been taken.
     taken: usize,
     /// The traced inputs, by their indexes.
-    traced: Peekable<vec::IntoIter<(usize, Begun)>>,
+    traced: Peekable<vec::IntoIter<(usize, OpenTrace)>>,
     /// The inputs' numbers in the input stream, if they come from it.
     places: Option<Box<StreamPlaces>>,
     /// The receipts of inputs that the owner must acknowledge, by the inputs' indexes.
@@ -112,7 +112,7 @@ impl HostedShard {
                 });
             }
             self.took_inputs = true;
-            turn.is_busy();
+            turn.mark_busy();
             if self.batch(rules, turn) == TurnResult::Full {
                 return TurnResult::Full;
             }
@@ -126,7 +126,7 @@ impl HostedShard {
         // Inputs come before work that is due: a waiting heartbeat counts.
         let has_inputs = self.current.is_some() || turn.mailbox.has_inputs(turn.address);
         if !has_inputs {
-            turn.is_busy();
+            turn.mark_busy();
             self.advance(clock::now_ms(), rules, turn);
         }
         if self.must_pause(&turn.outbox.borrow()) {
@@ -135,11 +135,11 @@ impl HostedShard {
         if !has_inputs || self.batches >= BATCHES_A_QUESTION {
             self.batches = 0;
             if let Some(ask) = turn.mailbox.take_question(turn.address) {
-                turn.is_busy();
+                turn.mark_busy();
                 self.answer(ask, rules, turn);
             }
         }
-        if self.is_to_give_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
+        if self.is_giving_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
             return self.give_up(rules, turn);
         }
         TurnResult::Over
@@ -167,7 +167,7 @@ impl HostedShard {
                 if turn.is_over() {
                     return TurnResult::Over;
                 }
-                turn.is_busy();
+                turn.mark_busy();
                 self.advance(before, rules, turn);
             }
         }
@@ -183,7 +183,7 @@ impl HostedShard {
             let traced = current.traced.next_if(|(at, _)| *at == place);
             let mut receipt = current.receipts.next_if(|(at, _)| *at == place);
             let is_known = self.has_acknowledged(arrived_at, receipt.as_ref());
-            if receipt.as_ref().is_some_and(|(_, it)| it.is_suspect()) {
+            if receipt.as_ref().is_some_and(|(_, it)| it.must_ack_first()) {
                 self.acknowledge(arrived_at, receipt.take());
                 self.carry_out(turn);
             }
@@ -244,7 +244,7 @@ impl HostedShard {
     fn handle_traced<C: Transport>(
         &mut self,
         (arrived_at, input): (u64, Input),
-        begun: Begun,
+        begun: OpenTrace,
         rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
@@ -262,7 +262,7 @@ impl HostedShard {
         let is_published =
             |output: &&Output| matches!(output, Output::Publish(_) | Output::Deliver(_));
         let published = self.shard.waiting_publications();
-        let handled = Handled {
+        let handled = HandledTrace {
             begun,
             shard: turn.address.shard,
             generation,
@@ -353,7 +353,7 @@ impl HostedShard {
         let now = clock::now_ms();
         match ask {
             // Nobody waits for the answer any more.
-            ShardQuestion::Query(query, _) if query.is_given_up() => query.pass_over(),
+            ShardQuestion::Query(query, _) if query.is_given_up() => query.skip_piece(),
             ShardQuestion::Query(query, piece) => {
                 let users = query.users(piece);
                 let viewer = query.viewer();
@@ -395,7 +395,7 @@ impl HostedShard {
         rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) -> TurnResult {
-        turn.is_busy();
+        turn.mark_busy();
         while self.shard.give_up(clock::now_ms(), rules, turn.out) {
             self.carry_out(turn);
             if self.must_pause(&turn.outbox.borrow()) {
@@ -427,7 +427,8 @@ impl HostedShard {
         turn.outbox.borrow_mut().hand_over();
     }
 
-    /// Carries out the outputs of a replica, as [`Self::carry_out`] does for a shard without a fleet.
+    /// Carries out the outputs of a replica, as [`Self::carry_out`] does for a shard without a
+    /// fleet.
     fn carry_out_replica<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         let Some(replica) = self.shard.as_replica() else {
             return;
@@ -440,7 +441,7 @@ impl HostedShard {
                 Out::Told(bytes) => {
                     let replica = self.shard.as_replica();
                     if let Some((epoch, fence)) = replica.and_then(HostedReplica::new_epoch) {
-                        self.sequencer.own(epoch, fence);
+                        self.sequencer.begin_owned_epoch(epoch, fence);
                         turn.outbox.borrow_mut().begin_beacons(clock::now_ms());
                     }
                     self.sequencer.update(bytes)
@@ -520,8 +521,8 @@ impl HostedShard {
 
 impl<C> TurnContext<'_, C> {
     /// Notes that the thread begins another piece of work.
-    pub(super) fn is_busy(&self) {
-        self.figures.is_busy(clock::now_ms());
+    pub(super) fn mark_busy(&self) {
+        self.figures.mark_busy(clock::now_ms());
     }
 
     /// Whether the turn's time is over.

@@ -2,7 +2,7 @@
 //! anything to do.
 //!
 //! A turn may pause in the middle of a plugin's call while others wait. Then the shards of other
-//! tenants have their turns inside the pause, in the order of the rounds, and the call continues
+//! tenants have their turns inside the pause, in the order of the scheduler, and the call continues
 //! afterwards. So while rules are called, only the shard itself and its tenant's instances are
 //! borrowed. The outbox is borrowed for one message at a time.
 
@@ -74,10 +74,10 @@ struct Current {
     counted_ns: u64,
     /// How much time has been counted.
     took_ns: u64,
-    /// Its length as planned by the rounds.
+    /// Its length as planned by the scheduler.
     limit_ns: u64,
     /// The total time after which it pauses next: at first the planned length; after a pause, the
-    /// time taken so far plus what the rounds gave it then.
+    /// time taken so far plus what the scheduler gave it then.
     may_take_ns: u64,
     /// The processor time from which the turn's own use is counted. Time used in its pauses doesn't
     /// count. `None` if it wasn't measured yet, because no other tenant had a shard on this thread.
@@ -203,12 +203,12 @@ impl<C: Transport> Worker<C> {
         let thread = &mut *self.thread.borrow_mut();
         thread.thread_shards.put_back(shard, hosted);
         match worked {
-            Ok(Worked { turned, has_more }) => {
-                thread.guarded(shard, |thread| thread.end_turn(shard, turned, has_more));
+            Ok(TurnOutcome { turned, has_more }) => {
+                thread.catch_panic(shard, |thread| thread.end_turn(shard, turned, has_more));
             }
             Err(panic) => {
-                thread.guarded(shard, |thread| thread.failed(shard, &*panic));
-                thread.guarded(shard, |thread| {
+                thread.catch_panic(shard, |thread| thread.failed(shard, &*panic));
+                thread.catch_panic(shard, |thread| {
                     thread.end_turn(shard, TurnResult::Over, false);
                 });
             }
@@ -267,7 +267,7 @@ impl<C: Transport> Worker<C> {
             self.begin(Some(current));
             return Duration::ZERO;
         }
-        thread.look(clock::now_ms());
+        thread.poll(clock::now_ms());
         thread.scheduler.pause(current.tenant, now, took);
         thread.spare.was_busy(took);
         drop(thread);
@@ -298,7 +298,7 @@ impl<C: Transport> Worker<C> {
         hosted: &mut HostedShard,
         until_ns: u64,
         out: &mut Vec<Output>,
-    ) -> Worked {
+    ) -> TurnOutcome {
         hosted.run_state = RunState::Idle;
         hosted.called_rules = false;
         let mut context = TurnContext {
@@ -318,13 +318,13 @@ impl<C: Transport> Worker<C> {
             let Some(task) = self.mailbox.take_control(address) else {
                 break;
             };
-            context.is_busy();
+            context.mark_busy();
             let task = match task {
                 Task::Pipelines(pipelines) => {
                     let before = hosted.pipelines.assignment();
                     let after = pipelines.assignment();
                     let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
-                    self.thread.borrow().note_pauser(&pipelines);
+                    self.thread.borrow().enable_pauses(&pipelines);
                     // Enrichers pass their states on in calls that don't pause.
                     let current = self.current.take();
                     let instances = &self.instances;
@@ -354,9 +354,11 @@ impl<C: Transport> Worker<C> {
             self.mailbox.drop_questions(address);
             return TurnResult::Over.into();
         }
-        Instances::with(&self.instances, address, hosted, |hosted, rules| Worked {
-            turned: hosted.turn(rules, &mut context),
-            has_more: hosted.has_more(clock::now_ms(), rules),
+        Instances::with(&self.instances, address, hosted, |hosted, rules| {
+            TurnOutcome {
+                turned: hosted.turn(rules, &mut context),
+                has_more: hosted.has_more(clock::now_ms(), rules),
+            }
         })
     }
 
@@ -374,7 +376,7 @@ impl<C: Transport> Worker<C> {
             return true;
         };
         let begun = (self.clocks.elapsed)();
-        self.figures.is_busy(clock::now_ms());
+        self.figures.mark_busy(clock::now_ms());
         let compared = catch_unwind(AssertUnwindSafe(|| {
             let fetch =
                 Instances::with(&self.instances, address, hosted, |_, rules| rules.compare());
@@ -401,7 +403,7 @@ impl<C: Transport> Worker<C> {
 
     /// Waits until there may be something to do.
     async fn wait(&self) {
-        self.figures.is_idle();
+        self.figures.mark_idle();
         let now = clock::now_ms();
         let begun = (self.clocks.elapsed)();
         let due = {
@@ -433,13 +435,13 @@ impl<C: Transport> Worker<C> {
 }
 
 /// The result of a turn's work.
-struct Worked {
+struct TurnOutcome {
     turned: TurnResult,
     /// Whether there is more to do, apart from what waits in the shard's lanes.
     has_more: bool,
 }
 
-impl From<TurnResult> for Worked {
+impl From<TurnResult> for TurnOutcome {
     fn from(turned: TurnResult) -> Self {
         Self {
             turned,

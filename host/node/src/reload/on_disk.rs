@@ -57,7 +57,7 @@ impl OnDisk {
     }
 
     /// Notes that the file on disk is in force. Returns why it was not before, if so.
-    pub(crate) fn taken(&self, what: FileKind) -> Option<RefusedFile> {
+    pub(crate) fn mark_applied(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).take()
     }
 
@@ -112,8 +112,8 @@ mod tests {
         let second = on_disk.of(FileKind::Pipeline).unwrap();
         assert_eq!((second.since_ms, &*second.why), (first.since_ms, "b"));
         assert_eq!(on_disk.of(FileKind::Directory), None);
-        assert_eq!(on_disk.taken(FileKind::Pipeline), Some(second));
-        assert_eq!(on_disk.taken(FileKind::Pipeline), None);
+        assert_eq!(on_disk.mark_applied(FileKind::Pipeline), Some(second));
+        assert_eq!(on_disk.mark_applied(FileKind::Pipeline), None);
         assert_eq!(on_disk.of(FileKind::Pipeline), None);
     }
 }

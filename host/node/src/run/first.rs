@@ -53,7 +53,7 @@ async fn load_or(
     let loaded = blocking(move || {
         let in_force = InForce::read(&known)?;
         let loader = Arc::new(Loader::with_compiler(&compiler, &known)?.with_in_force(in_force));
-        let stamp = Loader::stamp(&known);
+        let stamp = Loader::fingerprint(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint.map_err(|problems| refused(join_problems(problems)))?;
         Ok(LoadedPipeline {
@@ -104,12 +104,12 @@ impl TenantStart {
                         *text = now;
                     }
                 }
-                Source::Given(given) => {
+                Source::Watched(given) => {
                     config = Config::clone(&given.borrow_and_update());
                     config.keep_until_restart(&before);
                 }
             }
-            let is_new = |stamp| Loader::stamp(&config) != stamp;
+            let is_new = |stamp| Loader::fingerprint(&config) != stamp;
             let is_changed = config != before || stamp.is_some_and(is_new);
             is_changed.then_some(Self {
                 config,
@@ -142,7 +142,7 @@ async fn with_candidate(
     let both = blocking(move || {
         let active = &loaded.blueprint;
         let attempt = Attempt::default();
-        match loaded.loader.attempt_beside(&with, active, &attempt) {
+        match loaded.loader.load_candidate(&with, active, &attempt) {
             Ok(blueprint) => {
                 let candidate = Some(FirstCandidate {
                     blueprint,
@@ -189,7 +189,7 @@ pub(super) async fn load_stored(
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
     let alert = |revision: u64, why: &str| {
-        if state.tells(revision, why) {
+        if state.mark_alerted(revision, why) {
             let about = json!({"revision": revision, "error": why});
             alerts.raise("revision-refused", about);
         }
@@ -234,6 +234,6 @@ pub(super) async fn load_stored(
             }
         }
     }
-    tracing::error!("{}", state.nothing().unwrap_or_default());
+    tracing::error!("{}", state.why_none_in_force().unwrap_or_default());
     Ok((load(config, compiler).await?, (state, None)))
 }

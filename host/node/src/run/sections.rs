@@ -31,7 +31,7 @@ impl ConfigFollower {
                      goes on as it was until each section has a name",
                     section.place
                 );
-                if self.shared.told.not_taken(&name, &why) {
+                if self.shared.statuses.reject_config(&name, &why) {
                     tracing::error!(tenant = name, "{why}");
                 }
                 continue;
@@ -56,8 +56,8 @@ impl ConfigFollower {
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
                     let why = brief(&problems.to_string());
-                    self.shared.told.section(&place, section);
-                    if self.shared.told.refuses(&place, &why) {
+                    self.shared.statuses.section(&place, section);
+                    if self.shared.statuses.refuses(&place, &why) {
                         for line in why.lines() {
                             tracing::error!("a tenant does not start: {line}");
                         }
@@ -73,10 +73,10 @@ impl ConfigFollower {
                 self.goes_on(&section.name, of_name);
                 continue;
             }
-            self.shared.told.section(&section.name, section);
+            self.shared.statuses.section(&section.name, section);
             if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
                 let (tenant, why) = (&section.name, brief(&problems.to_string()));
-                if self.shared.told.not_taken(tenant, &why) {
+                if self.shared.statuses.reject_config(tenant, &why) {
                     for line in why.lines() {
                         tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
                     }
@@ -87,7 +87,7 @@ impl ConfigFollower {
                     let DesiredState::Refuse(why) = wanted else {
                         continue;
                     };
-                    if self.shared.told.not_taken(&section.name, &why) {
+                    if self.shared.statuses.reject_config(&section.name, &why) {
                         let tenant = &section.name;
                         for line in why.lines() {
                             tracing::error!(
@@ -102,7 +102,7 @@ impl ConfigFollower {
                         let is_other = !now.is_same(&wanted);
                         if is_other {
                             *now = wanted;
-                            self.shared.told.changes(&section.name, true);
+                            self.shared.statuses.changes(&section.name, true);
                         }
                         is_other
                     });
@@ -112,7 +112,7 @@ impl ConfigFollower {
                     let name = section.name.clone();
                     let span = info_span!("tenant", name);
                     let before = self.ending.remove(&name);
-                    let life = Arc::clone(&self.shared).live(name, wanted, before);
+                    let life = Arc::clone(&self.shared).run_tenant(name, wanted, before);
                     let life = life.instrument(span);
                     let begun = RunningTenant {
                         is_named: section.is_named,
@@ -125,7 +125,7 @@ impl ConfigFollower {
         }
         let begun = &self.begun;
         let is_wanted = |name: &str| begun.contains_key(name) || twice.contains(name);
-        self.shared.told.retain(is_wanted);
+        self.shared.statuses.retain(is_wanted);
     }
 
     /// The configurations of the tenants that should be served.
@@ -147,7 +147,7 @@ impl ConfigFollower {
             places.len(),
             places.join(" and ")
         );
-        if self.shared.told.not_taken(tenant, &why) {
+        if self.shared.statuses.reject_config(tenant, &why) {
             tracing::error!(tenant, "{why}");
         }
     }

@@ -28,10 +28,10 @@ use crate::link::hello::ServingTurn;
 use crate::link::input_stream::InputStreams;
 use crate::link::plugin_log::PluginLogs;
 use crate::link::reply_guard::ReplyGuard;
-use crate::lookout::Lookout;
 use crate::ops::http::{Status, StatusBoard};
+use crate::periodic_checks::PeriodicChecks;
 use crate::reload::watch::Watches;
-use crate::reload::{self, FileStamps, FromStore, Reload};
+use crate::reload::{self, FileStamps, Reload, StoreSource};
 use crate::signals::Signals;
 use crate::state::{self, OpenResult, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
@@ -39,7 +39,7 @@ use crate::store::Store;
 use crate::store::follow::RevisionFollower;
 use crate::store::page::PageStore;
 use crate::store::trial::RevisionValidator;
-use crate::tasks::{Tasks, blocking, elsewhere};
+use crate::tasks::{Tasks, blocking, run_blocking};
 use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
 
@@ -58,7 +58,7 @@ pub(super) struct StepBack(String);
 /// The surroundings of a tenant.
 pub(super) struct TenantEnv<'a> {
     pub(super) account: &'a Account,
-    pub(super) all: &'a OfProcess,
+    pub(super) all: &'a ProcessContext,
     pub(super) board: &'a Arc<StatusBoard>,
     pub(super) signals: &'a Signals,
     /// The tenant's own tasks, which end with it.
@@ -68,24 +68,24 @@ pub(super) struct TenantEnv<'a> {
 }
 
 /// What the tenants of a process share.
-pub(super) struct OfProcess {
+pub(super) struct ProcessContext {
     pub(super) compiler: SharedCompiler,
     pub(super) watches: Watches,
     pub(super) plugin_logs: PluginLogs,
-    pub(super) lookout: Lookout,
+    pub(super) periodic_checks: PeriodicChecks,
     pub(super) starts: StartRoom,
     /// How far wall time is ahead of the monotonic clock, in milliseconds.
     clock: watch::Receiver<i64>,
 }
 
-impl OfProcess {
+impl ProcessContext {
     /// Starts without any tenant.
     pub(super) fn start(node: &str, tasks: &Tasks) -> Self {
         Self {
             compiler: SharedCompiler::default(),
             watches: Watches::new(),
             plugin_logs: PluginLogs::start(node, tasks),
-            lookout: Lookout::start(tasks),
+            periodic_checks: PeriodicChecks::start(tasks),
             starts: StartRoom::new(),
             clock: clock::watch(tasks),
         }
@@ -234,7 +234,7 @@ pub(super) async fn start(
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
     let has_users = restored.as_ref().is_some_and(Restored::has_users);
-    let noted = elsewhere(move || {
+    let noted = run_blocking(move || {
         let is_other = has_users && noting.in_force().has_other_enrichers(&first);
         match is_other {
             true => noting.in_force().record_plugins(&first),
@@ -251,17 +251,17 @@ pub(super) async fn start(
     tenant.follow_link(link.connects.clone(), connected, tasks);
     let clock = env.all.clock.clone();
     tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
-    tenant.follow_corrections(&env.all.lookout, tasks);
+    tenant.follow_corrections(&env.all.periodic_checks, tasks);
     let mut quarantine = Quarantine::new(alerts.clone(), tenant.running.subscribe());
-    let look = move || quarantine.look();
-    env.all.lookout.add(tasks, "quarantine", look);
+    let look = move || quarantine.check();
+    env.all.periodic_checks.add(tasks, "quarantine", look);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
     board.show(Arc::clone(&status));
     let fetcher = fetcher(config, &admin, &loader);
     let (updates, follow) = mpsc::channel(1);
-    let from_store = in_store.map(|(state, wanted)| FromStore {
+    let from_store = in_store.map(|(state, wanted)| StoreSource {
         updates: follow,
         state,
         wanted,
@@ -313,7 +313,7 @@ async fn open_state(
     loop {
         let (known, servers) = (config.clone(), servers.to_owned());
         let (shared, started) = (Arc::clone(names), tasks.clone());
-        let opened = elsewhere(move || state::open(&known, &servers, &shared, &started));
+        let opened = run_blocking(move || state::open(&known, &servers, &shared, &started));
         let wait = match opened.await? {
             OpenResult::Kept(state, restored) => return Ok((Some(state), Some(restored))),
             OpenResult::Nothing => return Ok((None, None)),
@@ -467,7 +467,7 @@ impl TenantParts {
             let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
             if let Some(fleet) = &fleet {
                 // Input that comes before a shard has an owner would be lost.
-                fleet.is_settled().await;
+                fleet.until_settled().await;
                 ready.ready.store(true, Ordering::Relaxed);
             }
             tracing::info!(node, workers, shards, "ready");

@@ -42,7 +42,7 @@ pub(crate) struct Saver {
     /// Whether they wait for room in the writer's queue, and not for the broker.
     is_refused: bool,
     /// What is still to be handed over at the end. `None` before the end.
-    last_of_all: Option<VecDeque<PendingSave>>,
+    final_batches: Option<VecDeque<PendingSave>>,
     /// Batches that the writer may not have encoded yet.
     handed_over: Vec<Weak<Vec<Record>>>,
 }
@@ -81,7 +81,7 @@ impl Saver {
             position: None,
             taken: None,
             is_refused: false,
-            last_of_all: None,
+            final_batches: None,
             handed_over: Vec::new(),
         }
     }
@@ -160,17 +160,17 @@ impl Saver {
         position: Option<ShardPosition>,
         end: u64,
     ) -> bool {
-        if self.last_of_all.is_none() {
+        if self.final_batches.is_none() {
             let waiting = self.taken.take();
             self.graces_at = 0;
             self.take(shard, position, end, 1);
-            self.last_of_all = Some(waiting.into_iter().chain(self.taken.take()).collect());
+            self.final_batches = Some(waiting.into_iter().chain(self.taken.take()).collect());
         }
-        let last_of_all = self.last_of_all.get_or_insert_default();
-        while !last_of_all.is_empty() {
+        let final_batches = self.final_batches.get_or_insert_default();
+        while !final_batches.is_empty() {
             match self.jobs.try_reserve() {
                 Ok(permit) => {
-                    if let Some(taken) = last_of_all.pop_front() {
+                    if let Some(taken) = final_batches.pop_front() {
                         permit.send(taken.job(&self.owner));
                     }
                 }

@@ -178,7 +178,7 @@ pub(crate) async fn begin(
         Err(error) => {
             let why = unreadable(&error);
             tracing::warn!("{why}; {}", goes_on());
-            state.set_away(Some(why));
+            state.set_unreadable(Some(why));
         }
     }
     begin
@@ -245,7 +245,7 @@ impl RevisionFollower {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The last reported problem of the bucket; empty if there is none.
-        let mut doubt = self.state.away().unwrap_or_default();
+        let mut doubt = self.state.unreadable().unwrap_or_default();
         loop {
             tokio::select! {
                 _ = look.tick() => {}
@@ -266,7 +266,7 @@ impl RevisionFollower {
                     self.alerts.raise("store", json!({"error": new}));
                 }
                 let is_away = new.starts_with(UNREADABLE);
-                self.state.set_away(is_away.then(|| new.clone()));
+                self.state.set_unreadable(is_away.then(|| new.clone()));
                 doubt = new;
             }
         }

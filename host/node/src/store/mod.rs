@@ -118,7 +118,7 @@ fn number_of(key: &str) -> Option<u64> {
 
 /// What is wrong with the configuration of a stream for revisions, if anything: each revision must
 /// be written once, and stay.
-fn misshape(config: &stream::Config) -> Option<&'static str> {
+fn stream_config_problem(config: &stream::Config) -> Option<&'static str> {
     let keeps_first = config.discard == DiscardPolicy::New
         && config.discard_new_per_subject
         && config.max_messages_per_subject == 1;
@@ -336,13 +336,13 @@ impl Store {
         let config = &stream.cached_info().config;
         let ours = [format!("$KV.{}.>", self.pipeline)];
         let wrong = match config.subjects == ours {
-            true => misshape(config),
+            true => stream_config_problem(config),
             false => Some("holds other subjects"),
         };
         let Some(wrong) = wrong else {
             return Ok(Some(stream));
         };
-        bail!(self.misshapen(&name, wrong))
+        bail!(self.stream_config_error(&name, wrong))
     }
 
     /// A stream by its name. `None` if it doesn't exist.
@@ -365,7 +365,7 @@ impl Store {
         }
     }
 
-    fn misshapen(&self, stream: &str, wrong: &str) -> String {
+    fn stream_config_error(&self, stream: &str, wrong: &str) -> String {
         format!(
             "the stream `{stream}` was not made by presence: it {wrong}. Move what it holds \
              elsewhere and remove it; `presence plugins push` makes a new one"

@@ -26,7 +26,7 @@ use tokio::time::{interval, timeout};
 use super::ACK;
 use super::bucket::read_all;
 use crate::link::bucket_keys::{self, Expected};
-use crate::tasks::elsewhere;
+use crate::tasks::run_blocking;
 
 /// How often the bucket is checked for changes.
 const LOOK: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ pub struct Snapshot {
 
 /// The result of writing a tenant.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum WriteOutcome {
     /// It was written, with this sequence number.
     Done(u64),
     /// Somebody else has written to the bucket since it was read.
@@ -97,7 +97,7 @@ pub enum Put {
 
 /// What a node knows of the tenants in the bucket.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct KnownTenants {
     /// The place up to which the bucket has been read. `None` if it hasn't been read.
     pub(crate) place: Option<BucketPlace>,
     pub(crate) tenants: Arc<[InStore]>,
@@ -200,7 +200,7 @@ impl TenantStore {
         name: &str,
         tenant: Option<&StoredTenant>,
         before: &Snapshot,
-    ) -> anyhow::Result<Put> {
+    ) -> anyhow::Result<WriteOutcome> {
         ensure!(
             self.stream().await?.is_some(),
             "the bucket `{TENANTS_BUCKET}` is gone"
@@ -211,8 +211,10 @@ impl TenantStore {
         };
         let value = tenant.map(|it| it.to_json().into());
         match bucket_keys::write(&self.context, subject(name), value, expected).await {
-            Ok(place) => Ok(Put::Done(place)),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Put::Changed),
+            Ok(place) => Ok(WriteOutcome::Done(place)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                Ok(WriteOutcome::Changed)
+            }
             Err(error) => Err(error)
                 .with_context(|| format!("can't write the tenant `{}`", escape::line(name))),
         }
@@ -291,14 +293,14 @@ pub(crate) struct TenantsFollower {
     place: Option<(BucketPlace, u64)>,
     /// Known tenants that the bucket lacks, as last logged.
     missing: BTreeSet<String>,
-    tell: watch::Sender<Known>,
+    tell: watch::Sender<KnownTenants>,
     /// Why the bucket can't be read; empty if it can.
     unavailable: String,
 }
 
 /// The content of the file that is kept over a restart.
 #[derive(Deserialize, Serialize)]
-struct Kept {
+struct SavedTenants {
     #[serde(default)]
     in_force: BTreeSet<String>,
     tenants: BTreeMap<String, StoredTenant>,
@@ -311,8 +313,8 @@ impl TenantsFollower {
         client: &Client,
         dir: Option<&Path>,
         in_force: watch::Receiver<BTreeSet<String>>,
-    ) -> (Self, watch::Receiver<Known>) {
-        let (tell, known) = watch::channel(Known::default());
+    ) -> (Self, watch::Receiver<KnownTenants>) {
+        let (tell, known) = watch::channel(KnownTenants::default());
         let new = Self {
             store: TenantStore::new(client),
             kept: dir.map(|dir| dir.join("presence-tenants.json")),
@@ -433,7 +435,7 @@ impl TenantsFollower {
         });
         let tenants = tenants.collect();
         let place = self.place.map(|(place, _)| place);
-        self.tell.send_replace(Known { place, tenants });
+        self.tell.send_replace(KnownTenants { place, tenants });
     }
 
     /// Reads the file that was kept.
@@ -441,10 +443,10 @@ impl TenantsFollower {
         let Some(path) = self.kept.clone() else {
             return;
         };
-        let Ok(bytes) = elsewhere(move || std::fs::read(path)).await else {
+        let Ok(bytes) = run_blocking(move || std::fs::read(path)).await else {
             return;
         };
-        let Ok(kept) = serde_json::from_slice::<Kept>(&bytes) else {
+        let Ok(kept) = serde_json::from_slice::<SavedTenants>(&bytes) else {
             tracing::error!("what was kept of the tenants in the store can't be read");
             return;
         };
@@ -464,13 +466,13 @@ impl TenantsFollower {
             let tenant = entry.tenant.as_ref()?.as_ref().ok()?;
             Some((name.clone(), tenant.clone()))
         });
-        let kept = Kept {
+        let kept = SavedTenants {
             in_force: self.in_force.clone(),
             tenants: tenants.collect(),
         };
         // Plain data always has a JSON form.
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        let written = elsewhere(move || {
+        let written = run_blocking(move || {
             if let Some(dir) = path.parent() {
                 private::folder(dir)?;
             }

@@ -9,7 +9,7 @@ use presence_otlp::{
     Status, Sum, TracesRequest,
 };
 
-use super::{Handled, Trace};
+use super::{HandledTrace, Trace};
 use crate::ops::http::{Exposition, Metric, MetricKind as Kind, MetricValue as Value, Sample};
 
 /// The flags of a span: it is sampled, and the flag for a remote parent is valid.
@@ -187,7 +187,7 @@ fn spans(trace: &Trace) -> Vec<Span> {
         tenant,
         ended,
     } = trace;
-    let Handled {
+    let HandledTrace {
         begun,
         shard,
         generation,

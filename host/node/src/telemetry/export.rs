@@ -75,7 +75,7 @@ struct Attempts {
 }
 
 /// Why the collector hasn't accepted a request.
-enum Untaken {
+enum ExportError {
     /// It may accept the request later.
     Later(anyhow::Error),
     /// It will never accept the request.
@@ -162,7 +162,7 @@ impl Exporter {
         let sent = self.post(&self.metrics_uri, request.encode_to_vec());
         let sent = sent.and_then(|answer| taken(&answer, "data points"));
         let sent = sent.map_err(|untaken| match untaken {
-            Untaken::Later(error) | Untaken::Never(error) => error,
+            ExportError::Later(error) | ExportError::Never(error) => error,
         });
         self.of_metrics.note(sent, &self.figures, self.interval);
     }
@@ -181,11 +181,11 @@ impl Exporter {
                     Figures::add(&self.figures.traces_sent, batch.len());
                     Ok(())
                 }
-                Err(Untaken::Later(error)) => {
+                Err(ExportError::Later(error)) => {
                     self.traces.splice(..0, batch);
                     Err(error)
                 }
-                Err(Untaken::Never(error)) => {
+                Err(ExportError::Never(error)) => {
                     Figures::add(&self.figures.traces_dropped, batch.len());
                     Err(error)
                 }
@@ -197,7 +197,7 @@ impl Exporter {
     }
 
     /// Posts one message. Returns the response's body.
-    fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, Untaken> {
+    fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, ExportError> {
         let mut request = self
             .agent
             .post(uri)
@@ -205,26 +205,26 @@ impl Exporter {
             .timeout_global(Some(self.limit))
             .build()
             .header(header::CONTENT_TYPE, "application/x-protobuf");
-        for (name, value) in self.settings.headers().map_err(Untaken::Later)? {
+        for (name, value) in self.settings.headers().map_err(ExportError::Later)? {
             request = request.header(name, value);
         }
         let answer = request.send(&*body);
         let mut answer = answer
             .with_context(|| uri.to_owned())
-            .map_err(Untaken::Later)?;
+            .map_err(ExportError::Later)?;
         let status = answer.status();
         let mut bytes = Vec::new();
         let body = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX);
         let read = { body }.read_to_end(&mut bytes);
         if status.is_success() {
             read.with_context(|| uri.to_owned())
-                .map_err(Untaken::Later)?;
+                .map_err(ExportError::Later)?;
             return Ok(bytes);
         }
         let error = anyhow::anyhow!("{uri} answers {status}");
         match LATER.contains(&status.as_u16()) {
-            true => Err(Untaken::Later(error)),
-            false => Err(Untaken::Never(error)),
+            true => Err(ExportError::Later(error)),
+            false => Err(ExportError::Never(error)),
         }
     }
 }
@@ -282,18 +282,18 @@ impl Attempts {
     }
 }
 
-fn no_otlp(error: DecodeError) -> Untaken {
+fn no_otlp(error: DecodeError) -> ExportError {
     let what = "its answer is not OTLP: is this a collector's address?";
-    Untaken::Never(anyhow::Error::new(error).context(what))
+    ExportError::Never(anyhow::Error::new(error).context(what))
 }
 
 /// Checks whether a response accepts everything that was sent.
-fn taken(answer: &[u8], what: &str) -> Result<(), Untaken> {
+fn taken(answer: &[u8], what: &str) -> Result<(), ExportError> {
     let answer = Response::decode(answer).map_err(no_otlp)?;
     let refused = answer.partial_success.filter(|part| part.rejected > 0);
     refused.map_or(Ok(()), |part| {
         let (count, why) = (part.rejected, part.error_message);
-        Err(Untaken::Never(anyhow::anyhow!(
+        Err(ExportError::Never(anyhow::anyhow!(
             "it has refused {count} {what}: {why}"
         )))
     })

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use crate::ops::http::Exposition;
 use crate::tasks::Tasks;
 
-pub(crate) use trace::{Begun, Handled, Trace, Tracer};
+pub(crate) use trace::{HandledTrace, OpenTrace, Trace, Tracer};
 
 /// How many traces may wait for the sending thread.
 const QUEUE: usize = 1_024;

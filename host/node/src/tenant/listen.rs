@@ -10,7 +10,7 @@ use super::ask::{Budget, Counts, QueryService};
 use super::intake::{DropCounter, Intake};
 use super::router::{self, Router};
 use crate::fleet::Fleet;
-use crate::fleet::behind::Behind;
+use crate::fleet::deferred_tasks::DeferredTasks;
 use crate::fleet::parts::{Inputs, PartInputs, PartReceiver};
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
@@ -28,7 +28,7 @@ impl Tenant {
         intake_queue: usize,
         parts: Option<PartReceiver>,
     ) -> anyhow::Result<Intake> {
-        let (changes, tasks) = parts.map(|it| (it.changes, it.behind)).unzip();
+        let (changes, tasks) = parts.map(|it| (it.changes, it.deferred)).unzip();
         let messages = match changes {
             None => {
                 // There is one subscription, so that messages are in order across all subjects.
@@ -61,7 +61,7 @@ impl Tenant {
             connection: connection.clone(),
             drops: DropCounter::default(),
             tracer: self.tracer.clone(),
-            behind: Behind::new(tasks, intake_queue),
+            deferred: DeferredTasks::new(tasks, intake_queue),
             watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
         })
     }

@@ -31,7 +31,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use crate::beside::{CandidatePipeline, Mode, Pipelines};
+use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 use crate::directory;
 use crate::directory::disk_copy::CopyWriter;
 use crate::directory::request::AnswerFetcher;
@@ -41,8 +41,8 @@ use crate::link::connection::Connection;
 use crate::link::progress::{PollInterval, Sources};
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::sequencer::Sequencer;
-use crate::lookout::Lookout;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
+use crate::periodic_checks::PeriodicChecks;
 use crate::pool::{
     self, Generation, HostedShard, Pool, QueueLimits, ShardOrReplica, Shards, ShardsGuard, Task,
     TenantContext, ThreadShare,
@@ -71,14 +71,14 @@ pub(crate) struct RunningPipelines {
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
     /// The candidate beside it, if there is one.
-    pub(crate) beside: Option<CandidatePipeline>,
+    pub(crate) candidate: Option<CandidatePipeline>,
 }
 
 impl From<&RunningPipelines> for Pipelines {
     fn from(running: &RunningPipelines) -> Self {
         Self {
             active: running.into(),
-            beside: running.beside.clone(),
+            candidate: running.candidate.clone(),
         }
     }
 }
@@ -202,7 +202,7 @@ impl Tenant {
         let running = RunningPipelines {
             generation: FIRST_GENERATION,
             blueprint: Arc::new(blueprint),
-            beside: None,
+            candidate: None,
         };
         let dead_letters = Arc::<RecentDeadLetters>::default();
         let publish_latency = Arc::<Latency>::default();
@@ -403,7 +403,7 @@ impl Tenant {
             share,
             chain,
         } = candidate;
-        let beside = CandidatePipeline {
+        let candidate = CandidatePipeline {
             generation: self.next_generation(blueprint),
             mode: Mode::Canary(share),
             meter: Arc::default(),
@@ -412,18 +412,18 @@ impl Tenant {
         let active = Generation::from(&*self.running.borrow());
         self.set_pipelines(Pipelines {
             active,
-            beside: Some(beside),
+            candidate: Some(candidate),
         })
         .await;
     }
 
     /// Puts pipelines in force.
     pub(crate) async fn set_pipelines(&mut self, pipelines: Pipelines) {
-        let Pipelines { active, beside } = pipelines.clone();
+        let Pipelines { active, candidate } = pipelines.clone();
         self.running.send_replace(RunningPipelines {
             generation: active.number,
             blueprint: active.blueprint,
-            beside,
+            candidate,
         });
         for shard in self.shards.iter() {
             shard.send(Task::Pipelines(pipelines.clone())).await;
@@ -463,7 +463,7 @@ impl Tenant {
         (connection, broker): (Connection, Arc<BrokerHealth>),
         tasks: &Tasks,
     ) {
-        broker.takes_bodies(connection.body_bytes_max());
+        broker.set_body_bytes_max(connection.body_bytes_max());
         let shards = self.shards.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
@@ -471,7 +471,7 @@ impl Tenant {
             while connects.changed().await.is_ok() {
                 let body_bytes_max = connection.body_bytes_max();
                 known.store(body_bytes_max, Ordering::Relaxed);
-                broker.takes_bodies(body_bytes_max);
+                broker.set_body_bytes_max(body_bytes_max);
                 if let Some(fetcher) = &fetcher {
                     fetcher.reconnected();
                 }
@@ -485,9 +485,9 @@ impl Tenant {
     }
 
     /// Logs the progress of corrections.
-    pub(crate) fn follow_corrections(&self, lookout: &Lookout, tasks: &Tasks) {
+    pub(crate) fn follow_corrections(&self, periodic_checks: &PeriodicChecks, tasks: &Tasks) {
         let mut corrections = Corrections::new(self.shards.clone(), self.running.subscribe());
-        lookout.add(tasks, "corrections", move || corrections.look());
+        periodic_checks.add(tasks, "corrections", move || corrections.check());
     }
 
     /// Frees the ids that nothing refers to any more, when there are many.
@@ -509,8 +509,8 @@ impl Tenant {
         if let Some(fetcher) = &self.fetcher {
             self.names.keep(&fetcher.ids());
         }
-        if let Some(beside) = &self.running.borrow().beside {
-            self.names.keep(&beside.meter.ids());
+        if let Some(candidate) = &self.running.borrow().candidate {
+            self.names.keep(&candidate.meter.ids());
         }
         let given_back = self.names.finish_sweep();
         self.swept = self.names.len();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::lookout::EVERY;
+use crate::periodic_checks::EVERY;
 use crate::pool::Shards;
 use crate::tenant::RunningPipelines;
 
@@ -72,7 +72,7 @@ impl Corrections {
     }
 
     /// Logs the progress, if it is time. Returns whether the tenant still runs.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn check(&mut self) -> bool {
         let now = Instant::now();
         if now < self.look_at {
             return true;

@@ -50,14 +50,14 @@ const BODY_BYTES_MAX: u64 = 4_096;
 /// The wait after the system has refused to accept a connection.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Serves in the background, and runs the future `beside` on the same thread.
+/// Serves in the background, and runs the future `background` on the same thread.
 ///
 /// # Errors
 /// If the system refuses a thread or a poll.
 pub(super) fn serve(
     listener: TcpListener,
     routes: Router,
-    beside: impl Future<Output = ()> + Send + 'static,
+    background: impl Future<Output = ()> + Send + 'static,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
@@ -71,7 +71,7 @@ pub(super) fn serve(
     };
     let routes = routes.layer(from_fn(without_body));
     tasks.thread("http", move || {
-        runtime.block_on(async { tokio::join!(accept(&listener, &routes), beside) });
+        runtime.block_on(async { tokio::join!(accept(&listener, &routes), background) });
     })
 }
 

@@ -28,7 +28,7 @@ use presence_sandbox::Latency;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::beside::report::ShadowRun;
+use crate::candidate::report::ShadowRun;
 use crate::clock;
 use crate::directory;
 use crate::directory::request::AnswerFetcher;
@@ -138,7 +138,7 @@ pub(crate) struct StatusBoard {
     /// Why the node doesn't serve yet.
     waits: Mutex<String>,
     /// Whether it waits because another node serves.
-    yields: AtomicBool,
+    waits_for_other_node: AtomicBool,
     /// When it had asked for all of its subscriptions, by the host's clock.
     subscribed_at: OnceLock<u64>,
     status: OnceLock<Arc<Status>>,
@@ -151,7 +151,7 @@ impl StatusBoard {
             broker,
             about,
             waits: Mutex::new(STARTING.into()),
-            yields: AtomicBool::new(false),
+            waits_for_other_node: AtomicBool::new(false),
             subscribed_at: OnceLock::new(),
             status: OnceLock::new(),
         }
@@ -167,8 +167,9 @@ impl StatusBoard {
     }
 
     /// Notes whether this node waits because another one serves.
-    pub(crate) fn set_yields(&self, yields: bool) {
-        self.yields.store(yields, Ordering::Relaxed);
+    pub(crate) fn set_waits_for_other_node(&self, waits_for_other_node: bool) {
+        self.waits_for_other_node
+            .store(waits_for_other_node, Ordering::Relaxed);
     }
 
     /// The node is about to serve: reports this status from now on.
@@ -191,7 +192,7 @@ impl StatusBoard {
     /// Whether the broker is known to have the tenant's subscriptions.
     pub(crate) fn is_subscribed(&self) -> bool {
         let subscribed_at = self.subscribed_at.get();
-        subscribed_at.is_some_and(|at| self.broker.hears_since(*at))
+        subscribed_at.is_some_and(|at| self.broker.has_subscriptions_since(*at))
     }
 
     /// The permissions that the tenant needs and the broker denies, each with how long that has

@@ -59,7 +59,7 @@ struct TenantEntry {
     own_account: bool,
     phase: TenantPhase,
     /// Why the current content of the tenant's section is not in force; empty if it is.
-    not_taken: String,
+    rejected_config: String,
     board: Option<Arc<StatusBoard>>,
     /// Whether a change of the tenant has been ordered and isn't done yet.
     is_changing: bool,
@@ -79,7 +79,9 @@ impl TenantEntry {
                 match (is_serving, reasons.is_empty()) {
                     (true, true) => ("serving", reasons),
                     (true, false) => ("impaired", reasons),
-                    (false, _) if board.yields.load(Ordering::Relaxed) => ("waiting", reasons),
+                    (false, _) if board.waits_for_other_node.load(Ordering::Relaxed) => {
+                        ("waiting", reasons)
+                    }
                     (false, _) => ("starting", reasons),
                 }
             }
@@ -89,9 +91,10 @@ impl TenantEntry {
 
 impl TenantEntry {
     /// Whether the tenant's problems last until somebody changes something.
-    fn lasts(&self) -> bool {
+    fn needs_intervention(&self) -> bool {
         let board = self.board.as_ref();
-        self.phase == TenantPhase::Begun && board.is_some_and(|it| readiness::lasts(it))
+        self.phase == TenantPhase::Begun
+            && board.is_some_and(|it| readiness::needs_intervention(it))
     }
 
     /// Whether the tenant is starting, and waits for nothing but its own start.
@@ -147,30 +150,35 @@ impl Tenants {
             prefix: None,
             own_account: false,
             phase: TenantPhase::Begun,
-            not_taken: String::new(),
+            rejected_config: String::new(),
             board: None,
             is_changing: false,
         });
         if config.is_some() {
             (entry.prefix, entry.own_account) = (prefix, section.own_account);
-            entry.not_taken.clear();
+            entry.rejected_config.clear();
         }
     }
 
     /// Notes why the current content of a tenant's section is not in force. Returns whether that is
     /// news.
-    pub(crate) fn not_taken(&self, name: &str, why: &str) -> bool {
+    pub(crate) fn reject_config(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
             return false;
         };
-        let is_news = entry.not_taken != why;
-        entry.not_taken = why.to_owned();
+        let is_news = entry.rejected_config != why;
+        entry.rejected_config = why.to_owned();
         is_news
     }
 
     /// Notes the phase of a tenant.
-    pub(crate) fn is(&self, name: &str, phase: TenantPhase, board: Option<Arc<StatusBoard>>) {
+    pub(crate) fn set_phase(
+        &self,
+        name: &str,
+        phase: TenantPhase,
+        board: Option<Arc<StatusBoard>>,
+    ) {
         if let Some(entry) = self.each().get_mut(name) {
             (entry.phase, entry.board) = (phase, board);
             entry.is_changing = false;
@@ -221,8 +229,8 @@ impl Tenants {
             "changing": entry.is_changing,
             "state": state,
             "reasons": reasons,
-            "lasts": entry.lasts(),
-            "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+            "lasts": entry.needs_intervention(),
+            "notTaken": (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config),
         }))
     }
 
@@ -275,10 +283,11 @@ impl Tenants {
             None => self.idle(state, name, reasons),
         };
         if let Some(about) = about.as_object_mut() {
-            let not_taken = (!entry.not_taken.is_empty()).then_some(&entry.not_taken);
+            let rejected_config =
+                (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config);
             about.insert(
                 "tenant".to_owned(),
-                json!({"name": name, "state": state, "notTaken": not_taken}),
+                json!({"name": name, "state": state, "notTaken": rejected_config}),
             );
         }
         about
@@ -315,7 +324,7 @@ impl Tenants {
                 "ownAccount": entry.own_account,
                 "state": state,
                 "reasons": reasons,
-                "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+                "notTaken": (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config),
                 "status": entry.board.as_deref().map(status::of),
             })
         });

@@ -248,7 +248,7 @@ impl QuestionReader {
             self.take(received);
         }
         // Waits for the questions in progress.
-        self.service.budget.is_idle().await;
+        self.service.budget.until_idle().await;
     }
 
     /// Starts to answer a question. It never waits: otherwise, questions would wait in the

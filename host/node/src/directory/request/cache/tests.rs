@@ -18,7 +18,7 @@ fn contacts(user: u32) -> Question {
 }
 
 impl Cache {
-    fn wants(&mut self, users: &[u32]) -> bool {
+    fn want_users(&mut self, users: &[u32]) -> bool {
         self.want(users.iter().map(|user| contacts(*user)))
     }
 
@@ -59,14 +59,14 @@ impl Cache {
 #[test]
 fn a_question_is_asked_once_and_no_more_than_the_limit_at_a_time() {
     let mut cache = cache();
-    assert!(cache.wants(&[1, 2, 3, 1]));
-    assert!(!cache.wants(&[2, 3]));
+    assert!(cache.want_users(&[1, 2, 3, 1]));
+    assert!(!cache.want_users(&[2, 3]));
     assert_eq!(cache.asked(0), [1, 2]);
     assert_eq!(cache.asked(1), [0u32; 0]);
-    assert!(!cache.wants(&[1]));
+    assert!(!cache.want_users(&[1]));
     cache.answer(1, 5);
     assert_eq!(cache.asked(5), [3]);
-    assert!(!cache.wants(&[1]), "it is at hand");
+    assert!(!cache.want_users(&[1]), "it is at hand");
     assert_eq!(cache.figures(), (1, 2, false));
     assert_eq!(cache.ids().iter().collect::<Vec<_>>(), [1, 2, 3]);
 }
@@ -74,7 +74,7 @@ fn a_question_is_asked_once_and_no_more_than_the_limit_at_a_time() {
 #[test]
 fn an_answer_in_use_is_asked_again_when_its_time_is_up_and_stands_until_then() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.answer(1, 5);
     assert_eq!(cache.next_deadline(), Some(5 + TTL_MS));
@@ -89,13 +89,13 @@ fn an_answer_in_use_is_asked_again_when_its_time_is_up_and_stands_until_then() {
 #[test]
 fn an_answer_that_nobody_uses_is_dropped_and_asked_anew_when_it_is_wanted() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.check(TTL_MS, false);
     assert_eq!(cache.figures(), (0, 0, false));
     assert!(cache.ids().contains(1), "it is still to be taken away");
-    assert!(cache.wants(&[1]));
+    assert!(cache.want_users(&[1]));
     assert_eq!(cache.taken(), [(1, false)]);
     assert_eq!(cache.asked(TTL_MS), [1]);
 }
@@ -103,7 +103,7 @@ fn an_answer_that_nobody_uses_is_dropped_and_asked_anew_when_it_is_wanted() {
 #[test]
 fn while_the_service_is_away_one_question_at_a_time_finds_out_whether_it_is_back() {
     let mut cache = cache();
-    cache.wants(&[1, 2, 3]);
+    cache.want_users(&[1, 2, 3]);
     assert_eq!(cache.asked(0), [1, 2]);
     cache.unanswered(&contacts(1), 100, "nobody there");
     cache.unanswered(&contacts(2), 100, "nobody there");
@@ -124,7 +124,7 @@ fn while_the_service_is_away_one_question_at_a_time_finds_out_whether_it_is_back
 #[test]
 fn waits_grow_to_a_limit_and_begin_anew_after_an_answer() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     let (mut now, mut waits) = (0, Vec::new());
     for _ in 0..8 {
         assert_eq!(cache.asked(now), [1]);
@@ -147,19 +147,19 @@ fn waits_grow_to_a_limit_and_begin_anew_after_an_answer() {
 #[test]
 fn a_question_that_goes_unanswered_among_others_waits_alone() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(2, 50);
     cache.unanswered(&contacts(1), 100, "no answer within 100 ms");
     assert!(!cache.is_away());
-    cache.wants(&[3]);
+    cache.want_users(&[3]);
     assert_eq!(cache.asked(100), [3]);
 }
 
 #[test]
 fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
     let mut cache = cache();
-    cache.wants(&[1, 2, 3]);
+    cache.want_users(&[1, 2, 3]);
     assert_eq!(cache.asked(0), [1, 2]);
     cache.answer(1, 0);
     cache.answer(2, 0);
@@ -178,11 +178,11 @@ fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
 #[test]
 fn while_the_service_is_away_what_is_fresh_stands_and_what_was_invalidated_does_not() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.answer(2, 0);
-    cache.wants(&[3]);
+    cache.want_users(&[3]);
     cache.asked(1);
     cache.unanswered(&contacts(3), 1, "nobody there");
     assert_eq!(cache.taken(), []);
@@ -194,7 +194,7 @@ fn while_the_service_is_away_what_is_fresh_stands_and_what_was_invalidated_does_
 #[test]
 fn what_is_invalidated_is_asked_again_at_once() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.answer(2, 0);
@@ -211,7 +211,7 @@ fn what_is_invalidated_is_asked_again_at_once() {
 #[test]
 fn what_was_said_before_an_invalidation_is_not_taken() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.invalidate(Some(&contacts(1)));
     cache.replied(&contacts(1), 1, Bytes::new());
@@ -228,7 +228,7 @@ fn what_was_said_before_an_invalidation_is_not_taken() {
 #[test]
 fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.replied(&contacts(2), 0, Bytes::new());
@@ -244,7 +244,7 @@ fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
 #[test]
 fn a_service_of_which_nothing_can_be_read_is_as_good_as_away() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     for user in [1, 2] {
         cache.replied(&contacts(user), 0, Bytes::new());
@@ -262,11 +262,11 @@ fn a_service_of_which_nothing_can_be_read_is_as_good_as_away() {
 #[test]
 fn when_the_broker_is_back_everything_is_asked_again() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 10);
     cache.unanswered(&contacts(2), 100, "no answer");
-    cache.wants(&[3]);
+    cache.want_users(&[3]);
     cache.asked(100);
     cache.unanswered(&contacts(3), 200, "no answer");
     assert!(cache.is_away());
@@ -280,7 +280,7 @@ fn when_the_broker_is_back_everything_is_asked_again() {
 #[test]
 fn a_service_that_is_away_is_said_to_be_with_the_last_reason_until_it_answers() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.unanswered(&contacts(1), 100, "nobody responds");
     assert_eq!(cache.outage(1_099), None, "it may only be late");
@@ -300,7 +300,7 @@ fn a_service_that_is_away_is_said_to_be_with_the_last_reason_until_it_answers() 
 #[test]
 fn it_is_noticed_that_the_service_is_back_though_nobody_needs_an_answer_any_more() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.unanswered(&contacts(1), 100, "gone");
     cache.unanswered(&contacts(2), 100, "gone");
@@ -337,10 +337,10 @@ fn no_more_questions_wait_than_there_is_room_for() {
     let mut cache = cache();
     let count = u32::try_from(READY_MAX).unwrap();
     assert!(cache.want((0..count).map(contacts)));
-    assert!(!cache.wants(&[count]));
+    assert!(!cache.want_users(&[count]));
     assert_eq!(cache.figures().1, READY_MAX);
     // Once two have been asked, there is room for two.
     assert_eq!(cache.asked(0), [0, 1]);
-    assert!(cache.wants(&[count, count + 1]));
-    assert!(!cache.wants(&[count + 2]));
+    assert!(cache.want_users(&[count, count + 1]));
+    assert!(!cache.want_users(&[count + 2]));
 }

@@ -104,7 +104,7 @@ impl Pages {
     pub(super) fn page(&self, request: &Parts) -> Arc<Page> {
         let (tenants, sampled) = match &self.of {
             PagesOf::Node(page) => return Arc::clone(page),
-            PagesOf::Tenants(tenants, sampled) => (tenants, held(sampled)),
+            PagesOf::Tenants(tenants, sampled) => (tenants, lock(sampled)),
         };
         let named = query(request, "tenant").or_else(|| tenants.first());
         let name = named.unwrap_or_default();
@@ -120,7 +120,7 @@ impl Pages {
         let PagesOf::Tenants(_, sampled) = &self.of else {
             return;
         };
-        let mut sampled = held(sampled);
+        let mut sampled = lock(sampled);
         sampled.retain(|it| it.owner.tenant() != page.owner.tenant());
         if sampled.len() >= SAMPLED_MAX
             && let Some(oldest) = sampled.iter().position(|it| !it.is_listened_to())
@@ -140,7 +140,7 @@ impl Pages {
             match &self.of {
                 PagesOf::Node(page) => page.look(),
                 PagesOf::Tenants(_, sampled) => {
-                    let pages = held(sampled).clone();
+                    let pages = lock(sampled).clone();
                     pages.iter().for_each(|page| page.look());
                 }
             }
@@ -157,12 +157,12 @@ impl Pages {
         }
         let each = tenants.names_and_states().into_iter();
         let each = each.map(|(name, state)| json!({"name": name, "state": state}));
-        let told = json!({"tenants": each.collect::<Vec<_>>()});
-        let told = event("tenants", &told.to_string());
+        let event_text = json!({"tenants": each.collect::<Vec<_>>()});
+        let event_text = event("tenants", &event_text.to_string());
         self.shared.tenants.send_if_modified(|before| {
-            let is_news = *before != told;
+            let is_news = *before != event_text;
             if is_news {
-                *before = told;
+                *before = event_text;
             }
             is_news
         });
@@ -186,7 +186,7 @@ pub(super) fn query(request: &Parts, name: &str) -> Option<String> {
     Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

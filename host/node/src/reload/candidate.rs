@@ -25,9 +25,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
 use super::store::KEEP;
-use crate::beside::canary::{CanaryMonitor, CanaryPolicy, End};
-use crate::beside::report::ShadowRun;
-use crate::beside::{CandidatePipeline, Mode, Pipelines};
+use crate::candidate::canary::{CanaryMonitor, CanaryPolicy, End};
+use crate::candidate::report::ShadowRun;
+use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 use crate::clock;
 use crate::link::alerts::Alerts;
 use crate::store::state::StoreState;
@@ -69,7 +69,7 @@ pub(super) struct ShadowTime(Option<Instant>);
 
 impl ShadowTime {
     /// Waits until the shadow's time is over.
-    pub(super) async fn is_over(&mut self) {
+    pub(super) async fn until_over(&mut self) {
         match self.0 {
             Some(until) => sleep_until(until).await,
             None => std::future::pending().await,
@@ -214,14 +214,14 @@ impl Reload {
         let running = self.tenant.running.borrow().clone();
         let before = Pipelines::from(&running);
         let canary = running
-            .beside
+            .candidate
             .clone()
             .filter(|it| matches!(it.mode, Mode::Canary(_)));
         let needs_canary = matches!(change.active, ActiveChoice::Candidate)
             || (matches!(change.candidate, CanaryChoice::Same) && candidate.is_some());
         if needs_canary && canary.is_none() {
             // The canary has ended while this was loaded.
-            self.load_pipeline(Loader::stamp(&self.config));
+            self.load_pipeline(Loader::fingerprint(&self.config));
             return ApplyResult::Again;
         }
         let had_canary = canary.is_some();
@@ -232,7 +232,7 @@ impl Reload {
             (ActiveChoice::Same | ActiveChoice::Candidate, _) => before.active.clone(),
         };
         let mode = candidate.as_ref().map(|it| Mode::Canary(it.percent));
-        let beside = match (change.candidate, mode) {
+        let pipeline = match (change.candidate, mode) {
             (CanaryChoice::New(blueprint, chain), Some(mode)) => Some(CandidatePipeline {
                 generation: self.tenant.next_generation(blueprint),
                 mode,
@@ -244,7 +244,10 @@ impl Reload {
             }
             _ => None,
         };
-        let after = Pipelines { active, beside };
+        let after = Pipelines {
+            active,
+            candidate: pipeline,
+        };
         if after.assignment() == before.assignment() {
             // The pipelines stay, but the canary's rules may have changed.
             self.watch(candidate, 0);
@@ -291,9 +294,9 @@ impl Reload {
     /// Watches a canary. `watched_ms`: for how long it was watched on this node before. If the same
     /// canary runs already, its current time counts instead.
     fn watch(&mut self, candidate: Option<Candidate>, watched_ms: u64) {
-        let beside = self.tenant.running.borrow().beside.clone();
-        let beside = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
-        let (candidate, beside) = candidate.zip(beside).unzip();
+        let pipeline = self.tenant.running.borrow().candidate.clone();
+        let pipeline = pipeline.filter(|it| matches!(it.mode, Mode::Canary(_)));
+        let (candidate, pipeline) = candidate.zip(pipeline).unzip();
         let canary = &mut self.canary;
         let before = canary.watch.as_ref().and_then(CanaryMonitor::watched_ms);
         let is_same = |it: &Candidate| {
@@ -309,14 +312,14 @@ impl Reload {
             promote_after_ms: candidate.promote_after_ms,
             watched_ms,
         });
-        let watched = policy.zip(beside);
-        canary.watch = watched.map(|(policy, beside)| CanaryMonitor::new(policy, beside.meter));
+        let watched = policy.zip(pipeline);
+        canary.watch = watched.map(|(policy, pipeline)| CanaryMonitor::new(policy, pipeline.meter));
         canary.running = candidate;
         canary.kept_ms = watched_ms;
     }
 
     /// Carries out an order about shadows.
-    pub(super) async fn order_shadow(&mut self, order: ShadowOrder) {
+    pub(super) async fn on_shadow_order(&mut self, order: ShadowOrder) {
         match order {
             ShadowOrder::Begin(shadow) => self.begin_shadow(*shadow).await,
             ShadowOrder::End(answer) => {
@@ -333,7 +336,7 @@ impl Reload {
     /// Begins a shadow, if possible.
     async fn begin_shadow(&mut self, shadow: Shadow) {
         let running = self.tenant.running.borrow().clone();
-        let mode = running.beside.as_ref().map(|it| it.mode);
+        let mode = running.candidate.as_ref().map(|it| it.mode);
         let refused = match mode {
             Some(Mode::Canary(_)) => Some("a canary runs: end it first"),
             Some(Mode::Shadow) => Some(
@@ -352,7 +355,7 @@ impl Reload {
             let _ = shadow.answer.send(Err(why.into()));
             return;
         }
-        let beside = CandidatePipeline {
+        let pipeline = CandidatePipeline {
             generation: self.tenant.next_generation(shadow.blueprint),
             mode: Mode::Shadow,
             meter: Arc::default(),
@@ -363,7 +366,7 @@ impl Reload {
             digest: shadow.digest,
             from: clock::now_ms(),
             lasts: shadow.lasts,
-            meter: Arc::clone(&beside.meter),
+            meter: Arc::clone(&pipeline.meter),
         };
         tracing::info!(
             plugin = ran.plugin,
@@ -373,9 +376,12 @@ impl Reload {
         self.status.show_shadow(ran);
         self.shadow.0 = Some(Instant::now() + shadow.lasts);
         let active = Pipelines::from(&running).active;
-        let beside = Some(beside);
+        let pipeline = Some(pipeline);
         self.tenant
-            .set_pipelines(Pipelines { active, beside })
+            .set_pipelines(Pipelines {
+                active,
+                candidate: pipeline,
+            })
             .await;
         let _ = shadow.answer.send(Ok(()));
     }
@@ -384,8 +390,8 @@ impl Reload {
     pub(super) async fn end_shadow(&mut self) -> bool {
         self.shadow.0 = None;
         let running = self.tenant.running.borrow().clone();
-        let beside = running.beside.as_ref();
-        let is_there = beside.is_some_and(|it| it.mode == Mode::Shadow);
+        let pipeline = running.candidate.as_ref();
+        let is_there = pipeline.is_some_and(|it| it.mode == Mode::Shadow);
         if is_there {
             let active = Pipelines::from(&running).active;
             self.tenant.set_pipelines(Pipelines::alone(active)).await;
