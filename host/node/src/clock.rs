@@ -110,11 +110,11 @@ fn signed(ms: u64) -> i64 {
 /// silently; if the clock was set, that is logged.
 pub(crate) fn watch(tasks: &Tasks) -> Receiver<i64> {
     let (ahead, known) = channel(0);
-    tasks.spawn("clock", look(ahead));
+    tasks.spawn("clock", follow_offset(ahead));
     known
 }
 
-async fn look(known: Sender<i64>) {
+async fn follow_offset(known: Sender<i64>) {
     let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         look.tick().await;

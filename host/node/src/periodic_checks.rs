@@ -20,7 +20,7 @@ pub(crate) struct PeriodicChecks(Arc<Mutex<Vec<Check>>>);
 struct Check {
     name: &'static str,
     /// Returns whether to go on. It must not block.
-    look: Box<dyn FnMut() -> bool + Send>,
+    check: Box<dyn FnMut() -> bool + Send>,
     /// The tenant's span, in which the check logs.
     span: Span,
     tasks: Tasks,
@@ -40,11 +40,11 @@ impl PeriodicChecks {
         &self,
         tasks: &Tasks,
         name: &'static str,
-        look: impl FnMut() -> bool + Send + 'static,
+        check: impl FnMut() -> bool + Send + 'static,
     ) {
         self.all().push(Check {
             name,
-            look: Box::new(look),
+            check: Box::new(check),
             span: Span::current(),
             tasks: tasks.clone(),
         });
@@ -58,24 +58,24 @@ impl PeriodicChecks {
         let mut ticks = interval(EVERY);
         loop {
             ticks.tick().await;
-            self.look();
+            self.run_all();
         }
     }
 
-    fn look(&self) {
-        let mut looks = std::mem::take(&mut *self.all());
-        looks.retain_mut(Check::goes_on);
+    fn run_all(&self) {
+        let mut checks = std::mem::take(&mut *self.all());
+        checks.retain_mut(Check::runs_again);
         let mut all = self.all();
-        looks.append(&mut all);
-        *all = looks;
+        checks.append(&mut all);
+        *all = checks;
     }
 }
 
 impl Check {
-    fn goes_on(&mut self) -> bool {
-        let look = || self.span.in_scope(&mut self.look);
-        match catch_unwind(AssertUnwindSafe(look)) {
-            Ok(goes_on) => goes_on,
+    fn runs_again(&mut self) -> bool {
+        let check = || self.span.in_scope(&mut self.check);
+        match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(runs_again) => runs_again,
             Err(panic) => {
                 let why = tasks::message(&*panic);
                 self.tasks
@@ -98,7 +98,7 @@ mod tests {
         periodic_checks.add(&frail, "frail", || panic!("a number"));
         periodic_checks.add(&other, "done", || false);
         periodic_checks.add(&other, "lasting", || true);
-        periodic_checks.look();
+        periodic_checks.run_all();
         let fault = faults.next().await.to_string();
         assert_eq!(fault, "the task `frail` has failed: a number");
         let left: Vec<_> = periodic_checks.all().iter().map(|it| it.name).collect();

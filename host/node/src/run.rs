@@ -42,7 +42,7 @@ const LOGIN_LOOK: Duration = Duration::from_secs(1);
 /// How long the first line of the log waits for the plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
 
-/// Runs the node until it is statuses to stop.
+/// Runs the node until it is told to stop.
 pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let seen = Stamp::of(path.unwrap_or(Path::new(config::FILE_NAME)));
     let text = Text::read(path)?;
@@ -113,8 +113,8 @@ async fn alone(
     let account = Account::new(&start.config, start.config.engine.thread_count(), &tasks);
     let about = NodeDescription::new(&start.config, file, telemetry);
     let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
-    let statuses = Arc::clone(&board);
-    let source = Box::new(move || statuses.metrics());
+    let status = Arc::clone(&board);
+    let source = Box::new(move || status.metrics());
     pending.start(&start.config, telemetry, source, &tasks)?;
     let env = TenantEnv {
         account: &account,

@@ -20,7 +20,7 @@ const AWAY_MAX: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Returns once the broker hasn't been reachable for [`AWAY_MAX`].
-pub(crate) async fn broker_stays_away(broker: &BrokerHealth) {
+pub(crate) async fn until_broker_lost(broker: &BrokerHealth) {
     let mut reached = Instant::now();
     while reached.elapsed() < AWAY_MAX {
         sleep(LOOK).await;

@@ -187,7 +187,7 @@ impl Report {
         let mut found: Vec<anyhow::Error> = Vec::new();
         found.extend(log::level(&config.log).err());
         found.extend(config.nats.unreadable());
-        found.extend(telemetry::doubt(config));
+        found.extend(telemetry::config_problem(config));
         if let config::Directory::File { path, is_named } = &config.directory {
             found.extend(directory::load(path, *is_named, &Names::new()).err());
         }

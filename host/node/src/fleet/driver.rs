@@ -300,7 +300,7 @@ impl Driver {
             Output::Role(shard, role) => self.role(shard, role),
             Output::Until(until) => {
                 let was_over = now >= self.fleet.lease.until();
-                self.fleet.lease.set(until);
+                self.fleet.lease.set_until(until);
                 if !self.is_announced {
                     self.is_announced = true;
                     let shards = self.fleet.shards;
@@ -312,7 +312,7 @@ impl Driver {
                 }
             }
             Output::SessionLost => {
-                self.fleet.lease.set(0);
+                self.fleet.lease.set_until(0);
                 self.fleet
                     .figures
                     .sessions_lost
@@ -325,7 +325,7 @@ impl Driver {
             }
             Output::Left => {
                 tracing::info!("this node has left the fleet");
-                self.fleet.lease.set(0);
+                self.fleet.lease.set_until(0);
                 self.fleet.left.send_replace(true);
             }
         }
@@ -437,7 +437,7 @@ impl Driver {
             Some(WatchEvent::Layout) => return self.keep_layout(),
             None => return self.watch_anew(WATCH_RETRY),
         };
-        self.watch_lag.saw(revision);
+        self.watch_lag.note_reported(revision);
         let now = clock::now_ms();
         self.member.changed(now, &key, value.as_deref(), revision);
     }
@@ -470,7 +470,7 @@ impl Driver {
             Completion::Written(id, key, outcome) => {
                 match outcome {
                     Outcome::Stored(revision) if revision > 0 => {
-                        self.watch_lag.wrote(revision, now);
+                        self.watch_lag.note_written(revision, now);
                     }
                     // Another node has changed the key, or it is gone: read the current value.
                     Outcome::Refused => self.read(key),
@@ -535,9 +535,9 @@ impl Driver {
             Report::Synced { node, epoch, seq } => {
                 self.say_synced(&node, shard, (epoch, seq));
             }
-            Report::TakesHeartbeats(takes) => self.takes_heartbeats(shard, takes),
+            Report::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
             Report::Differed(why) => {
-                let why = self.fleet.figures.catches_up(why);
+                let why = self.fleet.figures.count_catch_up(why);
                 tracing::debug!(shard, why, "a shard catches up");
             }
             Report::Discard(discarded) => drop(blocking(move || drop(discarded))),

@@ -264,14 +264,14 @@ fn observe(event: &Event, servers: &str, health: &BrokerHealth, connects: &watch
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
-            health.reached();
-            health.permissions.connected();
+            health.note_reached();
+            health.permissions.note_connected();
             health.connects.fetch_add(1, Ordering::Relaxed);
             // Silence is counted from the first connection on.
             let relaxed = Ordering::Relaxed;
             let now = clock::now_ms();
             // From here on, the client sends its subscriptions again.
-            health.connected();
+            health.note_connected();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
             connects.send_modify(|connects| *connects += 1);

@@ -407,7 +407,7 @@ impl LossDetector {
     }
 
     /// Notes that the client has reported a drop, of any subscription.
-    pub(crate) fn dropped(&mut self, now: u64) {
+    pub(crate) fn note_dropped(&mut self, now: u64) {
         self.dropped_at = Some(now);
     }
 
@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn what_may_be_lost_is_what_came_to_a_subscription_that_may_have_been_full() {
         let mut losses = LossDetector::new(10);
-        losses.dropped(100);
+        losses.note_dropped(100);
         losses.read(9, true, 101);
         losses.read(9, true, 102);
         assert!(!losses.take_refetch(200), "another's");
@@ -509,7 +509,7 @@ mod tests {
             !losses.take_refetch(3_000),
             "the client hasn't dropped anything since"
         );
-        losses.dropped(3_001);
+        losses.note_dropped(3_001);
         assert!(losses.take_refetch(3_001), "said after it was read");
     }
 
@@ -518,7 +518,7 @@ mod tests {
         let mut losses = LossDetector::new(10);
         let mut healed = Vec::new();
         for now in 5_000..7_500 {
-            losses.dropped(now);
+            losses.note_dropped(now);
             losses.read(10, false, now);
             if losses.take_refetch(now) {
                 healed.push(now);
@@ -533,7 +533,7 @@ mod tests {
     fn what_was_full_long_before_lost_nothing() {
         let mut losses = LossDetector::new(10);
         losses.read(10, true, 0);
-        losses.dropped(LATE_MS + 1);
+        losses.note_dropped(LATE_MS + 1);
         assert_eq!(losses.due(), None);
     }
 }

@@ -57,7 +57,7 @@ pub(crate) struct NodeLease {
 }
 
 impl NodeLease {
-    pub(crate) fn set(&self, until: u64) {
+    pub(crate) fn set_until(&self, until: u64) {
         self.until.store(until, Ordering::Release);
     }
 
@@ -147,7 +147,7 @@ impl JournalEntry {
     }
 
     /// The acknowledgement to JetStream that a message has been handled.
-    pub(crate) fn handled(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
+    pub(crate) fn ack(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
         Self {
             subject: receipt.subject(),
             body: Bytes::from_static(b"+ACK"),
@@ -315,10 +315,10 @@ mod tests {
             fence: Some(Arc::clone(&fence)),
             ..entry(1, 10)
         };
-        lease.set(100);
+        lease.set_until(100);
         assert_eq!(fenced.permission(|| 99), PublishPermission::Allowed);
         assert_eq!(fenced.permission(|| 100), PublishPermission::LeaseExpired);
-        lease.set(200);
+        lease.set_until(200);
         assert_eq!(fenced.permission(|| 100), PublishPermission::Allowed);
         fence.end();
         assert_eq!(fenced.permission(|| 100), PublishPermission::Revoked);

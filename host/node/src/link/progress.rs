@@ -103,7 +103,7 @@ impl Sources {
     }
 
     /// Waits until a message waits to be acknowledged.
-    pub(crate) async fn wanted(&self) {
+    pub(crate) async fn ack_requested(&self) {
         self.wanted.notified().await;
     }
 
@@ -167,7 +167,7 @@ impl DeliveryProgress {
     }
 
     /// Asks the pulse for an acknowledgement soon.
-    pub(crate) fn want(&self) {
+    pub(crate) fn request_ack(&self) {
         self.wanted.notify_one();
     }
 

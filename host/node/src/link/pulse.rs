@@ -135,7 +135,7 @@ impl Pulse {
                     let wait = if self.sources.are_behind() { QUICK.min(every) } else { every };
                     next = Instant::now() + wait;
                 }
-                () = self.sources.wanted() => next = next.min(Instant::now() + QUICK),
+                () = self.sources.ack_requested() => next = next.min(Instant::now() + QUICK),
                 Some(marker) = self.second.probes.1.next() => self.on_probe(&marker).await,
                 Some(marker) = self.replies.1.next() => self.on_reply(&marker),
                 // Both clients are gone: the node ends.

@@ -77,8 +77,8 @@ impl Sequencer {
 
     /// The acknowledgement to JetStream that a message has been handled. It goes out after
     /// everything that was published because of the message.
-    pub(crate) fn handled(&self, receipt: &Receipt) -> JournalEntry {
-        JournalEntry::handled(receipt, self.fence.clone())
+    pub(crate) fn ack(&self, receipt: &Receipt) -> JournalEntry {
+        JournalEntry::ack(receipt, self.fence.clone())
     }
 
     #[expect(
@@ -94,7 +94,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.subjects[subject as usize].clone(),
             body,
-            delivery: self.counted(0, seq),
+            delivery: self.numbered(0, seq),
             fence: self.fence.clone(),
         }
     }
@@ -109,7 +109,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.source.inbox(viewer.as_str()).into(),
             body,
-            delivery: self.counted(renewed, seq),
+            delivery: self.numbered(renewed, seq),
             fence: self.fence.clone(),
         }
     }
@@ -120,7 +120,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.beacon.clone(),
             body: self.source.beacon_body(&self.seqs).into(),
-            delivery: self.counted(0, self.beacons),
+            delivery: self.numbered(0, self.beacons),
             fence: self.fence.clone(),
         }
     }
@@ -133,7 +133,7 @@ impl Sequencer {
         self.beacons = 0;
     }
 
-    fn counted(&self, renewed: u64, seq: u64) -> DeliveryMode {
+    fn numbered(&self, renewed: u64, seq: u64) -> DeliveryMode {
         DeliveryMode::Numbered(SequenceNumber {
             source: Arc::clone(&self.source),
             renewed,

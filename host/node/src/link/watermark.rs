@@ -85,7 +85,7 @@ impl Watermark {
     }
 
     /// Notes that inputs for a shard were dropped.
-    pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
+    pub(crate) fn note_dropped(&mut self, shard: usize, now: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at = Some(now);
         }
@@ -103,7 +103,7 @@ impl Watermark {
     }
 
     /// As [`Self::look_for_drops`], when no message waits to be read.
-    pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
+    pub(crate) fn note_queue_empty(&mut self, now: u64, read: u64, events: u64) {
         self.look_for_drops(now, read, events);
         self.overflow.note_empty(read, events);
     }
@@ -141,7 +141,7 @@ impl Watermark {
 
     /// Notes that a shard has got the watermark `at`. A dropped message arrived before it was
     /// dropped. So if `at` is later than the last drop, the next watermark is not affected by it.
-    pub(crate) fn sent(&mut self, shard: usize, at: u64) {
+    pub(crate) fn note_sent(&mut self, shard: usize, at: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at.take_if(|dropped_at| *dropped_at < at);
         }
@@ -186,7 +186,7 @@ mod tests {
     fn send(watermark: &mut Watermark, at: u64) -> [bool; SHARDS] {
         [0, 1].map(|shard| {
             let is_received = matches!(watermark.input(shard, at), Input::ReceivedUpTo { .. });
-            watermark.sent(shard, at);
+            watermark.note_sent(shard, at);
             is_received
         })
     }
@@ -195,7 +195,7 @@ mod tests {
     fn a_shard_whose_inputs_were_dropped_gets_that_time_as_lost() {
         let (_sender, mut watermark) = watermark();
         assert_eq!(send(&mut watermark, 100), [true, true]);
-        watermark.dropped(1, 150);
+        watermark.note_dropped(1, 150);
         // The one dropped may have come before 120, or after it.
         assert_eq!(send(&mut watermark, 120), [true, false]);
         assert_eq!(send(&mut watermark, 200), [true, false]);
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_shard_that_had_no_room_for_the_watermark_either_gets_the_next_one() {
         let (_sender, mut watermark) = watermark();
-        watermark.dropped(0, 50);
+        watermark.note_dropped(0, 50);
         assert!(matches!(
             watermark.input(0, 100),
             Input::LostUpTo { at: 100 }
@@ -214,7 +214,7 @@ mod tests {
             watermark.input(0, 200),
             Input::LostUpTo { at: 200 }
         ));
-        watermark.sent(0, 200);
+        watermark.note_sent(0, 200);
         assert!(matches!(
             watermark.input(0, 300),
             Input::ReceivedUpTo { at: 300 }
@@ -224,18 +224,18 @@ mod tests {
     #[test]
     fn what_the_client_dropped_counts_where_the_subscription_may_have_been_full() {
         let (_sender, mut watermark) = watermark();
-        watermark.all_is_read(1, 9, 1);
+        watermark.note_queue_empty(1, 9, 1);
         assert_eq!(send(&mut watermark, 10), [true, true], "another's event");
         watermark.look_for_drops(11, 19, 2);
         assert_eq!(send(&mut watermark, 20), [false, false]);
-        watermark.all_is_read(21, 25, 2);
-        watermark.all_is_read(31, 25, 3);
+        watermark.note_queue_empty(21, 25, 2);
+        watermark.note_queue_empty(31, 25, 3);
         assert_eq!(
             send(&mut watermark, 40),
             [false, false],
             "the event was late"
         );
-        watermark.all_is_read(41, 30, 4);
+        watermark.note_queue_empty(41, 30, 4);
         assert_eq!(send(&mut watermark, 50), [true, true], "another's event");
     }
 
@@ -255,7 +255,7 @@ mod tests {
         for at in 50..50 + u64::from(FORCED_WATERMARKS) {
             watermark.skips(0, at, true);
         }
-        watermark.dropped(0, 60);
+        watermark.note_dropped(0, 60);
         assert!(!watermark.skips(0, 70, true), "it is to know of that");
     }
 

@@ -214,7 +214,7 @@ impl HostedShard {
     }
 
     /// Sends a beacon, if the node serves and owns the shard.
-    pub(super) fn beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
+    pub(super) fn send_beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Beacon);
         if self.sequencer.has_begun && self.shard.is_leading(clock::now_ms()) {
@@ -265,7 +265,7 @@ impl HostedShard {
 
     /// Whether it has ended: all of its entries have been handed over, and the state has all of its
     /// changes, as far as possible.
-    pub(super) fn has_ended<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
+    pub(super) fn try_end<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
         if !self.has_given_up() {
             return false;
         }

@@ -130,7 +130,7 @@ impl Mailbox {
     }
 
     /// From now on, calls of plugins can be paused with this pauser.
-    pub(super) fn pause_by(&self, pauser: Pauser) {
+    pub(super) fn set_pauser(&self, pauser: Pauser) {
         // The whole process has only one.
         let _ = self.pauser.set(pauser);
     }

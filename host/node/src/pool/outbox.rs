@@ -105,7 +105,7 @@ impl<C: Transport> Outbox<C> {
     /// Puts a message in, and returns the place behind it. [`Self::hand_over`] hands it over.
     pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
         if !entry.is_at_most_once() && !self.journal.waits() {
-            self.handed.want();
+            self.handed.request_ack();
         }
         self.journal.push(entry);
         self.journal.end()
@@ -157,7 +157,7 @@ impl<C: Transport> Outbox<C> {
         if self.acknowledged() >= place {
             return Some(true);
         }
-        self.handed.want();
+        self.handed.request_ack();
         (!self.is_connected).then_some(false)
     }
 

@@ -200,7 +200,7 @@ impl ShardRules<'_> {
         };
         let [old, new] = [old, new].map(|renditions| Verdict::new(user, renditions));
         let difference = Difference::between(&old, &new);
-        let is_wanted = counted.decided(context.monotonic, user, &difference);
+        let is_wanted = counted.count_comparison(context.monotonic, user, &difference);
         drop(counted);
         if is_wanted {
             let example = self.example(context, &difference);
@@ -277,7 +277,7 @@ impl Rules for ShardRules<'_> {
             candidate.rules.exchange_same(&mut self.active);
             for failure in &enriched.failures {
                 let calls = candidate.pipeline.meter.calls(Side::Candidate);
-                calls.failed(failure);
+                calls.count_failure(failure);
             }
             return enriched;
         }

@@ -159,7 +159,7 @@ impl<C: Transport> Thread<C> {
 
     fn beacon(&mut self, address: Address) {
         if let Some(hosted) = self.thread_shards.get_mut(address) {
-            hosted.beacon(&mut self.outbox.borrow_mut());
+            hosted.send_beacon(&mut self.outbox.borrow_mut());
         }
     }
 
@@ -238,7 +238,7 @@ impl<C: Transport> Thread<C> {
             if self.mailbox.has_other_than_inputs(address) {
                 self.make_ready(address);
             }
-        } else if hosted.has_ended(&mut self.outbox.borrow_mut()) {
+        } else if hosted.try_end(&mut self.outbox.borrow_mut()) {
             self.remove(address);
         } else if hosted.has_given_up() {
             self.keep_watching(address);
@@ -273,18 +273,18 @@ impl<C: Transport> Thread<C> {
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(done) => Some(done),
             Err(panic) => {
-                self.failed(address, &*panic);
+                self.on_panic(address, &*panic);
                 None
             }
         }
     }
 
     /// Handles a panic of a shard: it restarts, unless it was about to end.
-    pub(super) fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
+    pub(super) fn on_panic(&mut self, address: Address, panic: &(dyn Any + Send)) {
         let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
-        hosted.failed(panic);
+        hosted.on_panic(panic);
         if hosted.has_given_up() {
             return self.remove(address);
         }
@@ -368,7 +368,7 @@ impl<C: Transport> Thread<C> {
     /// Makes sure that calls of these pipelines can be paused.
     pub(super) fn enable_pauses(&self, pipelines: &Pipelines) {
         if let Some(pauser) = pipelines.active.blueprint.pauser() {
-            self.mailbox.pause_by(pauser);
+            self.mailbox.set_pauser(pauser);
         }
     }
 }

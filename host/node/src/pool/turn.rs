@@ -463,7 +463,7 @@ impl HostedShard {
             .map(HostedReplica::take_receipts)
             .unwrap_or_default();
         for receipt in receipts {
-            let entry = self.sequencer.handled(&receipt);
+            let entry = self.sequencer.ack(&receipt);
             self.push(entry, &mut turn.outbox.borrow_mut());
         }
         self.published(published);
@@ -486,7 +486,7 @@ impl HostedShard {
             Output::Reply(to, body) => return Some(JournalEntry::answer(to, body)),
             Output::Ignored(ignored) => self.stale.note(clock::now_ms(), &ignored),
             Output::PluginFailed(failed) => self.tenant.failures.note(clock::now_ms(), &failed),
-            Output::Refused(rejection) => self.tenant.exceeded.noted(&rejection),
+            Output::Refused(rejection) => self.tenant.exceeded.note_counted(&rejection),
             Output::Fetch(questions) => {
                 if let Some(fetcher) = &self.tenant.fetcher {
                     fetcher.want(questions);

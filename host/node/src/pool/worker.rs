@@ -207,7 +207,7 @@ impl<C: Transport> Worker<C> {
                 thread.catch_panic(shard, |thread| thread.end_turn(shard, turned, has_more));
             }
             Err(panic) => {
-                thread.catch_panic(shard, |thread| thread.failed(shard, &*panic));
+                thread.catch_panic(shard, |thread| thread.on_panic(shard, &*panic));
                 thread.catch_panic(shard, |thread| {
                     thread.end_turn(shard, TurnResult::Over, false);
                 });
@@ -217,7 +217,7 @@ impl<C: Transport> Worker<C> {
         let counted_ns = current.map_or(begun, |it| it.counted_ns);
         let took = ended.saturating_sub(counted_ns);
         thread.scheduler.charge(shard.tenant, ended, took);
-        thread.spare.was_busy(took);
+        thread.spare.add_busy(took);
         if !took_inputs {
             self.background_ns.set(self.background_ns.get() + took);
         }
@@ -269,7 +269,7 @@ impl<C: Transport> Worker<C> {
         }
         thread.poll(clock::now_ms());
         thread.scheduler.pause(current.tenant, now, took);
-        thread.spare.was_busy(took);
+        thread.spare.add_busy(took);
         drop(thread);
         while let Some(turn) = self.next() {
             self.turn(turn);
@@ -340,7 +340,7 @@ impl<C: Transport> Worker<C> {
                 }
                 Task::Discard => return TurnResult::Gone.into(),
                 Task::Restored(restored) if hosted.restart.is_under_way() => {
-                    hosted.restored(restored, &mut self.outbox.borrow_mut());
+                    hosted.on_restored(restored, &mut self.outbox.borrow_mut());
                     continue;
                 }
                 task => task,
@@ -366,7 +366,7 @@ impl<C: Transport> Worker<C> {
     /// Returns whether it did.
     pub(super) fn compare(&self) -> bool {
         let thread = &mut *self.thread.borrow_mut();
-        if thread.comparing.is_empty() || !thread.spare.is_left() {
+        if thread.comparing.is_empty() || !thread.spare.has_any() {
             return false;
         }
         let Some(address) = thread.comparing.pop_front() else {
@@ -429,7 +429,7 @@ impl<C: Transport> Worker<C> {
             None => woken.await,
         }
         let idle = (self.clocks.elapsed)().saturating_sub(begun);
-        self.thread.borrow_mut().spare.was_idle(idle);
+        self.thread.borrow_mut().spare.add_idle(idle);
         self.background_ns.set(0);
     }
 }

@@ -109,7 +109,7 @@ impl Canary {
 
     /// Waits until the canary ends by itself. Meanwhile, it drives a pending write of an earlier
     /// end.
-    pub(super) async fn ends(&mut self) -> End {
+    pub(super) async fn next_end(&mut self) -> End {
         loop {
             let Self { watch, writing, .. } = self;
             let looked = async {
@@ -491,18 +491,18 @@ impl CanaryEnd {
                     written = &mut written => written,
                     // An aborted canary is out already, so the alert doesn't have to wait.
                     () = sleep(AGAIN), if !self.is_promoted => {
-                        self.tell(&mut alert);
+                        self.raise_alert(&mut alert);
                         written.await
                     }
                 }
             };
             match written {
-                Ok(EndWritten::Done) => return self.tell(&mut alert),
+                Ok(EndWritten::Done) => return self.raise_alert(&mut alert),
                 Ok(EndWritten::ByOthers) => return,
                 Ok(EndWritten::NotYet) => {}
                 Err(error) => {
                     if !self.is_promoted {
-                        self.tell(&mut alert);
+                        self.raise_alert(&mut alert);
                     }
                     if !std::mem::replace(&mut is_said, true) {
                         tracing::warn!("the end of a canary can't be written yet: {error:#}");
@@ -514,7 +514,7 @@ impl CanaryEnd {
     }
 
     /// Raises the alert, if it wasn't raised yet.
-    fn tell(&self, alert: &mut Option<(&'static str, Value)>) {
+    fn raise_alert(&self, alert: &mut Option<(&'static str, Value)>) {
         if let Some((what, about)) = alert.take() {
             self.alerts.raise(what, about);
         }

@@ -111,10 +111,10 @@ impl Reload {
         match &update {
             kv::DirectoryUpdate::Whole(_, identity) => self.set_origin(identity.clone()),
             kv::DirectoryUpdate::Doubtful(_, why) => doubt = Some(why.clone()),
-            kv::DirectoryUpdate::Unavailable(why) => return self.unavailable(why),
+            kv::DirectoryUpdate::Unavailable(why) => return self.report_unavailable(why),
             // The directory that this part belongs to is not in force, so it is read again.
             kv::DirectoryUpdate::Part(_) if self.tenant.is_too_large() => {
-                return self.tenant.health.read_again();
+                return self.tenant.health.request_reread();
             }
             kv::DirectoryUpdate::Part(_) => {}
             kv::DirectoryUpdate::TooLarge if self.tenant.is_too_large() => return,
@@ -141,16 +141,16 @@ impl Reload {
         if let Err(why) = taken {
             if is_part {
                 self.refusals = kv::Refusals::default();
-                self.tenant.health.read_again();
+                self.tenant.health.request_reread();
             }
             return self.reject(why);
         }
         match doubt {
             // All entries have been deleted, one by one.
-            Some(_) if self.tenant.directory.is_empty() => self.available(false),
-            Some(why) => self.unavailable(&why),
+            Some(_) if self.tenant.directory.is_empty() => self.report_available(false),
+            Some(why) => self.report_unavailable(&why),
             None if is_part => {}
-            None => self.available(false),
+            None => self.report_available(false),
         }
         if self.tenant.health.outage().is_none() {
             let (keys, values) = self.refusals.counts();
@@ -210,7 +210,7 @@ impl Reload {
             Err(error) => {
                 // The next attempt may succeed without any change to the file.
                 self.seen.directory = None;
-                return self.unavailable(&format!("{error:#}"));
+                return self.report_unavailable(&format!("{error:#}"));
             }
         };
         let (names, before) = (
@@ -246,12 +246,12 @@ impl Reload {
                 let is_same = changes.is_empty();
                 let max = self.config.limits.directory_entries_max;
                 match self.tenant.take_directory(directory, changes, max).await {
-                    Ok(()) => self.available(is_same),
+                    Ok(()) => self.report_available(is_same),
                     Err(why) => self.reject(why),
                 }
             }
             Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
-            Err(error) => self.unavailable(&format!("{error:#}")),
+            Err(error) => self.report_unavailable(&format!("{error:#}")),
         }
     }
 
@@ -259,7 +259,7 @@ impl Reload {
     pub(super) fn report_stuck_directory(&self) {
         if let config::Directory::File { path, .. } = &self.config.directory {
             let (path, seconds) = (path.display(), STUCK_AFTER.as_secs());
-            self.unavailable(&format!("reading {path} has not ended for {seconds} s"));
+            self.report_unavailable(&format!("reading {path} has not ended for {seconds} s"));
         }
     }
 
@@ -268,10 +268,10 @@ impl Reload {
             return;
         };
         if *is_named || !self.tenant.directory.is_empty() {
-            return self.unavailable(&format!("{} does not exist", path.display()));
+            return self.report_unavailable(&format!("{} does not exist", path.display()));
         }
         if !self.tenant.directory.is_on_demand() {
-            return self.available(true);
+            return self.report_available(true);
         }
         tracing::warn!("{}", directory::none(path));
         self.parsing_directory
@@ -296,7 +296,7 @@ impl Reload {
         self.make_room();
         if self.tenant.is_too_large() {
             self.seen.directory = None;
-            self.tenant.health.read_again();
+            self.tenant.health.request_reread();
         }
     }
 
@@ -318,7 +318,7 @@ impl Reload {
     fn reject(&mut self, why: String) {
         match self.tenant.directory.is_on_demand() {
             // No directory is in force that could stay.
-            true => self.unavailable(&why),
+            true => self.report_unavailable(&why),
             false => self.refuse(why),
         }
     }
@@ -331,21 +331,21 @@ impl Reload {
     }
 
     /// Reports that the source was read and is in force. `is_same`: its content hasn't changed.
-    fn available(&mut self, is_same: bool) {
+    fn report_available(&mut self, is_same: bool) {
         self.refused.directory = LastRefusal::default();
         if self.tenant.health.outage().is_some() {
             // The next call logs it.
             self.on_disk().mark_applied(FileKind::Directory);
-            return self.tenant.health.available(is_same);
+            return self.tenant.health.set_available(is_same);
         }
         self.note(FileKind::Directory, None, is_same);
     }
 
     /// Reports that the source can't be read. The known directory stays in force.
-    fn unavailable(&self, why: &str) {
+    fn report_unavailable(&self, why: &str) {
         self.note(FileKind::Directory, Some(why.to_owned()), false);
         let is_known = !self.tenant.directory.is_on_demand();
-        self.tenant.health.unavailable(why, is_known);
+        self.tenant.health.set_unavailable(why, is_known);
     }
 
     /// The next directory comes from the configured source, and from the bucket with this identity.

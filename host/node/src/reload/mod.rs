@@ -222,7 +222,7 @@ impl Reload {
                     self.check_files();
                 }
                 Ok(()) = reloads.changed() => self.reload_all(),
-                checked = self.checking.done() => self.checked(checked),
+                checked = self.checking.done() => self.on_files_checked(checked),
                 config = watched_config(&mut self.source) => self.apply_config(config).await,
                 text = self.reading_config.done() => self.on_config_text(text.flatten()).await,
                 read = self.reading_directory.done() => {
@@ -236,7 +236,7 @@ impl Reload {
                 loaded = self.loads.done() => self.apply_pipeline(loaded).await,
                 Some(update) = self.updates.recv() => self.update(update).await,
                 Some(update) = store::next(&mut self.store) => self.apply_revision(update),
-                end = self.canary.ends() => self.end_canary(end).await,
+                end = self.canary.next_end() => self.end_canary(end).await,
                 Some(order) = self.shadows.1.recv() => self.on_shadow_order(order).await,
                 () = self.shadow.until_over() => drop(self.end_shadow().await),
                 () = answers(fetcher.as_deref()) => self.apply_answers().await,
@@ -323,7 +323,7 @@ impl Reload {
     }
 
     /// Has the files read that have changed, according to a check.
-    fn checked(&mut self, checked: anyhow::Result<FileCheck>) {
+    fn on_files_checked(&mut self, checked: anyhow::Result<FileCheck>) {
         let checked = match checked {
             Ok(checked) if checked.revision == self.revision => checked,
             Ok(_) => return self.check_files(),
@@ -403,7 +403,7 @@ impl Reload {
             tracing::error!("{why}");
         }
         self.refused.is_stuck = is_stuck;
-        self.on_disk().follows(why);
+        self.on_disk().set_unfollowed(why);
         if self.reading_directory.is_stuck() {
             self.report_stuck_directory();
         }
@@ -411,10 +411,8 @@ impl Reload {
 
     /// Reads the directory's file again, if it has changed while it was read.
     fn read_again_if_changed(&mut self) {
-        if self.reading_directory.is_idle()
-            && self.parsing_directory.is_idle()
-            && std::mem::take(&mut self.read_again)
-        {
+        let is_idle = self.reading_directory.is_idle() && self.parsing_directory.is_idle();
+        if is_idle && std::mem::take(&mut self.read_again) {
             self.seen.directory = None;
             self.check_files();
         }
@@ -469,7 +467,7 @@ impl Reload {
     /// `is_same`: the file is the same as the one in force.
     fn note(&self, what: FileKind, refusal: Option<String>, is_same: bool) {
         if let Some(why) = refusal {
-            return self.on_disk().refused(what, why);
+            return self.on_disk().set_refused(what, why);
         }
         if let Some(before) = self.on_disk().mark_applied(what) {
             let seconds = clock::now_ms().saturating_sub(before.since_ms) / 1_000;

@@ -47,7 +47,7 @@ pub(crate) struct OnDisk {
 
 impl OnDisk {
     /// Notes that the file on disk was refused.
-    pub(crate) fn refused(&self, what: FileKind, why: impl Into<String>) {
+    pub(crate) fn set_refused(&self, what: FileKind, why: impl Into<String>) {
         let mut refused = self.slot(what);
         let since_ms = refused
             .as_ref()
@@ -77,7 +77,7 @@ impl OnDisk {
     }
 
     /// Notes why files can't be followed. `None`: they can.
-    pub(crate) fn follows(&self, why_not: Option<String>) {
+    pub(crate) fn set_unfollowed(&self, why_not: Option<String>) {
         *locked(&self.unfollowed) = why_not;
     }
 
@@ -106,9 +106,9 @@ mod tests {
     #[test]
     fn what_is_refused_is_so_since_the_first_refusal_until_something_is_taken() {
         let on_disk = OnDisk::default();
-        on_disk.refused(FileKind::Pipeline, "a");
+        on_disk.set_refused(FileKind::Pipeline, "a");
         let first = on_disk.of(FileKind::Pipeline).unwrap();
-        on_disk.refused(FileKind::Pipeline, "b");
+        on_disk.set_refused(FileKind::Pipeline, "b");
         let second = on_disk.of(FileKind::Pipeline).unwrap();
         assert_eq!((second.since_ms, &*second.why), (first.since_ms, "b"));
         assert_eq!(on_disk.of(FileKind::Directory), None);

@@ -55,7 +55,7 @@ impl Reload {
             }
             RevisionUpdate::Refused(number, why) => {
                 store.state.refuse(number, why.clone());
-                self.on_disk().refused(FileKind::Pipeline, &*why);
+                self.on_disk().set_refused(FileKind::Pipeline, &*why);
                 self.refuse_pipeline(Some(why));
             }
         }
@@ -72,7 +72,7 @@ impl Reload {
             return;
         };
         if let Some(why) = refusal {
-            self.on_disk().refused(FileKind::Pipeline, why);
+            self.on_disk().set_refused(FileKind::Pipeline, why);
             return store.state.refuse(revision.revision, why.into());
         }
         self.on_disk().mark_applied(FileKind::Pipeline);

@@ -38,7 +38,7 @@ pub(super) async fn apply_changes_until_restart(
             account.access.log_in_by(&new);
         }
         live_config.send_replace(new);
-        statuses.changes(name, false);
+        statuses.set_changing(name, false);
     }
 }
 

@@ -56,8 +56,8 @@ impl ConfigFollower {
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
                     let why = brief(&problems.to_string());
-                    self.shared.statuses.section(&place, section);
-                    if self.shared.statuses.refuses(&place, &why) {
+                    self.shared.statuses.note_section(&place, section);
+                    if self.shared.statuses.note_refused(&place, &why) {
                         for line in why.lines() {
                             tracing::error!("a tenant does not start: {line}");
                         }
@@ -73,7 +73,7 @@ impl ConfigFollower {
                 self.goes_on(&section.name, of_name);
                 continue;
             }
-            self.shared.statuses.section(&section.name, section);
+            self.shared.statuses.note_section(&section.name, section);
             if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
                 let (tenant, why) = (&section.name, brief(&problems.to_string()));
                 if self.shared.statuses.reject_config(tenant, &why) {
@@ -102,7 +102,7 @@ impl ConfigFollower {
                         let is_other = !now.is_same(&wanted);
                         if is_other {
                             *now = wanted;
-                            self.shared.statuses.changes(&section.name, true);
+                            self.shared.statuses.set_changing(&section.name, true);
                         }
                         is_other
                     });

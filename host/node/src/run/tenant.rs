@@ -258,7 +258,7 @@ pub(super) async fn start(
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
-    board.show(Arc::clone(&status));
+    board.set_status(Arc::clone(&status));
     let fetcher = fetcher(config, &admin, &loader);
     let (updates, follow) = mpsc::channel(1);
     let from_store = in_store.map(|(state, wanted)| StoreSource {
@@ -398,7 +398,7 @@ impl TenantParts {
                 fetcher.run(connection.clone(), shards, invalidations, queue),
             );
         }
-        env.board.subscribed();
+        env.board.note_subscribed();
         tenant.begin().await;
         // Before the first input, and after the directory is known: the first decisions are about
         // the users who were online when the node last ran.
@@ -509,7 +509,7 @@ impl TenantParts {
                          this node's lease ends"
                     );
                 },
-                () = stop::broker_stays_away(broker) => tracing::warn!(
+                () = stop::until_broker_lost(broker) => tracing::warn!(
                     "NATS can't be reached, so no shard can be handed over: other nodes take them \
                      when this node's lease ends"
                 ),
@@ -523,7 +523,7 @@ impl TenantParts {
         let by = stop.step("handling what was taken in, and publishing it", 0.6);
         tokio::select! {
             () = tenant.end_shards(by) => {}
-            () = stop::broker_stays_away(broker) => tracing::warn!(
+            () = stop::until_broker_lost(broker) => tracing::warn!(
                 journal_bytes = tenant.pool.total(|thread| &thread.journal_bytes),
                 "NATS can't be reached, and shards have more to publish than there is room for: that \
                  is given up, and the state stays as it was last written ([nats] journal_bytes)"

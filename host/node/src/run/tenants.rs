@@ -492,7 +492,7 @@ impl ConfigFollower {
                 }
             }
         }
-        self.shared.statuses.refused(&self.refused);
+        self.shared.statuses.set_file_refused(&self.refused);
     }
 
     /// Puts the tenants of the store in force.

@@ -333,7 +333,7 @@ impl TenantsFollower {
     pub(crate) async fn follow(mut self) {
         // Needed even if the bucket can be read: it may be empty after it was created anew.
         self.remember().await;
-        let first = timeout(AT_START, self.look()).await;
+        let first = timeout(AT_START, self.refresh()).await;
         if first != Ok(true) {
             if !self.entries.is_empty() {
                 tracing::warn!(
@@ -341,12 +341,12 @@ impl TenantsFollower {
                     "the store can't be read yet: its tenants are served as they were last known"
                 );
             }
-            self.tell();
+            self.publish_known();
         }
         let mut looks = interval(LOOK);
         loop {
             tokio::select! {
-                _ = looks.tick() => drop(self.look().await),
+                _ = looks.tick() => drop(self.refresh().await),
                 Ok(()) = self.now_in_force.changed() => {
                     self.in_force = self.now_in_force.borrow_and_update().clone();
                     self.keep().await;
@@ -356,7 +356,7 @@ impl TenantsFollower {
     }
 
     /// Reads the bucket, if it has changed. Returns whether it can be read.
-    async fn look(&mut self) -> bool {
+    async fn refresh(&mut self) -> bool {
         let read = async {
             let Some(stream) = self.store.stream().await? else {
                 // A bucket that is created in its place is read from its beginning.
@@ -387,7 +387,7 @@ impl TenantsFollower {
                     self.entries.extend(entries);
                     self.place = Some(place);
                     self.keep().await;
-                    self.tell();
+                    self.publish_known();
                 }
                 true
             }
@@ -425,7 +425,7 @@ impl TenantsFollower {
         self.missing = missing;
     }
 
-    fn tell(&self) {
+    fn publish_known(&self) {
         // Of tenants with the same subjects, the first one in the list has them.
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));

@@ -66,7 +66,7 @@ pub(crate) type Source = Box<dyn Fn() -> Exposition + Send>;
 
 /// What is wrong with `[telemetry]` beyond its text: the program was built without OTLP, or the
 /// file of headers can't be read. `None` if nothing is.
-pub fn doubt(config: &Config) -> Option<anyhow::Error> {
+pub fn config_problem(config: &Config) -> Option<anyhow::Error> {
     usable(config, cfg!(feature = "otlp")).err()
 }
 

@@ -148,7 +148,7 @@ impl Intake {
                     match next_ready(&mut self.messages) {
                         Some(first) => Some(first),
                         None => {
-                            self.all_is_read();
+                            self.note_queue_empty();
                             continue;
                         }
                     }
@@ -178,12 +178,12 @@ impl Intake {
     }
 
     /// No message waits to be read: watermarks and tasks that follow the arrived messages are due.
-    fn all_is_read(&mut self) {
+    fn note_queue_empty(&mut self) {
         self.allow_for(0);
         if let Some(at) = self.watermark.take() {
             let events = self.slow_consumer_events();
             self.watermark
-                .all_is_read(clock::now_ms(), self.drops.read, events);
+                .note_queue_empty(clock::now_ms(), self.drops.read, events);
             self.send_watermark(at);
         }
         if let Some((shard, task)) = self.deferred.take() {
@@ -225,7 +225,7 @@ impl Intake {
             };
             let batch = Batch::new(clock::now_ms(), vec![input], 0);
             if shard.offer(batch).is_ok() {
-                self.watermark.sent(place, at);
+                self.watermark.note_sent(place, at);
             }
         }
     }
@@ -346,7 +346,7 @@ impl Intake {
                         .drops
                         .count(SubscriptionKind::Inputs, count as u64);
                 }
-                self.watermark.dropped(place, clock::now_ms());
+                self.watermark.note_dropped(place, clock::now_ms());
             }
         }
     }

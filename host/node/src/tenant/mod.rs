@@ -376,13 +376,13 @@ impl Tenant {
         if let Some(copy_writer) = &mut self.copy_writer {
             copy_writer.note(&directory, &changes, &self.names);
         }
-        self.health.taken();
+        self.health.note_read();
         // The first directory answers questions that had no answer before, even if it is empty.
         let is_first = self.directory.is_on_demand() && !directory.is_on_demand();
         if changes.is_empty() && !is_first {
             return;
         }
-        self.health.set_holds(!directory.is_empty());
+        self.health.set_has_entries(!directory.is_empty());
         let (users, changed_lists) = (directory.len(), changes.len());
         if directory.is_on_demand() {
             tracing::debug!(changed_lists, "directory changed");
@@ -473,7 +473,7 @@ impl Tenant {
                 known.store(body_bytes_max, Ordering::Relaxed);
                 broker.set_body_bytes_max(body_bytes_max);
                 if let Some(fetcher) = &fetcher {
-                    fetcher.reconnected();
+                    fetcher.on_reconnect();
                 }
                 shards
                     .broadcast(|| Input::BodyBytesMax(body_bytes_max))

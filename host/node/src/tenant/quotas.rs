@@ -49,7 +49,7 @@ impl Exceeded {
     }
 
     /// As [`Self::note`], for a rejection that a shard has counted already.
-    pub(crate) fn noted(&self, rejection: &Rejection) {
+    pub(crate) fn note_counted(&self, rejection: &Rejection) {
         if let Some(quota) = rejection.quota {
             self.log(quota, &rejection.error);
         }

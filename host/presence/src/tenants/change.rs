@@ -12,7 +12,7 @@ use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator, TenantNodes};
-use presence_node::store::tenants::{BucketPlace, Entry, WriteOutcome, Snapshot};
+use presence_node::store::tenants::{BucketPlace, Entry, Snapshot, WriteOutcome};
 use serde_json::{Value, json};
 use similar::TextDiff;
 

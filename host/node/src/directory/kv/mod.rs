@@ -169,7 +169,7 @@ impl BucketFollower {
         };
         tokio::select! {
             () = has_changed => {}
-            () = self.health.reread_wanted() => {}
+            () = self.health.reread_requested() => {}
         }
     }
 
@@ -243,7 +243,7 @@ impl BucketFollower {
                         return Ok(Ended::Closed);
                     }
                 }
-                () = self.health.reread_wanted() => return Ok(Ended::TooLarge(None)),
+                () = self.health.reread_requested() => return Ok(Ended::TooLarge(None)),
                 _ = look.tick() => {
                     let stream = match self.stream(jetstream).await {
                         Ok(Some(stream)) => stream,

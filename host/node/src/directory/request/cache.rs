@@ -153,7 +153,7 @@ impl Cache {
     }
 
     /// The service has replied to a question.
-    pub(super) fn replied(&mut self, question: &Question, now: u64, payload: Bytes) {
+    pub(super) fn on_reply(&mut self, question: &Question, now: u64, payload: Bytes) {
         self.under_way -= 1;
         self.replied_at = now;
         if self.outage.take().is_some() {
@@ -167,7 +167,7 @@ impl Cache {
     }
 
     /// A question got no reply.
-    pub(super) fn unanswered(&mut self, question: &Question, now: u64, why: &str) {
+    pub(super) fn on_no_reply(&mut self, question: &Question, now: u64, why: &str) {
         self.under_way -= 1;
         let Some(Entry {
             phase: Phase::UnderWay(asked_at),
@@ -275,7 +275,7 @@ impl Cache {
     }
 
     /// Notes that a reply was read. `refusal`: why it can't be used; `None` if it is an answer.
-    pub(super) fn settle(&mut self, question: &Question, now: u64, refusal: Option<String>) {
+    pub(super) fn on_reply_read(&mut self, question: &Question, now: u64, refusal: Option<String>) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
         };
@@ -320,8 +320,8 @@ impl Cache {
     }
 
     /// The questions whose time is up. The caller finds out whether a shard uses each answer, and
-    /// calls [`Self::checked`].
-    pub(super) fn due(&mut self, now: u64) -> Vec<Question> {
+    /// calls [`Self::on_use_checked`].
+    pub(super) fn take_due(&mut self, now: u64) -> Vec<Question> {
         let mut due = Vec::new();
         while let Some((at, _)) = self.deadlines.first()
             && *at <= now
@@ -336,7 +336,7 @@ impl Cache {
     }
 
     /// Asks a question again if its answer is used, or forgets it.
-    pub(super) fn checked(&mut self, question: &Question, is_used: bool) {
+    pub(super) fn on_use_checked(&mut self, question: &Question, is_used: bool) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
         };
@@ -378,7 +378,7 @@ impl Cache {
 
     /// The connection to the broker is back. Invalidations may have been missed, so everything is
     /// asked again; and the service can be reached again.
-    pub(super) fn reconnected(&mut self) {
+    pub(super) fn on_reconnect(&mut self) {
         if self.outage.take().is_some() {
             self.requeue_all(|phase| matches!(phase, Phase::Later(_)));
         }

@@ -104,7 +104,7 @@ impl BrokerHealth {
     }
 
     /// Notes that a new connection was made. The broker doesn't know the node's subscriptions yet.
-    pub(super) fn connected(&self) {
+    pub(super) fn note_connected(&self) {
         self.connected_at
             .fetch_max(clock::now_ms(), Ordering::Relaxed);
         for hello in self.hellos().values_mut() {
@@ -184,7 +184,7 @@ impl BrokerHealth {
     }
 
     /// Notes that there is a connection.
-    pub(super) fn reached(&self) {
+    pub(super) fn note_reached(&self) {
         *self.unreachable() = None;
     }
 
@@ -355,7 +355,7 @@ mod tests {
             health.disconnected().unwrap(),
             "not connected to NATS: timed out"
         );
-        health.reached();
+        health.note_reached();
         assert_eq!(health.disconnected().unwrap(), "not connected to NATS");
     }
 
@@ -386,7 +386,7 @@ mod tests {
         assert!(!health.is_away());
         health.note_unreachable("a:1", "refused".into(), None);
         assert!(health.is_away());
-        health.reached();
+        health.note_reached();
         health.connected.store(true, Ordering::Relaxed);
         health.connects.fetch_add(1, Ordering::Relaxed);
         assert!(!health.is_away());
@@ -431,7 +431,7 @@ mod tests {
         ));
         assert!(!health.hello_is_forbidden(acme) && !health.hello_is_forbidden(chosen));
         assert!(health.hello_is_forbidden(zeta));
-        health.connected();
+        health.note_connected();
         assert!(!health.hello_is_forbidden(zeta));
         health.complaint("permissions violation for publish to \"acme.presence-nodes.hello\"");
         assert!(health.hello_is_forbidden(acme));

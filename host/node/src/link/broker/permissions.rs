@@ -313,7 +313,7 @@ impl Permissions {
 
     /// Notes a new connection. The broker judges all subscriptions again, so forbidden ones are
     /// forgotten. A forbidden permission to publish stays until a test or a publication succeeds.
-    pub(crate) fn connected(&self) {
+    pub(crate) fn note_connected(&self) {
         let needed = self.needed();
         let is_publish = |place: &usize| {
             let needed = needed.get(*place);
@@ -538,7 +538,7 @@ mod tests {
         let permissions = permissions();
         permissions.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
         permissions.note("Permissions Violation for Publish to \"Acme.presence.events\"");
-        permissions.connected();
+        permissions.note_connected();
         let left: Vec<_> = permissions.forbidden_to(Some("Acme"));
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].0.subject, "Acme.presence.events");

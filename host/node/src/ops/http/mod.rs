@@ -173,7 +173,7 @@ impl StatusBoard {
     }
 
     /// The node is about to serve: reports this status from now on.
-    pub(crate) fn show(&self, status: Arc<Status>) {
+    pub(crate) fn set_status(&self, status: Arc<Status>) {
         // It is set only once.
         let _ = self.status.set(status);
     }
@@ -184,7 +184,7 @@ impl StatusBoard {
     }
 
     /// The tenant has asked for all of its subscriptions.
-    pub(crate) fn subscribed(&self) {
+    pub(crate) fn note_subscribed(&self) {
         // It is set only once.
         let _ = self.subscribed_at.set(clock::now_ms());
     }
@@ -324,7 +324,7 @@ pub(crate) fn serve(config: &Config, board: Arc<StatusBoard>, tasks: &Tasks) -> 
         .with_state(board)
         .merge(page::routes(Arc::clone(&pages)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, pages.look(), tasks)
+    listen::serve(listener, routes, pages.refresh_forever(), tasks)
 }
 
 /// Binds the configured address. `None` if there is none, or if the default one can't be bound.

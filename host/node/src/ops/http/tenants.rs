@@ -142,7 +142,7 @@ impl Tenants {
     }
 
     /// Notes the content of a tenant's section.
-    pub(crate) fn section(&self, name: &str, section: &TenantSection) {
+    pub(crate) fn note_section(&self, name: &str, section: &TenantSection) {
         let config = section.config.as_ref().ok();
         let prefix = config.and_then(|it| it.tenant.prefix.clone());
         let mut each = self.each();
@@ -186,7 +186,7 @@ impl Tenants {
     }
 
     /// Notes why a tenant can't be served. Returns whether that is news.
-    pub(crate) fn refuses(&self, name: &str, why: &str) -> bool {
+    pub(crate) fn note_refused(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
             return false;
@@ -196,7 +196,7 @@ impl Tenants {
     }
 
     /// Notes whether a change of a tenant has been ordered and isn't done yet.
-    pub(crate) fn changes(&self, name: &str, is_changing: bool) {
+    pub(crate) fn set_changing(&self, name: &str, is_changing: bool) {
         if let Some(entry) = self.each().get_mut(name) {
             entry.is_changing = is_changing;
         }
@@ -208,7 +208,7 @@ impl Tenants {
     }
 
     /// Notes why the configuration file is not in force; empty if it is.
-    pub(crate) fn refused(&self, why: &str) {
+    pub(crate) fn set_file_refused(&self, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         why.clone_into(&mut refused);
     }
@@ -418,7 +418,7 @@ pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> an
         .with_state(tenants)
         .merge(page::routes(Arc::clone(&pages)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, pages.look(), tasks)
+    listen::serve(listener, routes, pages.refresh_forever(), tasks)
 }
 
 async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {

@@ -90,7 +90,7 @@ impl Scene {
         self.lead(5);
         self.node.broker.set(|taken| taken.room = 0);
         self.connect_user(1);
-        self.lease.set(0);
+        self.lease.set_until(0);
         self.node.broker.set(|taken| {
             taken.room = 100;
             taken.link += 1;
@@ -100,7 +100,7 @@ impl Scene {
 
     /// The node owns the shard in this epoch, and its lease lasts for a minute.
     fn lead(&mut self, epoch: u64) {
-        self.lease.set(clock::now_ms() + 60_000);
+        self.lease.set_until(clock::now_ms() + 60_000);
         let before = Before::default();
         self.role(Role::Lead { epoch, before });
     }
@@ -238,7 +238,7 @@ fn an_owner_that_has_lost_its_lease_acknowledges_nothing() {
     scene.lead(5);
     scene.node.broker.set(|taken| taken.room = 0);
     scene.connect_user_from_stream(1, 1);
-    scene.lease.set(0);
+    scene.lease.set_until(0);
     scene.role(Role::None);
     scene.node.broker.set(|taken| {
         taken.room = 100;
@@ -280,7 +280,7 @@ fn what_waits_goes_out_when_the_lease_is_renewed() {
     let mut scene = Scene::new();
     scene.queue_message();
     assert!(scene.online().is_empty());
-    scene.lease.set(clock::now_ms() + 60_000);
+    scene.lease.set_until(clock::now_ms() + 60_000);
     scene.node.work();
     assert_eq!(scene.online().len(), 1);
     assert_eq!(scene.lease.dropped(), 0);
@@ -312,7 +312,7 @@ fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
     scene.node.work();
     assert!(scene.lease.dropped() > 0);
     // The shard continues, with a gap in its numbers.
-    scene.lease.set(clock::now_ms() + 60_000);
+    scene.lease.set_until(clock::now_ms() + 60_000);
     scene.connect_user(2);
     let numbers = scene.online();
     let gone = format!("shard/3 {} 1", BASE + 5_000);
@@ -329,7 +329,7 @@ fn what_waits_aside_goes_out_in_its_order_when_the_lease_is_renewed() {
     let published = block_outbox(&mut scene);
     assert_eq!(published(&scene.node), 1);
     // The shard resigns. It must report this when the broker has everything that it published.
-    scene.lease.set(clock::now_ms() + 60_000);
+    scene.lease.set_until(clock::now_ms() + 60_000);
     offer(&scene.shard, connects(2, 1, None));
     scene.shard.tell(FleetTask::Role(Role::Resign { epoch: 5 }));
     scene.node.acknowledge();

@@ -52,7 +52,7 @@ impl Page {
     }
 
     /// Notes the current state, and sends it to those who listen.
-    pub(super) fn look(&self) {
+    pub(super) fn refresh(&self) {
         let (at, exposition) = (clock::now_ms(), self.exposition());
         {
             let mut seen = self.events.seen();
@@ -132,7 +132,11 @@ impl Page {
 
     /// Sends events to a reader for a while. `after`: the time of the newest sample that it has.
     /// `None` if there are too many listeners.
-    pub(super) fn tell(self: &Arc<Self>, requester: Requester, after: u64) -> Option<Response> {
+    pub(super) fn stream_events(
+        self: &Arc<Self>,
+        requester: Requester,
+        after: u64,
+    ) -> Option<Response> {
         let permits = Arc::clone(&self.shared.listeners);
         let permit = permits.try_acquire_owned().ok()?;
         let listener = Listener {

@@ -131,17 +131,17 @@ impl Pages {
     }
 
     /// Notes the current state for the pages every second. It never returns.
-    pub(in crate::ops::http) async fn look(self: Arc<Self>) {
+    pub(in crate::ops::http) async fn refresh_forever(self: Arc<Self>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             self.name_tenants();
             match &self.of {
-                PagesOf::Node(page) => page.look(),
+                PagesOf::Node(page) => page.refresh(),
                 PagesOf::Tenants(_, sampled) => {
                     let pages = lock(sampled).clone();
-                    pages.iter().for_each(|page| page.look());
+                    pages.iter().for_each(|page| page.refresh());
                 }
             }
         }
