@@ -18,7 +18,7 @@ use crate::pool::Shards;
 use crate::tasks::Tasks;
 
 /// How often the two clocks are compared.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// By how much the distance of the clocks must change before the shards are told, in milliseconds.
 const DRIFT_MS: u64 = 20;
@@ -115,7 +115,7 @@ pub(crate) fn watch(tasks: &Tasks) -> Receiver<i64> {
 }
 
 async fn follow_offset(known: Sender<i64>) {
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut look = tokio::time::interval(CHECK_EVERY);
     loop {
         look.tick().await;
         let Some(ahead_ms) = ahead_ms() else { continue };

@@ -37,7 +37,7 @@ use start_room::StartPlace;
 use tenant::{ProcessContext, StepBack, TenantEnv};
 
 /// How often a starting tenant checks whether its login has changed in the configuration.
-const LOGIN_LOOK: Duration = Duration::from_secs(1);
+const LOGIN_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the first line of the log waits for the plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ async fn alone(
     pending.start(&start.config, telemetry, source, &tasks)?;
     let env = TenantEnv {
         account: &account,
-        all: &ProcessContext::start(&start.config.node.name, &tasks),
+        process: &ProcessContext::start(&start.config.node.name, &tasks),
         board: &board,
         signals,
         tasks: &tasks,
@@ -173,7 +173,7 @@ async fn follow_login(
 ) -> std::convert::Infallible {
     let mut auth = known.nats.auth.clone();
     loop {
-        sleep(LOGIN_LOOK).await;
+        sleep(LOGIN_CHECK_EVERY).await;
         let path = path.clone();
         let read = blocking(move || {
             let text = Text::read(path.as_deref())?;

@@ -118,7 +118,7 @@ impl Tasks {
     ) -> anyhow::Result<()> {
         let (failed, name) = (self.failed.clone(), name.into());
         let thread = thread::Builder::new().name(name.clone());
-        let told = name.clone();
+        let thread_name = name.clone();
         let span = Span::current();
         let watched = move || {
             let _tenant = span.enter();
@@ -130,7 +130,7 @@ impl Tasks {
         let started = thread.spawn(watched);
         started
             .map(drop)
-            .with_context(|| format!("can't start the thread `{told}`"))
+            .with_context(|| format!("can't start the thread `{thread_name}`"))
     }
 }
 

@@ -35,7 +35,7 @@ use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::{Tasks, blocking};
 
 /// Limits for the longest time between two looks at the member, which is a twelfth of the lease.
-const LOOK_MS: (u64, u64) = (100, 1_000);
+const ADVANCE_EVERY_MS: (u64, u64) = (100, 1_000);
 
 /// The wait before the bucket is watched again after a watch has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
@@ -74,7 +74,7 @@ enum SubscriptionState {
 #[derive(Default)]
 struct Gains {
     handed_over: u64,
-    taken: u64,
+    taken_over: u64,
     /// When the counting began.
     since: u64,
 }
@@ -93,7 +93,7 @@ struct Driver {
     connection: Connection,
     broker: Arc<BrokerHealth>,
     /// The time up to which the node has received every message.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     is_closed: IsClosed,
     subjects: Subjects,
     shards: Shards,
@@ -126,7 +126,7 @@ pub(crate) async fn start(
     (connection, broker): (&Connection, Arc<BrokerHealth>),
     subjects: Subjects,
     (shards, parts): (Shards, PartSender),
-    (connects, heard, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
+    (connects, received_up_to, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
     is_closed: IsClosed,
 ) -> anyhow::Result<()> {
     let FleetStart {
@@ -156,7 +156,7 @@ pub(crate) async fn start(
         tasks: tasks.clone(),
         connection: connection.clone(),
         broker,
-        heard,
+        received_up_to,
         is_closed,
         subjects,
         shards,
@@ -186,7 +186,7 @@ impl Driver {
         connects.borrow_and_update();
         self.watch_anew(Duration::ZERO);
         let fleet = Arc::clone(&self.fleet);
-        let look_ms = (fleet.settings.lease_ms / 12).clamp(LOOK_MS.0, LOOK_MS.1);
+        let look_ms = (fleet.settings.lease_ms / 12).clamp(ADVANCE_EVERY_MS.0, ADVANCE_EVERY_MS.1);
         loop {
             let now = clock::now_ms();
             let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
@@ -392,7 +392,7 @@ impl Driver {
             }
             None if before.epoch > 0 => {
                 figures.takeovers.fetch_add(1, Ordering::Relaxed);
-                self.gains.taken += 1;
+                self.gains.taken_over += 1;
                 tracing::debug!(shard, epoch, "a shard was taken over");
             }
             None => tracing::debug!(shard, epoch, "the first owner of a shard"),
@@ -403,17 +403,17 @@ impl Driver {
     fn log_gains(&mut self, now: u64) {
         let Gains {
             handed_over,
-            taken,
+            taken_over,
             since,
         } = &mut self.gains;
-        if *handed_over + *taken == 0 {
+        if *handed_over + *taken_over == 0 {
             *since = now;
         }
         if now < *since + GAINS_MS {
             return;
         }
-        if *taken > 0 {
-            let shards = *taken;
+        if *taken_over > 0 {
+            let shards = *taken_over;
             tracing::warn!(shards, "took over shards that had lost their owner");
         }
         if *handed_over > 0 {

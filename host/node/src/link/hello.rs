@@ -47,14 +47,14 @@ const UNANSWERED_MAX: u32 = 6;
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// How often a waiting node checks whether it is connected.
-const CONNECT_LOOK: Duration = Duration::from_millis(20);
+const CONNECT_CHECK_EVERY: Duration = Duration::from_millis(20);
 
 /// With up to this many tenants in an account, each tenant asks every `CHECK_EVERY`. With more,
 /// each asks less often.
 const TENANTS: usize = 20;
 
 /// How often it is checked whether serving nodes must ask at once.
-const LOOK: Duration = Duration::from_millis(200);
+const RECHECK_EVERY: Duration = Duration::from_millis(200);
 
 /// If a check is this late, the node was paused.
 const PAUSED: Duration = Duration::from_secs(1);
@@ -217,7 +217,7 @@ pub(crate) struct ServingTurn {
     client: Client,
     broker: Arc<BrokerHealth>,
     /// Up to when everything has been received from the broker, by the host's clock.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     shared: Arc<Shared>,
     answers: JoinHandle<()>,
     rechecks: watch::Receiver<u64>,
@@ -253,7 +253,7 @@ async fn signal_rechecks(broker: Arc<BrokerHealth>, signal: watch::Sender<u64>) 
     let mut known = missed();
     loop {
         let began = Instant::now();
-        sleep(LOOK).await;
+        sleep(RECHECK_EVERY).await;
         let now = missed();
         if now != known || began.elapsed() > PAUSED {
             known = now;
@@ -277,7 +277,7 @@ impl ServingTurn {
         connection: &Connection,
         subjects: &Subjects,
         (node, fleet, tenant): (String, bool, Option<String>),
-        (broker, heard): (Arc<BrokerHealth>, watch::Receiver<u64>),
+        (broker, received_up_to): (Arc<BrokerHealth>, watch::Receiver<u64>),
         replies: Arc<ReplyGuard>,
         (rechecks, tasks): (&RecheckSignal, &Tasks),
     ) -> anyhow::Result<Self> {
@@ -313,7 +313,7 @@ impl ServingTurn {
         Ok(Self {
             client,
             broker,
-            heard,
+            received_up_to,
             answers: tasks.spawn("hello", answering),
             shared,
             rechecks: rechecks.count.clone(),
@@ -330,7 +330,7 @@ impl ServingTurn {
         loop {
             // The first connection takes a moment. `/readyz` reports it as missing until then.
             while !self.broker.connected.load(Ordering::Relaxed) {
-                sleep(CONNECT_LOOK).await;
+                sleep(CONNECT_CHECK_EVERY).await;
             }
             let mut found = self.ask().await;
             board.set_waits_for_other_node(matches!(found, HelloResult::YieldTo(_)));
@@ -433,7 +433,7 @@ impl ServingTurn {
         // Whether a marker has come back that was sent after the question, so that the broker has
         // responded.
         let waited = u64::try_from(TIMEOUT.as_millis()).unwrap_or_default();
-        let is_heard = *self.heard.borrow() >= began.saturating_add(waited / 2);
+        let is_heard = *self.received_up_to.borrow() >= began.saturating_add(waited / 2);
         match asked {
             Ok(other) => HelloResult::YieldTo(other),
             Err(_) if connects() != link => HelloResult::Unknown("NATS was away".into()),

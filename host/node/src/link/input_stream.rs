@@ -41,10 +41,10 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 pub(super) const EXPIRES: Duration = Duration::from_secs(30);
 
 /// How soon the server removes a consumer that is not used any more.
-const FORGOTTEN: Duration = Duration::from_secs(30);
+const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 
 /// How often the connection's state is checked while waiting for it.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// The longest message that a stream made by `presence input init` takes, in bytes.
 const MESSAGE_BYTES_MAX: i32 = 256 << 10;
@@ -127,7 +127,7 @@ impl InputStreams {
     /// Waits until there is a connection.
     pub(crate) async fn connected(&self) {
         while self.client.connection_state() != State::Connected {
-            sleep(LOOK).await;
+            sleep(CHECK_EVERY).await;
         }
     }
 
@@ -217,7 +217,7 @@ impl InputStream {
             name: Some(format!("presence-{node}-{}", clock::wall_now_us())),
             deliver_policy,
             ack_policy: AckPolicy::None,
-            inactive_threshold: FORGOTTEN,
+            inactive_threshold: INACTIVE_THRESHOLD,
             memory_storage: true,
             num_replicas: 1,
             ..pull::Config::default()
@@ -308,18 +308,18 @@ fn subjects_of(subjects: &Subjects) -> Vec<String> {
 fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
     let name = &config.name;
     let wanted = subjects_of(subjects);
-    let told = wanted.join("` and `");
+    let subjects_taken = wanted.join("` and `");
     if config.mirror.is_some() || config.sources.as_ref().is_some_and(|it| !it.is_empty()) {
         return Some(format!(
             "the stream `{name}` has its messages from other streams: name the one in [input] that \
-             takes `{told}` itself"
+             takes `{subjects_taken}` itself"
         ));
     }
     let mut found = config.subjects.clone();
     found.sort_unstable();
     if found != wanted {
         return Some(format!(
-            "the stream `{name}` has the subjects `{}`, and not just `{told}`: change them, or let \
+            "the stream `{name}` has the subjects `{}`, and not just `{subjects_taken}`: change them, or let \
              `presence input init` make another stream",
             found.join("`, `")
         ));

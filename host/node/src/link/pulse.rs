@@ -45,7 +45,7 @@ const SILENT: Duration = Duration::from_secs(1);
 
 /// After this long without a marker, the second connection is made anew although it seems up. It is
 /// made anew at most this often.
-const DEAF: Duration = Duration::from_secs(3);
+const RENEW_AFTER: Duration = Duration::from_secs(3);
 
 /// A marker in flight.
 struct Marker {
@@ -72,7 +72,7 @@ pub(crate) struct Pulse {
     sent: u64,
     /// When a marker last came in on the main connection.
     answered: Instant,
-    heard: watch::Sender<u64>,
+    received_up_to: watch::Sender<u64>,
 }
 
 /// The second connection.
@@ -81,7 +81,7 @@ struct Second {
     /// The subject and the subscription for markers on this connection.
     probes: (String, Subscriber),
     /// When a marker last came in on it.
-    heard: Instant,
+    last_marker_at: Instant,
     /// When it was last made anew although it seemed up.
     renewed: Instant,
 }
@@ -105,7 +105,7 @@ impl Pulse {
         let markers = health
             .drops
             .watch(markers, SubscriptionKind::Markers, &reply_prefix);
-        let (heard, received) = watch::channel(0);
+        let (received_up_to, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
             replies: (reply_prefix, markers),
@@ -117,7 +117,7 @@ impl Pulse {
             markers: VecDeque::new(),
             sent: 0,
             answered: Instant::now(),
-            heard,
+            received_up_to,
         };
         tasks.spawn("pulse", pulse.run());
         Ok(received)
@@ -177,7 +177,7 @@ impl Pulse {
     /// A marker has come in on the second connection: the broker has everything that was sent
     /// before it.
     async fn on_probe(&mut self, received: &Message) {
-        self.second.heard = Instant::now();
+        self.second.last_marker_at = Instant::now();
         self.health.mark_pulse_back();
         let body = &received.payload;
         let Some(marker) = number(body).and_then(|number| self.find(number)) else {
@@ -211,8 +211,8 @@ impl Pulse {
         self.answered = Instant::now();
         self.health.note_heard(at);
         // Every shard is told of a new time, so a busy node doesn't announce each marker.
-        if at >= *self.heard.borrow() + self.sources.poll_interval_ms() / 2 {
-            self.heard.send_replace(at);
+        if at >= *self.received_up_to.borrow() + self.sources.poll_interval_ms() / 2 {
+            self.received_up_to.send_replace(at);
         }
     }
 
@@ -226,7 +226,7 @@ impl Pulse {
     /// Logs it, and makes the second connection anew, if markers arrive only on the main connection
     /// although the second one seems up.
     async fn check_second(&mut self) {
-        if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
+        if self.answered.elapsed() > SILENT || self.second.last_marker_at.elapsed() < RENEW_AFTER {
             return;
         }
         self.health.mark_pulse_lost();
@@ -248,19 +248,19 @@ impl Second {
         Ok(Self {
             probes: (subject.clone(), client.subscribe(subject).await?),
             client,
-            heard: Instant::now(),
+            last_marker_at: Instant::now(),
             renewed: Instant::now(),
         })
     }
 
     /// Whether no marker has come in on it for some time, or it is down.
     fn is_silent(&self) -> bool {
-        !self.is_connected() || self.heard.elapsed() > SILENT
+        !self.is_connected() || self.last_marker_at.elapsed() > SILENT
     }
 
     /// Makes it anew, unless it is down, or this was done a moment ago.
     async fn renew(&mut self) {
-        if self.is_connected() && self.renewed.elapsed() > DEAF {
+        if self.is_connected() && self.renewed.elapsed() > RENEW_AFTER {
             self.renewed = Instant::now();
             // The client is gone only when the node ends.
             let _ = self.client.force_reconnect().await;

@@ -20,7 +20,7 @@ pub(crate) struct Sequencer {
     beacon: Subject,
     /// In a fleet: the subject on which the owner sends updates to the standbys. `None` outside of
     /// a fleet.
-    told: Option<Subject>,
+    updates_subject: Option<Subject>,
     /// The last sequence number on each subject; 0 if nothing was published on it.
     seqs: [u64; publish::Subject::ALL.len()],
     /// How many beacons were made in this epoch.
@@ -38,7 +38,7 @@ impl Sequencer {
             subjects: publish::Subject::ALL.map(|subject| source.subject(subject).into()),
             beacon: source.beacon().into(),
             source: Arc::new(source),
-            told: None,
+            updates_subject: None,
             seqs: Default::default(),
             beacons: 0,
             has_begun: false,
@@ -46,11 +46,11 @@ impl Sequencer {
         }
     }
 
-    /// For a shard of a fleet. `told`: the subject on which the owner sends updates to the
-    /// standbys.
-    pub(crate) fn of_fleet(source: Source, told: String) -> Self {
+    /// For a shard of a fleet. `updates_subject`: the subject on which the owner sends updates to
+    /// its standbys.
+    pub(crate) fn of_fleet(source: Source, updates_subject: String) -> Self {
         Self {
-            told: Some(told.into()),
+            updates_subject: Some(updates_subject.into()),
             ..Self::new(source)
         }
     }
@@ -68,7 +68,7 @@ impl Sequencer {
     /// An update from the owner to the standbys. `None` outside of a fleet.
     pub(crate) fn update(&self, body: Vec<u8>) -> Option<JournalEntry> {
         Some(JournalEntry {
-            subject: self.told.clone()?,
+            subject: self.updates_subject.clone()?,
             body: body.into(),
             delivery: DeliveryMode::Unnumbered,
             fence: self.fence.clone(),

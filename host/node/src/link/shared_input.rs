@@ -33,7 +33,7 @@ pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 const UNACKNOWLEDGED_MAX: i64 = 16_384;
 
 /// From this delivery of a message on, something is likely to be wrong.
-const OFTEN: u64 = 6;
+const WARN_FROM: u64 = 6;
 
 /// From this delivery on, a message is acknowledged before it is handled, since handling it may
 /// make the node fail.
@@ -96,7 +96,7 @@ impl Receipt {
 
     /// Whether the message was delivered so often that something is likely to be wrong.
     pub(crate) fn is_often_repeated(&self) -> bool {
-        self.deliveries >= OFTEN
+        self.deliveries >= WARN_FROM
     }
 
     /// Whether the message must be acknowledged before it is handled: it was delivered so often

@@ -180,12 +180,12 @@ impl Pool {
                 elapsed: Box::new(move || ns(began.elapsed())),
                 processor: Box::new(move || ns(clock::thread_cpu())),
             };
-            let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
+            let (inbox, thread_figures) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // Without a budget: the worker is the only task of its runtime.
             let run = move || {
                 priority.take();
-                let worker = Worker::new(inbox, outbox, told, clocks);
+                let worker = Worker::new(inbox, outbox, thread_figures, clocks);
                 runtime.block_on(unconstrained(worker.run()));
             };
             let name = match priority {

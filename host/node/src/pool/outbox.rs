@@ -21,7 +21,7 @@ use crate::link::progress::DeliveryProgress;
 use super::OutboxSettings;
 
 /// How often the connection is checked while a message waits for it, in milliseconds.
-pub(super) const LOOK_MS: u64 = 50;
+pub(super) const CHECK_EVERY_MS: u64 = 50;
 
 /// After how long without room the log says so, in milliseconds.
 const FULL_MS: u64 = 1_000;
@@ -304,7 +304,7 @@ impl<C: Transport> Outbox<C> {
         let wait = if can_be_heard {
             self.beacon_ms
         } else {
-            LOOK_MS
+            CHECK_EVERY_MS
         };
         self.beacon_at = Some(now + wait);
         can_be_heard
@@ -318,13 +318,13 @@ impl<C: Transport> Outbox<C> {
     /// When [`Self::update`] or the beacons are due, at the latest.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         let is_waiting = self.next < self.journal.end() || self.is_full() || !self.aside.is_empty();
-        let look_at = is_waiting.then_some(now + LOOK_MS);
+        let look_at = is_waiting.then_some(now + CHECK_EVERY_MS);
         self.beacon_at.into_iter().chain(look_at).min()
     }
 
     /// Waits until the broker has acknowledged more, or the client has room again. It may return
     /// too early.
-    pub(super) async fn moved(outbox: &RefCell<Self>) {
+    pub(super) async fn until_advanced(outbox: &RefCell<Self>) {
         let (handed, waits) = {
             let outbox = outbox.borrow();
             (Arc::clone(&outbox.handed), outbox.journal.waits())
@@ -335,7 +335,7 @@ impl<C: Transport> Outbox<C> {
         });
         tokio::select! {
             biased;
-            () = handed.moved(), if waits => {}
+            () = handed.until_advanced(), if waits => {}
             sent = sent => outbox.borrow_mut().sent(sent),
         }
     }

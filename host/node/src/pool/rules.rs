@@ -300,8 +300,8 @@ impl Rules for ShardRules<'_> {
         }
     }
 
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        self.call(context, |rules| rules.redact(context, told))
+    fn redact(&mut self, context: Context<'_>, audience: &Audience) -> Decision {
+        self.call(context, |rules| rules.redact(context, audience))
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {

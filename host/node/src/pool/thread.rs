@@ -13,7 +13,7 @@ use tracing::Span;
 use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
-use super::outbox::{LOOK_MS, Outbox, Transport};
+use super::outbox::{CHECK_EVERY_MS, Outbox, Transport};
 use super::scheduler::Scheduler;
 use super::spare_time::SpareTime;
 use super::thread_shards::ThreadShards;
@@ -355,10 +355,10 @@ impl<C: Transport> Thread<C> {
         let due = [
             self.timers.first().map(|(at, _)| *at),
             self.outbox.borrow().due(now),
-            (!self.watched.is_empty()).then_some(now + LOOK_MS),
+            (!self.watched.is_empty()).then_some(now + CHECK_EVERY_MS),
             // Without a connection, the outbox may have room although the broker acknowledges
             // nothing.
-            (!self.paused.is_empty()).then_some(now + LOOK_MS),
+            (!self.paused.is_empty()).then_some(now + CHECK_EVERY_MS),
             (!self.instances.borrow().is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
         ];

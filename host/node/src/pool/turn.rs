@@ -34,7 +34,7 @@ use crate::telemetry::{HandledTrace, OpenTrace};
 const BATCHES_A_QUESTION: usize = 16;
 
 /// How often the turn's time is checked while inputs produce no outputs: after this many inputs.
-const INPUTS_A_LOOK: usize = 32;
+const INPUTS_PER_CHECK: usize = 32;
 
 /// How many outputs of inputs are collected before they are carried out.
 const OUTPUTS_MAX: usize = 256;
@@ -200,7 +200,7 @@ impl HostedShard {
             // The position may be set now: outputs go to the outbox before anything is stored.
             self.position = position.or(self.position);
             let made = turn.out.len() + self.shard.waiting_outputs();
-            let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
+            let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_PER_CHECK);
             let is_over = is_look && turn.is_over();
             if is_over || made >= OUTPUTS_MAX {
                 self.carry_out(turn);

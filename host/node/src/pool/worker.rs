@@ -417,7 +417,7 @@ impl<C: Transport> Worker<C> {
             tokio::select! {
                 biased;
                 () = self.mailbox.arrived() => {}
-                () = Outbox::moved(&self.outbox) => {}
+                () = Outbox::until_advanced(&self.outbox) => {}
             }
         };
         match due {

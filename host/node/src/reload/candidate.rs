@@ -31,7 +31,7 @@ use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 use crate::clock;
 use crate::link::alerts::Alerts;
 use crate::store::state::StoreState;
-use crate::store::{LOOK_MAX, Store, WriteResult, next_number};
+use crate::store::{SCANNED_MAX, Store, WriteResult, next_number};
 use crate::tasks::blocking;
 pub(crate) use change::PipelineChange;
 use change::{ActiveChoice, CanaryChoice};
@@ -41,7 +41,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the time for which a canary has been watched is written to disk, in milliseconds of
 /// that time.
-const KEPT_EVERY_MS: u64 = 10_000;
+const SAVE_EVERY_MS: u64 = 10_000;
 
 /// An order about shadows.
 pub(crate) enum ShadowOrder {
@@ -79,14 +79,14 @@ impl ShadowTime {
 
 /// The canary's state on this node.
 pub(super) struct Canary {
-    kept: Arc<StoreCache>,
+    cache: Arc<StoreCache>,
     /// The candidate that runs, if any.
     running: Option<Candidate>,
     /// Decides when the canary ends by itself.
     watch: Option<CanaryMonitor>,
     /// The task that writes the watched time to disk, and the time written last.
     keeping: Option<JoinHandle<()>>,
-    kept_ms: u64,
+    saved_ms: u64,
     /// The future that writes a canary's end to the store.
     writing: Option<BoxFuture<'static, ()>>,
     /// The last canary that has ended on this node, and why. It doesn't begin again, even if it is
@@ -95,13 +95,13 @@ pub(super) struct Canary {
 }
 
 impl Canary {
-    pub(super) fn new(kept: Arc<StoreCache>) -> Self {
+    pub(super) fn new(cache: Arc<StoreCache>) -> Self {
         Self {
-            kept,
+            cache,
             running: None,
             watch: None,
             keeping: None,
-            kept_ms: 0,
+            saved_ms: 0,
             writing: None,
             ended: None,
         }
@@ -141,22 +141,22 @@ impl Canary {
             return;
         };
         let is_writing = self.keeping.as_ref().is_some_and(|it| !it.is_finished());
-        if is_writing || watched_ms < self.kept_ms.saturating_add(KEPT_EVERY_MS) {
+        if is_writing || watched_ms < self.saved_ms.saturating_add(SAVE_EVERY_MS) {
             return;
         }
-        self.kept_ms = watched_ms;
-        let kept = Arc::clone(&self.kept);
+        self.saved_ms = watched_ms;
+        let cache = Arc::clone(&self.cache);
         let canary = SavedCanary {
             candidate,
             watched_ms,
             ended: None,
         };
-        self.keeping = Some(blocking(move || kept.save_canary(&canary)));
+        self.keeping = Some(blocking(move || cache.save_canary(&canary)));
     }
 
     /// Writes to disk that a canary has ended on this node.
     async fn keep_end(&mut self, candidate: Candidate, why: String) {
-        let (kept, before) = (Arc::clone(&self.kept), self.keeping.take());
+        let (cache, before) = (Arc::clone(&self.cache), self.keeping.take());
         let canary = SavedCanary {
             candidate,
             watched_ms: 0,
@@ -166,7 +166,7 @@ impl Canary {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            let _ = blocking(move || kept.save_canary(&canary)).await;
+            let _ = blocking(move || cache.save_canary(&canary)).await;
         };
         // A disk may hang.
         if timeout(KEEP, keep).await.is_err() {
@@ -277,8 +277,8 @@ impl Reload {
         let Some(candidate) = wanted.and_then(|it| it.candidate.clone()) else {
             return;
         };
-        let (kept, which) = (Arc::clone(&self.canary.kept), candidate.clone());
-        let kept = blocking(move || kept.canary(&which)).await;
+        let (cache, which) = (Arc::clone(&self.canary.cache), candidate.clone());
+        let kept = blocking(move || cache.canary(&which)).await;
         let kept = kept.ok().flatten();
         let watched_ms = kept.as_ref().map_or(0, |it| it.watched_ms);
         match kept.and_then(|it| it.ended) {
@@ -315,7 +315,7 @@ impl Reload {
         let watched = policy.zip(pipeline);
         canary.watch = watched.map(|(policy, pipeline)| CanaryMonitor::new(policy, pipeline.meter));
         canary.running = candidate;
-        canary.kept_ms = watched_ms;
+        canary.saved_ms = watched_ms;
     }
 
     /// Carries out an order about shadows.
@@ -521,7 +521,7 @@ impl CanaryEnd {
     }
 
     async fn try_write(&self) -> anyhow::Result<EndWritten> {
-        let revisions = self.store.revisions(LOOK_MAX).await?;
+        let revisions = self.store.revisions(SCANNED_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| it.revision.as_ref().ok());
         // This happens if the bucket was lost. The canary is then still in force.

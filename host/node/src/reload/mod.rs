@@ -57,8 +57,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How far apart two readings of the configuration file are that must agree, and how many readings
 /// are tried.
-pub(crate) const AGREE: Duration = Duration::from_millis(150);
-const AGREE_TRIES: usize = 20;
+pub(crate) const REREAD_AFTER: Duration = Duration::from_millis(150);
+const REREAD_TRIES: usize = 20;
 
 /// The files' size and modification time at the last read. `None`: they must be read again.
 #[derive(Default)]
@@ -431,7 +431,7 @@ impl Reload {
         let (path, running) = (path.clone(), text.clone());
         self.reading_config.start(move || {
             let read = || config::Text::read_again(path.as_deref());
-            changed(running.as_ref(), AGREE, read)
+            changed(running.as_ref(), REREAD_AFTER, read)
         });
     }
 
@@ -546,7 +546,7 @@ pub(crate) fn changed(
     mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,
 ) -> anyhow::Result<Option<config::Text>> {
     let mut before = None;
-    for _ in 0..AGREE_TRIES {
+    for _ in 0..REREAD_TRIES {
         let text = read()?;
         if text.as_ref() == running {
             return Ok(None);

@@ -99,7 +99,7 @@ pub(super) struct Link {
     /// change.
     pub(super) connects: watch::Receiver<u64>,
     /// The time up to which every message has been received.
-    pub(super) heard: watch::Receiver<u64>,
+    pub(super) received_up_to: watch::Receiver<u64>,
     pub(super) sources: Sources,
     /// For each thread, the progress of what it has handed to the broker's client.
     handed: Vec<Arc<DeliveryProgress>>,
@@ -216,11 +216,12 @@ impl Account {
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
         let handed = (0..self.threads).map(|_| sources.add()).collect();
         let (health, known) = (Arc::clone(&self.broker), sources.clone());
-        let heard = Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
+        let received_up_to =
+            Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
         Ok(Link {
             connection,
             connects,
-            heard,
+            received_up_to,
             sources,
             handed,
         })

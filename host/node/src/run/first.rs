@@ -170,7 +170,7 @@ pub(super) type StoreStart = (Arc<store::state::StoreState>, Option<Arc<Revision
 pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> PluginFetcher {
     PluginFetcher {
         store: Store::new(&admin.client, config.tenant.prefix.as_deref()),
-        kept: Arc::clone(loader.store_cache()),
+        cache: Arc::clone(loader.store_cache()),
     }
 }
 

@@ -174,7 +174,7 @@ impl Shared {
                         no_other_has_subjects(&config, &after).await?;
                     }
                     if !config.follows_store() {
-                        load(&config, &self.all.compiler).await?;
+                        load(&config, &self.process.compiler).await?;
                     }
                 }
                 Ok(_) => {}

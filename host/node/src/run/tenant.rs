@@ -58,7 +58,7 @@ pub(super) struct StepBack(String);
 /// The surroundings of a tenant.
 pub(super) struct TenantEnv<'a> {
     pub(super) account: &'a Account,
-    pub(super) all: &'a ProcessContext,
+    pub(super) process: &'a ProcessContext,
     pub(super) board: &'a Arc<StatusBoard>,
     pub(super) signals: &'a Signals,
     /// The tenant's own tasks, which end with it.
@@ -98,7 +98,7 @@ pub(super) struct TenantParts {
     reload: Reload,
     pub(super) status: Arc<Status>,
     /// The time up to which every message has been received.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     /// The restored state of the last run, if any.
     restored: Option<Restored>,
     /// Whether the state was written under other enrichers.
@@ -125,7 +125,7 @@ pub(super) async fn start(
         tasks,
         ..
     } = env;
-    let compiler = &env.all.compiler;
+    let compiler = &env.process.compiler;
     let broker = Arc::clone(&account.broker);
     let names = Arc::new(Names::new());
     let loaded = match start.config.follows_store() {
@@ -145,7 +145,7 @@ pub(super) async fn start(
             start.config.fleet.enabled,
             start.config.tenant.name.clone(),
         ),
-        (Arc::clone(&broker), link.heard.clone()),
+        (Arc::clone(&broker), link.received_up_to.clone()),
         Arc::clone(&replies),
         (&account.rechecks, tasks),
     );
@@ -159,7 +159,9 @@ pub(super) async fn start(
         "alerts",
         raised.publish(admin.client.clone(), subjects.clone()),
     );
-    env.all.plugin_logs.add(&start.config.tenant, &admin.client);
+    env.process
+        .plugin_logs
+        .add(&start.config.tenant, &admin.client);
     let mut in_store = None;
     let loaded = match loaded {
         Some(mut loaded) => {
@@ -249,12 +251,12 @@ pub(super) async fn start(
     );
     let connected = (connection.clone(), Arc::clone(&broker));
     tenant.follow_link(link.connects.clone(), connected, tasks);
-    let clock = env.all.clock.clone();
+    let clock = env.process.clock.clone();
     tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
-    tenant.follow_corrections(&env.all.periodic_checks, tasks);
+    tenant.follow_corrections(&env.process.periodic_checks, tasks);
     let mut quarantine = Quarantine::new(alerts.clone(), tenant.running.subscribe());
     let look = move || quarantine.check();
-    env.all.periodic_checks.add(tasks, "quarantine", look);
+    env.process.periodic_checks.add(tasks, "quarantine", look);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
@@ -276,7 +278,12 @@ pub(super) async fn start(
         tenant,
         Arc::clone(&status),
         (connection.clone(), account.access.login.clone()),
-        (from_store, alerts.clone(), tasks.clone(), &env.all.watches),
+        (
+            from_store,
+            alerts.clone(),
+            tasks.clone(),
+            &env.process.watches,
+        ),
     );
     let follower = follows.map(|state| RevisionFollower {
         client: admin.client.clone(),
@@ -292,7 +299,7 @@ pub(super) async fn start(
         connection,
         reload,
         status,
-        heard: link.heard.clone(),
+        received_up_to: link.received_up_to.clone(),
         connects: link.connects.clone(),
         restored,
         has_other_enrichers,
@@ -347,7 +354,7 @@ impl TenantParts {
             connection,
             reload,
             status,
-            heard,
+            received_up_to,
             restored,
             has_other_enrichers,
             turn,
@@ -369,7 +376,7 @@ impl TenantParts {
         let reader = tenant.listen(
             connection,
             Arc::clone(&broker),
-            heard.clone(),
+            received_up_to.clone(),
             queue,
             told_of_parts,
         );
@@ -415,7 +422,7 @@ impl TenantParts {
         if let Some(start) = fleet.take() {
             let broker = (&*connection, Arc::clone(&broker));
             let shards = (tenant.shards.clone(), parts);
-            let links = (connects.clone(), heard.clone(), tasks);
+            let links = (connects.clone(), received_up_to.clone(), tasks);
             let known = Arc::clone(status);
             let is_closed = Box::new(move || known.is_closed());
             let subjects = tenant.subjects.clone();
@@ -464,7 +471,7 @@ impl TenantParts {
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // If the sender is gone, that is noticed elsewhere.
-            let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
+            let _ = received_up_to.wait_for(|_| env.board.is_subscribed()).await;
             if let Some(fleet) = &fleet {
                 // Input that comes before a shard has an owner would be lost.
                 fleet.until_settled().await;

@@ -54,7 +54,7 @@ pub(super) struct Shared {
     isolated_runtime: IsolatedRuntime,
     /// The accounts of the tenants that have their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
-    pub(super) all: ProcessContext,
+    pub(super) process: ProcessContext,
     signals: Signals,
     pub(super) tasks: Tasks,
     telemetry: Arc<Telemetry>,
@@ -96,7 +96,7 @@ impl Shared {
             isolated_runtime: IsolatedRuntime::default(),
             account,
             accounts: Mutex::default(),
-            all: ProcessContext::start(&config.node.name, tasks),
+            process: ProcessContext::start(&config.node.name, tasks),
             signals: signals.clone(),
             tasks: tasks.clone(),
             telemetry: Arc::clone(telemetry),
@@ -130,7 +130,7 @@ impl Shared {
             text,
             seen,
             path,
-            watch: shared.all.watches.watch(),
+            watch: shared.process.watches.watch(),
             begun: BTreeMap::new(),
             ending: BTreeMap::new(),
             refused: String::new(),
@@ -223,7 +223,7 @@ impl Shared {
             let (config, own_account) = match order {
                 DesiredState::Serve(config, own_account) => (config, own_account),
                 DesiredState::End => {
-                    self.all.plugin_logs.forget(&name);
+                    self.process.plugin_logs.forget(&name);
                     return self.close_account(&name).await;
                 }
                 DesiredState::Pause => {
@@ -300,7 +300,7 @@ impl Shared {
         };
         let _claim = claimed;
         let place = tokio::select! {
-            place = self.all.starts.place(&self.tasks) => place,
+            place = self.process.starts.place(&self.tasks) => place,
             () = apply_changes_until_restart(
                 wanted,
                 (config, account),
@@ -316,7 +316,7 @@ impl Shared {
             .set_phase(name, TenantPhase::Begun, Some(Arc::clone(&board)));
         let env = TenantEnv {
             account,
-            all: &self.all,
+            process: &self.process,
             board: &board,
             signals: &self.signals,
             tasks: &tasks,
@@ -453,7 +453,7 @@ impl ConfigFollower {
         let serving = self.serving();
         let read = blocking(move || {
             let read = || Text::read_again(path.as_deref());
-            let text = reload::changed(running.as_ref(), reload::AGREE, read)?;
+            let text = reload::changed(running.as_ref(), reload::REREAD_AFTER, read)?;
             let Some(text) = text else {
                 return Ok(None);
             };

@@ -55,7 +55,7 @@ pub const READ_MAX: u64 = 1_000;
 
 /// How many of the newest revisions are read to find the current one, if others have written into
 /// the bucket.
-pub(crate) const LOOK_MAX: u64 = 100;
+pub(crate) const SCANNED_MAX: u64 = 100;
 
 /// How many bytes of revisions are read, at most.
 const READ_BYTES_MAX: u64 = 256 << 20;
@@ -253,7 +253,7 @@ impl Store {
         match last {
             Some(found) if found.revision.is_ok() => Ok(Some(found)),
             // Others have written into the bucket.
-            _ => Ok(newest(self.revisions(LOOK_MAX).await?)),
+            _ => Ok(newest(self.revisions(SCANNED_MAX).await?)),
         }
     }
 

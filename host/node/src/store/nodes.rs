@@ -142,12 +142,12 @@ fn sorted(nodes: impl Iterator<Item = FoundNode>) -> Vec<FoundNode> {
 }
 
 /// The names of a fleet's nodes, from the keys of an object or from a list.
-fn fleet_nodes(told: Option<&Value>) -> Vec<String> {
-    let keys = told
+fn fleet_nodes(listed: Option<&Value>) -> Vec<String> {
+    let keys = listed
         .and_then(Value::as_object)
         .into_iter()
         .flat_map(Map::keys);
-    let list = told.and_then(Value::as_array).into_iter().flatten();
+    let list = listed.and_then(Value::as_array).into_iter().flatten();
     let list = list.filter_map(Value::as_str).map(str::to_owned);
     keys.cloned().chain(list).collect()
 }
@@ -156,9 +156,9 @@ fn fleet_nodes(told: Option<&Value>) -> Vec<String> {
 /// none.
 fn without_answering<'a>(
     answering: impl Iterator<Item = &'a str>,
-    told: Vec<anyhow::Result<Vec<String>>>,
+    listed: Vec<anyhow::Result<Vec<String>>>,
 ) -> BTreeSet<String> {
-    let mut silent: BTreeSet<_> = told.into_iter().flatten().flatten().collect();
+    let mut silent: BTreeSet<_> = listed.into_iter().flatten().flatten().collect();
     for name in answering {
         silent.remove(name);
     }

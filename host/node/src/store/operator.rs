@@ -193,8 +193,8 @@ impl Operator {
             place = place.or(made
                 .zip(last)
                 .map(|(made, last)| BucketPlace { made, last }));
-            let told = answer.get("tenants").and_then(Value::as_array);
-            tenants.extend(told.into_iter().flatten().cloned());
+            let listed = answer.get("tenants").and_then(Value::as_array);
+            tenants.extend(listed.into_iter().flatten().cloned());
             let left_out = answer.get("leftOut").and_then(Value::as_u64);
             let left_out = usize::try_from(left_out.unwrap_or_default()).unwrap_or_default();
             let done = asked.len().saturating_sub(left_out);

@@ -29,7 +29,7 @@ use crate::link::bucket_keys::{self, Expected};
 use crate::tasks::run_blocking;
 
 /// How often the bucket is checked for changes.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a starting node waits for the store before it uses what it knew last.
 const AT_START: Duration = Duration::from_secs(5);
@@ -282,7 +282,7 @@ fn shown(key: &str, place: u64) -> String {
 pub(crate) struct TenantsFollower {
     store: TenantStore,
     /// The file that keeps the known tenants over a restart. `None`: they aren't kept.
-    kept: Option<PathBuf>,
+    saved_path: Option<PathBuf>,
     entries: Entries,
     /// The tenants whose sections are in force. After a restart, they have their subjects before
     /// others.
@@ -317,7 +317,7 @@ impl TenantsFollower {
         let (tell, known) = watch::channel(KnownTenants::default());
         let new = Self {
             store: TenantStore::new(client),
-            kept: dir.map(|dir| dir.join("presence-tenants.json")),
+            saved_path: dir.map(|dir| dir.join("presence-tenants.json")),
             entries: Entries::new(),
             in_force: BTreeSet::new(),
             now_in_force: in_force,
@@ -343,7 +343,7 @@ impl TenantsFollower {
             }
             self.publish_known();
         }
-        let mut looks = interval(LOOK);
+        let mut looks = interval(CHECK_EVERY);
         loop {
             tokio::select! {
                 _ = looks.tick() => drop(self.refresh().await),
@@ -440,7 +440,7 @@ impl TenantsFollower {
 
     /// Reads the file that was kept.
     async fn remember(&mut self) {
-        let Some(path) = self.kept.clone() else {
+        let Some(path) = self.saved_path.clone() else {
             return;
         };
         let Ok(bytes) = run_blocking(move || std::fs::read(path)).await else {
@@ -459,7 +459,7 @@ impl TenantsFollower {
     }
 
     async fn keep(&self) {
-        let Some(path) = self.kept.clone() else {
+        let Some(path) = self.saved_path.clone() else {
             return;
         };
         let tenants = self.entries.iter().filter_map(|(name, entry)| {

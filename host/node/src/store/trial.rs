@@ -139,8 +139,8 @@ impl RevisionValidator {
         let revision = Revision::parse(body)?;
         let _turn = self.turn.lock().await;
         if let Some(candidate) = revision.candidate.clone() {
-            let kept = Arc::clone(&self.fetcher.kept);
-            if let Some(why) = blocking(move || kept.canary_end(&candidate)).await? {
+            let cache = Arc::clone(&self.fetcher.cache);
+            if let Some(why) = blocking(move || cache.canary_end(&candidate)).await? {
                 bail!("its canary doesn't run: {}", has_ended(&why));
             }
         }

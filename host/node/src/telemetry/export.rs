@@ -40,7 +40,7 @@ const ANSWER_BYTES_MAX: u64 = 65_536;
 const WHY_CHARS_MAX: usize = 500;
 
 /// The shortest time between two log lines about refused requests, in milliseconds.
-const TOLD_MS: u64 = 60_000;
+const LOG_EVERY_MS: u64 = 60_000;
 
 /// The HTTP statuses after which the same request may be repeated, as OTLP defines.
 const LATER: [u16; 4] = [429, 502, 503, 504];
@@ -253,7 +253,7 @@ impl Attempts {
             Err(error) => {
                 Figures::add(&figures.failed, 1);
                 self.failures = self.failures.saturating_add(1);
-                if let Some(times) = self.log.line(TOLD_MS) {
+                if let Some(times) = self.log.line(LOG_EVERY_MS) {
                     let why = format!("{error:#}");
                     let why: String = why.chars().take(WHY_CHARS_MAX).collect();
                     tracing::warn!(

@@ -24,7 +24,7 @@ impl Tenant {
         &self,
         connection: &Connection,
         broker: Arc<BrokerHealth>,
-        heard: watch::Receiver<u64>,
+        received_up_to: watch::Receiver<u64>,
         intake_queue: usize,
         parts: Option<PartReceiver>,
     ) -> anyhow::Result<Intake> {
@@ -62,7 +62,7 @@ impl Tenant {
             drops: DropCounter::default(),
             tracer: self.tracer.clone(),
             deferred: DeferredTasks::new(tasks, intake_queue),
-            watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
+            watermark: Watermark::new(received_up_to, intake_queue, self.shards.iter().len()),
         })
     }
 

@@ -233,11 +233,11 @@ impl Tenant {
                 Some(fleet) => {
                     let source = Source::of_fleet(number, &subjects, message_ids);
                     let number = u32::try_from(number).unwrap_or(u32::MAX);
-                    let told = subjects.told(number);
+                    let updates_subject = subjects.told(number);
                     let (names, links) = (Arc::clone(&names), fleet.links.clone());
                     let replica = (number, fleet.replicas.clone());
                     let cell = ShardOrReplica::replica(shard, replica, names, links);
-                    (cell, Sequencer::of_fleet(source, told))
+                    (cell, Sequencer::of_fleet(source, updates_subject))
                 }
             };
             let saver = state.as_ref().map(Writer::saver);

@@ -12,10 +12,10 @@ use crate::tenant::RunningPipelines;
 
 /// How often the progress is checked. Corrections that finish sooner are not logged, except
 /// those of a new pipeline.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the progress is logged.
-const TELL: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// The progress of corrections.
 #[derive(Clone, Copy, Default)]
@@ -45,7 +45,7 @@ struct Long {
     since: Instant,
     /// How many correction messages had been published before.
     messages: u64,
-    told_at: Instant,
+    logged_at: Instant,
 }
 
 /// Follows the corrections of a tenant.
@@ -79,7 +79,7 @@ impl Corrections {
         }
         // This is half a caller's interval early, so that a call that comes a little early still
         // counts.
-        self.look_at = now + LOOK - EVERY / 2;
+        self.look_at = now + CHECK_EVERY - EVERY / 2;
         self.say(now);
         self.running.has_changed().is_ok()
     }
@@ -94,13 +94,13 @@ impl Corrections {
                     self.long = Some(Long {
                         since: now,
                         messages: before.messages,
-                        told_at: now,
+                        logged_at: now,
                     });
                 }
-                Some(long) if now - long.told_at >= TELL => {
+                Some(long) if now - long.logged_at >= LOG_EVERY => {
                     let messages = last.messages - long.messages;
                     tracing::info!(users, messages, "correction in progress");
-                    long.told_at = now;
+                    long.logged_at = now;
                 }
                 _ => {}
             }

@@ -9,7 +9,7 @@ use tracing::Span;
 use crate::pool::log_limiter::LogLimiter;
 
 /// The least time between two log lines about a quota, in milliseconds.
-const TOLD_MS: u64 = 60_000;
+const LOG_EVERY_MS: u64 = 60_000;
 
 /// The exceeded quotas of a tenant.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Exceeded {
     /// Logs it, unless the quota was logged recently.
     pub(crate) fn log(&self, quota: Quota, error: &str) {
         let line = self.lines.get(quota as usize);
-        if let Some(times) = line.and_then(|line| line.line(TOLD_MS)) {
+        if let Some(times) = line.and_then(|line| line.line(LOG_EVERY_MS)) {
             let quota = quota.as_str();
             self.span
                 .in_scope(|| tracing::warn!(quota, times, "a quota is exceeded: {error}"));

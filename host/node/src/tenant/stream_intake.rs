@@ -53,7 +53,7 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// How often the stream itself is checked. It may have been changed. Or a message may have been
 /// lost between the servers, which would only show at the next message.
-pub(super) const LOOK: Duration = Duration::from_secs(5);
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// How often it is checked whether the rate allows one more message.
 pub(super) const PACE: Duration = Duration::from_millis(2);
@@ -327,7 +327,7 @@ impl StreamIntake {
                     }
                     self.mark();
                     self.lost(0);
-                    if looked_at.elapsed() < LOOK {
+                    if looked_at.elapsed() < CHECK_EVERY {
                         continue;
                     }
                     looked_at = Instant::now();

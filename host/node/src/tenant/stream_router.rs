@@ -22,7 +22,7 @@ use self::fleet_progress::{FleetProgress, StartBacklog};
 use super::Tenant;
 use super::intake::traced;
 use super::router::Router;
-use super::stream_intake::{LOOK, PACE, RETRY, STEADY, StreamHealth, TICK, gathered};
+use super::stream_intake::{CHECK_EVERY, PACE, RETRY, STEADY, StreamHealth, TICK, gathered};
 use crate::clock;
 use crate::fleet::Fleet;
 use crate::link::connection::Connection;
@@ -47,13 +47,13 @@ const FEW: u64 = PULL_MAX;
 
 /// The number of checks (each a [`TICK`] apart) within which all messages on their way should be
 /// handled. This is half the time after which they are delivered again.
-const LOOKS: u64 = 5;
+const STALL_CHECKS: u64 = 5;
 
 /// How often in a row reading may end soon after it began before this counts as an outage.
 const EARLY_ENDS_MAX: u32 = 3;
 
 /// The least time between two log lines about messages that wait for their owners, in milliseconds.
-const WAIT_TOLD_MS: u64 = 10_000;
+const WAIT_LOG_EVERY_MS: u64 = 10_000;
 
 /// How long a node that has just started leaves it to others to create a missing consumer. They
 /// know up to where messages have been handled.
@@ -261,7 +261,7 @@ impl StreamRouter {
         let made = stream
             .create_shared_consumer(ReadFrom::Since(since))
             .await?;
-        self.fleet_progress.given = 0;
+        self.fleet_progress.last_received = 0;
         tracing::warn!(
             "the stream `{}` has lost its last messages: the messages are taken that were stored \
              since it was last in order, so some may be taken for the second time",
@@ -330,7 +330,7 @@ impl StreamRouter {
                         self.reset_backoff();
                     }
                     let is_awaited = waiting.is_some() || self.start_backlog.is_some();
-                    if looked_at.elapsed() < LOOK && !is_awaited {
+                    if looked_at.elapsed() < CHECK_EVERY && !is_awaited {
                         continue;
                     }
                     looked_at = Instant::now();
@@ -370,7 +370,7 @@ impl StreamRouter {
         let messages = batch.iter().filter(is_unhandled).count();
         if messages > 0
             && self.fleet.ownerless() == 0
-            && self.unhandled.line(WAIT_TOLD_MS).is_some()
+            && self.unhandled.line(WAIT_LOG_EVERY_MS).is_some()
         {
             tracing::warn!(
                 messages,
@@ -382,7 +382,7 @@ impl StreamRouter {
     }
 
     fn log_waiting(&self, messages: u64) {
-        if self.waits.line(WAIT_TOLD_MS).is_some() {
+        if self.waits.line(WAIT_LOG_EVERY_MS).is_some() {
             tracing::warn!(
                 messages,
                 "messages of the stream `{}` are delivered again before their owners have handled them: \
@@ -448,7 +448,7 @@ impl StreamRouter {
             };
             counted.fetch_add(1, Ordering::Relaxed);
             let given = stored.receipt.place.sequence;
-            self.fleet_progress.given = self.fleet_progress.given.max(given);
+            self.fleet_progress.last_received = self.fleet_progress.last_received.max(given);
             let bytes = stored.message.bytes();
             match self.router.route(stored, limits) {
                 Ok(Some((place, input, receipt))) => {
@@ -497,7 +497,7 @@ impl StreamRouter {
 /// how many there were at the last check. If none of them were handled, they may be lost, and must
 /// be delivered and passed on again.
 fn is_too_much(left: u64, before: Option<u64>) -> bool {
-    let is_slow = |handled: u64| handled > 0 && left > handled * LOOKS;
+    let is_slow = |handled: u64| handled > 0 && left > handled * STALL_CHECKS;
     left > FEW && before.is_none_or(|it| is_slow(it.saturating_sub(left)))
 }
 

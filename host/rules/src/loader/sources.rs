@@ -32,11 +32,13 @@ pub struct ResolvedPlugin {
 pub fn resolve_plugins(config: &Config) -> Vec<ResolvedPlugin> {
     let stages = config.pipeline.iter();
     if config.follows_store() {
-        let kept = StoreCache::of(config);
-        let stored = |stage| found_in_store(&kept, &config.plugins, stage);
+        let cache = StoreCache::of(config);
+        let stored = |stage| resolve_stored(&cache, &config.plugins, stage);
         return stages.map(stored).collect();
     }
-    stages.map(|stage| found(&config.plugins, stage)).collect()
+    stages
+        .map(|stage| resolve(&config.plugins, stage))
+        .collect()
 }
 
 /// The stages in one line, in order: each plugin with its version, its source and the beginning
@@ -74,18 +76,18 @@ pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
     })
 }
 
-fn found_in_store(kept: &StoreCache, plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
+fn resolve_stored(cache: &StoreCache, plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
     let name = &*stage.plugin;
     let Some(digest) = &stage.digest else {
         return ResolvedPlugin::none(name, "no digest".into());
     };
-    match kept.plugin(digest, limit(plugins)) {
+    match cache.plugin(digest, limit(plugins)) {
         Ok(bytes) => ResolvedPlugin::of_trusted(plugins, name, STORE, &bytes),
         Err(error) => ResolvedPlugin::none(name, format!("{error:#}")),
     }
 }
 
-fn found(plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
+fn resolve(plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
     let name = &*stage.plugin;
     let from_program = || match built_in(name) {
         Some(bytes) => ResolvedPlugin::of(name, BUILT_IN, bytes),

@@ -176,7 +176,7 @@ impl Log {
             metadata: filtered.metadata.map(|metadata| metadata.get().into()),
         };
         if let Some((_, period)) = self.open.get_mut(&user) {
-            period.tell(viewers, &Arc::new(told));
+            period.add(viewers, &Arc::new(told));
             self.touched.insert(user);
         }
     }

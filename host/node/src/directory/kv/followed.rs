@@ -8,7 +8,7 @@ use async_nats::jetstream::{kv, stream};
 use foldhash::fast::FixedState;
 
 /// After this many checks in a row without anything new, a bucket counts as quiet.
-const QUIET_LOOKS: u32 = 3;
+const QUIET_CHECKS: u32 = 3;
 
 /// What has been followed of a stream.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Followed {
             (self.quiet_at, self.quiet_looks) = (last, 0);
         }
         self.quiet_looks = self.quiet_looks.saturating_add(1);
-        if self.quiet_looks >= QUIET_LOOKS && !self.is_empty() {
+        if self.quiet_looks >= QUIET_CHECKS && !self.is_empty() {
             StreamCheck::Quiet
         } else {
             StreamCheck::Followed

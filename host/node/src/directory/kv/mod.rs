@@ -41,10 +41,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const TOO_LARGE_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// How often the identity and the end of the bucket's stream are checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How many checks in a row may fail while the broker is connected.
-const FAILED_LOOKS_MAX: u32 = 3;
+const FAILED_CHECKS_MAX: u32 = 3;
 
 /// How long the next entry may take while the bucket is read.
 const READ: Duration = Duration::from_secs(10);
@@ -164,7 +164,7 @@ impl BucketFollower {
             while let (Some(up_to), Ok(Some(stream))) = (up_to, self.stream(&jetstream).await)
                 && stream.cached_info().state.last_sequence == up_to
             {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_EVERY).await;
             }
         };
         tokio::select! {
@@ -190,8 +190,8 @@ impl BucketFollower {
             match begin(&store, self.known_mismatch, entries_max).await? {
                 Ok(begun) => begun,
                 Err(up_to) => {
-                    let told = self.updates.send(DirectoryUpdate::TooLarge).await;
-                    return Ok(told.map_or(Ended::Closed, |()| Ended::TooLarge(Some(up_to))));
+                    let sent = self.updates.send(DirectoryUpdate::TooLarge).await;
+                    return Ok(sent.map_or(Ended::Closed, |()| Ended::TooLarge(Some(up_to))));
                 }
             };
         let doubt = self.why_doubtful(&followed, accept);
@@ -224,7 +224,8 @@ impl BucketFollower {
         followed: &mut Followed,
         is_doubtful: bool,
     ) -> anyhow::Result<Ended> {
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+        let mut look =
+            tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut failed = 0;
         loop {
@@ -251,7 +252,7 @@ impl BucketFollower {
                         Err(_) if !self.is_connected() => continue,
                         Err(error) => {
                             failed += 1;
-                            if failed >= FAILED_LOOKS_MAX {
+                            if failed >= FAILED_CHECKS_MAX {
                                 return Err(error);
                             }
                             continue;

@@ -107,7 +107,7 @@ impl Driver {
     fn subscribe_apart(&self, shard: u32) {
         let subjects = self.subjects.of_shard_but_heartbeats(shard);
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
-        let mut heard = self.heard.clone();
+        let mut received_up_to = self.received_up_to.clone();
         let subscribed = async move {
             let messages = match subscribe_to(subjects, &connection, &broker).await {
                 Ok(messages) => messages,
@@ -117,7 +117,10 @@ impl Driver {
             // old one may end only after that has arrived: the client drops what is on its way to a
             // subscription that ends.
             let at = clock::now_ms();
-            let is_known = heard.wait_for(|heard| *heard > at).await.map(|_| ());
+            let is_known = received_up_to
+                .wait_for(|received_up_to| *received_up_to > at)
+                .await
+                .map(|_| ());
             match is_known {
                 Ok(()) => Completion::Subscribed(shard, false, Ok(messages)),
                 Err(error) => Completion::Subscribed(shard, false, Err(error.into())),

@@ -13,10 +13,10 @@ use crate::link::drops::Drops;
 use crate::link::login::RefusedLogin;
 
 /// How often the log repeats that the broker can't be reached, for the same reason.
-const UNREACHABLE_TOLD_MS: u64 = 60_000;
+const UNREACHABLE_LOG_EVERY_MS: u64 = 60_000;
 
 /// The least time between two log lines about errors that the broker reports.
-const COMPLAINT_TOLD_MS: u64 = 1_000;
+const ERROR_LOG_EVERY_MS: u64 = 1_000;
 
 /// How long nothing must have been heard from the broker to count as silence, in milliseconds.
 /// Markers of the pulse come several times a second.
@@ -75,7 +75,7 @@ struct Hello {
 struct Unreachable {
     why: String,
     /// When it was last logged, by the host's clock.
-    told_at: u64,
+    logged_at: u64,
     /// The login, if the broker refused it.
     refused: Option<RefusedLogin>,
 }
@@ -141,7 +141,7 @@ impl BrokerHealth {
         let mut unreachable = self.unreachable();
         if let Some(known) = &mut *unreachable
             && known.why == why
-            && now.saturating_sub(known.told_at) < UNREACHABLE_TOLD_MS
+            && now.saturating_sub(known.logged_at) < UNREACHABLE_LOG_EVERY_MS
         {
             known.refused = refused;
             return;
@@ -153,7 +153,7 @@ impl BrokerHealth {
         );
         *unreachable = Some(Unreachable {
             why,
-            told_at: now,
+            logged_at: now,
             refused,
         });
     }
@@ -277,7 +277,7 @@ impl BrokerHealth {
             BrokerErrorKind::Known => {}
             BrokerErrorKind::Other => {
                 let now = clock::now_ms();
-                let due = |at: u64| (now >= at + COMPLAINT_TOLD_MS).then_some(now);
+                let due = |at: u64| (now >= at + ERROR_LOG_EVERY_MS).then_some(now);
                 let (order, failure) = (Ordering::Relaxed, Ordering::Relaxed);
                 if self.complained_at.fetch_update(order, failure, due).is_ok() {
                     tracing::warn!(error = text, "NATS reports an error");
@@ -340,17 +340,19 @@ mod tests {
     #[test]
     fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
         let health = BrokerHealth::default();
-        let told = |why: &str| {
+        let reported = |why: &str| {
             health.note_unreachable("a:1", why.into(), None);
             let unreachable = health.unreachable();
-            unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
+            unreachable
+                .as_ref()
+                .map(|it| (it.why.clone(), it.logged_at))
         };
-        let first = told("refused");
+        let first = reported("refused");
         // Some time ago, and less than the interval at which the log repeats the reason.
-        let ago = clock::now_ms() - UNREACHABLE_TOLD_MS / 2;
-        health.unreachable().as_mut().unwrap().told_at = ago;
-        assert_eq!(told("refused"), Some(("refused".into(), ago)));
-        assert_ne!(told("timed out"), first);
+        let ago = clock::now_ms() - UNREACHABLE_LOG_EVERY_MS / 2;
+        health.unreachable().as_mut().unwrap().logged_at = ago;
+        assert_eq!(reported("refused"), Some(("refused".into(), ago)));
+        assert_ne!(reported("timed out"), first);
         assert_eq!(
             health.disconnected().unwrap(),
             "not connected to NATS: timed out"

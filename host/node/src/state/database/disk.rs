@@ -25,7 +25,7 @@ pub(crate) struct Disk {
     found: Mutex<Found>,
     given_up: Condvar,
     /// As `given_up`, for async tasks.
-    told: Notify,
+    gave_up: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Disk {
     pub(crate) fn give_up(&self) {
         self.lock().waits = false;
         self.given_up.notify_all();
-        self.told.notify_waiters();
+        self.gave_up.notify_waiters();
     }
 
     /// Notes that nothing can be written, and why. Each new reason is logged.
@@ -103,11 +103,11 @@ impl Disk {
 
     /// Like [`Self::rest`], for async tasks.
     pub(crate) async fn resting(&self, wait: Duration) -> bool {
-        let mut told = pin!(self.told.notified());
-        told.as_mut().enable();
+        let mut woken = pin!(self.gave_up.notified());
+        woken.as_mut().enable();
         if self.lock().waits {
             // Whether the wait was over or given up is checked below.
-            let _ = timeout(wait, told).await;
+            let _ = timeout(wait, woken).await;
         }
         self.lock().waits
     }

@@ -46,7 +46,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: usize = 4_096;
 
 /// The least time between two log lines about refused questions, in milliseconds.
-const OVERLOAD_TOLD_MS: u64 = 10_000;
+const OVERLOAD_LOG_EVERY_MS: u64 = 10_000;
 
 /// The error if a shard couldn't answer because it has failed or was stopped.
 const NOT_ANSWERED: &str = "the part of the node that knows these users is starting again, or \
@@ -298,7 +298,7 @@ impl QuestionReader {
     fn overloaded(&self, reply: String) {
         let counts = &self.service.counts;
         counts.overloaded.fetch_add(1, Ordering::Relaxed);
-        if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
+        if let Some(refused) = self.overload.line(OVERLOAD_LOG_EVERY_MS) {
             tracing::warn!(
                 refused,
                 "more queries arrive than can be answered, and some are refused as `overloaded`: \

@@ -18,7 +18,7 @@ pub(super) struct FleetProgress {
     /// The stream's creation time, and the number up to which all messages have been handled.
     pub(super) handled: Option<(u64, u64)>,
     /// The number of the last message that this node has got.
-    pub(super) given: u64,
+    pub(super) last_received: u64,
     /// Up to which number messages have been counted that were removed before they were delivered.
     lost: u64,
     /// When the stream was last found in order, in milliseconds since the Unix epoch.
@@ -30,7 +30,7 @@ impl FleetProgress {
     pub(super) fn new(in_order_at: u64) -> Self {
         Self {
             handled: None,
-            given: 0,
+            last_received: 0,
             lost: 0,
             in_order_at,
         }
@@ -51,7 +51,7 @@ impl FleetProgress {
     /// number of its last message.
     pub(super) fn has_lost_end(&self, stream: u64, last: u64) -> bool {
         let known = self.handled.filter(|(known, _)| *known == stream);
-        known.is_some_and(|(_, handled)| handled.max(self.given) > last)
+        known.is_some_and(|(_, handled)| handled.max(self.last_received) > last)
     }
 
     /// Notes the consumer's progress. `stream`: the stream's creation time. `first`: the number of
@@ -59,7 +59,7 @@ impl FleetProgress {
     pub(super) fn note(&mut self, stream: u64, first: u64, progress: SharedProgress) -> u64 {
         let is_same = self.handled.is_some_and(|(known, _)| known == stream);
         if !is_same {
-            self.given = 0;
+            self.last_received = 0;
             // Messages that were removed before the consumer was created don't count as lost.
             self.lost = match self.handled {
                 Some(_) => 0,
