@@ -6,7 +6,7 @@ mod isolated;
 mod live_changes;
 mod retry_wait;
 mod sections;
-mod start_room;
+mod start_slots;
 mod stored;
 mod tenant;
 mod tenants;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::ops::http::{self, NodeDescription, StatusBoard};
 use crate::ops::log;
-use crate::reload::Source;
+use crate::reload::ConfigSource;
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks, blocking};
@@ -33,7 +33,7 @@ use crate::telemetry::{self, Telemetry};
 
 use account::Account;
 use first::TenantStart;
-use start_room::StartPlace;
+use start_slots::StartSlot;
 use tenant::{ProcessContext, StepBack, TenantEnv};
 
 /// How often a starting tenant checks whether its login has changed in the configuration.
@@ -93,7 +93,7 @@ async fn node(
     }
     let start = TenantStart {
         config,
-        source: Source::File { path, text },
+        source: ConfigSource::File { path, text },
         seen,
     };
     let ended = alone(start, file, signals, (tasks, faults), (&telemetry, pending)).await;
@@ -123,12 +123,12 @@ async fn alone(
         signals,
         tasks: &tasks,
         telemetry,
-        place: StartPlace::of_one(),
+        place: StartSlot::of_one(),
     };
     let _needs = account.broker.need(&start.config);
     let (known, known_path) = (start.config.clone(), path_of(&start.source));
     let starting = async {
-        let Source::File { path, text } = &start.source else {
+        let ConfigSource::File { path, text } = &start.source else {
             anyhow::bail!("the one tenant's configuration is a file's");
         };
         introduce(&start.config, text.is_some(), path.as_deref()).await;
@@ -190,10 +190,10 @@ async fn follow_login(
     }
 }
 
-fn path_of(source: &Source) -> Option<PathBuf> {
+fn path_of(source: &ConfigSource) -> Option<PathBuf> {
     match source {
-        Source::File { path, .. } => path.clone(),
-        Source::Watched(_) => None,
+        ConfigSource::File { path, .. } => path.clone(),
+        ConfigSource::Watched(_) => None,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
 use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, WatchEvent};
 use crate::pool::log_limiter::LogLimiter;
-use crate::pool::{FleetTask, Report, Shards};
+use crate::pool::{FleetTask, ShardReport, Shards};
 use crate::tasks::{Tasks, blocking};
 
 /// Limits for the longest time between two looks at the member, which is a twelfth of the lease.
@@ -180,7 +180,7 @@ impl Driver {
     async fn run(
         mut self,
         mut messages: Subscription,
-        mut reports: mpsc::UnboundedReceiver<(u32, Report)>,
+        mut reports: mpsc::UnboundedReceiver<(u32, ShardReport)>,
         mut connects: watch::Receiver<u64>,
     ) {
         connects.borrow_and_update();
@@ -520,30 +520,32 @@ impl Driver {
         }
     }
 
-    fn on_report(&mut self, shard: u32, report: Report) {
+    fn on_report(&mut self, shard: u32, report: ShardReport) {
         let now = clock::now_ms();
         match report {
-            Report::InSync(epoch) => {
+            ShardReport::InSync(epoch) => {
                 if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
                     *caught_up |= epoch.is_some();
                 }
                 self.member.holds(shard, epoch);
             }
-            Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
-            Report::RequestSnapshot { node, nonce } => self.ask_for_snapshot(&node, shard, nonce),
-            Report::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
-            Report::Synced { node, epoch, seq } => {
+            ShardReport::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
+            ShardReport::RequestSnapshot { node, nonce } => {
+                self.ask_for_snapshot(&node, shard, nonce)
+            }
+            ShardReport::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
+            ShardReport::Synced { node, epoch, seq } => {
                 self.say_synced(&node, shard, (epoch, seq));
             }
-            Report::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
-            Report::Differed(why) => {
+            ShardReport::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
+            ShardReport::Differed(why) => {
                 let why = self.fleet.figures.count_catch_up(why);
                 tracing::debug!(shard, why, "a shard catches up");
             }
-            Report::Discard(discarded) => drop(blocking(move || drop(discarded))),
-            Report::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
-            Report::Leads => tracing::debug!(shard, "leads"),
-            Report::Failed { led } => self.on_failed_shard(shard, led),
+            ShardReport::Discard(discarded) => drop(blocking(move || drop(discarded))),
+            ShardReport::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
+            ShardReport::Leads => tracing::debug!(shard, "leads"),
+            ShardReport::Failed { led } => self.on_failed_shard(shard, led),
         }
     }
 

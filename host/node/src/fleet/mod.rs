@@ -27,7 +27,7 @@ use crate::link::connection::Connection;
 use crate::link::fleet_bucket::{BucketError, FleetBucket, Layout};
 use crate::link::journal::NodeLease;
 use crate::ops::http::StatusBoard;
-use crate::pool::{FleetLinks, Report};
+use crate::pool::{FleetLinks, ShardReport};
 
 pub(crate) use figures::FleetFigures;
 
@@ -81,7 +81,7 @@ pub(crate) struct FleetStart {
     pub(crate) bucket: FleetBucket,
     /// The fleet's shared settings, as the bucket has them.
     pub(crate) layout: Layout,
-    pub(crate) reports: mpsc::UnboundedReceiver<(u32, Report)>,
+    pub(crate) reports: mpsc::UnboundedReceiver<(u32, ShardReport)>,
 }
 
 impl Fleet {
@@ -208,7 +208,7 @@ pub(crate) async fn join(
                 return Err(error).context("this node can't be one of a fleet ([fleet])");
             }
             Err(BucketError::Retryable(error)) => {
-                board.wait_for(format!(
+                board.set_wait_reason(format!(
                     "waiting for the fleet's bucket: {}",
                     Causes(&error)
                 ));

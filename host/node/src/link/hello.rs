@@ -354,11 +354,11 @@ impl ServingTurn {
             match found {
                 HelloResult::YieldTo(other) => {
                     unanswered = 0;
-                    board.wait_for(self.shared.me.waits_for(&other));
+                    board.set_wait_reason(self.shared.me.waits_for(&other));
                     before_me = other.id;
                 }
                 HelloResult::Unknown(why) => {
-                    board.wait_for(format!(
+                    board.set_wait_reason(format!(
                         "waiting to know whether another node serves: {why}"
                     ));
                 }

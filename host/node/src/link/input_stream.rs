@@ -308,19 +308,19 @@ fn subjects_of(subjects: &Subjects) -> Vec<String> {
 fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
     let name = &config.name;
     let wanted = subjects_of(subjects);
-    let subjects_taken = wanted.join("` and `");
+    let expected = wanted.join("` and `");
     if config.mirror.is_some() || config.sources.as_ref().is_some_and(|it| !it.is_empty()) {
         return Some(format!(
             "the stream `{name}` has its messages from other streams: name the one in [input] that \
-             takes `{subjects_taken}` itself"
+             takes `{expected}` itself"
         ));
     }
     let mut found = config.subjects.clone();
     found.sort_unstable();
     if found != wanted {
         return Some(format!(
-            "the stream `{name}` has the subjects `{}`, and not just `{subjects_taken}`: change them, or let \
-             `presence input init` make another stream",
+            "the stream `{name}` has the subjects `{}`, and not just `{expected}`: change them, or \
+             let `presence input init` make another stream",
             found.join("`, `")
         ));
     }

@@ -30,7 +30,7 @@ use crate::state::position::ShardPosition;
 use crate::state::{Restorer, Saver};
 use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stale::StaleLog;
 
 /// What all shards of a tenant share.
@@ -47,7 +47,7 @@ pub(crate) struct TenantContext {
     /// How many shards the tenant has.
     pub(crate) shards: usize,
     /// Notes and logs exceeded quotas.
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// The tenant's share of the threads.
     pub(crate) share: Arc<ThreadShare>,
     /// Logs failures of plugins.

@@ -41,7 +41,7 @@ use crate::tasks::Tasks;
 
 pub(crate) use hosted_shard::{HostedShard, TenantContext};
 pub(crate) use outbox::Transport;
-pub(crate) use shard_or_replica::{FleetLinks, Report, ShardOrReplica};
+pub(crate) use shard_or_replica::{FleetLinks, ShardOrReplica, ShardReport};
 pub(crate) use shards::{QueueLimits, ShardFigures, Shards, ShardsGuard, place};
 pub(crate) use thread_share::ThreadShare;
 pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Task};

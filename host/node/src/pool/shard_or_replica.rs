@@ -2,7 +2,7 @@
 //!
 //! Both are one [`Shard`], and are used alike where the difference doesn't matter. A replica
 //! decides and publishes only while its node owns the shard. Its messages to other nodes are sent
-//! by the fleet's task ([`Report`]).
+//! by the fleet's task ([`ShardReport`]).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -36,14 +36,14 @@ pub(crate) struct FleetLinks {
     /// The node's lease.
     pub(crate) lease: Arc<NodeLease>,
     /// The channel for the shards' reports, each with the shard's number.
-    pub(crate) reports: mpsc::UnboundedSender<(u32, Report)>,
+    pub(crate) reports: mpsc::UnboundedSender<(u32, ShardReport)>,
     /// The number from which epochs count.
     pub(crate) epoch_base: u64,
 }
 
 /// A report of a shard to the fleet's task.
 #[derive(Debug)]
-pub(crate) enum Report {
+pub(crate) enum ShardReport {
     /// The epoch of the owner whose whole state this replica holds, also if it is the owner itself.
     /// `None` if it doesn't.
     InSync(Option<u64>),
@@ -364,13 +364,13 @@ impl HostedReplica {
             FleetTask::Update(bytes) => {
                 if replica.told(now, &bytes, outputs).is_err() {
                     let what = "what the owner told can't be read, or is of another shard";
-                    self.report(Report::Refused(what.into()));
+                    self.report(ShardReport::Refused(what.into()));
                 }
             }
             FleetTask::Chunk(bytes) => {
                 if let Err(refusal) = replica.chunk(now, &bytes, outputs) {
                     let what = format!("a snapshot is refused, and asked for again: {refusal}");
-                    self.report(Report::Refused(what));
+                    self.report(ShardReport::Refused(what));
                 }
             }
             FleetTask::SnapshotRequest(node, nonce) => {
@@ -430,11 +430,11 @@ impl HostedReplica {
                 self.resigned = Some((epoch, seq, place));
                 return;
             }
-            Out::Ask { node, nonce } => Report::RequestSnapshot { node, nonce },
-            Out::Chunk(node, bytes) => Report::Chunk(node, bytes),
-            Out::Synced { node, epoch, seq } => Report::Synced { node, epoch, seq },
-            Out::Differed(difference) => Report::Differed(difference),
-            Out::Discard(discarded) => Report::Discard(discarded),
+            Out::Ask { node, nonce } => ShardReport::RequestSnapshot { node, nonce },
+            Out::Chunk(node, bytes) => ShardReport::Chunk(node, bytes),
+            Out::Synced { node, epoch, seq } => ShardReport::Synced { node, epoch, seq },
+            Out::Differed(difference) => ShardReport::Differed(difference),
+            Out::Discard(discarded) => ShardReport::Discard(discarded),
         };
         self.report(report);
     }
@@ -447,7 +447,7 @@ impl HostedReplica {
         }
         let fence = EpochFence::new(Arc::clone(&self.links.lease));
         self.fence = Some((epoch, Arc::clone(&fence)));
-        self.report(Report::Leads);
+        self.report(ShardReport::Leads);
         // The steps between leave room for epochs of viewers' own subjects, whose numbers can start
         // again.
         let epoch = self.links.epoch_base.saturating_add(epoch * EPOCH_STEP);
@@ -463,7 +463,7 @@ impl HostedReplica {
     /// The broker has everything that it published before it resigned.
     pub(super) fn report_resigned(&mut self) {
         if let Some((epoch, seq, _)) = self.resigned.take() {
-            self.report(Report::Resigned { epoch, seq });
+            self.report(ShardReport::Resigned { epoch, seq });
         }
     }
 
@@ -472,15 +472,15 @@ impl HostedReplica {
     pub(super) fn report_state(&mut self) {
         let synced_epoch = self.replica.holds();
         if std::mem::replace(&mut self.synced_epoch, synced_epoch) != synced_epoch {
-            self.report(Report::InSync(synced_epoch));
+            self.report(ShardReport::InSync(synced_epoch));
         }
         let takes = self.replica.takes_heartbeats();
         if std::mem::replace(&mut self.takes_heartbeats, takes) != takes {
-            self.report(Report::TakesHeartbeats(takes));
+            self.report(ShardReport::TakesHeartbeats(takes));
         }
     }
 
-    fn report(&self, report: Report) {
+    fn report(&self, report: ShardReport) {
         // The fleet's task ends only with the node.
         let _ = self.links.reports.send((self.number, report));
     }
@@ -507,6 +507,6 @@ impl HostedReplica {
         (self.until, self.resigned, self.synced_epoch) = (0, None, None);
         self.role = Role::None;
         let led = fence.is_some();
-        self.report(Report::Failed { led });
+        self.report(ShardReport::Failed { led });
     }
 }

@@ -558,7 +558,7 @@ impl CanaryEnd {
         };
         Ok(match self.store.write(&next).await? {
             WriteResult::Done => EndWritten::Done,
-            WriteResult::Taken(_) => EndWritten::NotYet,
+            WriteResult::Conflict(_) => EndWritten::NotYet,
         })
     }
 

@@ -97,7 +97,7 @@ type Read = (PathBuf, Result<Option<String>, Unreadable>);
 
 /// Where a tenant's configuration comes from.
 #[derive(Clone)]
-pub(crate) enum Source {
+pub(crate) enum ConfigSource {
     /// The configuration file.
     File {
         /// The path that the operator has named, if any.
@@ -111,7 +111,7 @@ pub(crate) enum Source {
 
 /// The reloading of one tenant: its sources, and the work in progress.
 pub(crate) struct Reload {
-    source: Source,
+    source: ConfigSource,
     pub(crate) config: Config,
     /// How often the configuration has changed.
     revision: u64,
@@ -160,7 +160,7 @@ pub(crate) struct Reload {
 impl Reload {
     /// `config` and `seen` were read at the start.
     pub(crate) fn new(
-        source: Source,
+        source: ConfigSource,
         (config, seen): (Config, FileStamps),
         loader: Arc<Loader>,
         tenant: Tenant,
@@ -267,11 +267,11 @@ impl Reload {
     /// follows the file.
     fn config_path(&self) -> Option<&Path> {
         match &self.source {
-            Source::File { path, .. } => {
+            ConfigSource::File { path, .. } => {
                 let usual = Path::new(config::FILE_NAME);
                 Some(path.as_deref().unwrap_or(usual))
             }
-            Source::Watched(_) => None,
+            ConfigSource::Watched(_) => None,
         }
     }
 
@@ -424,7 +424,7 @@ impl Reload {
             self.seen.config = None;
             return;
         }
-        let Source::File { path, text } = &self.source else {
+        let ConfigSource::File { path, text } = &self.source else {
             return;
         };
         self.seen.config = Some(stamp);
@@ -481,7 +481,7 @@ impl Reload {
     }
 
     async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
-        let Source::File { path, text: known } = &mut self.source else {
+        let ConfigSource::File { path, text: known } = &mut self.source else {
             return Ok(());
         };
         if let Some(running) = known {
@@ -510,7 +510,7 @@ impl Reload {
         {
             tracing::warn!("[{section}] has changed: it takes effect at the next start");
         }
-        self.on_disk().wait_for_restart(&restart);
+        self.on_disk().set_waiting_for_restart(&restart);
         self.refused.restart = restart;
         new.keep_until_restart(&self.config);
         if self.config != new {
@@ -529,8 +529,8 @@ impl Reload {
 }
 
 /// The next configuration from the task that follows the file. Waits forever if there is none.
-async fn watched_config(source: &mut Source) -> Config {
-    if let Source::Watched(watched_config) = source
+async fn watched_config(source: &mut ConfigSource) -> Config {
+    if let ConfigSource::Watched(watched_config) = source
         && watched_config.changed().await.is_ok()
     {
         return Config::clone(&watched_config.borrow_and_update());

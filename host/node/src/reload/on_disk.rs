@@ -67,7 +67,7 @@ impl OnDisk {
     }
 
     /// Notes the sections that have changed and take effect at the next start.
-    pub(crate) fn wait_for_restart(&self, sections: &[&'static str]) {
+    pub(crate) fn set_waiting_for_restart(&self, sections: &[&'static str]) {
         *locked(&self.restart) = sections.to_vec();
     }
 

@@ -23,8 +23,8 @@ const BUSY_MAX: Duration = Duration::from_secs(1);
 /// How often files are checked without an event.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// With up to this many watchers, each checks its files every `CHECK_EVERY`. With more, each checks less
-/// often. This doesn't matter where the system reports events.
+/// With up to this many watchers, each checks its files every `CHECK_EVERY`. With more, each checks
+/// less often. This doesn't matter where the system reports events.
 const OFTEN: usize = 20;
 
 /// At this number of watched folders, those that nobody needs are removed for the first time.

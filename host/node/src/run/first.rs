@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
-use crate::reload::{Source, has_ended};
+use crate::reload::{ConfigSource, has_ended};
 use crate::store::follow::PluginFetcher;
 use crate::store::{self, Store};
 use crate::tasks::blocking;
@@ -74,7 +74,7 @@ async fn load_or(
 /// The configuration that a tenant starts with, and the source of its changes.
 pub(super) struct TenantStart {
     pub(super) config: Config,
-    pub(super) source: Source,
+    pub(super) source: ConfigSource,
     /// The state of the configuration file when it was read.
     pub(super) seen: Stamp,
 }
@@ -91,7 +91,7 @@ impl TenantStart {
             let mut config = before.clone();
             let mut source = source;
             match &mut source {
-                Source::File { path, text } => {
+                ConfigSource::File { path, text } => {
                     let now = Text::read(path.as_deref()).ok()?;
                     if now != *text {
                         if let Some(known) = text {
@@ -104,7 +104,7 @@ impl TenantStart {
                         *text = now;
                     }
                 }
-                Source::Watched(given) => {
+                ConfigSource::Watched(given) => {
                     config = Config::clone(&given.borrow_and_update());
                     config.keep_until_restart(&before);
                 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::account::Account;
 use super::tenants::DesiredState;
-use crate::ops::http::Tenants;
+use crate::ops::http::TenantStatuses;
 
 /// Returns when a change is wanted that needs a restart of the tenant. Other changes are passed on
 /// to the running tenant by `live_config`.
@@ -16,7 +16,7 @@ pub(super) async fn apply_changes_until_restart(
     wanted: &mut watch::Receiver<DesiredState>,
     (config, account): (&Arc<Config>, &Account),
     live_config: &watch::Sender<Arc<Config>>,
-    (statuses, name): (&Tenants, &str),
+    (statuses, name): (&TenantStatuses, &str),
 ) {
     while wanted.changed().await.is_ok() {
         let order = wanted.borrow_and_update().clone();

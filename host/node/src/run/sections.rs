@@ -68,7 +68,7 @@ impl ConfigFollower {
             }
             let of_name = places.get(&*section.name).map_or(&[][..], Vec::as_slice);
             if let (Some(tenant), [_, _, ..]) = (self.begun.get(&section.name), of_name)
-                && tenant.is_taken()
+                && tenant.is_valid()
             {
                 self.goes_on(&section.name, of_name);
                 continue;
@@ -168,7 +168,7 @@ impl ConfigFollower {
 
 impl RunningTenant {
     /// Whether the last wanted state was valid.
-    fn is_taken(&self) -> bool {
+    fn is_valid(&self) -> bool {
         !matches!(&*self.wanted.borrow(), DesiredState::Refuse(_))
     }
 

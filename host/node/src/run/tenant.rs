@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::account::Account;
 use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
-use super::start_room::{StartPlace, StartRoom};
+use super::start_slots::{StartSlot, StartSlots};
 use crate::clock;
 use crate::fleet::parts::part_channel;
 use crate::fleet::{self, FleetStart};
@@ -64,7 +64,7 @@ pub(super) struct TenantEnv<'a> {
     /// The tenant's own tasks, which end with it.
     pub(super) tasks: &'a Tasks,
     pub(super) telemetry: &'a Telemetry,
-    pub(super) place: StartPlace,
+    pub(super) place: StartSlot,
 }
 
 /// What the tenants of a process share.
@@ -73,7 +73,7 @@ pub(super) struct ProcessContext {
     pub(super) watches: Watches,
     pub(super) plugin_logs: PluginLogs,
     pub(super) periodic_checks: PeriodicChecks,
-    pub(super) starts: StartRoom,
+    pub(super) starts: StartSlots,
     /// How far wall time is ahead of the monotonic clock, in milliseconds.
     clock: watch::Receiver<i64>,
 }
@@ -86,7 +86,7 @@ impl ProcessContext {
             watches: Watches::new(),
             plugin_logs: PluginLogs::start(node, tasks),
             periodic_checks: PeriodicChecks::start(tasks),
-            starts: StartRoom::new(),
+            starts: StartSlots::new(),
             clock: clock::watch(tasks),
         }
     }
@@ -325,11 +325,11 @@ async fn open_state(
             OpenResult::Kept(state, restored) => return Ok((Some(state), Some(restored))),
             OpenResult::Nothing => return Ok((None, None)),
             OpenResult::InUse(why) => {
-                board.wait_for(why);
+                board.set_wait_reason(why);
                 STATE_RETRY
             }
             OpenResult::Full(why) => {
-                board.wait_for(why);
+                board.set_wait_reason(why);
                 let wait = full_wait;
                 full_wait = (wait * 2).min(FULL_RETRY.1);
                 wait

@@ -20,9 +20,9 @@ use super::live_changes::{apply_changes_until_restart, raise_files_max};
 use super::retry_wait::RetryWait;
 use super::stored::AppliedConfig;
 use super::tenant::{self, ProcessContext, StepBack, TenantEnv, TenantParts};
-use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, Tenants};
+use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, TenantStatuses};
 use crate::reload::watch::{FileWatch, Paths};
-use crate::reload::{self, Source};
+use crate::reload::{self, ConfigSource};
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
 use crate::store::tenants::KnownTenants;
@@ -58,7 +58,7 @@ pub(super) struct Shared {
     signals: Signals,
     pub(super) tasks: Tasks,
     telemetry: Arc<Telemetry>,
-    pub(super) statuses: Arc<Tenants>,
+    pub(super) statuses: Arc<TenantStatuses>,
     /// What was last taken from the file and the store.
     pub(super) applied: Mutex<AppliedConfig>,
 }
@@ -90,7 +90,8 @@ impl Shared {
             Box::new(move || account.figures())
         });
         Self {
-            statuses: Tenants::new(config, file.clone(), telemetry, accounts_of_all.into()).into(),
+            statuses: TenantStatuses::new(config, file.clone(), telemetry, accounts_of_all.into())
+                .into(),
             file,
             isolated,
             isolated_runtime: IsolatedRuntime::default(),
@@ -300,7 +301,7 @@ impl Shared {
         };
         let _claim = claimed;
         let place = tokio::select! {
-            place = self.process.starts.place(&self.tasks) => place,
+            place = self.process.starts.acquire(&self.tasks) => place,
             () = apply_changes_until_restart(
                 wanted,
                 (config, account),
@@ -325,7 +326,7 @@ impl Shared {
         };
         let start = TenantStart {
             config: Config::clone(config),
-            source: Source::Watched(follow),
+            source: ConfigSource::Watched(follow),
             seen: Stamp::default(),
         };
         let started = tokio::select! {

@@ -106,7 +106,7 @@ pub enum WriteResult {
     /// The revision was written.
     Done,
     /// Another revision of this number was written before.
-    Taken(Box<FoundRevision>),
+    Conflict(Box<FoundRevision>),
 }
 
 /// The number in a key. Each number has exactly one key; otherwise there could be several revisions
@@ -290,7 +290,7 @@ impl Store {
                     revision: Ok(written),
                     ..
                 }) if !is_taken && written == *revision => Ok(WriteResult::Done),
-                Some(found) => Ok(WriteResult::Taken(Box::new(found))),
+                Some(found) => Ok(WriteResult::Conflict(Box::new(found))),
                 None => Err(error.into()),
             },
             _ => Err(error).with_context(|| format!("can't write revision {number}")),

@@ -97,7 +97,9 @@ impl PageStore {
         validated.map_err(|why| anyhow::anyhow!("this node refuses it: {why}"))?;
         match self.store.write(&next).await? {
             WriteResult::Done => Ok(next.revision),
-            WriteResult::Taken(other) => bail!("{} meanwhile: look at it first", written(&other)),
+            WriteResult::Conflict(other) => {
+                bail!("{} meanwhile: look at it first", written(&other))
+            }
         }
     }
 }

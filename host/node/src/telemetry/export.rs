@@ -18,7 +18,7 @@ use ureq::http::{Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::encode::Encoder;
-use super::{Figures, LAST, Order, Source, Trace};
+use super::{Figures, LAST, MetricsSource, Order, Trace};
 use crate::pool::log_limiter::LogLimiter;
 
 /// How many traces one request contains, at most.
@@ -54,7 +54,7 @@ pub(super) struct Exporter {
     metrics_uri: String,
     traces_uri: String,
     interval: Duration,
-    source: Source,
+    source: MetricsSource,
     figures: Arc<Figures>,
     encoder: Encoder,
     /// The traces that the collector hasn't accepted yet.
@@ -86,7 +86,7 @@ impl Exporter {
     pub(super) fn new(
         config: &Config,
         collector: &impl ToString,
-        source: Source,
+        source: MetricsSource,
         figures: Arc<Figures>,
     ) -> Self {
         let settings = config.telemetry.clone();

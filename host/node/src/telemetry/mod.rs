@@ -62,7 +62,7 @@ pub(crate) struct Telemetry {
 }
 
 /// Returns the current value of all metrics.
-pub(crate) type Source = Box<dyn Fn() -> Exposition + Send>;
+pub(crate) type MetricsSource = Box<dyn Fn() -> Exposition + Send>;
 
 /// What is wrong with `[telemetry]` beyond its text: the program was built without OTLP, or the
 /// file of headers can't be read. `None` if nothing is.
@@ -136,7 +136,7 @@ impl Pending {
         self,
         config: &Config,
         telemetry: &Telemetry,
-        source: Source,
+        source: MetricsSource,
         tasks: &Tasks,
     ) -> anyhow::Result<()> {
         let (Some(orders), Some(collector)) = (self.0, config.telemetry.otlp.clone()) else {

@@ -6,7 +6,7 @@ use presence_config::Queues;
 use tokio::sync::{Semaphore, watch};
 
 use super::Tenant;
-use super::ask::{Budget, Counts, QueryService};
+use super::ask::{Budget, QueryService, QuestionCounts};
 use super::intake::{DropCounter, Intake};
 use super::router::{self, Router};
 use crate::fleet::Fleet;
@@ -78,7 +78,7 @@ impl Tenant {
         &self,
         connection: &Connection,
         broker: Arc<BrokerHealth>,
-        counts: Arc<Counts>,
+        counts: Arc<QuestionCounts>,
         queues: &Queues,
     ) -> QueryService {
         QueryService {

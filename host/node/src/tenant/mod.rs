@@ -51,7 +51,7 @@ use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
 use crate::tenant::progress::Corrections;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stream_intake::StreamHealth;
 
 /// The least number of new ids before a sweep looks for unused ones.
@@ -139,7 +139,7 @@ pub(crate) struct Tenant {
     /// The rates and numbers that its shards share.
     quotas: Quotas,
     /// Notes and logs exceeded quotas.
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// Its share of the threads.
     share: Arc<ThreadShare>,
     /// The tenant's request for how often the broker is asked for acknowledgements.
@@ -188,7 +188,7 @@ impl Tenant {
         });
         let body_bytes_max = connection.body_bytes_max();
         let quotas = Quotas::new(config);
-        let exceeded = Arc::<Exceeded>::default();
+        let exceeded = Arc::<ExceededLog>::default();
         let weight = config.limits.weight;
         let share = ThreadShare::new(weight, quotas.cpu.clone(), Arc::clone(&exceeded));
         let share = Arc::new(share);

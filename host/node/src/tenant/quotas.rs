@@ -13,7 +13,7 @@ const LOG_EVERY_MS: u64 = 60_000;
 
 /// The exceeded quotas of a tenant.
 #[derive(Debug)]
-pub(crate) struct Exceeded {
+pub(crate) struct ExceededLog {
     counts: [AtomicU64; Quota::ALL.len()],
     lines: [LogLimiter; Quota::ALL.len()],
     /// The tenant's span. It is entered for log lines, because a thread serves several tenants.
@@ -28,7 +28,7 @@ pub(crate) fn directory_entries(max: u64) -> String {
     )
 }
 
-impl Default for Exceeded {
+impl Default for ExceededLog {
     /// For the tenant in whose span the caller is.
     fn default() -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Default for Exceeded {
     }
 }
 
-impl Exceeded {
+impl ExceededLog {
     /// Counts and logs that something was refused or has to wait. `error` says what, and the limit.
     pub(crate) fn note(&self, quota: Quota, error: &str) {
         if let Some(count) = self.counts.get(quota as usize) {

@@ -334,7 +334,7 @@ impl StoreSession {
         let write = self.operator.store().write(revision);
         match self.operator.attempt("$KV.", write).await? {
             WriteResult::Done => {}
-            WriteResult::Taken(other) => {
+            WriteResult::Conflict(other) => {
                 report.end(number, false, difference)?;
                 bail!("nothing was written: {}. {TRY_AGAIN}", taken(&other));
             }

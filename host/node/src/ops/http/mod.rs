@@ -44,8 +44,8 @@ use crate::store;
 use crate::store::page::PageStore;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
-use crate::tenant::ask::{Counts, QueryService};
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::ask::{QueryService, QuestionCounts};
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stream_intake::StreamHealth;
 use crate::tenant::{RunningPipelines, Tenant};
 use page::Pages;
@@ -53,7 +53,7 @@ use page::Pages;
 pub(crate) use metrics::{Account as AccountFigures, Exposition};
 #[cfg(feature = "otlp")]
 pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
-pub(crate) use tenants::{SharedAccount, TenantPhase, Tenants, serve as serve_tenants};
+pub(crate) use tenants::{SharedAccount, TenantPhase, TenantStatuses, serve as serve_tenants};
 
 /// The state of a running node or tenant, as the endpoints report it.
 pub(crate) struct Status {
@@ -77,7 +77,7 @@ pub(crate) struct Status {
     /// The last shadow.
     pub(crate) shadow: Mutex<Option<ShadowRun>>,
     /// Counts of the results of questions.
-    pub(crate) asked: Arc<Counts>,
+    pub(crate) asked: Arc<QuestionCounts>,
     /// Answers questions, once the node serves.
     pub(crate) questions: OnceLock<Arc<QueryService>>,
     /// The plugin store for the page, once the node serves and if it follows one.
@@ -88,7 +88,7 @@ pub(crate) struct Status {
     publish_latency: Arc<Latency>,
     dead_letters: Arc<RecentDeadLetters>,
     /// What the tenant's quotas have refused.
-    exceeded: Arc<Exceeded>,
+    exceeded: Arc<ExceededLog>,
     explains: Arc<AtomicBool>,
     /// The fleet that the node belongs to. `None` if it serves alone.
     fleet: Option<Arc<Fleet>>,
@@ -158,7 +158,7 @@ impl StatusBoard {
     }
 
     /// Notes why the node can't serve yet. Each new reason is logged.
-    pub(crate) fn wait_for(&self, why: String) {
+    pub(crate) fn set_wait_reason(&self, why: String) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         if *waits != why {
             tracing::warn!("{why}");

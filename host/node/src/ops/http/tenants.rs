@@ -35,7 +35,7 @@ pub(crate) enum TenantPhase {
 }
 
 /// The tenants of a process, by name.
-pub(crate) struct Tenants {
+pub(crate) struct TenantStatuses {
     node: String,
     configuration: Option<PathBuf>,
     started_ms: u64,
@@ -117,7 +117,7 @@ const STATES: [&str; 6] = [
     "starting", "waiting", "serving", "impaired", "paused", "refused",
 ];
 
-impl Tenants {
+impl TenantStatuses {
     /// The tenants of a process that has just started: none yet.
     pub(crate) fn new(
         config: &Config,
@@ -405,7 +405,11 @@ impl Tenants {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> anyhow::Result<()> {
+pub(crate) fn serve(
+    config: &Config,
+    tenants: Arc<TenantStatuses>,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let Some((address, listener)) = super::bind(config)? else {
         return Ok(());
     };
@@ -421,7 +425,7 @@ pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> an
     listen::serve(listener, routes, pages.refresh_forever(), tasks)
 }
 
-async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+async fn health(State(tenants): State<Arc<TenantStatuses>>) -> (StatusCode, String) {
     let mut stuck: Vec<_> = tenants
         .all()
         .iter()
@@ -436,7 +440,7 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
 
 /// `/readyz`: whether the process serves; with notes on tenants that have problems. Those don't
 /// make the process unready, so that the traffic of other tenants isn't sent elsewhere.
-async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+async fn ready(State(tenants): State<Arc<TenantStatuses>>) -> (StatusCode, String) {
     let (code, mut text) = answer(tenants.unready(), "ready\n");
     if code == StatusCode::OK {
         for (name, entry) in tenants.all() {
@@ -456,11 +460,11 @@ async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     (code, text)
 }
 
-async fn serve_metrics(State(tenants): State<Arc<Tenants>>) -> String {
+async fn serve_metrics(State(tenants): State<Arc<TenantStatuses>>) -> String {
     tenants.metrics().finish()
 }
 
-async fn serve_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {
+async fn serve_status(State(tenants): State<Arc<TenantStatuses>>, request: Request) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {

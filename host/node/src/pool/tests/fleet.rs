@@ -19,7 +19,7 @@ struct Scene {
     node: Node,
     shard: ShardHandle,
     lease: Arc<NodeLease>,
-    reports: UnboundedReceiver<(u32, Report)>,
+    reports: UnboundedReceiver<(u32, ShardReport)>,
 }
 
 const ADDRESS: Address = Address {
@@ -375,7 +375,7 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
     scene.node.work();
     let reports = std::iter::from_fn(|| scene.reports.try_recv().ok());
     let chunks = reports.filter_map(|(_, report)| match report {
-        Report::Chunk(node, bytes) => Some((node, bytes)),
+        ShardReport::Chunk(node, bytes) => Some((node, bytes)),
         _ => None,
     });
     let chunks: Vec<_> = chunks.collect();

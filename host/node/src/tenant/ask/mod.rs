@@ -31,7 +31,7 @@ use crate::link::hello::INBOX;
 use crate::link::reply_guard::ReplyGuard;
 use crate::pool::Shards;
 use crate::pool::log_limiter::LogLimiter;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 
 pub(crate) use budget::{Budget, BudgetShare};
 pub(crate) use query::PendingQuery;
@@ -54,7 +54,7 @@ const NOT_ANSWERED: &str = "the part of the node that knows these users is start
 
 /// Counts of questions by their outcome.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct QuestionCounts {
     pub(crate) answered: AtomicU64,
     pub(crate) refused: AtomicU64,
     /// Refused because there was no room.
@@ -84,10 +84,10 @@ pub(crate) struct QueryService {
     pub(crate) answers_are_fetched: bool,
     /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) counts: Arc<QuestionCounts>,
     /// The limit on questions per second.
     pub(crate) queries: Rate,
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// The limit on questions in progress.
     pub(crate) budget: Arc<Budget>,
     /// Held while a question is read, split, or answered. Only one question is in such a step at a

@@ -126,8 +126,8 @@ impl Page {
                 "reason": letter.reason,
             }),
         });
-        let events = json!({"names": names, "letters": letters.collect::<Vec<_>>()});
-        Some(event("letters", &events.to_string()))
+        let body = json!({"names": names, "letters": letters.collect::<Vec<_>>()});
+        Some(event("letters", &body.to_string()))
     }
 
     /// Sends events to a reader for a while. `after`: the time of the newest sample that it has.

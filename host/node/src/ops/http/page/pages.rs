@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::super::tenants::Tenants;
+use super::super::tenants::TenantStatuses;
 use super::super::{StatusBoard, status};
 use super::Page;
 use super::access::PageAccess;
@@ -32,7 +32,7 @@ pub(super) enum Owner {
     /// The node, which has a single tenant.
     Node(Arc<StatusBoard>),
     /// The tenant of this name, if it exists.
-    Tenant(Arc<Tenants>, String),
+    Tenant(Arc<TenantStatuses>, String),
 }
 
 impl Owner {
@@ -79,7 +79,7 @@ pub(in crate::ops::http) struct Pages {
 enum PagesOf {
     Node(Arc<Page>),
     /// The tenants, and the pages for which samples are kept, the one opened last at the end.
-    Tenants(Arc<Tenants>, Mutex<Vec<Arc<Page>>>),
+    Tenants(Arc<TenantStatuses>, Mutex<Vec<Arc<Page>>>),
 }
 
 impl Pages {
@@ -94,7 +94,10 @@ impl Pages {
     }
 
     /// The pages of a node with several tenants.
-    pub(in crate::ops::http) fn of_tenants(config: &Config, tenants: Arc<Tenants>) -> Arc<Self> {
+    pub(in crate::ops::http) fn of_tenants(
+        config: &Config,
+        tenants: Arc<TenantStatuses>,
+    ) -> Arc<Self> {
         let shared = Shared::new(config);
         let of = PagesOf::Tenants(tenants, Mutex::default());
         Arc::new(Self { shared, of })

@@ -25,14 +25,14 @@ const RENEW: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The lock: the right to redrive the letters of a stream, for as long as it is renewed.
-pub struct RedriveTurn<'a>(&'a DlqStream);
+pub struct RedriveLock<'a>(&'a DlqStream);
 
-impl<'a> RedriveTurn<'a> {
+impl<'a> RedriveLock<'a> {
     /// Takes the lock. `None` if somebody else holds it.
     ///
     /// # Errors
     /// If the server refuses.
-    pub async fn take(letters: &'a DlqStream) -> anyhow::Result<Option<Self>> {
+    pub async fn acquire(letters: &'a DlqStream) -> anyhow::Result<Option<Self>> {
         let stream = letters.access.context.get_stream_no_info(letters.name());
         let stream = stream.await?;
         let made = stream.create_consumer_strict(pull::Config {
