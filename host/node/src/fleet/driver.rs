@@ -308,7 +308,7 @@ impl Driver {
                 }
                 // Shards that are at work check the lease by themselves.
                 if was_over {
-                    self.tell_all(|| FleetTask::Lease);
+                    self.send_fleet_task_to_all(|| FleetTask::Lease);
                 }
             }
             Output::SessionLost => {
@@ -321,7 +321,7 @@ impl Driver {
                     "this node's lease in the fleet is over, and other nodes may take what it owned: it \
                      joins anew"
                 );
-                self.tell_all(|| FleetTask::SessionLost);
+                self.send_fleet_task_to_all(|| FleetTask::SessionLost);
             }
             Output::Left => {
                 tracing::info!("this node has left the fleet");
@@ -358,11 +358,11 @@ impl Driver {
                 self.fleet.set_part(shard, false);
                 self.forget_heartbeats(shard);
                 self.parts.change(SubscriptionChange::Remove(shard));
-                self.tell(shard, FleetTask::Role(Role::None));
+                self.send_fleet_task(shard, FleetTask::Role(Role::None));
             }
             (role, SubscriptionState::Yes) => {
                 let role = role.clone();
-                self.tell(shard, FleetTask::Role(role));
+                self.send_fleet_task(shard, FleetTask::Role(role));
             }
             (_, SubscriptionState::Begins) => {}
             (_, SubscriptionState::No) => {
@@ -513,7 +513,7 @@ impl Driver {
                 let role = role.clone();
                 self.parts.change(SubscriptionChange::Add(shard, messages));
                 self.fleet.set_part(shard, true);
-                self.tell(shard, FleetTask::Role(role));
+                self.send_fleet_task(shard, FleetTask::Role(role));
             }
             // The connection is closed only when the node ends.
             Err(error) => tracing::error!("can't listen to a shard: {}", Causes(&error)),
@@ -535,7 +535,7 @@ impl Driver {
             }
             ShardReport::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
             ShardReport::Synced { node, epoch, seq } => {
-                self.say_synced(&node, shard, (epoch, seq));
+                self.send_synced(&node, shard, (epoch, seq));
             }
             ShardReport::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
             ShardReport::Differed(why) => {
@@ -559,7 +559,7 @@ impl Driver {
             self.roles.get(shard as usize)
         {
             let role = role.clone();
-            self.tell(shard, FleetTask::Role(role));
+            self.send_fleet_task(shard, FleetTask::Role(role));
         }
     }
 
@@ -574,15 +574,15 @@ impl Driver {
         self.under_way.push(lost.boxed());
     }
 
-    fn tell(&self, shard: u32, task: FleetTask) {
+    fn send_fleet_task(&self, shard: u32, task: FleetTask) {
         if let Some(shard) = self.shards.get(shard as usize) {
-            shard.tell(task);
+            shard.send_fleet_task(task);
         }
     }
 
-    fn tell_all(&self, task: impl Fn() -> FleetTask) {
+    fn send_fleet_task_to_all(&self, task: impl Fn() -> FleetTask) {
         for shard in self.shards.iter() {
-            shard.tell(task());
+            shard.send_fleet_task(task());
         }
     }
 }

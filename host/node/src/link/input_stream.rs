@@ -166,16 +166,16 @@ impl InputStream {
         let context = jetstream::new(client.clone());
         let stream = context.get_stream(name).await.map_err(|error| {
             let kind = error.kind();
-            let said = said(error);
+            let error_text = error_text(error);
             match kind {
                 kind if is_missing(&kind) => InputStreamError::Refused(format!(
                     "there is no stream `{name}`: `presence input init` makes it"
                 )),
                 GetStreamErrorKind::JetStream(_) => {
-                    InputStreamError::Unavailable(format!("JetStream says: {said}"))
+                    InputStreamError::Unavailable(format!("JetStream says: {error_text}"))
                 }
                 _ => InputStreamError::Unavailable(format!(
-                    "JetStream doesn't answer ({said}): does the server have it, is there a \
+                    "JetStream doesn't answer ({error_text}): does the server have it, is there a \
                          leader of the stream, and may this user use it?"
                 )),
             }
@@ -223,7 +223,7 @@ impl InputStream {
             ..pull::Config::default()
         });
         let consumer = consumer.await;
-        let consumer = consumer.map_err(|error| failed(&said(error)))?;
+        let consumer = consumer.map_err(|error| failed(&error_text(error)))?;
         let info = consumer.cached_info();
         let next = info.delivered.stream_sequence + 1;
         let messages = consumer
@@ -233,7 +233,7 @@ impl InputStream {
             .heartbeat(HEARTBEAT)
             .messages();
         let messages = messages.await;
-        let messages = messages.map_err(|error| failed(&said(error)))?;
+        let messages = messages.map_err(|error| failed(&error_text(error)))?;
         let messages = InputMessages { messages, count: 0 };
         Ok((messages, next))
     }
@@ -257,7 +257,7 @@ impl InputMessages {
                     ),
                     MessagesErrorKind::ConsumerDeleted => "its consumer was removed".into(),
                     MessagesErrorKind::NoResponders => "JetStream doesn't respond".into(),
-                    _ => said(error),
+                    _ => error_text(error),
                 }));
             }
             None => return Err(InputStreamError::Reopen("the connection is closed".into())),
@@ -295,7 +295,7 @@ pub(super) fn deliver(begin: ReadFrom) -> Result<DeliverPolicy, InputStreamError
 }
 
 /// An error of the client with its causes, as text.
-pub(super) fn said(error: impl std::error::Error + Send + Sync + 'static) -> String {
+pub(super) fn error_text(error: impl std::error::Error + Send + Sync + 'static) -> String {
     Causes(&error.into()).to_string()
 }
 

@@ -59,7 +59,7 @@ struct Marker {
 /// The task that sends and receives markers.
 pub(crate) struct Pulse {
     main: Client,
-    second: Second,
+    second: SecondConnection,
     statistics: Arc<Statistics>,
     health: Arc<BrokerHealth>,
     sources: Sources,
@@ -76,7 +76,7 @@ pub(crate) struct Pulse {
 }
 
 /// The second connection.
-struct Second {
+struct SecondConnection {
     client: Client,
     /// The subject and the subscription for markers on this connection.
     probes: (String, Subscriber),
@@ -107,7 +107,7 @@ impl Pulse {
             .watch(markers, SubscriptionKind::Markers, &reply_prefix);
         let (received_up_to, received) = watch::channel(0);
         let pulse = Self {
-            second: Second::connect(access).await?,
+            second: SecondConnection::connect(access).await?,
             replies: (reply_prefix, markers),
             unused_subject: main.new_inbox(),
             statistics: main.statistics(),
@@ -238,7 +238,7 @@ impl Pulse {
     }
 }
 
-impl Second {
+impl SecondConnection {
     async fn connect(access: &BrokerAccess) -> anyhow::Result<Self> {
         let options = access
             .lasting(" pulse")?

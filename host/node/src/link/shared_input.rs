@@ -19,7 +19,7 @@ use presence_core::message::StreamPlace;
 
 use super::connection::Incoming;
 use super::input_stream::{
-    EXPIRES, HEARTBEAT, InputStream, InputStreamError, ReadFrom, deliver, said,
+    EXPIRES, HEARTBEAT, InputStream, InputStreamError, ReadFrom, deliver, error_text,
 };
 
 /// The consumer's name. It is the same in each tenant's stream.
@@ -180,7 +180,7 @@ impl InputStream {
                 return Err(InputStreamError::Unavailable(format!(
                     "JetStream doesn't say how far the fleet has come ({}): may this user use the \
                      consumer `{CONSUMER}`?",
-                    said(error)
+                    error_text(error)
                 )));
             }
         };
@@ -218,7 +218,7 @@ impl InputStream {
             }
             _ => InputStreamError::Unavailable(format!(
                 "the consumer `{CONSUMER}` can't be made: {}",
-                said(error)
+                error_text(error)
             )),
         })?;
         Ok(self.to_shared_consumer(made))
@@ -233,7 +233,7 @@ impl InputStream {
         removed.map_err(|error| {
             InputStreamError::Unavailable(format!(
                 "the consumer `{CONSUMER}` can't be made anew: {}",
-                said(error)
+                error_text(error)
             ))
         })?;
         Ok(())
@@ -265,7 +265,7 @@ impl SharedConsumer {
         let messages = messages.await.map_err(|error| {
             InputStreamError::Unavailable(format!(
                 "its messages can't be asked for: {}",
-                said(error)
+                error_text(error)
             ))
         })?;
         Ok(SharedMessages {
@@ -290,7 +290,7 @@ impl SharedMessages {
                     MessagesErrorKind::MissingHeartbeat => "JetStream says nothing".into(),
                     MessagesErrorKind::ConsumerDeleted => "its consumer was removed".into(),
                     MessagesErrorKind::NoResponders => "JetStream doesn't respond".into(),
-                    _ => said(error),
+                    _ => error_text(error),
                 }));
             }
             None => return Err(InputStreamError::Reopen("the connection is closed".into())),

@@ -18,25 +18,25 @@ use crate::ops::plugin_lines::span;
 
 /// A thread's instances, by tenant and generation.
 #[derive(Default)]
-pub(super) struct Instances(HashMap<(u32, u64), Shared, FixedState>);
+pub(super) struct Instances(HashMap<(u32, u64), SharedInstances, FixedState>);
 
 /// The instances of one generation, and how many shards use it.
-struct Shared {
-    used: Rc<RefCell<Used>>,
+struct SharedInstances {
+    used: Rc<RefCell<LentInstances>>,
     /// How many shards use the generation.
     shards: usize,
 }
 
 /// The part that is lent to a shard for its turn.
-struct Used {
+struct LentInstances {
     pipeline: Pipeline,
     /// The span of its log lines, with the tenant and the generation.
     span: Span,
 }
 
-impl Shared {
+impl SharedInstances {
     fn new(hosted: &HostedShard, generation: &Generation) -> Self {
-        let used = Used {
+        let used = LentInstances {
             pipeline: generation.blueprint.pipeline(),
             span: span(&hosted.tenant.lines_key, generation.number),
         };
@@ -53,10 +53,10 @@ impl Instances {
         tenant: u32,
         hosted: &HostedShard,
         generation: &Generation,
-    ) -> &mut Shared {
+    ) -> &mut SharedInstances {
         let place = (tenant, generation.number);
         let shared = self.0.entry(place);
-        shared.or_insert_with(|| Shared::new(hosted, generation))
+        shared.or_insert_with(|| SharedInstances::new(hosted, generation))
     }
 
     /// Registers a shard for its pipelines.
@@ -148,7 +148,7 @@ impl Instances {
         let candidate_instances = candidate.as_ref().map(|it| lent(hosted, &it.generation));
         let mut enrichers = std::mem::take(&mut hosted.enrichers);
         let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
-        let Used { pipeline, span } = &mut *active.borrow_mut();
+        let LentInstances { pipeline, span } = &mut *active.borrow_mut();
         let mut candidate_instances = candidate_instances.as_ref().map(|it| it.borrow_mut());
         let mut rules = ShardRules {
             active: pipeline.lend(&mut enrichers),

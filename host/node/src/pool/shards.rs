@@ -113,7 +113,7 @@ impl ShardHandle {
     }
 
     /// Hands over a task of the fleet, whether there is room or not.
-    pub(crate) fn tell(&self, task: FleetTask) {
+    pub(crate) fn send_fleet_task(&self, task: FleetTask) {
         self.mailbox
             .offer(self.address, Task::Fleet(task), usize::MAX);
     }

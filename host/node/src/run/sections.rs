@@ -8,7 +8,7 @@ use presence_config::{Config, Place, TenantSection};
 use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
 
-use super::tenants::{ConfigFollower, DesiredState, RunningTenant, what_stays};
+use super::tenants::{ConfigFollower, DesiredState, RunningTenant, state_after_stop};
 
 impl ConfigFollower {
     /// Puts these sections in force, and ends the tenants that have none any more.
@@ -41,7 +41,7 @@ impl ConfigFollower {
                     DesiredState::Serve(config, _) => config.fleet.enabled,
                     _ => false,
                 };
-                let stays = what_stays(!of_fleet);
+                let stays = state_after_stop(!of_fleet);
                 tracing::info!(tenant = name, "removed: {stays}");
                 tenant.wanted.send_replace(DesiredState::End);
                 self.ending.insert(name, tenant.life);
@@ -70,7 +70,7 @@ impl ConfigFollower {
             if let (Some(tenant), [_, _, ..]) = (self.begun.get(&section.name), of_name)
                 && tenant.is_valid()
             {
-                self.goes_on(&section.name, of_name);
+                self.keep_as_it_was(&section.name, of_name);
                 continue;
             }
             self.shared.statuses.note_section(&section.name, section);
@@ -140,7 +140,7 @@ impl ConfigFollower {
 
     /// Lets a tenant go on as it was: several sections have its name, and it is unclear which one
     /// counts.
-    fn goes_on(&self, tenant: &str, places: &[&Place]) {
+    fn keep_as_it_was(&self, tenant: &str, places: &[&Place]) {
         let places: Vec<_> = places.iter().map(ToString::to_string).collect();
         let why = format!(
             "{} sections have this name, at {}: it goes on as it was until one alone has it",

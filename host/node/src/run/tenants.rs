@@ -228,7 +228,7 @@ impl Shared {
                     return self.close_account(&name).await;
                 }
                 DesiredState::Pause => {
-                    tracing::info!("paused: {}", what_stays(keeps_state));
+                    tracing::info!("paused: {}", state_after_stop(keeps_state));
                     self.statuses.set_phase(&name, TenantPhase::Paused, None);
                     self.close_account(&name).await;
                     let _ = wanted.changed().await;
@@ -389,7 +389,7 @@ impl Shared {
 }
 
 /// Says for the log what happens to the state of a tenant that isn't served any more.
-pub(super) fn what_stays(keeps_state: bool) -> &'static str {
+pub(super) fn state_after_stop(keeps_state: bool) -> &'static str {
     match keeps_state {
         true => "nothing of it is served, and its state is kept",
         false => {
@@ -507,7 +507,7 @@ impl ConfigFollower {
         {
             Ok(new) => {
                 self.take(new);
-                self.say_in_force(&known);
+                self.log_in_force(&known);
                 self.shared.applied().stored = known;
             }
             // The file's content is in force, whatever is wrong with the store's tenants.
@@ -516,7 +516,7 @@ impl ConfigFollower {
     }
 
     /// Publishes which of the store's tenants have sections that are in force.
-    fn say_in_force(&self, known: &KnownTenants) {
+    fn log_in_force(&self, known: &KnownTenants) {
         let names: BTreeSet<_> = known.tenants.iter().map(|it| &*it.name).collect();
         let sections = self.running.tenants.iter().flat_map(|it| it.iter());
         let sections = sections.filter(|it| it.config.is_ok() && names.contains(&*it.name));

@@ -383,7 +383,7 @@ impl TenantsFollower {
                     tracing::info!("the tenants in the store can be read again");
                 }
                 if let Some((place, entries)) = read {
-                    self.say_missing(&entries);
+                    self.log_missing(&entries);
                     self.entries.extend(entries);
                     self.place = Some(place);
                     self.keep().await;
@@ -407,7 +407,7 @@ impl TenantsFollower {
 
     /// Logs if the bucket lacks tenants that are known: it was purged, restored from a backup, or
     /// created anew.
-    fn say_missing(&mut self, entries: &Entries) {
+    fn log_missing(&mut self, entries: &Entries) {
         let known = self.entries.iter().filter(|(_, it)| it.tenant.is_some());
         let missing = known.filter(|(name, _)| !entries.contains_key(*name));
         let missing: BTreeSet<_> = missing.map(|(name, _)| name.clone()).collect();

@@ -163,7 +163,7 @@ impl Intake {
                 self.send_watermark(at);
             }
             while let Some((shard, task)) = self.deferred.after(self.drops.read) {
-                self.tell(shard, task);
+                self.send_fleet_task(shard, task);
             }
         }
     }
@@ -187,13 +187,13 @@ impl Intake {
             self.send_watermark(at);
         }
         if let Some((shard, task)) = self.deferred.take() {
-            self.tell(shard, task);
+            self.send_fleet_task(shard, task);
         }
     }
 
-    fn tell(&self, shard: u32, task: FleetTask) {
+    fn send_fleet_task(&self, shard: u32, task: FleetTask) {
         if let Some(shard) = self.shards.get(shard as usize) {
-            shard.tell(task);
+            shard.send_fleet_task(task);
         }
     }
 

@@ -41,7 +41,7 @@ impl Progress {
 }
 
 /// Corrections that take longer than one check.
-struct Long {
+struct LongCorrection {
     since: Instant,
     /// How many correction messages had been published before.
     messages: u64,
@@ -54,7 +54,7 @@ pub(crate) struct Corrections {
     running: watch::Receiver<RunningPipelines>,
     settled: u64,
     last: Progress,
-    long: Option<Long>,
+    long: Option<LongCorrection>,
     look_at: Instant,
 }
 
@@ -80,18 +80,18 @@ impl Corrections {
         // This is half a caller's interval early, so that a call that comes a little early still
         // counts.
         self.look_at = now + CHECK_EVERY - EVERY / 2;
-        self.say(now);
+        self.log(now);
         self.running.has_changed().is_ok()
     }
 
-    fn say(&mut self, now: Instant) {
+    fn log(&mut self, now: Instant) {
         let before = std::mem::replace(&mut self.last, Progress::of(&self.shards));
         let (last, users) = (self.last, self.last.backlog);
         if users > 0 {
             match &mut self.long {
                 None if before.backlog > 0 => {
                     tracing::info!(users, "correction started: deciding again for online users");
-                    self.long = Some(Long {
+                    self.long = Some(LongCorrection {
                         since: now,
                         messages: before.messages,
                         logged_at: now,

@@ -40,7 +40,7 @@ impl Driver {
         };
         let payload = message.payload();
         match what {
-            NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
+            NodeSubject::Chunk => self.send_fleet_task(shard, FleetTask::Chunk(payload.clone())),
             NodeSubject::Snapshot => match serde_json::from_slice(payload) {
                 Ok(SnapshotRequest { node, nonce }) => {
                     let task = FleetTask::SnapshotRequest(node.into(), nonce);
@@ -76,7 +76,7 @@ impl Driver {
     }
 
     /// Tells a shard's owner that this node has everything that the owner told it up to `seq`.
-    pub(super) fn say_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
+    pub(super) fn send_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
         let synced = Synced {
             node: (&*self.fleet.node).into(),
             epoch,

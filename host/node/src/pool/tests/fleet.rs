@@ -80,7 +80,7 @@ impl Scene {
     }
 
     fn role(&mut self, role: Role) {
-        self.shard.tell(FleetTask::Role(role));
+        self.shard.send_fleet_task(FleetTask::Role(role));
         self.node.work();
     }
 
@@ -331,7 +331,9 @@ fn what_waits_aside_goes_out_in_its_order_when_the_lease_is_renewed() {
     // The shard resigns. It must report this when the broker has everything that it published.
     scene.lease.set_until(clock::now_ms() + 60_000);
     offer(&scene.shard, connects(2, 1, None));
-    scene.shard.tell(FleetTask::Role(Role::Resign { epoch: 5 }));
+    scene
+        .shard
+        .send_fleet_task(FleetTask::Role(Role::Resign { epoch: 5 }));
     scene.node.acknowledge();
     scene.node.work();
     let of_fleet = |scene: &Scene| {
@@ -371,7 +373,7 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
     offer(&scene.shard, connects(77, 1, None));
     scene
         .shard
-        .tell(FleetTask::SnapshotRequest("other".into(), 1));
+        .send_fleet_task(FleetTask::SnapshotRequest("other".into(), 1));
     scene.node.work();
     let reports = std::iter::from_fn(|| scene.reports.try_recv().ok());
     let chunks = reports.filter_map(|(_, report)| match report {
