@@ -18,7 +18,7 @@ use crate::pool::Shards;
 use crate::tasks::Tasks;
 
 /// How often the two clocks are compared.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// By how much the distance of the clocks must change before the shards are told, in milliseconds.
 const DRIFT_MS: u64 = 20;
@@ -110,12 +110,12 @@ fn signed(ms: u64) -> i64 {
 /// silently; if the clock was set, that is logged.
 pub(crate) fn watch(tasks: &Tasks) -> Receiver<i64> {
     let (ahead, known) = channel(0);
-    tasks.spawn("clock", look(ahead));
+    tasks.spawn("clock", follow_offset(ahead));
     known
 }
 
-async fn look(known: Sender<i64>) {
-    let mut look = tokio::time::interval(LOOK_EVERY);
+async fn follow_offset(known: Sender<i64>) {
+    let mut look = tokio::time::interval(CHECK_EVERY);
     loop {
         look.tick().await;
         let Some(ahead_ms) = ahead_ms() else { continue };

@@ -13,13 +13,13 @@
     )
 )]
 
-mod beside;
+mod candidate;
 pub mod clock;
 mod directory;
 mod fleet;
 pub mod link;
-mod lookout;
 mod ops;
+mod periodic_checks;
 mod pool;
 mod reload;
 mod run;

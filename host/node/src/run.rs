@@ -2,11 +2,11 @@
 
 mod account;
 mod first;
-mod given;
 mod isolated;
+mod live_changes;
 mod retry_wait;
 mod sections;
-mod start_room;
+mod start_slots;
 mod stored;
 mod tenant;
 mod tenants;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::ops::http::{self, NodeDescription, StatusBoard};
 use crate::ops::log;
-use crate::reload::Source;
+use crate::reload::ConfigSource;
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks, blocking};
@@ -33,11 +33,11 @@ use crate::telemetry::{self, Telemetry};
 
 use account::Account;
 use first::TenantStart;
-use start_room::StartPlace;
-use tenant::{OfProcess, StepBack, TenantEnv};
+use start_slots::StartSlot;
+use tenant::{ProcessContext, StepBack, TenantEnv};
 
 /// How often a starting tenant checks whether its login has changed in the configuration.
-const LOGIN_LOOK: Duration = Duration::from_secs(1);
+const LOGIN_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the first line of the log waits for the plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
@@ -83,17 +83,17 @@ async fn node(
     if config.tenants.is_some() {
         introduce(&config, is_there, path.as_deref()).await;
         let tenants = tenants::Shared::new(&config, file, signals, &tasks, &telemetry);
-        let told = Arc::clone(&tenants.told);
-        let source = Box::new(move || told.metrics());
+        let statuses = Arc::clone(&tenants.statuses);
+        let source = Box::new(move || statuses.metrics());
         pending.start(&config, &telemetry, source, &tasks)?;
-        http::serve_tenants(&config, Arc::clone(&tenants.told), &tasks)?;
+        http::serve_tenants(&config, Arc::clone(&tenants.statuses), &tasks)?;
         let ended = tenants.serve(path, (text, seen), faults).await;
         telemetry.end().await;
         return ended;
     }
     let start = TenantStart {
         config,
-        source: Source::File { path, text },
+        source: ConfigSource::File { path, text },
         seen,
     };
     let ended = alone(start, file, signals, (tasks, faults), (&telemetry, pending)).await;
@@ -113,22 +113,22 @@ async fn alone(
     let account = Account::new(&start.config, start.config.engine.thread_count(), &tasks);
     let about = NodeDescription::new(&start.config, file, telemetry);
     let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
-    let told = Arc::clone(&board);
-    let source = Box::new(move || told.metrics());
+    let status = Arc::clone(&board);
+    let source = Box::new(move || status.metrics());
     pending.start(&start.config, telemetry, source, &tasks)?;
     let env = TenantEnv {
         account: &account,
-        all: &OfProcess::start(&start.config.node.name, &tasks),
+        process: &ProcessContext::start(&start.config.node.name, &tasks),
         board: &board,
         signals,
         tasks: &tasks,
         telemetry,
-        place: StartPlace::of_one(),
+        place: StartSlot::of_one(),
     };
     let _needs = account.broker.need(&start.config);
     let (known, known_path) = (start.config.clone(), path_of(&start.source));
     let starting = async {
-        let Source::File { path, text } = &start.source else {
+        let ConfigSource::File { path, text } = &start.source else {
             anyhow::bail!("the one tenant's configuration is a file's");
         };
         introduce(&start.config, text.is_some(), path.as_deref()).await;
@@ -173,7 +173,7 @@ async fn follow_login(
 ) -> std::convert::Infallible {
     let mut auth = known.nats.auth.clone();
     loop {
-        sleep(LOGIN_LOOK).await;
+        sleep(LOGIN_CHECK_EVERY).await;
         let path = path.clone();
         let read = blocking(move || {
             let text = Text::read(path.as_deref())?;
@@ -190,10 +190,10 @@ async fn follow_login(
     }
 }
 
-fn path_of(source: &Source) -> Option<PathBuf> {
+fn path_of(source: &ConfigSource) -> Option<PathBuf> {
     match source {
-        Source::File { path, .. } => path.clone(),
-        Source::Given(_) => None,
+        ConfigSource::File { path, .. } => path.clone(),
+        ConfigSource::Watched(_) => None,
     }
 }
 
@@ -219,7 +219,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
             return "of the plugin store".to_owned();
         }
         // Reading files may hang.
-        match timeout(SURVEY, blocking(move || loader::survey(&known))).await {
+        match timeout(SURVEY, blocking(move || loader::describe_sources(&known))).await {
             Ok(Ok(pipeline)) => pipeline,
             _ => format!("{} (not read yet)", config.pipeline_line()),
         }

@@ -119,8 +119,8 @@ impl Signals {
             let by = self.stop.borrow().by;
             let over = sleep_until(by.unwrap_or_else(Instant::now));
             tokio::select! {
-                Some(()) = inbox.terminate.recv() => self.told("SIGTERM", by, limit),
-                Some(()) = inbox.interrupt.recv() => self.told("SIGINT", by, limit),
+                Some(()) = inbox.terminate.recv() => self.on_stop_signal("SIGTERM", by, limit),
+                Some(()) = inbox.interrupt.recv() => self.on_stop_signal("SIGINT", by, limit),
                 Some(()) = inbox.hangup.recv() => self.reloads.0.send_modify(|count| *count += 1),
                 // A stop may have begun without a signal, so that the deadline is new.
                 Ok(()) = stop.changed() => {}
@@ -136,7 +136,7 @@ impl Signals {
         }
     }
 
-    fn told(&self, signal: &str, stops_by: Option<Instant>, limit: Duration) {
+    fn on_stop_signal(&self, signal: &str, stops_by: Option<Instant>, limit: Duration) {
         if let Some(by) = stops_by {
             if is_echo(Instant::now(), by, limit) {
                 return;

@@ -17,13 +17,13 @@ use crate::signals::Signals;
 const AWAY_MAX: Duration = Duration::from_secs(3);
 
 /// How often the connection to the broker is checked.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// Returns once the broker hasn't been reachable for [`AWAY_MAX`].
-pub(crate) async fn broker_stays_away(broker: &BrokerHealth) {
+pub(crate) async fn until_broker_lost(broker: &BrokerHealth) {
     let mut reached = Instant::now();
     while reached.elapsed() < AWAY_MAX {
-        sleep(LOOK).await;
+        sleep(CHECK_EVERY).await;
         if broker.connected.load(Ordering::Relaxed) {
             reached = Instant::now();
         }

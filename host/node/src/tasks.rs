@@ -118,7 +118,7 @@ impl Tasks {
     ) -> anyhow::Result<()> {
         let (failed, name) = (self.failed.clone(), name.into());
         let thread = thread::Builder::new().name(name.clone());
-        let told = name.clone();
+        let thread_name = name.clone();
         let span = Span::current();
         let watched = move || {
             let _tenant = span.enter();
@@ -130,7 +130,7 @@ impl Tasks {
         let started = thread.spawn(watched);
         started
             .map(drop)
-            .with_context(|| format!("can't start the thread `{told}`"))
+            .with_context(|| format!("can't start the thread `{thread_name}`"))
     }
 }
 
@@ -180,7 +180,9 @@ pub(crate) fn blocking<T: Send + 'static>(
 ///
 /// # Panics
 /// If the work panics.
-pub(crate) async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     match blocking(work).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
@@ -249,7 +251,11 @@ mod tests {
             blocking(move || ended.lock().unwrap().recv().unwrap())
         });
         let hanging: Vec<_> = hanging.collect();
-        assert_eq!(elsewhere(|| 7).await, 7, "it isn't kept waiting for ever");
+        assert_eq!(
+            run_blocking(|| 7).await,
+            7,
+            "it isn't kept waiting for ever"
+        );
         for _ in &hanging {
             end.send(()).unwrap();
         }

@@ -12,7 +12,7 @@ use presence_kit::text::table;
 use presence_node::link::probe;
 use presence_node::{state, telemetry};
 use presence_rules::in_force::InForce;
-use presence_rules::loader::{self, FoundPlugin, Loader};
+use presence_rules::loader::{self, Loader, ResolvedPlugin};
 use presence_rules::store_cache::without_store;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ struct Report {
     problems: Vec<Problem>,
     warnings: Vec<String>,
     /// The pipeline in a line, and what each of its stages is loaded from.
-    pipeline: Option<(String, Vec<FoundPlugin>)>,
+    pipeline: Option<(String, Vec<ResolvedPlugin>)>,
     /// Where the pipeline comes from: in words, and as one word for `--json`.
     source: Option<(String, &'static str)>,
     /// The names of plugins in the folder that no stage names.
@@ -190,7 +190,7 @@ impl Report {
         let mut found: Vec<anyhow::Error> = Vec::new();
         found.extend(log::level(&config.log).err());
         found.extend(config.nats.unreadable_files());
-        found.extend(telemetry::doubt(config));
+        found.extend(telemetry::config_problem(config));
         if let config::Directory::File { path, is_named } = &config.directory {
             found.extend(directory::load(path, *is_named, &Names::new()).err());
         }
@@ -202,7 +202,7 @@ impl Report {
         }
         found.extend(loader.load(config, true).err().into_iter().flatten());
         if !config.follows_store() {
-            found.extend(loader.problems_beside(config));
+            found.extend(loader.check_unused_files(config));
         }
         let mut broker = None;
         if connect {
@@ -215,8 +215,8 @@ impl Report {
             }
         }
         problems.extend(found.into_iter().map(Problem::from));
-        let stages = loader::found_plugins(config);
-        let may_redact = stages.iter().any(FoundPlugin::may_redact);
+        let stages = loader::resolve_plugins(config);
+        let may_redact = stages.iter().any(ResolvedPlugin::may_redact);
         let mut warnings = config.ignored_variables.clone();
         warnings.extend(beside);
         let mut unused = Vec::new();
@@ -235,7 +235,7 @@ impl Report {
         Ok(Self {
             problems,
             warnings,
-            pipeline: Some((loader::survey(config), stages)),
+            pipeline: Some((loader::describe_sources(config), stages)),
             source: Some(source),
             unused,
             restart: restart.map(|it| it.key.clone()).collect(),
@@ -361,7 +361,7 @@ fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>)
 }
 
 /// The row of a stage in the table.
-fn row(stage: &FoundPlugin) -> [String; 4] {
+fn row(stage: &ResolvedPlugin) -> [String; 4] {
     let (version, role) = match &stage.manifest {
         Some((version, role)) => (line(version), (*role).to_owned()),
         None => Default::default(),
@@ -373,7 +373,7 @@ fn row(stage: &FoundPlugin) -> [String; 4] {
     [line(&stage.name), version, role, line(from)]
 }
 
-fn plugin(stage: &FoundPlugin) -> Value {
+fn plugin(stage: &ResolvedPlugin) -> Value {
     let manifest = stage.manifest.as_ref();
     json!({
         "plugin": stage.name,

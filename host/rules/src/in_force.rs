@@ -61,7 +61,7 @@ impl Default for InForceFile {
 pub struct InForce {
     /// The path of the note. `None`: there is no folder for state, so nothing is kept.
     path: Option<PathBuf>,
-    noted: Mutex<InForceFile>,
+    saved: Mutex<InForceFile>,
 }
 
 impl InForce {
@@ -74,7 +74,7 @@ impl InForce {
         let Some(path) = path(config) else {
             return Ok(Self::default());
         };
-        let noted = read(&path).with_context(|| {
+        let saved = read(&path).with_context(|| {
             format!(
                 "the note of the plugins in force, {0}, can't be read: if all of [plugins] dir is \
                  there, remove it",
@@ -83,32 +83,32 @@ impl InForce {
         })?;
         Ok(Self {
             path: Some(path),
-            noted: noted.into(),
+            saved: saved.into(),
         })
     }
 
     /// The entry of the plugin that was last in force under this name, unless it was a built-in
     /// one.
     pub fn file_of(&self, name: &str) -> Option<InForceEntry> {
-        let noted = self.noted();
-        let mut of_name = noted.plugins.iter().filter(|entry| entry.plugin == name);
+        let saved = self.saved();
+        let mut of_name = saved.plugins.iter().filter(|entry| entry.plugin == name);
         of_name.find(|entry| entry.source != BUILT_IN).cloned()
     }
 
     /// The path of the note, for messages that tell the operator to remove it.
-    pub fn note(&self) -> Option<&Path> {
+    pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// Whether other enrichers than the pipeline's ran for the users in the state.
     pub fn has_other_enrichers(&self, blueprint: &Blueprint) -> bool {
-        self.noted().enrichers != blueprint.enrichers_digest()
+        self.saved().enrichers != blueprint.enrichers_digest()
     }
 
     /// Notes that a pipeline is in force from now on. Plugins that came from files stay in the
     /// note even when the pipeline stops naming them.
     pub fn record(&self, blueprint: &Blueprint) {
-        self.note_both(blueprint, blueprint.enrichers_digest());
+        self.save(blueprint, blueprint.enrichers_digest());
     }
 
     /// As [`Self::record`], but the enrichers of the node's last run stay in the note. A start that
@@ -116,18 +116,18 @@ impl InForce {
     /// noted when the pipeline changes or the process stops in order. If it is killed before, the
     /// next start runs them again.
     pub fn record_plugins(&self, blueprint: &Blueprint) {
-        let enrichers = self.noted().enrichers.clone();
-        self.note_both(blueprint, enrichers);
+        let enrichers = self.saved().enrichers.clone();
+        self.save(blueprint, enrichers);
     }
 
-    fn noted(&self) -> MutexGuard<'_, InForceFile> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn saved(&self) -> MutexGuard<'_, InForceFile> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_both(&self, blueprint: &Blueprint, enrichers: Option<String>) {
+    fn save(&self, blueprint: &Blueprint, enrichers: Option<String>) {
         let mut now: Vec<_> = blueprint.stages().map(InForceEntry::of).collect();
-        let mut noted = self.noted();
-        let entries = &noted.plugins;
+        let mut saved = self.saved();
+        let entries = &saved.plugins;
         let is_named = |entry: &InForceEntry| now.iter().any(|named| named.plugin == entry.plugin);
         let former = entries
             .iter()
@@ -144,19 +144,19 @@ impl InForce {
             enrichers,
             ..InForceFile::default()
         };
-        if *noted == now {
+        if *saved == now {
             return;
         }
-        let before = std::mem::replace(&mut *noted, now);
+        let before = std::mem::replace(&mut *saved, now);
         // A note of built-in plugins that are no enrichers says no more than a missing note.
         let is_built_in = |entry: &InForceEntry| entry.source == BUILT_IN;
         let says_nothing =
             |note: &InForceFile| note.plugins.iter().all(is_built_in) && note.enrichers.is_none();
-        if says_nothing(&before) && says_nothing(&noted) {
+        if says_nothing(&before) && says_nothing(&saved) {
             return;
         }
         if let Some(path) = &self.path
-            && let Err(error) = write(path, &noted)
+            && let Err(error) = write(path, &saved)
         {
             tracing::warn!(
                 "which plugins are in force can't be noted, and a start won't notice a missing \
@@ -238,7 +238,7 @@ mod tests {
         write(&path, &note).unwrap();
         assert_eq!(read(&path).unwrap(), note);
         let in_force = InForce {
-            noted: read(&path).unwrap().into(),
+            saved: read(&path).unwrap().into(),
             path: None,
         };
         assert_eq!(in_force.file_of("contacts"), None);

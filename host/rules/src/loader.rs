@@ -14,27 +14,28 @@ use presence_config::regular_file::{self, Limit, Stamp};
 use presence_config::{self as config, Config, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
 use presence_sandbox::{
-    Blueprint, Engine, Limits, LoadError, Manifest, MemoryBudget, Plugin, Stage, sha256,
+    Blueprint, Limits, LoadError, Manifest, MemoryBudget, Plugin, Stage, sha256,
 };
 
 use crate::in_force::{BUILT_IN, InForce, InForceEntry};
 use crate::limits::limits;
-use crate::private;
 use crate::store_cache::{STORE, StoreCache};
 
 mod attempt;
 mod built_in;
 mod compile_slots;
 mod compiler;
+mod engine;
 mod grants;
 mod quotas;
-mod survey;
+mod sources;
 mod trust;
 mod unused;
 
 pub use attempt::Attempt;
 pub use built_in::built_in;
-pub use survey::{FoundPlugin, found_plugins, misnamed_files, survey};
+pub use engine::engine;
+pub use sources::{ResolvedPlugin, describe_sources, misnamed_files, resolve_plugins};
 pub use unused::{NO_REDACTOR, folder_warning, unused_files, unused_warning};
 
 use built_in::needed;
@@ -44,14 +45,14 @@ use compiler::Compiler;
 pub struct Loader {
     compiler: Arc<Compiler>,
     /// Plugins that take precedence over stored, folder and built-in ones of the same name.
-    preferred: HashMap<String, Arc<Plugin>>,
+    overrides: HashMap<String, Arc<Plugin>>,
     /// Which plugins are in force, or were when the node last ran.
     in_force: InForce,
     /// This node's cache of the plugin store.
-    kept: Arc<StoreCache>,
+    store_cache: Arc<StoreCache>,
     /// Plugins in force whose files are gone, each with the text of what the next start will do.
     /// Each of them has been logged.
-    gone: Mutex<BTreeMap<String, &'static str>>,
+    missing_files: Mutex<BTreeMap<String, &'static str>>,
     /// The memory budget that the instances of all plugins share.
     memory: MemoryBudget,
     /// How many pipelines were refused because they exceeded a quota of plugins.
@@ -59,14 +60,14 @@ pub struct Loader {
 }
 
 /// The text for a next start that will fail, since the file of a plugin in force is missing.
-const REFUSES: &str = "the next start refuses: put the file back, or take its [[pipeline]] entry \
-                       out";
+const NEXT_START_FAILS: &str = "the next start refuses: put the file back, or take its \
+                                [[pipeline]] entry out";
 
 /// The origin of a plugin whose file was given to a command.
-const GIVEN: &str = "given";
+const ORIGIN_COMMAND_LINE: &str = "given";
 
 /// How long compiling a plugin may take while its author waits for it.
-const AUTHORS: Duration = Duration::from_secs(3_600);
+const AUTHOR_COMPILE_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// A plugin and its origin.
 type Found = (Arc<Plugin>, Arc<str>);
@@ -100,10 +101,10 @@ impl Loader {
     pub fn with_compiler(shared: &SharedCompiler, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             compiler: shared.of(config)?,
-            preferred: HashMap::new(),
+            overrides: HashMap::new(),
             in_force: InForce::default(),
-            kept: Arc::new(StoreCache::of(config)),
-            gone: Mutex::default(),
+            store_cache: Arc::new(StoreCache::of(config)),
+            missing_files: Mutex::default(),
             memory: MemoryBudget::default(),
             over_quota: AtomicU64::new(0),
         })
@@ -126,7 +127,7 @@ impl Loader {
 
     /// This node's cache of the plugin store.
     pub fn store_cache(&self) -> &Arc<StoreCache> {
-        &self.kept
+        &self.store_cache
     }
 
     /// The same loader, with the note of what was in force when the node last ran.
@@ -146,7 +147,7 @@ impl Loader {
 
     /// A hash of everything that a load depends on: the pipeline, other parts of the
     /// configuration, and the plugins' files. It changes when one of these does.
-    pub fn stamp(config: &Config) -> u64 {
+    pub fn fingerprint(config: &Config) -> u64 {
         let mut hasher = DefaultHasher::new();
         let Config {
             pipeline,
@@ -182,20 +183,22 @@ impl Loader {
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = Manifest::read(&file, &bytes).with_context(place)?.name;
         // The plugin's author waits for this, so it may take long.
-        let plugin = self.compiler.compile("", &name, &bytes, AUTHORS);
+        let plugin = self
+            .compiler
+            .compile("", &name, &bytes, AUTHOR_COMPILE_TIMEOUT);
         plugin.with_context(place)
     }
 
     /// Whether there is a preferred plugin, a file in the folder, or a built-in one of this name.
     pub fn has(&self, config: &Config, name: &str) -> bool {
-        self.preferred.contains_key(name)
+        self.overrides.contains_key(name)
             || file(&config.plugins.dir, name).exists()
             || built_in(name).is_some()
     }
 
     /// Makes later loads use this plugin, whatever other plugins of its name there are.
-    pub fn prefer(&mut self, plugin: Arc<Plugin>) {
-        self.preferred.insert(plugin.name.to_string(), plugin);
+    pub fn override_plugin(&mut self, plugin: Arc<Plugin>) {
+        self.overrides.insert(plugin.name.to_string(), plugin);
     }
 
     /// Loads the pipeline that a configuration names. Without `clock`, calls
@@ -227,7 +230,7 @@ impl Loader {
     ///
     /// # Errors
     /// As [`attempt`](Self::attempt).
-    pub fn attempt_beside(
+    pub fn load_candidate(
         &self,
         config: &Config,
         active: &Blueprint,
@@ -249,7 +252,8 @@ impl Loader {
         let mut stages = Vec::new();
         let mut places = Vec::new();
         let mut problems = Vec::new();
-        self.within(quotas::count(config)).map_err(|it| vec![it])?;
+        self.count_refusal(quotas::count(config))
+            .map_err(|it| vec![it])?;
         self.memory.change(config.limits.plugin_memory_bytes_max);
         let ceiling = grants::ceiling(config.plugins.grants.as_deref());
         for stage in &config.pipeline {
@@ -257,8 +261,8 @@ impl Loader {
             let plugin = attempt
                 .step(format!("reading and compiling `{}`", stage.plugin))
                 .and_then(|()| self.plugin(config, stage, running))
-                .and_then(|found| pinned(found, stage.digest.as_ref()))
-                .and_then(|found| self.vouched_for(&config.plugins, found));
+                .and_then(|found| check_digest(found, stage.digest.as_ref()))
+                .and_then(|found| self.check_trusted(&config.plugins, found));
             match plugin {
                 Ok((plugin, origin)) => {
                     let granted = grants::of_stage(&stage.grants);
@@ -270,33 +274,36 @@ impl Loader {
                     stages.push(stage.with_origin(origin));
                     places.push(place);
                 }
-                Err(problem) => problems.push(placed(problem, place)),
+                Err(problem) => problems.push(with_location(problem, place)),
             }
         }
-        problems.extend(self.within(quotas::bytes(config, stages.iter())).err());
+        problems.extend(
+            self.count_refusal(quotas::bytes(config, stages.iter()))
+                .err(),
+        );
         let limits = limits(config, clock);
         if let Err(given_up) = attempt.step("checking the plugins and their self-tests".into()) {
             return Err(vec![given_up]);
         }
         match prepare(stages, limits) {
             Ok(new) => {
-                problems.extend(self.within(quotas::memory(config, &new)).err());
+                problems.extend(self.count_refusal(quotas::memory(config, &new)).err());
                 match problems.is_empty() {
-                    true => Ok(self.judged(config, &new).unwrap_or(new)),
+                    true => Ok(self.reevaluated(config, &new).unwrap_or(new)),
                     false => Err(problems),
                 }
             }
             Err(more) => {
                 let place = |number: usize| places.get(number).copied().flatten();
                 let more = more.into_iter();
-                problems.extend(more.map(|(number, it)| placed(it.into(), place(number))));
+                problems.extend(more.map(|(number, it)| with_location(it.into(), place(number))));
                 Err(problems)
             }
         }
     }
 
     /// Counts the pipeline as over a quota if the check of that quota failed.
-    fn within(&self, checked: anyhow::Result<()>) -> anyhow::Result<()> {
+    fn count_refusal(&self, checked: anyhow::Result<()>) -> anyhow::Result<()> {
         if checked.is_err() {
             self.over_quota.fetch_add(1, Ordering::Relaxed);
         }
@@ -305,7 +312,7 @@ impl Loader {
 
     /// Loads the plugins in the folder that the pipeline doesn't name, and returns what is wrong
     /// with them.
-    pub fn problems_beside(&self, config: &Config) -> Vec<anyhow::Error> {
+    pub fn check_unused_files(&self, config: &Config) -> Vec<anyhow::Error> {
         let names = unused_files(config);
         let loaded = names.iter().map(|name| {
             let path = file(&config.plugins.dir, name);
@@ -322,8 +329,8 @@ impl Loader {
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
         let (plugins, name) = (&config.plugins, &*stage.plugin);
-        if let Some(plugin) = self.preferred.get(name) {
-            return Ok((Arc::clone(plugin), GIVEN.into()));
+        if let Some(plugin) = self.overrides.get(name) {
+            return Ok((Arc::clone(plugin), ORIGIN_COMMAND_LINE.into()));
         }
         if plugins.source == PluginSource::Store {
             return self.load_stored(config, stage, running);
@@ -334,7 +341,7 @@ impl Loader {
         }
         match regular_file::read(&path, Some(limit(plugins))) {
             Ok(bytes) => {
-                self.gone().remove(name);
+                self.missing_files().remove(name);
                 self.load_file(config, name, &path, bytes, running)
             }
             Err(error) if error.is_missing() => self.without_file(config, &path, stage, running),
@@ -357,7 +364,7 @@ impl Loader {
         }
         let cant = || format!("`{name}` ({digest}) can't be used");
         let bytes = self
-            .kept
+            .store_cache
             .plugin(digest, limit(plugins))
             .with_context(cant)?;
         let plugin = self.compile(config, name, &bytes).with_context(cant)?;
@@ -385,7 +392,7 @@ impl Loader {
         match running.first() {
             Some(runs) if *runs.origin != *BUILT_IN => {
                 let start = self.start_without(stage, &runs.plugin);
-                if self.gone().insert(name.into(), start).is_none() {
+                if self.missing_files().insert(name.into(), start).is_none() {
                     tracing::warn!(
                         "{} is gone: the plugin that it held stays in force while the node runs, \
                          and {start}",
@@ -409,16 +416,16 @@ impl Loader {
     /// What the next start does if a plugin's file is still gone then.
     fn start_without(&self, stage: &config::Stage, runs: &Plugin) -> &'static str {
         match built_in(&stage.plugin) {
-            Some(_) if stage.source == Some(Source::Folder) => REFUSES,
+            Some(_) if stage.source == Some(Source::Folder) => NEXT_START_FAILS,
             Some(bytes) if *sha256(bytes) == *runs.sha256 => {
                 "the next start uses the built-in plugin, which is the same"
             }
             // There is no note, so the next start can't know what was in force.
-            Some(_) if self.in_force.note().is_none() => {
+            Some(_) if self.in_force.path().is_none() => {
                 "the next start uses the built-in plugin of that name instead: put the file back, \
                  or set [state] dir"
             }
-            _ => REFUSES,
+            _ => NEXT_START_FAILS,
         }
     }
 
@@ -445,7 +452,7 @@ impl Loader {
             }
             None => "",
         };
-        let note = self.in_force.note();
+        let note = self.in_force.path();
         let note = note.map_or_else(String::new, |note| {
             format!(", or remove {} to have it forgotten", note.display())
         });
@@ -477,7 +484,7 @@ impl Loader {
             return Ok((runs, origin));
         }
         let plugin = self.compile(config, name, &bytes).with_context(cant)?;
-        if let Some(warning) = survey::misnamed(path, name, &plugin.manifest.name) {
+        if let Some(warning) = sources::misnamed(path, name, &plugin.manifest.name) {
             tracing::warn!("{warning}");
         }
         Ok((plugin, origin))
@@ -485,7 +492,9 @@ impl Loader {
 
     /// Compiles a plugin if it is trusted. If it isn't, nothing else reads its bytes.
     fn compile(&self, config: &Config, name: &str, bytes: &[u8]) -> anyhow::Result<Arc<Plugin>> {
-        self.compiler.proof_of(bytes).holds(&config.plugins)?;
+        self.compiler
+            .provenance_of(bytes)
+            .check_signature(&config.plugins)?;
         // The prefix alone would not do: several accounts may each have a tenant without one.
         let owner = config.tenant.file_name();
         let limit = config.plugins.compile_timeout;
@@ -494,10 +503,10 @@ impl Loader {
 
     /// A line for each plugin of the pipeline that runs though its file is gone. `None`: there is
     /// no such plugin.
-    pub fn gone_in_words(&self, config: &Config) -> Option<String> {
-        let gone = self.gone();
+    pub fn missing_files_report(&self, config: &Config) -> Option<String> {
+        let missing_files = self.missing_files();
         let is_named = |name: &str| config.pipeline.iter().any(|stage| stage.plugin == name);
-        let lines = gone.iter().filter(|(name, _)| is_named(name));
+        let lines = missing_files.iter().filter(|(name, _)| is_named(name));
         let lines = lines.map(|(name, start)| {
             let path = file(&config.plugins.dir, name);
             let path = path.display();
@@ -507,8 +516,10 @@ impl Loader {
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    fn gone(&self) -> MutexGuard<'_, BTreeMap<String, &'static str>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    fn missing_files(&self) -> MutexGuard<'_, BTreeMap<String, &'static str>> {
+        self.missing_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -520,7 +531,7 @@ fn running_as(running: Option<&Blueprint>, name: &str, sha256: &str) -> Option<A
 }
 
 /// Checks that a plugin has the digest that its stage's entry names, if it names one.
-fn pinned(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
+fn check_digest(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
     let (plugin, origin) = &found;
     if let Some(digest) = digest {
         anyhow::ensure!(
@@ -541,7 +552,7 @@ pub fn pipeline_warning(blueprint: &Blueprint) -> Option<&'static str> {
 }
 
 /// Adds the place of the stage's entry to an error, if the stage has an entry.
-fn placed(problem: anyhow::Error, place: Option<&config::Place>) -> anyhow::Error {
+fn with_location(problem: anyhow::Error, place: Option<&config::Place>) -> anyhow::Error {
     match place {
         Some(place) => problem.context(place.clone()),
         None => problem,
@@ -559,36 +570,6 @@ fn limit(plugins: &Plugins) -> Limit {
 /// The path of a plugin's file in the plugin folder.
 fn file(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.wasm"))
-}
-
-/// An engine that caches compiled code in the configured folder. If there is none, or it isn't
-/// safe, the engine caches nothing.
-pub fn engine(config: &Config) -> anyhow::Result<Engine> {
-    let Some(folder) = &config.plugins.cache else {
-        return Ok(Engine::new()?);
-    };
-    let engine = || -> anyhow::Result<Engine> {
-        private::trusted_folder(folder)?;
-        Ok(Engine::with_cache(folder, &key(&config.state)?)?)
-    };
-    engine().or_else(|error| {
-        tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
-        Ok(Engine::new()?)
-    })
-}
-
-/// The key that authenticates cached code. It is in the user's own state folder, so that all nodes
-/// and commands of the user share it. If that fails, it is in the node's configured one.
-fn key(state: &config::State) -> anyhow::Result<private::Key> {
-    let own = match config::own_state() {
-        Some(folder) => private::key(&folder),
-        None => Err(anyhow::anyhow!("the user has no folder for state")),
-    };
-    own.or_else(|error| match &state.dir {
-        Some(dir) if !state.dir_is_default => private::key(dir),
-        _ => Err(error),
-    })
-    .context("there is no place for the key that they are signed with")
 }
 
 /// Converts the value to the sandbox's type.

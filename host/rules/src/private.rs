@@ -72,12 +72,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// As [`write()`], for content that is of no use after a crash of the machine: it doesn't wait for
 /// the disk.
-pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, |_| Ok(()))
 }
 
 fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
-    let file = beside(path, bytes)?;
+    let file = write_temp_file(path, bytes)?;
     sync(file.as_file())?;
     file.persist(path)?;
     Ok(())
@@ -85,12 +85,12 @@ fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Resu
 
 /// Writes a file's content into a temporary file in the same folder. Others can't read it. Its name
 /// is unique, since another process may be writing the same file.
-fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+fn write_temp_file(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let folder = path.parent().ok_or(ErrorKind::InvalidFilename)?;
     let mut named = tempfile::Builder::new();
     let mut file = named.prefix(UNFINISHED).tempfile_in(folder)?;
     file.write_all(bytes)?;
-    if is_due(folder) {
+    if should_clean_up(folder) {
         remove_left_behind(folder);
     }
     Ok(file)
@@ -98,7 +98,7 @@ fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
 
 /// Whether a folder should be searched for files that killed processes have left: at most once in
 /// `LEFT_BEHIND`, since a node writes the files of thousands of tenants into one folder.
-fn is_due(folder: &Path) -> bool {
+fn should_clean_up(folder: &Path) -> bool {
     static LOOKED: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
     let mut looked = LOOKED.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
@@ -143,7 +143,7 @@ pub fn key(dir: &Path) -> anyhow::Result<Key> {
     let random = SystemRandom::new().fill(&mut key);
     random.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
     let cant = || format!("can't write {}", path.display());
-    let file = beside(&path, &key).with_context(cant)?;
+    let file = write_temp_file(&path, &key).with_context(cant)?;
     file.as_file().sync_all().with_context(cant)?;
     match file.persist_noclobber(&path) {
         Ok(_) => Ok(key),
@@ -284,12 +284,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let bytes = vec![7; 1 << 16];
-        note(&path, &bytes).unwrap();
+        write_unsynced(&path, &bytes).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        note(&path, &bytes).unwrap();
+                        write_unsynced(&path, &bytes).unwrap();
                         assert_eq!(fs::read(&path).unwrap(), bytes);
                     }
                 });
@@ -418,7 +418,7 @@ mod tests {
             around.path().join("victim"),
         );
         fs::write(&victim, "theirs").unwrap();
-        for write in [write, note] {
+        for write in [write, write_unsynced] {
             let _ = fs::remove_file(&path);
             symlink(&victim, &path).unwrap();
             write(&path, b"1").unwrap();

@@ -96,7 +96,7 @@ impl Signatures {
     ///
     /// # Errors
     /// If none of the keys has signed it as it is now.
-    pub fn by(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
+    pub fn verify(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
         let mut altered = None;
         let mut verified = Vec::new();
         for key in keys {
@@ -127,7 +127,7 @@ impl Signatures {
 /// # Errors
 /// If none of the keys has signed it as it is now, or its signatures can't be read.
 pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
-    Signatures::read(component)?.by(keys)
+    Signatures::read(component)?.verify(keys)
 }
 
 /// Signs a component. The signatures of others over the same content stay, so that a plugin can
@@ -159,9 +159,9 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Signature
     signatures.push(own.to_bytes());
     let mut set = vec![1];
     set.extend(hash.as_ref());
-    put_number(&mut set, signatures.len());
+    write_number(&mut set, signatures.len());
     for signature in &signatures {
-        put_sized(&mut set, signature);
+        write_length_prefixed(&mut set, signature);
     }
     Ok(with_section(&set, rest))
 }
@@ -169,13 +169,13 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Signature
 /// A component that begins with a signature section of this one set, and continues with `rest`.
 fn with_section(set: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
-    put_sized(&mut content, SECTION);
+    write_length_prefixed(&mut content, SECTION);
     content.extend(HEAD);
     content.push(1);
-    put_sized(&mut content, set);
+    write_length_prefixed(&mut content, set);
     let mut bytes = PREAMBLE.to_vec();
     bytes.push(0);
-    put_sized(&mut bytes, &content);
+    write_length_prefixed(&mut bytes, &content);
     bytes.extend(rest);
     bytes
 }
@@ -183,9 +183,9 @@ fn with_section(set: &[u8], rest: &[u8]) -> Vec<u8> {
 impl Signature {
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        put_sized(&mut bytes, &self.key_id);
+        write_length_prefixed(&mut bytes, &self.key_id);
         bytes.push(ALGORITHM);
-        put_sized(&mut bytes, &self.signature);
+        write_length_prefixed(&mut bytes, &self.signature);
         bytes
     }
 }
@@ -239,12 +239,12 @@ fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureErro
             if one.byte() == Some(ALGORITHM)
                 && let Some(signature) = one.sized()
             {
-                one.must_be_read()?;
+                one.expect_end()?;
                 let (key_id, signature) = (key_id.to_vec(), signature.to_vec());
                 signatures.push(Signature { key_id, signature });
             }
         }
-        set.must_be_read()?;
+        set.expect_end()?;
         // A set without signatures counts as one, so that the number of sets is bounded, too.
         left = left
             .checked_sub(usize::from(signatures.is_empty()))
@@ -255,7 +255,7 @@ fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureErro
         });
     }
     // No signature would cover bytes that stand here, so there may be none.
-    content.must_be_read()?;
+    content.expect_end()?;
     Ok(sets)
 }
 
@@ -274,7 +274,7 @@ impl<'a> ByteReader<'a> {
     }
 
     /// Fails unless all bytes have been read.
-    fn must_be_read(&self) -> Result<(), SignatureError> {
+    fn expect_end(&self) -> Result<(), SignatureError> {
         let is_read = self.0.is_empty();
         is_read
             .then_some(())
@@ -305,7 +305,7 @@ impl<'a> ByteReader<'a> {
     }
 }
 
-fn put_number(bytes: &mut Vec<u8>, mut number: usize) {
+fn write_number(bytes: &mut Vec<u8>, mut number: usize) {
     while number > 0x7f {
         bytes.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -313,8 +313,8 @@ fn put_number(bytes: &mut Vec<u8>, mut number: usize) {
     bytes.push(number as u8);
 }
 
-fn put_sized(bytes: &mut Vec<u8>, content: &[u8]) {
-    put_number(bytes, content.len());
+fn write_length_prefixed(bytes: &mut Vec<u8>, content: &[u8]) {
+    write_number(bytes, content.len());
     bytes.extend(content);
 }
 
@@ -418,7 +418,7 @@ mod tests {
             let mut set = vec![(hashes.len() / HASH_BYTES) as u8];
             set.extend(&hashes);
             set.push(1);
-            put_sized(&mut set, &signature.to_bytes());
+            write_length_prefixed(&mut set, &signature.to_bytes());
             with_section(&set, rest)
         };
         assert_eq!(verify(&with(&[part, whole], whole), &[key]), Ok(vec![key]));
@@ -442,17 +442,17 @@ mod tests {
             let mut set = vec![1];
             set.extend(hash.as_ref());
             set.extend(count);
-            put_sized(&mut set, &[&signature.to_bytes(), more[0]].concat());
+            write_length_prefixed(&mut set, &[&signature.to_bytes(), more[0]].concat());
             set.extend(more[1]);
             let mut content = Vec::new();
-            put_sized(&mut content, SECTION);
+            write_length_prefixed(&mut content, SECTION);
             content.extend(HEAD);
             content.push(1);
-            put_sized(&mut content, &set);
+            write_length_prefixed(&mut content, &set);
             content.extend(more[2]);
             let mut bytes = PREAMBLE.to_vec();
             bytes.push(0);
-            put_sized(&mut bytes, &content);
+            write_length_prefixed(&mut bytes, &content);
             bytes.extend(rest);
             bytes
         };
@@ -481,11 +481,11 @@ mod tests {
         let (_, key) = pair(1);
         let section = |data: &[u8]| {
             let mut content = Vec::new();
-            put_sized(&mut content, SECTION);
+            write_length_prefixed(&mut content, SECTION);
             content.extend(data);
             let mut bytes = PREAMBLE.to_vec();
             bytes.push(0);
-            put_sized(&mut bytes, &content);
+            write_length_prefixed(&mut bytes, &content);
             bytes
         };
         for data in [

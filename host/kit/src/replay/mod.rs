@@ -115,7 +115,7 @@ fn compare(
             path.display(),
             old.name
         );
-        loader.prefer(old);
+        loader.override_plugin(old);
     }
     let plugin = Arc::clone(&new.name);
     let mut before = config.clone();
@@ -125,7 +125,7 @@ fn compare(
     }
     let old = loader.load(&before, false);
     let old = old.map_err(join_problems)?;
-    loader.prefer(new);
+    loader.override_plugin(new);
     let new = loader.load(config, false).map_err(join_problems)?;
     let mut diff = Diff::new(config, &plugin, [&old, &new], inputs, args.examples)?;
     capture.read(|recorded| diff.play(&recorded))?;

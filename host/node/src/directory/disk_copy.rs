@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::health::DirectoryHealth;
 use crate::state::database::{self, Fault, guarded};
-use crate::tasks::{Tasks, elsewhere};
+use crate::tasks::{Tasks, run_blocking};
 use content::OpenFile;
 
 /// The shortest rest after a write.
@@ -211,13 +211,13 @@ impl Shared {
             };
             let Ok(job) = job else {
                 let idle = file.take();
-                elsewhere(move || drop(idle)).await;
+                run_blocking(move || drop(idle)).await;
                 continue;
             };
             let mut rest = REST;
             if !job.is_empty() {
                 let (shared, at) = (Arc::clone(&self), Arc::clone(&path));
-                let (back, job, written, took) = elsewhere(move || {
+                let (back, job, written, took) = run_blocking(move || {
                     let begun = Instant::now();
                     let written = shared.write(&mut file, &at, &job);
                     (file, job, written, begun.elapsed())
@@ -227,14 +227,14 @@ impl Shared {
                 failed = written.is_err();
                 match written {
                     Ok(()) => {
-                        disk.works();
+                        disk.note_success();
                         retry = RETRY.0;
                         rest = rest.max(took);
                         let left = self.lock().entries.len();
                         self.health.unsaved.store(left, Ordering::Relaxed);
                     }
                     Err(error) => {
-                        disk.fails(format!("{error:#}"));
+                        disk.note_failure(format!("{error:#}"));
                         rest = retry;
                         retry = (retry * 2).min(RETRY.1);
                         self.lock().put_back(job);
@@ -249,7 +249,7 @@ impl Shared {
                 pending.closing.take_if(|_| is_over)
             };
             if let Some(done) = closing {
-                elsewhere(move || drop(file)).await;
+                run_blocking(move || drop(file)).await;
                 // The receiver may have given up waiting.
                 let _ = done.send(());
                 return;

@@ -15,13 +15,13 @@ use crate::state::database::Disk;
 pub(crate) struct DirectoryHealth {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force has any entry.
-    holds: AtomicBool,
+    has_entries: AtomicBool,
     /// The tenant's limit for the number of entries from the source.
     entries_max: AtomicU64,
     /// Wakes the reader of a bucket when it has to read the whole bucket again.
-    again: Notify,
+    reread: Notify,
     /// When content was last taken from the source, by the host's clock. 0: never.
-    taken_at: AtomicU64,
+    read_at: AtomicU64,
     /// How many entries of a bucket have an invalid key.
     pub(crate) refused_keys: AtomicUsize,
     /// How many entries of a bucket have a value that can't be read.
@@ -42,10 +42,10 @@ impl Default for DirectoryHealth {
     fn default() -> Self {
         Self {
             unavailable: Mutex::default(),
-            holds: AtomicBool::default(),
+            has_entries: AtomicBool::default(),
             entries_max: AtomicU64::new(u64::MAX),
-            again: Notify::new(),
-            taken_at: AtomicU64::default(),
+            reread: Notify::new(),
+            read_at: AtomicU64::default(),
             refused_keys: AtomicUsize::default(),
             refused_values: AtomicUsize::default(),
             unsaved: AtomicUsize::default(),
@@ -57,7 +57,7 @@ impl Default for DirectoryHealth {
 impl DirectoryHealth {
     /// The source can't be read for the reason `why`. `known`: whether content from before is in
     /// force.
-    pub(crate) fn unavailable(&self, why: &str, known: bool) {
+    pub(crate) fn set_unavailable(&self, why: &str, known: bool) {
         let mut unavailable = self.lock();
         if unavailable.as_ref().is_some_and(|it| it.why == why) {
             return;
@@ -80,7 +80,7 @@ impl DirectoryHealth {
     }
 
     /// The source has been read. `is_same`: its content was in force already.
-    pub(crate) fn available(&self, is_same: bool) {
+    pub(crate) fn set_available(&self, is_same: bool) {
         if let Some(before) = self.lock().take() {
             let seconds = before.since.elapsed().as_secs();
             let how = if is_same { ", unchanged" } else { "" };
@@ -96,8 +96,8 @@ impl DirectoryHealth {
     }
 
     /// Whether the directory in force has any entry.
-    pub(crate) fn holds_something(&self) -> bool {
-        self.holds.load(Ordering::Relaxed)
+    pub(crate) fn has_entries(&self) -> bool {
+        self.has_entries.load(Ordering::Relaxed)
     }
 
     /// The tenant's limit for the number of entries from the source.
@@ -111,31 +111,31 @@ impl DirectoryHealth {
     }
 
     /// Has the whole bucket read again.
-    pub(crate) fn read_again(&self) {
-        self.again.notify_one();
+    pub(crate) fn request_reread(&self) {
+        self.reread.notify_one();
     }
 
     /// Waits until the whole bucket has to be read again.
-    pub(super) async fn again(&self) {
-        self.again.notified().await;
+    pub(super) async fn reread_requested(&self) {
+        self.reread.notified().await;
     }
 
     /// Notes that content has just been taken from the source.
-    pub(crate) fn taken(&self) {
-        self.taken_at.store(clock::now_ms(), Ordering::Relaxed);
+    pub(crate) fn note_read(&self) {
+        self.read_at.store(clock::now_ms(), Ordering::Relaxed);
     }
 
     /// The seconds since content was last taken from the source. `None` if that never happened.
     pub(crate) fn age_s(&self) -> Option<u64> {
-        match self.taken_at.load(Ordering::Relaxed) {
+        match self.read_at.load(Ordering::Relaxed) {
             0 => None,
             at => Some(clock::now_ms().saturating_sub(at) / 1_000),
         }
     }
 
     /// Notes whether the directory in force has any entry.
-    pub(crate) fn set_holds(&self, holds: bool) {
-        self.holds.store(holds, Ordering::Relaxed);
+    pub(crate) fn set_has_entries(&self, has_entries: bool) {
+        self.has_entries.store(has_entries, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Unavailable>> {
@@ -152,13 +152,13 @@ mod tests {
     fn an_outage_lasts_from_its_first_reason_until_the_source_is_read() {
         let health = DirectoryHealth::default();
         assert!(health.outage().is_none());
-        health.unavailable("gone", true);
+        health.set_unavailable("gone", true);
         let (first, why) = health.outage().unwrap();
         assert_eq!(why, "gone");
-        health.unavailable("empty", true);
+        health.set_unavailable("empty", true);
         let (second, why) = health.outage().unwrap();
         assert!(why == "empty" && second >= first);
-        health.available(true);
+        health.set_available(true);
         assert!(health.outage().is_none());
     }
 }

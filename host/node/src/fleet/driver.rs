@@ -4,7 +4,7 @@
 mod bucket;
 mod heartbeats;
 mod nodes;
-mod silence;
+mod watch_lag;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,20 +22,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use self::heartbeats::Heartbeats;
-use self::silence::Silence;
-use super::parts::{PartChange, PartSender};
+use self::watch_lag::WatchLag;
+use super::parts::{PartSender, SubscriptionChange};
 use super::{Fleet, FleetStart, node_subject};
 use crate::clock;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
-use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, Seen};
+use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, WatchEvent};
 use crate::pool::log_limiter::LogLimiter;
-use crate::pool::{FleetTask, Report, Shards};
+use crate::pool::{FleetTask, ShardReport, Shards};
 use crate::tasks::{Tasks, blocking};
 
 /// Limits for the longest time between two looks at the member, which is a twelfth of the lease.
-const LOOK_MS: (u64, u64) = (100, 1_000);
+const ADVANCE_EVERY_MS: (u64, u64) = (100, 1_000);
 
 /// The wait before the bucket is watched again after a watch has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
@@ -47,7 +47,7 @@ const GAINS_MS: u64 = 500;
 const REPORTS_MAX: usize = 256;
 
 /// The result of an operation that ran beside the driver's loop.
-enum Done {
+enum Completion {
     Written(u64, Key, Outcome),
     Read(Key, Option<Change>),
     /// The attempt number, and the watch. `None`: the attempt failed.
@@ -63,7 +63,7 @@ enum Done {
 
 /// Whether the node is subscribed to a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Listening {
+enum SubscriptionState {
     No,
     /// The subscription is being made.
     Begins,
@@ -74,7 +74,7 @@ enum Listening {
 #[derive(Default)]
 struct Gains {
     handed_over: u64,
-    taken: u64,
+    taken_over: u64,
     /// When the counting began.
     since: u64,
 }
@@ -93,21 +93,21 @@ struct Driver {
     connection: Connection,
     broker: Arc<BrokerHealth>,
     /// The time up to which the node has received every message.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     is_closed: IsClosed,
     subjects: Subjects,
     shards: Shards,
     parts: PartSender,
     /// This node's role in each shard, and whether the node is subscribed to the shard.
-    roles: Vec<(Role, Listening)>,
+    roles: Vec<(Role, SubscriptionState)>,
     heartbeats: Vec<Heartbeats>,
     /// Whether each shard has caught up at least once since this node took a role in it.
     caught_up: Vec<bool>,
-    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Completion>>,
     watch: Option<BucketWatch>,
     /// How many times a watch was started.
     watches: u64,
-    silence: Silence,
+    watch_lag: WatchLag,
     refusals: LogLimiter,
     is_announced: bool,
     gains: Gains,
@@ -126,7 +126,7 @@ pub(crate) async fn start(
     (connection, broker): (&Connection, Arc<BrokerHealth>),
     subjects: Subjects,
     (shards, parts): (Shards, PartSender),
-    (connects, heard, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
+    (connects, received_up_to, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
     is_closed: IsClosed,
 ) -> anyhow::Result<()> {
     let FleetStart {
@@ -146,7 +146,7 @@ pub(crate) async fn start(
         .begins_closed(is_closed());
     let driver = Driver {
         roles: (0..fleet.shards)
-            .map(|_| (Role::None, Listening::No))
+            .map(|_| (Role::None, SubscriptionState::No))
             .collect(),
         heartbeats: vec![Heartbeats::default(); fleet.shards as usize],
         caught_up: vec![false; fleet.shards as usize],
@@ -156,7 +156,7 @@ pub(crate) async fn start(
         tasks: tasks.clone(),
         connection: connection.clone(),
         broker,
-        heard,
+        received_up_to,
         is_closed,
         subjects,
         shards,
@@ -164,7 +164,7 @@ pub(crate) async fn start(
         under_way: FuturesUnordered::new(),
         watch: None,
         watches: 0,
-        silence: Silence::default(),
+        watch_lag: WatchLag::default(),
         refusals: LogLimiter::default(),
         is_announced: false,
         gains: Gains::default(),
@@ -180,43 +180,43 @@ impl Driver {
     async fn run(
         mut self,
         mut messages: Subscription,
-        mut reports: mpsc::UnboundedReceiver<(u32, Report)>,
+        mut reports: mpsc::UnboundedReceiver<(u32, ShardReport)>,
         mut connects: watch::Receiver<u64>,
     ) {
         connects.borrow_and_update();
         self.watch_anew(Duration::ZERO);
         let fleet = Arc::clone(&self.fleet);
-        let look_ms = (fleet.settings.lease_ms / 12).clamp(LOOK_MS.0, LOOK_MS.1);
+        let look_ms = (fleet.settings.lease_ms / 12).clamp(ADVANCE_EVERY_MS.0, ADVANCE_EVERY_MS.1);
         loop {
             let now = clock::now_ms();
             let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
             let wait_ms = due.saturating_sub(now).clamp(1, look_ms);
             tokio::select! {
-                change = next_change(&mut self.watch) => self.changed(change),
+                change = next_change(&mut self.watch) => self.on_change(change),
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
-                    self.done(done);
+                    self.on_completion(done);
                 }
                 Some((shard, report)) = reports.recv() => {
-                    self.reported(shard, report);
+                    self.on_report(shard, report);
                     for _ in 1..REPORTS_MAX {
                         let Ok((shard, report)) = reports.try_recv() else { break };
-                        self.reported(shard, report);
+                        self.on_report(shard, report);
                     }
                 }
-                Some(message) = messages.next() => self.told(&message),
-                Ok(()) = connects.changed() => self.reconnected(),
+                Some(message) = messages.next() => self.on_node_message(&message),
+                Ok(()) = connects.changed() => self.on_reconnect(),
                 () = fleet.leave.notified() => {
                     tracing::info!("handing over all shards that this node owns");
                     self.member.leave(clock::now_ms());
                 }
                 () = sleep(Duration::from_millis(wait_ms)) => {}
             }
-            self.look();
+            self.advance();
         }
     }
 
     /// Advances the member to the current time, and carries out all of its outputs.
-    fn look(&mut self) {
+    fn advance(&mut self) {
         let now = clock::now_ms();
         let is_closed = (self.is_closed)();
         if self.member.set_closed(now, is_closed) {
@@ -243,7 +243,7 @@ impl Driver {
         self.check_bucket(now);
         self.log_gains(now);
         let patience_ms = self.fleet.settings.lease_ms / 6;
-        if self.watch.is_some() && self.silence.is_longer_than(patience_ms, now) {
+        if self.watch.is_some() && self.watch_lag.is_longer_than(patience_ms, now) {
             tracing::debug!("the fleet's bucket is watched anew: the watch says nothing");
             self.watch_anew(Duration::ZERO);
         }
@@ -260,11 +260,13 @@ impl Driver {
             }
             differs
         });
-        let behind = self.roles.iter().zip(&self.caught_up);
-        let behind = behind.filter(|((role, _), done)| *role != Role::None && !**done);
-        let behind = behind.count();
-        self.fleet.behind.store(behind, Ordering::Relaxed);
-        let is_settled = behind == 0 && self.fleet.ownerless() == 0;
+        let catching_up = self.roles.iter().zip(&self.caught_up);
+        let catching_up = catching_up.filter(|((role, _), done)| *role != Role::None && !**done);
+        let catching_up = catching_up.count();
+        self.fleet
+            .shards_catching_up
+            .store(catching_up, Ordering::Relaxed);
+        let is_settled = catching_up == 0 && self.fleet.ownerless() == 0;
         self.fleet
             .settled
             .send_if_modified(|known| std::mem::replace(known, is_settled) != is_settled);
@@ -290,7 +292,7 @@ impl Driver {
                 let bucket = self.bucket.clone();
                 let written = async move {
                     let outcome = bucket.write(key.clone(), value, revision).await;
-                    Done::Written(id, key, outcome)
+                    Completion::Written(id, key, outcome)
                 };
                 self.under_way.push(written.boxed());
             }
@@ -298,7 +300,7 @@ impl Driver {
             Output::Role(shard, role) => self.role(shard, role),
             Output::Until(until) => {
                 let was_over = now >= self.fleet.lease.until();
-                self.fleet.lease.set(until);
+                self.fleet.lease.set_until(until);
                 if !self.is_announced {
                     self.is_announced = true;
                     let shards = self.fleet.shards;
@@ -306,11 +308,11 @@ impl Driver {
                 }
                 // Shards that are at work check the lease by themselves.
                 if was_over {
-                    self.tell_all(|| FleetTask::Lease);
+                    self.send_fleet_task_to_all(|| FleetTask::Lease);
                 }
             }
             Output::SessionLost => {
-                self.fleet.lease.set(0);
+                self.fleet.lease.set_until(0);
                 self.fleet
                     .figures
                     .sessions_lost
@@ -319,11 +321,11 @@ impl Driver {
                     "this node's lease in the fleet is over, and other nodes may take what it owned: it \
                      joins anew"
                 );
-                self.tell_all(|| FleetTask::SessionLost);
+                self.send_fleet_task_to_all(|| FleetTask::SessionLost);
             }
             Output::Left => {
                 tracing::info!("this node has left the fleet");
-                self.fleet.lease.set(0);
+                self.fleet.lease.set_until(0);
                 self.fleet.left.send_replace(true);
             }
         }
@@ -333,7 +335,7 @@ impl Driver {
         let bucket = self.bucket.clone();
         let read = async move {
             let found = bucket.read(key.clone()).await;
-            Done::Read(key, found)
+            Completion::Read(key, found)
         };
         self.under_way.push(read.boxed());
     }
@@ -352,19 +354,19 @@ impl Driver {
                 if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
                     *caught_up = false;
                 }
-                *listening = Listening::No;
+                *listening = SubscriptionState::No;
                 self.fleet.set_part(shard, false);
                 self.forget_heartbeats(shard);
-                self.parts.change(PartChange::Leaves(shard));
-                self.tell(shard, FleetTask::Role(Role::None));
+                self.parts.change(SubscriptionChange::Remove(shard));
+                self.send_fleet_task(shard, FleetTask::Role(Role::None));
             }
-            (role, Listening::Yes) => {
+            (role, SubscriptionState::Yes) => {
                 let role = role.clone();
-                self.tell(shard, FleetTask::Role(role));
+                self.send_fleet_task(shard, FleetTask::Role(role));
             }
-            (_, Listening::Begins) => {}
-            (_, Listening::No) => {
-                *listening = Listening::Begins;
+            (_, SubscriptionState::Begins) => {}
+            (_, SubscriptionState::No) => {
+                *listening = SubscriptionState::Begins;
                 self.listen(shard);
             }
         }
@@ -373,11 +375,11 @@ impl Driver {
     fn listen(&mut self, shard: u32) {
         let (connection, broker) = (self.connection.clone(), Arc::clone(&self.broker));
         let subject = self.subjects.shard_wildcard(shard);
-        let listens = async move {
+        let subscribed = async move {
             let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-            Done::Listens(shard, messages.await)
+            Completion::Listens(shard, messages.await)
         };
-        self.under_way.push(listens.boxed());
+        self.under_way.push(subscribed.boxed());
     }
 
     fn note_owner(&mut self, shard: u32, epoch: u64, before: &Before) {
@@ -390,7 +392,7 @@ impl Driver {
             }
             None if before.epoch > 0 => {
                 figures.takeovers.fetch_add(1, Ordering::Relaxed);
-                self.gains.taken += 1;
+                self.gains.taken_over += 1;
                 tracing::debug!(shard, epoch, "a shard was taken over");
             }
             None => tracing::debug!(shard, epoch, "the first owner of a shard"),
@@ -401,17 +403,17 @@ impl Driver {
     fn log_gains(&mut self, now: u64) {
         let Gains {
             handed_over,
-            taken,
+            taken_over,
             since,
         } = &mut self.gains;
-        if *handed_over + *taken == 0 {
+        if *handed_over + *taken_over == 0 {
             *since = now;
         }
         if now < *since + GAINS_MS {
             return;
         }
-        if *taken > 0 {
-            let shards = *taken;
+        if *taken_over > 0 {
+            let shards = *taken_over;
             tracing::warn!(shards, "took over shards that had lost their owner");
         }
         if *handed_over > 0 {
@@ -425,24 +427,24 @@ impl Driver {
     }
 
     /// Handles a change in the bucket. `None`: the watch has ended, and a new one is started.
-    fn changed(&mut self, seen: Option<Seen>) {
+    fn on_change(&mut self, seen: Option<WatchEvent>) {
         let Change {
             key,
             value,
             revision,
         } = match seen {
-            Some(Seen::Entry(change)) => change,
-            Some(Seen::Layout) => return self.keep_layout(),
+            Some(WatchEvent::Entry(change)) => change,
+            Some(WatchEvent::Layout) => return self.keep_layout(),
             None => return self.watch_anew(WATCH_RETRY),
         };
-        self.silence.saw(revision);
+        self.watch_lag.note_reported(revision);
         let now = clock::now_ms();
         self.member.changed(now, &key, value.as_deref(), revision);
     }
 
     fn watch_anew(&mut self, wait: Duration) {
         self.watch = None;
-        self.silence = Silence::default();
+        self.watch_lag = WatchLag::default();
         self.watches += 1;
         let number = self.watches;
         let bucket = self.bucket.clone();
@@ -457,18 +459,18 @@ impl Driver {
                 }
                 Err(_) => None,
             };
-            Done::Watched(number, watch)
+            Completion::Watched(number, watch)
         };
         self.under_way.push(watched.boxed());
     }
 
-    fn done(&mut self, done: Done) {
+    fn on_completion(&mut self, done: Completion) {
         let now = clock::now_ms();
         match done {
-            Done::Written(id, key, outcome) => {
+            Completion::Written(id, key, outcome) => {
                 match outcome {
                     Outcome::Stored(revision) if revision > 0 => {
-                        self.silence.wrote(revision, now);
+                        self.watch_lag.note_written(revision, now);
                     }
                     // Another node has changed the key, or it is gone: read the current value.
                     Outcome::Refused => self.read(key),
@@ -476,7 +478,7 @@ impl Driver {
                 }
                 self.member.written(now, id, outcome);
             }
-            Done::Read(key, found) => {
+            Completion::Read(key, found) => {
                 // The key is gone. So the bucket's shared settings may be gone, too.
                 if found.as_ref().is_some_and(|it| it.revision == 0) {
                     self.keep_layout();
@@ -485,104 +487,108 @@ impl Driver {
                 self.member.read(now, &key, found);
             }
             // A newer attempt is running.
-            Done::Watched(number, _) if number != self.watches => {}
-            Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
-            Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
-            Done::Listens(shard, messages) => self.listens(shard, messages),
-            Done::Subscribed(shard, to_heartbeats, messages) => {
-                self.subscribed((shard, to_heartbeats), messages);
+            Completion::Watched(number, _) if number != self.watches => {}
+            Completion::Watched(_, Some(watch)) => self.watch = Some(*watch),
+            Completion::Watched(_, None) => self.watch_anew(WATCH_RETRY),
+            Completion::Listens(shard, messages) => self.on_listening(shard, messages),
+            Completion::Subscribed(shard, to_heartbeats, messages) => {
+                self.on_subscribed((shard, to_heartbeats), messages);
             }
-            Done::IsSame(same) => self.is_same(same),
-            Done::Sent => {}
+            Completion::IsSame(same) => self.on_checked(same),
+            Completion::Sent => {}
         }
     }
 
-    fn listens(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
+    fn on_listening(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
         let Some((role, listening)) = self.roles.get_mut(shard as usize) else {
             return;
         };
         // The node has left the shard meanwhile.
-        if *listening != Listening::Begins {
+        if *listening != SubscriptionState::Begins {
             return;
         }
         match messages {
             Ok(messages) => {
-                *listening = Listening::Yes;
+                *listening = SubscriptionState::Yes;
                 let role = role.clone();
-                self.parts.change(PartChange::Listens(shard, messages));
+                self.parts.change(SubscriptionChange::Add(shard, messages));
                 self.fleet.set_part(shard, true);
-                self.tell(shard, FleetTask::Role(role));
+                self.send_fleet_task(shard, FleetTask::Role(role));
             }
             // The connection is closed only when the node ends.
             Err(error) => tracing::error!("can't listen to a shard: {}", Causes(&error)),
         }
     }
 
-    fn reported(&mut self, shard: u32, report: Report) {
+    fn on_report(&mut self, shard: u32, report: ShardReport) {
         let now = clock::now_ms();
         match report {
-            Report::Holds(epoch) => {
+            ShardReport::InSync(epoch) => {
                 if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
                     *caught_up |= epoch.is_some();
                 }
                 self.member.holds(shard, epoch);
             }
-            Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
-            Report::Ask { node, nonce } => self.ask_for_snapshot(&node, shard, nonce),
-            Report::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
-            Report::Synced { node, epoch, seq } => {
-                self.say_synced(&node, shard, (epoch, seq));
+            ShardReport::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
+            ShardReport::RequestSnapshot { node, nonce } => {
+                self.ask_for_snapshot(&node, shard, nonce)
             }
-            Report::TakesHeartbeats(takes) => self.takes_heartbeats(shard, takes),
-            Report::Differed(why) => {
-                let why = self.fleet.figures.catches_up(why);
+            ShardReport::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
+            ShardReport::Synced { node, epoch, seq } => {
+                self.send_synced(&node, shard, (epoch, seq));
+            }
+            ShardReport::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
+            ShardReport::Differed(why) => {
+                let why = self.fleet.figures.count_catch_up(why);
                 tracing::debug!(shard, why, "a shard catches up");
             }
-            Report::Discard(discarded) => drop(blocking(move || drop(discarded))),
-            Report::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
-            Report::Leads => tracing::debug!(shard, "leads"),
-            Report::Failed { led } => self.failed(shard, led),
+            ShardReport::Discard(discarded) => drop(blocking(move || drop(discarded))),
+            ShardReport::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
+            ShardReport::Leads => tracing::debug!(shard, "leads"),
+            ShardReport::Failed { led } => self.on_failed_shard(shard, led),
         }
     }
 
     /// A shard has failed and lost its state. If this node led it, the node gives up its session,
     /// so that the standby takes over.
-    fn failed(&mut self, shard: u32, led: bool) {
+    fn on_failed_shard(&mut self, shard: u32, led: bool) {
         if led {
             self.member.give_up_session(clock::now_ms());
         }
-        if let Some((role @ Role::Follow { .. }, Listening::Yes)) = self.roles.get(shard as usize) {
+        if let Some((role @ Role::Follow { .. }, SubscriptionState::Yes)) =
+            self.roles.get(shard as usize)
+        {
             let role = role.clone();
-            self.tell(shard, FleetTask::Role(role));
+            self.send_fleet_task(shard, FleetTask::Role(role));
         }
     }
 
     /// Tells the shards that what was sent while there was no connection is lost.
-    fn reconnected(&mut self) {
+    fn on_reconnect(&mut self) {
         self.watch_anew(Duration::ZERO);
         let (shards, at) = (self.shards.clone(), clock::now_ms());
         let lost = async move {
             shards.broadcast(|| Input::LostUpTo { at }).await;
-            Done::Sent
+            Completion::Sent
         };
         self.under_way.push(lost.boxed());
     }
 
-    fn tell(&self, shard: u32, task: FleetTask) {
+    fn send_fleet_task(&self, shard: u32, task: FleetTask) {
         if let Some(shard) = self.shards.get(shard as usize) {
-            shard.tell(task);
+            shard.send_fleet_task(task);
         }
     }
 
-    fn tell_all(&self, task: impl Fn() -> FleetTask) {
+    fn send_fleet_task_to_all(&self, task: impl Fn() -> FleetTask) {
         for shard in self.shards.iter() {
-            shard.tell(task());
+            shard.send_fleet_task(task());
         }
     }
 }
 
 /// The next change in the bucket. Waits forever if there is no watch.
-async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Seen> {
+async fn next_change(watch: &mut Option<BucketWatch>) -> Option<WatchEvent> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,

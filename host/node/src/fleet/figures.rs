@@ -12,7 +12,7 @@ pub(crate) struct FleetFigures {
     /// How many messages came on the subject of a shard that isn't their user's.
     pub(crate) wrong_shard: AtomicU64,
     /// How many messages of owners to standbys were dropped for want of room.
-    pub(crate) told_dropped: AtomicU64,
+    pub(crate) updates_dropped: AtomicU64,
     /// How many messages of other nodes couldn't be used.
     pub(crate) refused: AtomicU64,
     /// How many shards this node took over after they had lost their owners.
@@ -37,7 +37,7 @@ const REASONS: [(Difference, &str); 7] = [
 
 impl FleetFigures {
     /// Counts that a shard catches up. Returns the name of the reason.
-    pub(super) fn catches_up(&self, why: Difference) -> &'static str {
+    pub(super) fn count_catch_up(&self, why: Difference) -> &'static str {
         let mut counts = REASONS.iter().zip(&self.caught_up);
         let Some(((_, word), count)) = counts.find(|((reason, _), _)| *reason == why) else {
             return "";
@@ -60,9 +60,9 @@ mod tests {
     #[test]
     fn each_reason_is_counted_apart() {
         let figures = FleetFigures::default();
-        assert_eq!(figures.catches_up(Difference::LostInput), "lost-input");
-        figures.catches_up(Difference::LostInput);
-        figures.catches_up(Difference::Begins);
+        assert_eq!(figures.count_catch_up(Difference::LostInput), "lost-input");
+        figures.count_catch_up(Difference::LostInput);
+        figures.count_catch_up(Difference::Begins);
         let counts: Vec<_> = figures
             .caught_up()
             .filter(|(_, count)| *count > 0)

@@ -5,7 +5,7 @@
 //! them with the broker and the other nodes: a task ([`driver`]) owns the member, and [`Fleet`] is
 //! what the rest of the node knows of the fleet.
 
-pub(crate) mod behind;
+pub(crate) mod deferred_tasks;
 pub(crate) mod driver;
 mod figures;
 pub(crate) mod parts;
@@ -24,10 +24,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
 use crate::link::connection::Connection;
-use crate::link::fleet_bucket::{FleetBucket, Layout, OpenError};
+use crate::link::fleet_bucket::{BucketError, FleetBucket, Layout};
 use crate::link::journal::NodeLease;
 use crate::ops::http::StatusBoard;
-use crate::pool::{FleetLinks, Report};
+use crate::pool::{FleetLinks, ShardReport};
 
 pub(crate) use figures::FleetFigures;
 
@@ -66,7 +66,7 @@ pub(crate) struct Fleet {
     heartbeats: Box<[AtomicBool]>,
     pub(crate) figures: FleetFigures,
     /// In how many of its shards the node has yet to catch up.
-    pub(crate) behind: AtomicUsize,
+    pub(crate) shards_catching_up: AtomicUsize,
     /// Whether every shard has an owner, and the node has caught up once in all of its shards.
     settled: watch::Sender<bool>,
     leave: Notify,
@@ -81,7 +81,7 @@ pub(crate) struct FleetStart {
     pub(crate) bucket: FleetBucket,
     /// The fleet's shared settings, as the bucket has them.
     pub(crate) layout: Layout,
-    pub(crate) reports: mpsc::UnboundedReceiver<(u32, Report)>,
+    pub(crate) reports: mpsc::UnboundedReceiver<(u32, ShardReport)>,
 }
 
 impl Fleet {
@@ -98,7 +98,7 @@ impl Fleet {
             parts: (0..config.shards).map(|_| AtomicBool::new(false)).collect(),
             heartbeats: (0..config.shards).map(|_| AtomicBool::new(true)).collect(),
             figures: FleetFigures::default(),
-            behind: AtomicUsize::new(0),
+            shards_catching_up: AtomicUsize::new(0),
             settled: watch::Sender::new(false),
             leave: Notify::new(),
             left: watch::Sender::new(false),
@@ -140,7 +140,7 @@ impl Fleet {
     }
 
     /// In how many shards owners forward heartbeats to this node.
-    pub(crate) fn told(&self) -> usize {
+    pub(crate) fn forwarded_shards(&self) -> usize {
         let takes = self.heartbeats.iter();
         takes.filter(|takes| !takes.load(Ordering::Relaxed)).count()
     }
@@ -153,7 +153,7 @@ impl Fleet {
 
     /// Returns once every shard has an owner, and the node has caught up once in all of its shards.
     /// Then other nodes may leave.
-    pub(crate) async fn is_settled(&self) {
+    pub(crate) async fn until_settled(&self) {
         let mut settled = self.settled.subscribe();
         // It can't fail: the sender is in `self`.
         let _ = settled.wait_for(|settled| *settled).await;
@@ -166,7 +166,7 @@ impl Fleet {
     }
 
     /// The fleet's bucket is gone: ends the lease, and counts the node as having left.
-    fn is_lost(&self) {
+    fn lose_bucket(&self) {
         self.lease.end();
         self.left.send_replace(true);
     }
@@ -204,11 +204,11 @@ pub(crate) async fn join(
     let (bucket, layout) = loop {
         match FleetBucket::open(connection, prefix, mine, answer.max(RETRY)).await {
             Ok(opened) => break opened,
-            Err(OpenError::Never(error)) => {
+            Err(BucketError::Fatal(error)) => {
                 return Err(error).context("this node can't be one of a fleet ([fleet])");
             }
-            Err(OpenError::Later(error)) => {
-                board.wait_for(format!(
+            Err(BucketError::Retryable(error)) => {
+                board.set_wait_reason(format!(
                     "waiting for the fleet's bucket: {}",
                     Causes(&error)
                 ));

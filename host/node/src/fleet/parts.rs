@@ -47,53 +47,53 @@ impl Stream for Inputs {
 
 /// Tells the reader of a fleet node's inputs which parts the node has.
 pub(crate) struct PartSender {
-    changes: mpsc::UnboundedSender<PartChange>,
-    behind: mpsc::UnboundedSender<(u32, FleetTask)>,
+    changes: mpsc::UnboundedSender<SubscriptionChange>,
+    deferred: mpsc::UnboundedSender<(u32, FleetTask)>,
 }
 
 /// The receiving end of a [`PartSender`].
 pub(crate) struct PartReceiver {
-    pub(crate) changes: mpsc::UnboundedReceiver<PartChange>,
-    pub(crate) behind: mpsc::UnboundedReceiver<(u32, FleetTask)>,
+    pub(crate) changes: mpsc::UnboundedReceiver<SubscriptionChange>,
+    pub(crate) deferred: mpsc::UnboundedReceiver<(u32, FleetTask)>,
 }
 
 /// Makes both ends of the channel.
 pub(crate) fn part_channel() -> (PartSender, PartReceiver) {
     let (change, changes) = mpsc::unbounded_channel();
-    let (tell, behind) = mpsc::unbounded_channel();
+    let (tell, deferred) = mpsc::unbounded_channel();
     let sender = PartSender {
         changes: change,
-        behind: tell,
+        deferred: tell,
     };
-    (sender, PartReceiver { changes, behind })
+    (sender, PartReceiver { changes, deferred })
 }
 
 impl PartSender {
     /// Sends a change of the node's parts.
-    pub(crate) fn change(&self, change: PartChange) {
+    pub(crate) fn change(&self, change: SubscriptionChange) {
         // The reader is gone when the node ends.
         let _ = self.changes.send(change);
     }
 
     /// Sends a task to a shard, to be done after all messages that have arrived for it so far.
-    pub(crate) fn tell_behind(&self, shard: u32, task: FleetTask) {
+    pub(crate) fn defer(&self, shard: u32, task: FleetTask) {
         // The reader is gone when the node ends.
-        let _ = self.behind.send((shard, task));
+        let _ = self.deferred.send((shard, task));
     }
 }
 
 /// A change of a node's subscriptions.
-pub(crate) enum PartChange {
+pub(crate) enum SubscriptionChange {
     /// The node listens to a shard.
-    Listens(u32, Subscription),
+    Add(u32, Subscription),
     /// The subscriptions replace the shard's current ones, once those have been read to their end.
-    Replaces(u32, Vec<Subscription>),
+    Replace(u32, Vec<Subscription>),
     /// The node listens to the shard's heartbeats by subscriptions of their own.
-    Heartbeats(u32, Vec<Subscription>),
+    AddHeartbeats(u32, Vec<Subscription>),
     /// The subscriptions to the shard's heartbeats end.
-    NoHeartbeats(u32),
+    RemoveHeartbeats(u32),
     /// The node doesn't listen to the shard any more.
-    Leaves(u32),
+    Remove(u32),
 }
 
 /// All incoming messages of a node of a fleet.
@@ -101,7 +101,7 @@ pub(crate) struct PartInputs {
     streams: SelectAll<Part>,
     /// Messages that were taken from one of the streams and not returned yet.
     taken: vec::IntoIter<Incoming>,
-    changes: mpsc::UnboundedReceiver<PartChange>,
+    changes: mpsc::UnboundedReceiver<SubscriptionChange>,
     /// Parts that are being replaced: their subscriptions are being drained.
     ending: FuturesUnordered<BoxFuture<'static, Part>>,
     replaced: Vec<u32>,
@@ -172,7 +172,7 @@ impl PartInputs {
     /// Begins with the messages of applications alone, without any shard.
     pub(crate) fn new(
         routed: Vec<Subscription>,
-        changes: mpsc::UnboundedReceiver<PartChange>,
+        changes: mpsc::UnboundedReceiver<SubscriptionChange>,
     ) -> Self {
         let routed = routed
             .into_iter()
@@ -199,14 +199,14 @@ impl PartInputs {
         true
     }
 
-    fn change(&mut self, change: PartChange) {
+    fn change(&mut self, change: SubscriptionChange) {
         match change {
-            PartChange::Listens(_, _) if self.is_draining => {}
-            PartChange::Listens(shard, messages) => {
+            SubscriptionChange::Add(_, _) if self.is_draining => {}
+            SubscriptionChange::Add(shard, messages) => {
                 self.streams.push(Part::new(Some(shard), [messages]));
             }
-            PartChange::Replaces(_, _) if self.is_draining => {}
-            PartChange::Replaces(shard, messages) => {
+            SubscriptionChange::Replace(_, _) if self.is_draining => {}
+            SubscriptionChange::Replace(shard, messages) => {
                 let all = std::mem::take(&mut self.streams).into_iter();
                 let (before, others): (Vec<_>, Vec<_>) =
                     all.partition(|part| part.shard == Some(shard));
@@ -224,15 +224,15 @@ impl PartInputs {
                     self.ending.push(ended.boxed());
                 }
             }
-            PartChange::Heartbeats(_, _) if self.is_draining => {}
-            PartChange::Heartbeats(shard, messages) => self.streams.push(Part {
+            SubscriptionChange::AddHeartbeats(_, _) if self.is_draining => {}
+            SubscriptionChange::AddHeartbeats(shard, messages) => self.streams.push(Part {
                 is_heartbeats: true,
                 ..Part::new(Some(shard), messages)
             }),
-            PartChange::NoHeartbeats(shard) => {
+            SubscriptionChange::RemoveHeartbeats(shard) => {
                 self.keep(|part| part.shard != Some(shard) || !part.is_heartbeats);
             }
-            PartChange::Leaves(shard) => {
+            SubscriptionChange::Remove(shard) => {
                 self.replaced.retain(|replaced| *replaced != shard);
                 self.keep(|part| part.shard != Some(shard));
             }

@@ -25,7 +25,7 @@ use crate::tasks::Tasks;
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// How many different errors of NATS are logged.
-const SAID_MAX: usize = 16;
+const LOGGED_ERRORS_MAX: usize = 16;
 
 /// The connection for operators' commands and the plugin store. It is separate, so that a flood of
 /// inputs doesn't delay it, and so that it takes no room from inputs.
@@ -39,7 +39,7 @@ pub(crate) struct Admin {
 /// Logs an error of NATS, if it is a new one.
 fn log_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.len() < SAID_MAX && said.insert(error.clone()) {
+    if said.len() < LOGGED_ERRORS_MAX && said.insert(error.clone()) {
         tracing::warn!(
             "operators' commands may not reach this node, or it not the plugin store: NATS says: \
              {error}"
@@ -106,7 +106,7 @@ impl Admin {
         board: &StatusBoard,
         turn: impl Future<Output = ()>,
     ) {
-        let told = async {
+        let served = async {
             let service = self.service(config, replies, true, &["status"]);
             if let Ok(listening) = service.listen(&self.services).await {
                 let tell = async |_, _| Ok(json!({"ok": true, "status": board.describe()}));
@@ -116,7 +116,7 @@ impl Admin {
         };
         tokio::select! {
             () = turn => {}
-            () = told => {}
+            () = served => {}
         }
     }
 

@@ -147,7 +147,7 @@ impl Quarantine {
 
     /// Compares the plugins that are in quarantine now with those of the last look, and raises
     /// alerts for the difference. Returns whether the tenant still runs.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn check(&mut self) -> bool {
         let Self {
             alerts,
             running,
@@ -156,12 +156,12 @@ impl Quarantine {
         let goes_on = running.has_changed().is_ok();
         let running = running.borrow().clone();
         let active = [(running.generation, &*running.blueprint, false)];
-        let beside = running.beside.as_ref().map(|it| {
+        let candidate = running.candidate.as_ref().map(|it| {
             let generation = &it.generation;
             (generation.number, &*generation.blueprint, true)
         });
         let mut now = Vec::new();
-        for (generation, blueprint, is_candidate) in active.into_iter().chain(beside) {
+        for (generation, blueprint, is_candidate) in active.into_iter().chain(candidate) {
             for stage in blueprint.stages().filter(|it| it.in_quarantine()) {
                 let plugin = &stage.plugin;
                 let of = |is_candidate| Quarantined {

@@ -222,7 +222,7 @@ impl BrokerAccess {
                     let before = tried_by.swap(now, Ordering::Relaxed);
                     if let Some(Cause { why, is_login }) = cause::of(pool, unresolved).await {
                         let refused = is_login.then(|| access.login.refused(before));
-                        health.cannot_reach(&servers, why, refused);
+                        health.note_unreachable(&servers, why, refused);
                     }
                     None
                 };
@@ -245,12 +245,12 @@ pub(crate) async fn follow_permissions(connection: Connection, health: Arc<Broke
         if !health.connected.load(Ordering::Relaxed) {
             continue;
         }
-        let mut is_deaf = false;
+        let mut subscribe_forbidden = false;
         for permission in health.permissions.retry(client).await {
             tracing::info!("NATS permits this node again {permission}");
-            is_deaf |= permission.operation == Operation::Subscribe;
+            subscribe_forbidden |= permission.operation == Operation::Subscribe;
         }
-        if is_deaf {
+        if subscribe_forbidden {
             // The broker has dropped the subscription that it refused, so the client must reconnect
             // to subscribe again.
             tracing::info!("reconnecting, to renew refused subscriptions");
@@ -264,14 +264,14 @@ fn observe(event: &Event, servers: &str, health: &BrokerHealth, connects: &watch
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
-            health.reached();
-            health.permissions.connected();
+            health.note_reached();
+            health.permissions.note_connected();
             health.connects.fetch_add(1, Ordering::Relaxed);
             // Silence is counted from the first connection on.
             let relaxed = Ordering::Relaxed;
             let now = clock::now_ms();
             // From here on, the client sends its subscriptions again.
-            health.connected();
+            health.note_connected();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
             connects.send_modify(|connects| *connects += 1);

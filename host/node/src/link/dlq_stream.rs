@@ -223,7 +223,7 @@ impl DlqStream {
             Err(RequestError::Nobody { .. }) => {
                 bail!("no processor listens on {subject}: is `presence run` up?")
             }
-            Err(error) => Err(self.access.complained(error.into())),
+            Err(error) => Err(self.access.with_broker_error(error.into())),
         }
     }
 

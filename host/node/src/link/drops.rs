@@ -92,7 +92,7 @@ impl SubscriptionKind {
 #[derive(Debug, Default)]
 pub(crate) struct Drops {
     /// The watched subscriptions, by the numbers that the client has given them.
-    numbers: Arc<Mutex<HashMap<u64, Watched>>>,
+    numbers: Arc<Mutex<HashMap<u64, WatchedSubscription>>>,
     /// How many drops the client has reported, of any subscription.
     reported: watch::Sender<u64>,
     /// Whether several tenants read inputs on this client, so that no single reader can count the
@@ -105,7 +105,7 @@ pub(crate) struct Drops {
 
 /// A watched subscription.
 #[derive(Debug)]
-struct Watched {
+struct WatchedSubscription {
     kind: SubscriptionKind,
     /// The first token of its subject, if it can be a tenant's prefix.
     prefix: Option<Arc<str>>,
@@ -115,7 +115,7 @@ struct Watched {
 pub(crate) struct WatchedSubscriber {
     subscriber: Subscriber,
     number: Option<u64>,
-    numbers: Arc<Mutex<HashMap<u64, Watched>>>,
+    numbers: Arc<Mutex<HashMap<u64, WatchedSubscription>>>,
 }
 
 impl Deref for WatchedSubscriber {
@@ -135,13 +135,15 @@ impl DerefMut for WatchedSubscriber {
 impl Drop for WatchedSubscriber {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            held(&self.numbers).remove(&number);
+            lock(&self.numbers).remove(&number);
         }
     }
 }
 
 /// The watched subscriptions, locked. A panic can't leave them half-changed.
-fn held(numbers: &Mutex<HashMap<u64, Watched>>) -> MutexGuard<'_, HashMap<u64, Watched>> {
+fn lock(
+    numbers: &Mutex<HashMap<u64, WatchedSubscription>>,
+) -> MutexGuard<'_, HashMap<u64, WatchedSubscription>> {
     numbers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -150,7 +152,7 @@ fn held(numbers: &Mutex<HashMap<u64, Watched>>) -> MutexGuard<'_, HashMap<u64, W
 struct DropsBelow {
     known: u64,
     /// How many of them were logged.
-    told: u64,
+    logged: u64,
 }
 
 /// The first token of a subject, if it can be a tenant's prefix.
@@ -168,7 +170,7 @@ struct Count {
     /// How many messages are known to have been dropped.
     known: AtomicU64,
     /// How many of them were logged.
-    told: AtomicU64,
+    logged: AtomicU64,
 }
 
 impl Drops {
@@ -192,13 +194,13 @@ impl Drops {
 
     fn watch_number(&self, number: u64, kind: SubscriptionKind, subject: &str) {
         let prefix = prefix_of(subject).map(Into::into);
-        held(&self.numbers).insert(number, Watched { kind, prefix });
+        lock(&self.numbers).insert(number, WatchedSubscription { kind, prefix });
     }
 
     /// Notes that the client has reported a drop of a subscription.
     pub(crate) fn note_report(&self, number: u64) {
         let (kind, prefix) = {
-            let numbers = held(&self.numbers);
+            let numbers = lock(&self.numbers);
             let known = numbers.get(&number);
             known.map_or((SubscriptionKind::Other, None), |it| {
                 (it.kind, it.prefix.clone())
@@ -289,20 +291,20 @@ impl Drops {
 
     /// The prefixes with the most drops since the last log line, as text. The drops then count as
     /// logged.
-    fn untold(&self, kind: SubscriptionKind) -> String {
-        let mut untold: Vec<_> = {
+    fn take_unlogged(&self, kind: SubscriptionKind) -> String {
+        let mut unlogged: Vec<_> = {
             let mut by_prefix = self.by_prefix();
             let of_kind = by_prefix.iter_mut().filter_map(|(prefix, of_prefix)| {
                 let it = of_prefix.get_mut(kind.place())?;
-                let dropped = it.known - it.told;
-                it.told = it.known;
+                let dropped = it.known - it.logged;
+                it.logged = it.known;
                 (dropped > 0).then(|| (dropped, Arc::clone(prefix)))
             });
             of_kind.collect()
         };
-        untold.sort_by(|a, b| b.cmp(a));
-        let others = untold.len().saturating_sub(PREFIXES_MAX);
-        let named = untold.iter().take(PREFIXES_MAX);
+        unlogged.sort_by(|a, b| b.cmp(a));
+        let others = unlogged.len().saturating_sub(PREFIXES_MAX);
+        let named = unlogged.iter().take(PREFIXES_MAX);
         let mut said: Vec<_> = named
             .map(|(dropped, prefix)| format!("{dropped} of `{prefix}`"))
             .collect();
@@ -323,14 +325,14 @@ impl Drops {
     fn log(&self, kind: SubscriptionKind) {
         let of = self.of(kind);
         let total = of.known.load(Ordering::Relaxed);
-        let dropped = total.saturating_sub(of.told.swap(total, Ordering::Relaxed));
+        let dropped = total.saturating_sub(of.logged.swap(total, Ordering::Relaxed));
         if dropped == 0 {
             return;
         }
         let (what, so) = (kind.as_str(), kind.consequence());
         if self.has_several_readers() {
             // Called even if the log leaves the line out: it marks the drops as logged.
-            let prefixes = self.untold(kind);
+            let prefixes = self.take_unlogged(kind);
             // The current span may be of another tenant than the one that lost messages.
             tracing::warn!(
                 parent: None,
@@ -405,7 +407,7 @@ impl LossDetector {
     }
 
     /// Notes that the client has reported a drop, of any subscription.
-    pub(crate) fn dropped(&mut self, now: u64) {
+    pub(crate) fn note_dropped(&mut self, now: u64) {
         self.dropped_at = Some(now);
     }
 
@@ -484,14 +486,17 @@ mod tests {
         );
         assert_eq!(inputs(drops.counts_elsewhere()), Some(2));
         // The first drop was logged at once.
-        assert_eq!(drops.untold(SubscriptionKind::Inputs), "2 of `a`, 1 of `b`");
-        assert_eq!(drops.untold(SubscriptionKind::Inputs), "");
+        assert_eq!(
+            drops.take_unlogged(SubscriptionKind::Inputs),
+            "2 of `a`, 1 of `b`"
+        );
+        assert_eq!(drops.take_unlogged(SubscriptionKind::Inputs), "");
     }
 
     #[test]
     fn what_may_be_lost_is_what_came_to_a_subscription_that_may_have_been_full() {
         let mut losses = LossDetector::new(10);
-        losses.dropped(100);
+        losses.note_dropped(100);
         losses.read(9, true, 101);
         losses.read(9, true, 102);
         assert!(!losses.take_refetch(200), "another's");
@@ -504,7 +509,7 @@ mod tests {
             !losses.take_refetch(3_000),
             "the client hasn't dropped anything since"
         );
-        losses.dropped(3_001);
+        losses.note_dropped(3_001);
         assert!(losses.take_refetch(3_001), "said after it was read");
     }
 
@@ -513,7 +518,7 @@ mod tests {
         let mut losses = LossDetector::new(10);
         let mut healed = Vec::new();
         for now in 5_000..7_500 {
-            losses.dropped(now);
+            losses.note_dropped(now);
             losses.read(10, false, now);
             if losses.take_refetch(now) {
                 healed.push(now);
@@ -528,7 +533,7 @@ mod tests {
     fn what_was_full_long_before_lost_nothing() {
         let mut losses = LossDetector::new(10);
         losses.read(10, true, 0);
-        losses.dropped(LATE_MS + 1);
+        losses.note_dropped(LATE_MS + 1);
         assert_eq!(losses.due(), None);
     }
 }

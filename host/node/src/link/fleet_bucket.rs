@@ -74,7 +74,7 @@ pub(crate) struct BucketWatch(kv::Watch);
 
 /// What the watch reports.
 #[derive(Debug)]
-pub(crate) enum Seen {
+pub(crate) enum WatchEvent {
     /// An entry has changed.
     Entry(Change),
     /// The layout was written or removed.
@@ -91,11 +91,11 @@ pub(crate) struct Change {
 
 /// Why the bucket can't be used.
 #[derive(Debug)]
-pub(crate) enum OpenError {
+pub(crate) enum BucketError {
     /// It may be usable later.
-    Later(anyhow::Error),
+    Retryable(anyhow::Error),
     /// No later attempt succeeds unless the configuration, the server or the bucket is changed.
-    Never(anyhow::Error),
+    Fatal(anyhow::Error),
 }
 
 /// The bucket's name for the tenant with this prefix.
@@ -146,7 +146,7 @@ impl FleetBucket {
         prefix: Option<&str>,
         mine: Layout,
         answer: Duration,
-    ) -> Result<(Self, Layout), OpenError> {
+    ) -> Result<(Self, Layout), BucketError> {
         let context = ContextBuilder::new()
             .ack_timeout(answer)
             .timeout(answer)
@@ -156,12 +156,12 @@ impl FleetBucket {
             Some(stream) => stream,
             None => make(&context, &bucket).await?,
         };
-        check(&stream, &bucket).map_err(OpenError::Never)?;
+        check(&stream, &bucket).map_err(BucketError::Fatal)?;
         let made_at = made_at(&stream);
         let store = context.get_key_value(&bucket).await;
         let store = store
             .with_context(|| format!("can't open the bucket `{bucket}`"))
-            .map_err(OpenError::Later)?;
+            .map_err(BucketError::Retryable)?;
         let opened = Self {
             context,
             store,
@@ -172,16 +172,16 @@ impl FleetBucket {
     }
 
     /// Reads the fleet's layout, or writes this node's if there is none yet.
-    async fn agree(&self, mine: Layout, bucket: &str) -> Result<Layout, OpenError> {
+    async fn agree(&self, mine: Layout, bucket: &str) -> Result<Layout, BucketError> {
         let failed = |what: &str, error: anyhow::Error| {
-            OpenError::Later(error.context(format!("can't {what} the bucket `{bucket}`")))
+            BucketError::Retryable(error.context(format!("can't {what} the bucket `{bucket}`")))
         };
         let entry = self.store.entry(CONFIG).await;
         let mut entry = entry.map_err(|error| failed("read", error.into()))?;
         if !entry.as_ref().is_some_and(is_put) {
             let has_entries = self.has_entries().await;
             if has_entries.map_err(|error| failed("read", error))? {
-                return Err(OpenError::Later(anyhow!(
+                return Err(BucketError::Retryable(anyhow!(
                     "the bucket `{bucket}` has the entries of a fleet, and its key `{CONFIG}` is gone: \
                      a node that runs writes it again. If none does, remove the bucket"
                 )));
@@ -201,14 +201,14 @@ impl FleetBucket {
         );
         let fleets: Layout = match layout_of(&entry) {
             Ok(Layout { format, .. }) if format != FORMAT => {
-                return Err(OpenError::Never(anyhow!(
+                return Err(BucketError::Fatal(anyhow!(
                     "the bucket `{bucket}` has layout {format}, and this version of the program \
                      knows layout {FORMAT}: run the same version on all nodes, or {remove}"
                 )));
             }
             Ok(fleets) => fleets,
             Err(error) => {
-                return Err(OpenError::Never(anyhow!(
+                return Err(BucketError::Fatal(anyhow!(
                     "the key `{CONFIG}` of the bucket `{bucket}` can't be read ({error}): it was not \
                      written by this version of the program. Run the same version on all nodes, or \
                      {remove}"
@@ -217,7 +217,7 @@ impl FleetBucket {
         };
         match mine.difference(&fleets) {
             None => Ok(fleets),
-            Some(difference) => Err(OpenError::Never(anyhow!(
+            Some(difference) => Err(BucketError::Fatal(anyhow!(
                 "this node can't join the fleet: {difference}. Configure it as the other nodes are; \
                  to change it for all of them, {remove}"
             ))),
@@ -335,15 +335,15 @@ fn unknown(error: &(impl std::error::Error + 'static)) -> Outcome {
 
 impl BucketWatch {
     /// The next change. `None`: the watch has failed, and must be started again.
-    pub(crate) async fn next(&mut self) -> Option<Seen> {
+    pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             let entry = self.0.next().await?.ok()?;
             // Other keys don't belong to the fleet, and are ignored.
             if let Some(key) = Key::parse(&entry.key) {
-                return Some(Seen::Entry(change(key, &entry)));
+                return Some(WatchEvent::Entry(change(key, &entry)));
             }
             if entry.key == CONFIG {
-                return Some(Seen::Layout);
+                return Some(WatchEvent::Layout);
             }
         }
     }
@@ -382,7 +382,7 @@ fn change(key: Key, entry: &kv::Entry) -> Change {
 async fn stream_of(
     context: &jetstream::Context,
     bucket: &str,
-) -> Result<Option<JetStream>, OpenError> {
+) -> Result<Option<JetStream>, BucketError> {
     let error = match context.get_stream(format!("KV_{bucket}")).await {
         Ok(stream) => return Ok(Some(stream)),
         Err(error) => error,
@@ -391,11 +391,11 @@ async fn stream_of(
         GetStreamErrorKind::JetStream(why) => match why.error_code() {
             ErrorCode::STREAM_NOT_FOUND => Ok(None),
             ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
-                Err(OpenError::Never(no_jetstream()))
+                Err(BucketError::Fatal(no_jetstream()))
             }
             _ => Err(unreachable(error, bucket)),
         },
-        _ if is_without_responders(&error) => Err(OpenError::Never(no_jetstream())),
+        _ if is_without_responders(&error) => Err(BucketError::Fatal(no_jetstream())),
         _ => Err(unreachable(error, bucket)),
     }
 }
@@ -407,9 +407,9 @@ fn no_jetstream() -> anyhow::Error {
     )
 }
 
-fn unreachable(error: impl Into<anyhow::Error>, bucket: &str) -> OpenError {
+fn unreachable(error: impl Into<anyhow::Error>, bucket: &str) -> BucketError {
     let error = error.into();
-    OpenError::Later(error.context(format!("can't reach the bucket `{bucket}`")))
+    BucketError::Retryable(error.context(format!("can't reach the bucket `{bucket}`")))
 }
 
 /// Whether JetStream requests have no responders.
@@ -429,7 +429,7 @@ fn is_without_responders(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Creates the bucket: on three servers if it is a cluster, else on one.
-async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, OpenError> {
+async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, BucketError> {
     let config = |num_replicas| stream::Config {
         name: format!("KV_{bucket}"),
         description: Some("presence: which nodes of a fleet live, and who owns what".into()),
@@ -463,7 +463,7 @@ async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, O
             }
             _ => {
                 let error = anyhow::Error::new(error);
-                return Err(OpenError::Later(error.context(format!(
+                return Err(BucketError::Retryable(error.context(format!(
                     "can't make the bucket `{bucket}` on {replicas} servers (on fewer, make it by \
                      hand)"
                 ))));

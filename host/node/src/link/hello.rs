@@ -47,14 +47,14 @@ const UNANSWERED_MAX: u32 = 6;
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// How often a waiting node checks whether it is connected.
-const CONNECT_LOOK: Duration = Duration::from_millis(20);
+const CONNECT_CHECK_EVERY: Duration = Duration::from_millis(20);
 
 /// With up to this many tenants in an account, each tenant asks every `CHECK_EVERY`. With more,
 /// each asks less often.
 const TENANTS: usize = 20;
 
 /// How often it is checked whether serving nodes must ask at once.
-const LOOK: Duration = Duration::from_millis(200);
+const RECHECK_EVERY: Duration = Duration::from_millis(200);
 
 /// If a check is this late, the node was paused.
 const PAUSED: Duration = Duration::from_secs(1);
@@ -102,19 +102,23 @@ impl NodeInfo {
 impl NodeInfo {
     /// Whether both are nodes of one fleet. Nodes of a fleet have different names.
     fn serves_with(&self, other: &Self) -> bool {
-        self.fleet && other.fleet && self.node != other.node && !self.is_of_other(other)
+        self.fleet && other.fleet && self.node != other.node && !self.serves_other_tenant(other)
     }
 
     /// Whether they are known to serve different tenants. Then both logins are of the same account
     /// by mistake.
-    fn is_of_other(&self, other: &Self) -> bool {
+    fn serves_other_tenant(&self, other: &Self) -> bool {
         let tenants = self.tenant.as_ref().zip(other.tenant.as_ref());
         tenants.is_some_and(|(one, other)| one != other)
     }
 
     /// Why this node waits, and what to do so that both can serve.
     fn waits_for(&self, other: &Self) -> String {
-        if let Some(tenant) = other.tenant.as_ref().filter(|_| self.is_of_other(other)) {
+        if let Some(tenant) = other
+            .tenant
+            .as_ref()
+            .filter(|_| self.serves_other_tenant(other))
+        {
             return format!(
                 "waiting while the tenant `{tenant}` has the same subjects, on node `{}`: both logins \
                  are of one NATS account. Give one another `prefix`, or a login of another account",
@@ -177,9 +181,9 @@ pub(crate) async fn other_tenant(
 /// The result of a question to other nodes.
 enum HelloResult {
     /// A node to which this one must yield.
-    Other(NodeInfo),
+    YieldTo(NodeInfo),
     /// The broker says that nobody listens.
-    Nobody,
+    NoListener,
     /// The broker responded all the time, and no node to which this one must yield has answered.
     Unanswered,
     /// It can't be known: why.
@@ -193,7 +197,7 @@ struct Shared {
     /// Whether the node serves, or is about to.
     serves: AtomicBool,
     /// Notified when another node that serves has asked.
-    met: Notify,
+    serving_node_asked: Notify,
     /// The id of the node that last said goodbye.
     farewell: watch::Sender<String>,
     leave: Notify,
@@ -213,27 +217,27 @@ pub(crate) struct ServingTurn {
     client: Client,
     broker: Arc<BrokerHealth>,
     /// Up to when everything has been received from the broker, by the host's clock.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     shared: Arc<Shared>,
     answers: JoinHandle<()>,
-    doubts: watch::Receiver<u64>,
+    rechecks: watch::Receiver<u64>,
     /// Its count of references is the number of the account's tenants with a turn, plus one.
     tenants: Arc<()>,
 }
 
 /// Signals when serving nodes must ask at once, for all tenants of an account.
-pub(crate) struct Doubts {
-    told: watch::Receiver<u64>,
+pub(crate) struct RecheckSignal {
+    count: watch::Receiver<u64>,
     tenants: Arc<()>,
 }
 
-impl Doubts {
+impl RecheckSignal {
     /// Starts the task that checks for it, for as long as the account is used.
     pub(crate) fn start(broker: Arc<BrokerHealth>, tasks: &Tasks) -> Self {
-        let (tell, told) = watch::channel(0);
-        tasks.spawn("doubts", doubt(broker, tell));
+        let (signal, count) = watch::channel(0);
+        tasks.spawn("doubts", signal_rechecks(broker, signal));
         Self {
-            told,
+            count,
             tenants: Arc::default(),
         }
     }
@@ -241,7 +245,7 @@ impl Doubts {
 
 /// Signals after the node was paused, has reconnected, or has dropped hello messages: it may have
 /// missed another node's question.
-async fn doubt(broker: Arc<BrokerHealth>, tell: watch::Sender<u64>) {
+async fn signal_rechecks(broker: Arc<BrokerHealth>, signal: watch::Sender<u64>) {
     let missed = || {
         let connects = broker.connects.load(Ordering::Relaxed);
         (connects, broker.drops.reported_of(SubscriptionKind::Hellos))
@@ -249,11 +253,11 @@ async fn doubt(broker: Arc<BrokerHealth>, tell: watch::Sender<u64>) {
     let mut known = missed();
     loop {
         let began = Instant::now();
-        sleep(LOOK).await;
+        sleep(RECHECK_EVERY).await;
         let now = missed();
         if now != known || began.elapsed() > PAUSED {
             known = now;
-            tell.send_modify(|times| *times += 1);
+            signal.send_modify(|times| *times += 1);
         }
     }
 }
@@ -273,9 +277,9 @@ impl ServingTurn {
         connection: &Connection,
         subjects: &Subjects,
         (node, fleet, tenant): (String, bool, Option<String>),
-        (broker, heard): (Arc<BrokerHealth>, watch::Receiver<u64>),
+        (broker, received_up_to): (Arc<BrokerHealth>, watch::Receiver<u64>),
         replies: Arc<ReplyGuard>,
-        (doubts, tasks): (&Doubts, &Tasks),
+        (rechecks, tasks): (&RecheckSignal, &Tasks),
     ) -> anyhow::Result<Self> {
         let client = connection.client().clone();
         let subject = subjects.of(SUBJECT);
@@ -296,7 +300,7 @@ impl ServingTurn {
                 tenant,
             },
             serves: AtomicBool::new(false),
-            met: Notify::new(),
+            serving_node_asked: Notify::new(),
             farewell: watch::Sender::default(),
             leave: Notify::new(),
         });
@@ -309,11 +313,11 @@ impl ServingTurn {
         Ok(Self {
             client,
             broker,
-            heard,
+            received_up_to,
             answers: tasks.spawn("hello", answering),
             shared,
-            doubts: doubts.told.clone(),
-            tenants: Arc::clone(&doubts.tenants),
+            rechecks: rechecks.count.clone(),
+            tenants: Arc::clone(&rechecks.tenants),
         })
     }
 
@@ -326,39 +330,39 @@ impl ServingTurn {
         loop {
             // The first connection takes a moment. `/readyz` reports it as missing until then.
             while !self.broker.connected.load(Ordering::Relaxed) {
-                sleep(CONNECT_LOOK).await;
+                sleep(CONNECT_CHECK_EVERY).await;
             }
             let mut found = self.ask().await;
-            board.set_yields(matches!(found, HelloResult::Other(_)));
+            board.set_waits_for_other_node(matches!(found, HelloResult::YieldTo(_)));
             unanswered += u32::from(matches!(found, HelloResult::Unanswered));
             let has_left = !before_me.is_empty() && *farewell.borrow_and_update() == before_me;
             let is_free = match found {
-                HelloResult::Nobody => true,
+                HelloResult::NoListener => true,
                 HelloResult::Unanswered => has_left || unanswered >= UNANSWERED_MAX,
-                HelloResult::Other(_) | HelloResult::Unknown(_) => false,
+                HelloResult::YieldTo(_) | HelloResult::Unknown(_) => false,
             };
             if is_free {
                 // Other nodes may have decided the same at this moment. So each announces that it
                 // serves, and asks once more.
                 self.shared.serves.store(true, Ordering::Relaxed);
                 found = self.ask().await;
-                if matches!(found, HelloResult::Nobody | HelloResult::Unanswered) {
+                if matches!(found, HelloResult::NoListener | HelloResult::Unanswered) {
                     return;
                 }
                 self.shared.serves.store(false, Ordering::Relaxed);
             }
             match found {
-                HelloResult::Other(other) => {
+                HelloResult::YieldTo(other) => {
                     unanswered = 0;
-                    board.wait_for(self.shared.me.waits_for(&other));
+                    board.set_wait_reason(self.shared.me.waits_for(&other));
                     before_me = other.id;
                 }
                 HelloResult::Unknown(why) => {
-                    board.wait_for(format!(
+                    board.set_wait_reason(format!(
                         "waiting to know whether another node serves: {why}"
                     ));
                 }
-                HelloResult::Nobody | HelloResult::Unanswered => continue,
+                HelloResult::NoListener | HelloResult::Unanswered => continue,
             }
             // It can't fail: `self` holds the sender.
             let _ = timeout(TIMEOUT, farewell.changed()).await;
@@ -366,19 +370,19 @@ impl ServingTurn {
     }
 
     /// Waits until the node may not serve any more, and returns the reason.
-    pub(crate) async fn is_over(&self) -> String {
-        let mut doubts = self.doubts.clone();
+    pub(crate) async fn until_over(&self) -> String {
+        let mut rechecks = self.rechecks.clone();
         loop {
             // The account itself holds one reference.
             let tenants = Arc::strong_count(&self.tenants).saturating_sub(1);
             let every = CHECK_EVERY.mul_f64((tenants as f64 / TENANTS as f64).max(1.0));
             tokio::select! {
-                () = self.shared.met.notified() => {}
-                Ok(()) = doubts.changed() => {}
+                () = self.shared.serving_node_asked.notified() => {}
+                Ok(()) = rechecks.changed() => {}
                 () = sleep(every) => {}
             }
             match self.ask().await {
-                HelloResult::Other(other) => {
+                HelloResult::YieldTo(other) => {
                     return format!("node `{}` serves as well", other.node);
                 }
                 HelloResult::Unknown(why)
@@ -387,7 +391,7 @@ impl ServingTurn {
                     return why;
                 }
                 // Either no other node is there, or none can reach the users.
-                HelloResult::Unknown(_) | HelloResult::Nobody | HelloResult::Unanswered => {}
+                HelloResult::Unknown(_) | HelloResult::NoListener | HelloResult::Unanswered => {}
             }
         }
     }
@@ -429,16 +433,16 @@ impl ServingTurn {
         // Whether a marker has come back that was sent after the question, so that the broker has
         // responded.
         let waited = u64::try_from(TIMEOUT.as_millis()).unwrap_or_default();
-        let is_heard = *self.heard.borrow() >= began.saturating_add(waited / 2);
+        let is_heard = *self.received_up_to.borrow() >= began.saturating_add(waited / 2);
         match asked {
-            Ok(other) => HelloResult::Other(other),
+            Ok(other) => HelloResult::YieldTo(other),
             Err(_) if connects() != link => HelloResult::Unknown("NATS was away".into()),
             Err(RequestError::Nobody { .. }) => {
                 self.broker.count_elsewhere();
-                HelloResult::Nobody
+                HelloResult::NoListener
             }
             Err(RequestError::None { .. }) if is_heard && is_of_fleet.into_inner() => {
-                HelloResult::Nobody
+                HelloResult::NoListener
             }
             Err(RequestError::None { .. }) if is_heard => HelloResult::Unanswered,
             Err(RequestError::None { .. }) => HelloResult::Unknown("NATS is silent".into()),
@@ -474,7 +478,7 @@ async fn answer(
             if other.gone {
                 shared.farewell.send_replace(other.id);
             } else if other.ready && me.ready && me.yields_to(&other) {
-                shared.met.notify_one();
+                shared.serving_node_asked.notify_one();
             }
         }
         // Nodes are always answered on their inboxes, whatever `[nats] reply_prefixes` permits: a

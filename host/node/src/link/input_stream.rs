@@ -41,23 +41,23 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 pub(super) const EXPIRES: Duration = Duration::from_secs(30);
 
 /// How soon the server removes a consumer that is not used any more.
-const FORGOTTEN: Duration = Duration::from_secs(30);
+const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 
 /// How often the connection's state is checked while waiting for it.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// The longest message that a stream made by `presence input init` takes, in bytes.
 const MESSAGE_BYTES_MAX: i32 = 256 << 10;
 
 /// Why a stream can't be read.
 #[derive(Debug)]
-pub(crate) enum OpenError {
+pub(crate) enum InputStreamError {
     /// The stream is missing, or input can't be taken from it: an operator has to act.
     Refused(String),
     /// The stream or the server doesn't respond. A later attempt may succeed.
-    Away(String),
+    Unavailable(String),
     /// Reading failed, although the stream may be readable: open it again.
-    Again(String),
+    Reopen(String),
 }
 
 /// Finds a tenant's input stream.
@@ -70,7 +70,7 @@ pub(crate) struct InputStreams {
 
 /// Where to begin reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Begin {
+pub(crate) enum ReadFrom {
     /// At the message with this number, or at the next one that exists.
     At(u64),
     /// At the first message that the broker stored at this time or later, in milliseconds since the
@@ -127,7 +127,7 @@ impl InputStreams {
     /// Waits until there is a connection.
     pub(crate) async fn connected(&self) {
         while self.client.connection_state() != State::Connected {
-            sleep(LOOK).await;
+            sleep(CHECK_EVERY).await;
         }
     }
 
@@ -135,7 +135,7 @@ impl InputStreams {
     ///
     /// # Errors
     /// If the stream can't be read, or input can't be taken from it.
-    pub(crate) async fn find(&self) -> Result<InputStream, OpenError> {
+    pub(crate) async fn find(&self) -> Result<InputStream, InputStreamError> {
         InputStream::find(&self.client, &self.name, &self.subjects).await
     }
 
@@ -147,8 +147,8 @@ impl InputStreams {
     pub(crate) async fn read(
         &self,
         stream: InputStream,
-        begin: Begin,
-    ) -> Result<(InputMessages, u64), OpenError> {
+        begin: ReadFrom,
+    ) -> Result<(InputMessages, u64), InputStreamError> {
         stream.read(&self.node, begin).await
     }
 }
@@ -158,20 +158,24 @@ impl InputStream {
     ///
     /// # Errors
     /// If the stream can't be read, or input can't be taken from it.
-    async fn find(client: &Client, name: &str, subjects: &Subjects) -> Result<Self, OpenError> {
+    async fn find(
+        client: &Client,
+        name: &str,
+        subjects: &Subjects,
+    ) -> Result<Self, InputStreamError> {
         let context = jetstream::new(client.clone());
         let stream = context.get_stream(name).await.map_err(|error| {
             let kind = error.kind();
-            let said = said(error);
+            let error_text = error_text(error);
             match kind {
-                kind if is_missing(&kind) => OpenError::Refused(format!(
+                kind if is_missing(&kind) => InputStreamError::Refused(format!(
                     "there is no stream `{name}`: `presence input init` makes it"
                 )),
                 GetStreamErrorKind::JetStream(_) => {
-                    OpenError::Away(format!("JetStream says: {said}"))
+                    InputStreamError::Unavailable(format!("JetStream says: {error_text}"))
                 }
-                _ => OpenError::Away(format!(
-                    "JetStream doesn't answer ({said}): does the server have it, is there a \
+                _ => InputStreamError::Unavailable(format!(
+                    "JetStream doesn't answer ({error_text}): does the server have it, is there a \
                          leader of the stream, and may this user use it?"
                 )),
             }
@@ -180,10 +184,10 @@ impl InputStream {
         // A server without contact to the rest of its cluster may still describe the stream.
         if info.cluster.as_ref().is_some_and(|it| it.leader.is_none()) {
             let why = "it has no leader: do the servers that keep it reach each other?";
-            return Err(OpenError::Away(why.into()));
+            return Err(InputStreamError::Unavailable(why.into()));
         }
         if let Some(why) = unfit(&info.config, subjects) {
-            return Err(OpenError::Refused(why));
+            return Err(InputStreamError::Refused(why));
         }
         let made_at = info.created.unix_timestamp_nanos();
         Ok(Self {
@@ -199,9 +203,13 @@ impl InputStream {
     ///
     /// # Errors
     /// If the server doesn't deliver them.
-    async fn read(self, node: &str, begin: Begin) -> Result<(InputMessages, u64), OpenError> {
+    async fn read(
+        self,
+        node: &str,
+        begin: ReadFrom,
+    ) -> Result<(InputMessages, u64), InputStreamError> {
         let failed = |error: &dyn std::fmt::Display| {
-            OpenError::Away(format!("its messages can't be asked for: {error}"))
+            InputStreamError::Unavailable(format!("its messages can't be asked for: {error}"))
         };
         let deliver_policy = deliver(begin)?;
         let consumer = self.stream.create_consumer(pull::Config {
@@ -209,13 +217,13 @@ impl InputStream {
             name: Some(format!("presence-{node}-{}", clock::wall_now_us())),
             deliver_policy,
             ack_policy: AckPolicy::None,
-            inactive_threshold: FORGOTTEN,
+            inactive_threshold: INACTIVE_THRESHOLD,
             memory_storage: true,
             num_replicas: 1,
             ..pull::Config::default()
         });
         let consumer = consumer.await;
-        let consumer = consumer.map_err(|error| failed(&said(error)))?;
+        let consumer = consumer.map_err(|error| failed(&error_text(error)))?;
         let info = consumer.cached_info();
         let next = info.delivered.stream_sequence + 1;
         let messages = consumer
@@ -225,7 +233,7 @@ impl InputStream {
             .heartbeat(HEARTBEAT)
             .messages();
         let messages = messages.await;
-        let messages = messages.map_err(|error| failed(&said(error)))?;
+        let messages = messages.map_err(|error| failed(&error_text(error)))?;
         let messages = InputMessages { messages, count: 0 };
         Ok((messages, next))
     }
@@ -237,30 +245,30 @@ impl InputMessages {
     /// # Errors
     /// If no further message can come, or some were lost on their way: the stream must be read
     /// again from there.
-    pub(crate) async fn next(&mut self) -> Result<StoredInput, OpenError> {
+    pub(crate) async fn next(&mut self) -> Result<StoredInput, InputStreamError> {
         let message = match self.messages.next().await {
             Some(Ok(message)) => message,
             Some(Err(error)) => {
                 let kind = error.kind();
-                return Err(OpenError::Again(match kind {
+                return Err(InputStreamError::Reopen(match kind {
                     MessagesErrorKind::MissingHeartbeat => format!(
                         "JetStream has said nothing for {} s",
                         2 * HEARTBEAT.as_secs()
                     ),
                     MessagesErrorKind::ConsumerDeleted => "its consumer was removed".into(),
                     MessagesErrorKind::NoResponders => "JetStream doesn't respond".into(),
-                    _ => said(error),
+                    _ => error_text(error),
                 }));
             }
-            None => return Err(OpenError::Again("the connection is closed".into())),
+            None => return Err(InputStreamError::Reopen("the connection is closed".into())),
         };
         let info = message.info().map_err(|error| {
-            OpenError::Again(format!("a message doesn't say where it stands: {error}"))
+            InputStreamError::Reopen(format!("a message doesn't say where it stands: {error}"))
         })?;
         self.count += 1;
         if info.consumer_sequence != self.count {
             let why = "messages were lost on their way";
-            return Err(OpenError::Again(why.into()));
+            return Err(InputStreamError::Reopen(why.into()));
         }
         Ok(StoredInput {
             sequence: info.stream_sequence,
@@ -271,15 +279,15 @@ impl InputMessages {
 }
 
 /// The consumer's setting for where it begins.
-pub(super) fn deliver(begin: Begin) -> Result<DeliverPolicy, OpenError> {
+pub(super) fn deliver(begin: ReadFrom) -> Result<DeliverPolicy, InputStreamError> {
     Ok(match begin {
-        Begin::At(sequence) => DeliverPolicy::ByStartSequence {
+        ReadFrom::At(sequence) => DeliverPolicy::ByStartSequence {
             start_sequence: sequence.max(1),
         },
-        Begin::Since(ms) => {
+        ReadFrom::Since(ms) => {
             let start_time = datetime::from_nanos(i128::from(ms) * 1_000_000);
             let start_time = start_time.map_err(|error| {
-                OpenError::Away(format!("its messages can't be asked for: {error}"))
+                InputStreamError::Unavailable(format!("its messages can't be asked for: {error}"))
             })?;
             DeliverPolicy::ByStartTime { start_time }
         }
@@ -287,7 +295,7 @@ pub(super) fn deliver(begin: Begin) -> Result<DeliverPolicy, OpenError> {
 }
 
 /// An error of the client with its causes, as text.
-pub(super) fn said(error: impl std::error::Error + Send + Sync + 'static) -> String {
+pub(super) fn error_text(error: impl std::error::Error + Send + Sync + 'static) -> String {
     Causes(&error.into()).to_string()
 }
 
@@ -300,19 +308,19 @@ fn subjects_of(subjects: &Subjects) -> Vec<String> {
 fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
     let name = &config.name;
     let wanted = subjects_of(subjects);
-    let told = wanted.join("` and `");
+    let expected = wanted.join("` and `");
     if config.mirror.is_some() || config.sources.as_ref().is_some_and(|it| !it.is_empty()) {
         return Some(format!(
             "the stream `{name}` has its messages from other streams: name the one in [input] that \
-             takes `{told}` itself"
+             takes `{expected}` itself"
         ));
     }
     let mut found = config.subjects.clone();
     found.sort_unstable();
     if found != wanted {
         return Some(format!(
-            "the stream `{name}` has the subjects `{}`, and not just `{told}`: change them, or let \
-             `presence input init` make another stream",
+            "the stream `{name}` has the subjects `{}`, and not just `{expected}`: change them, or \
+             let `presence input init` make another stream",
             found.join("`, `")
         ));
     }
@@ -383,9 +391,11 @@ impl InputStreamAdmin {
         let is_new = self.access.make(wanted, retention).await?;
         match InputStream::find(&self.access.client, &self.name, &self.subjects).await {
             Ok(_) => Ok(is_new),
-            Err(OpenError::Refused(why) | OpenError::Away(why) | OpenError::Again(why)) => {
-                Err(anyhow!(why))
-            }
+            Err(
+                InputStreamError::Refused(why)
+                | InputStreamError::Unavailable(why)
+                | InputStreamError::Reopen(why),
+            ) => Err(anyhow!(why)),
         }
     }
 }

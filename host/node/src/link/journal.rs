@@ -21,16 +21,16 @@ pub(crate) struct JournalEntry {
     pub(crate) subject: Subject,
     pub(crate) body: Bytes,
     /// Whether it is numbered, and whether it is published again.
-    pub(crate) counting: Counting,
+    pub(crate) delivery: DeliveryMode,
     /// Until when it may be published. `None`: without a limit.
     pub(crate) fence: Option<Arc<EpochFence>>,
 }
 
 /// Whether a message has a sequence number, and whether it is published again.
 #[derive(Clone, Debug)]
-pub(crate) enum Counting {
+pub(crate) enum DeliveryMode {
     /// An answer: published once, whether or not the broker gets it.
-    Once,
+    AtMostOnce,
     /// Published until the broker has it. It has no sequence number.
     Unnumbered,
     /// Published until the broker has it, with this sequence number.
@@ -57,7 +57,7 @@ pub(crate) struct NodeLease {
 }
 
 impl NodeLease {
-    pub(crate) fn set(&self, until: u64) {
+    pub(crate) fn set_until(&self, until: u64) {
         self.until.store(until, Ordering::Release);
     }
 
@@ -89,14 +89,14 @@ impl LeaseId {
 
 /// Whether a message may be published now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Passage {
+pub(crate) enum PublishPermission {
     /// It may be published.
-    Open,
+    Allowed,
     /// The lease has run out. It may be published once the lease is renewed, and never if the fence
     /// ends.
-    Shut,
+    LeaseExpired,
     /// It may not be published, now or later.
-    Over,
+    Revoked,
 }
 
 impl EpochFence {
@@ -113,14 +113,14 @@ impl EpochFence {
         self.is_over.store(true, Ordering::Release);
     }
 
-    fn passage(&self, now: u64) -> Passage {
+    fn permission(&self, now: u64) -> PublishPermission {
         let is_over = |it: &AtomicBool| it.load(Ordering::Acquire);
         if is_over(&self.is_over) || is_over(&self.lease.is_over) {
-            return Passage::Over;
+            return PublishPermission::Revoked;
         }
         match now < self.lease.until() {
-            true => Passage::Open,
-            false => Passage::Shut,
+            true => PublishPermission::Allowed,
+            false => PublishPermission::LeaseExpired,
         }
     }
 }
@@ -141,30 +141,30 @@ impl JournalEntry {
         Self {
             subject: to.into(),
             body: body.into(),
-            counting: Counting::Once,
+            delivery: DeliveryMode::AtMostOnce,
             fence: None,
         }
     }
 
     /// The acknowledgement to JetStream that a message has been handled.
-    pub(crate) fn handled(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
+    pub(crate) fn ack(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
         Self {
             subject: receipt.subject(),
             body: Bytes::from_static(b"+ACK"),
-            counting: Counting::Unnumbered,
+            delivery: DeliveryMode::Unnumbered,
             fence,
         }
     }
 
     /// Whether it is published only once, whether or not the broker gets it.
-    pub(crate) fn is_once(&self) -> bool {
-        matches!(self.counting, Counting::Once)
+    pub(crate) fn is_at_most_once(&self) -> bool {
+        matches!(self.delivery, DeliveryMode::AtMostOnce)
     }
 
     /// Whether the entry may be published at the time that `now` returns.
-    pub(crate) fn passage(&self, now: impl FnOnce() -> u64) -> Passage {
+    pub(crate) fn permission(&self, now: impl FnOnce() -> u64) -> PublishPermission {
         let fence = self.fence.as_ref();
-        fence.map_or(Passage::Open, |fence| fence.passage(now()))
+        fence.map_or(PublishPermission::Allowed, |fence| fence.permission(now()))
     }
 
     /// The lease under which it is published. `None` if it needs none.
@@ -237,7 +237,7 @@ impl Journal {
 
     pub(crate) fn push(&mut self, entry: JournalEntry) {
         self.bytes += entry.bytes();
-        self.unacknowledged += usize::from(!entry.is_once());
+        self.unacknowledged += usize::from(!entry.is_at_most_once());
         self.entries.push_back(entry);
     }
 
@@ -251,7 +251,7 @@ impl Journal {
     /// answers before `handed`, which were handed to the client.
     pub(crate) fn forget(&mut self, acknowledged: u64, handed: u64) {
         while let Some(entry) = self.entries.front() {
-            let is_answer = entry.is_once();
+            let is_answer = entry.is_at_most_once();
             if self.begin >= acknowledged && !(is_answer && self.begin < handed) {
                 break;
             }
@@ -274,7 +274,7 @@ mod tests {
         JournalEntry {
             subject: "s".into(),
             body: vec![0; bytes].into(),
-            counting: Counting::Numbered(SequenceNumber {
+            delivery: DeliveryMode::Numbered(SequenceNumber {
                 source: Arc::new(source),
                 renewed: 0,
                 seq,
@@ -284,9 +284,9 @@ mod tests {
     }
 
     fn seq(entry: Option<&JournalEntry>) -> Option<u64> {
-        match &entry?.counting {
-            Counting::Numbered(number) => Some(number.seq),
-            Counting::Once | Counting::Unnumbered => None,
+        match &entry?.delivery {
+            DeliveryMode::Numbered(number) => Some(number.seq),
+            DeliveryMode::AtMostOnce | DeliveryMode::Unnumbered => None,
         }
     }
 
@@ -315,23 +315,26 @@ mod tests {
             fence: Some(Arc::clone(&fence)),
             ..entry(1, 10)
         };
-        lease.set(100);
-        assert_eq!(fenced.passage(|| 99), Passage::Open);
-        assert_eq!(fenced.passage(|| 100), Passage::Shut);
-        lease.set(200);
-        assert_eq!(fenced.passage(|| 100), Passage::Open);
+        lease.set_until(100);
+        assert_eq!(fenced.permission(|| 99), PublishPermission::Allowed);
+        assert_eq!(fenced.permission(|| 100), PublishPermission::LeaseExpired);
+        lease.set_until(200);
+        assert_eq!(fenced.permission(|| 100), PublishPermission::Allowed);
         fence.end();
-        assert_eq!(fenced.passage(|| 100), Passage::Over);
+        assert_eq!(fenced.permission(|| 100), PublishPermission::Revoked);
         let other = JournalEntry {
             fence: Some(EpochFence::new(Arc::clone(&lease))),
             ..entry(1, 10)
         };
-        assert_eq!(other.passage(|| 100), Passage::Open);
+        assert_eq!(other.permission(|| 100), PublishPermission::Allowed);
         lease.end();
-        assert_eq!(other.passage(|| 100), Passage::Over);
+        assert_eq!(other.permission(|| 100), PublishPermission::Revoked);
         other.count_dropped();
         assert_eq!(lease.dropped(), 1);
-        assert_eq!(entry(1, 10).passage(|| 1_000), Passage::Open);
+        assert_eq!(
+            entry(1, 10).permission(|| 1_000),
+            PublishPermission::Allowed
+        );
     }
 
     #[test]

@@ -96,7 +96,10 @@ impl Services {
             asked.push(client.subscribe(subject).await?);
         }
         let services = Self::default();
-        tasks.spawn("services", services.clone().tell(select_all(asked)));
+        tasks.spawn(
+            "services",
+            services.clone().answer_discovery(select_all(asked)),
+        );
         Ok(services)
     }
 
@@ -104,7 +107,7 @@ impl Services {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn tell(self, mut asked: SelectAll<Subscriber>) {
+    async fn answer_discovery(self, mut asked: SelectAll<Subscriber>) {
         while let Some(question) = asked.next().await {
             let named = question.subject.split('.').nth(3);
             let services: Vec<_> = match named {
@@ -112,7 +115,7 @@ impl Services {
                 None => self.each().values().cloned().collect(),
             };
             for service in services {
-                service.tell(&question).await;
+                service.answer_one(&question).await;
             }
         }
         // The connection ends only with the node.
@@ -170,7 +173,7 @@ impl Service {
     }
 
     /// Answers a discovery request.
-    async fn tell(&self, question: &Message) {
+    async fn answer_one(&self, question: &Message) {
         let mut verb = question.subject.split('.').skip(1);
         let answer = match verb.next() {
             Some("PING") => self.described("ping", Map::new()),

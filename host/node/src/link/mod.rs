@@ -19,7 +19,7 @@ pub mod probe;
 pub(crate) mod progress;
 pub(crate) mod publisher;
 pub(crate) mod pulse;
-pub mod redrive_turn;
+pub mod redrive_lock;
 pub(crate) mod reply_guard;
 pub(crate) mod request;
 pub mod request_client;

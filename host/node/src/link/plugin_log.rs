@@ -17,7 +17,7 @@ use crate::ops::plugin_lines::{self, FollowRequest, LEASE, PluginLine};
 use crate::tasks::Tasks;
 
 /// How often expired follow leases are removed.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// The size limit of the lines in one answer, in bytes. Every server carries messages of this size.
 const ANSWER_BYTES_MAX: usize = 512 * 1_024;
@@ -81,7 +81,7 @@ impl PluginLogs {
 
 async fn publish(logs: PluginLogs, node: String) {
     let mut followed = plugin_lines::followed();
-    let mut look = interval(LOOK);
+    let mut look = interval(CHECK_EVERY);
     loop {
         tokio::select! {
             mut line = next(&mut followed) => {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 pub(crate) struct Sources {
     each: Vec<Arc<DeliveryProgress>>,
     /// Notified when a message waits to be acknowledged.
-    wanted: Arc<Notify>,
+    ack_requested: Arc<Notify>,
     intervals: Arc<Mutex<PollIntervals>>,
 }
 
@@ -58,7 +58,7 @@ impl Sources {
     pub(crate) fn new(every_ms: u64) -> Self {
         Self {
             each: Vec::new(),
-            wanted: Arc::default(),
+            ack_requested: Arc::default(),
             intervals: Arc::new(Mutex::new(PollIntervals {
                 default_ms: every_ms,
                 requested: BTreeMap::new(),
@@ -69,7 +69,7 @@ impl Sources {
 
     /// Adds a source.
     pub(crate) fn add(&mut self) -> Arc<DeliveryProgress> {
-        let progress = Arc::new(DeliveryProgress::new(Arc::clone(&self.wanted)));
+        let progress = Arc::new(DeliveryProgress::new(Arc::clone(&self.ack_requested)));
         self.each.push(Arc::clone(&progress));
         progress
     }
@@ -103,8 +103,8 @@ impl Sources {
     }
 
     /// Waits until a message waits to be acknowledged.
-    pub(crate) async fn wanted(&self) {
-        self.wanted.notified().await;
+    pub(crate) async fn ack_requested(&self) {
+        self.ack_requested.notified().await;
     }
 
     /// Whether the broker may lack a message of any source.
@@ -137,19 +137,19 @@ pub(crate) struct DeliveryProgress {
     end: AtomicU64,
     /// The place behind the last message that the broker is known to have.
     acknowledged: AtomicU64,
-    moved: Notify,
+    advanced: Notify,
     /// Notified when a message waits to be acknowledged.
-    wanted: Arc<Notify>,
+    ack_requested: Arc<Notify>,
 }
 
 impl DeliveryProgress {
-    fn new(wanted: Arc<Notify>) -> Self {
+    fn new(ack_requested: Arc<Notify>) -> Self {
         Self {
             link: AtomicU64::new(0),
             end: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
-            moved: Notify::new(),
-            wanted,
+            advanced: Notify::new(),
+            ack_requested,
         }
     }
 
@@ -167,8 +167,8 @@ impl DeliveryProgress {
     }
 
     /// Asks the pulse for an acknowledgement soon.
-    pub(crate) fn want(&self) {
-        self.wanted.notify_one();
+    pub(crate) fn request_ack(&self) {
+        self.ack_requested.notify_one();
     }
 
     /// The place behind the last message that the broker is known to have.
@@ -177,8 +177,8 @@ impl DeliveryProgress {
     }
 
     /// Waits until the broker has more messages. It may return without any.
-    pub(crate) async fn moved(&self) {
-        self.moved.notified().await;
+    pub(crate) async fn until_advanced(&self) {
+        self.advanced.notified().await;
     }
 
     /// The connection's number, and the place behind the last message handed to it.
@@ -189,7 +189,7 @@ impl DeliveryProgress {
 
     fn acknowledge(&self, end: u64) {
         if self.acknowledged.fetch_max(end, Ordering::AcqRel) < end {
-            self.moved.notify_one();
+            self.advanced.notify_one();
         }
     }
 

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::link::connection::Connection;
-use crate::link::journal::{Counting, JournalEntry};
+use crate::link::journal::{DeliveryMode, JournalEntry};
 use crate::link::wire;
 use crate::pool::Transport;
 
@@ -22,11 +22,11 @@ impl Publisher {
         let JournalEntry {
             subject,
             body,
-            counting,
+            delivery,
             fence: _,
         } = entry.clone();
-        match counting {
-            Counting::Numbered(counted) => {
+        match delivery {
+            DeliveryMode::Numbered(counted) => {
                 let headers = wire::map(counted.source.headers(
                     &subject,
                     counted.renewed,
@@ -35,7 +35,9 @@ impl Publisher {
                 let client = self.0.client();
                 client.publish_with_headers(subject, headers, body).await?;
             }
-            Counting::Once | Counting::Unnumbered => self.0.client().publish(subject, body).await?,
+            DeliveryMode::AtMostOnce | DeliveryMode::Unnumbered => {
+                self.0.client().publish(subject, body).await?
+            }
         }
         Ok(())
     }

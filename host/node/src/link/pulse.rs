@@ -45,7 +45,7 @@ const SILENT: Duration = Duration::from_secs(1);
 
 /// After this long without a marker, the second connection is made anew although it seems up. It is
 /// made anew at most this often.
-const DEAF: Duration = Duration::from_secs(3);
+const RENEW_AFTER: Duration = Duration::from_secs(3);
 
 /// A marker in flight.
 struct Marker {
@@ -59,29 +59,29 @@ struct Marker {
 /// The task that sends and receives markers.
 pub(crate) struct Pulse {
     main: Client,
-    second: Second,
+    second: SecondConnection,
     statistics: Arc<Statistics>,
     health: Arc<BrokerHealth>,
     sources: Sources,
     /// Where markers come in on the main connection: the prefix of the subjects, to which one token
     /// is added, and their subscription.
-    back: (String, WatchedSubscriber),
+    replies: (String, WatchedSubscriber),
     /// A subject without subscribers.
-    nobody: String,
+    unused_subject: String,
     markers: VecDeque<Marker>,
     sent: u64,
     /// When a marker last came in on the main connection.
     answered: Instant,
-    heard: watch::Sender<u64>,
+    received_up_to: watch::Sender<u64>,
 }
 
 /// The second connection.
-struct Second {
+struct SecondConnection {
     client: Client,
     /// The subject and the subscription for markers on this connection.
-    out: (String, Subscriber),
+    probes: (String, Subscriber),
     /// When a marker last came in on it.
-    heard: Instant,
+    last_marker_at: Instant,
     /// When it was last made anew although it seemed up.
     renewed: Instant,
 }
@@ -100,16 +100,16 @@ impl Pulse {
         tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
         let main = main.client().clone();
-        let back = main.new_inbox();
-        let markers = main.subscribe(format!("{back}.*")).await?;
+        let reply_prefix = main.new_inbox();
+        let markers = main.subscribe(format!("{reply_prefix}.*")).await?;
         let markers = health
             .drops
-            .watch(markers, SubscriptionKind::Markers, &back);
-        let (heard, received) = watch::channel(0);
+            .watch(markers, SubscriptionKind::Markers, &reply_prefix);
+        let (received_up_to, received) = watch::channel(0);
         let pulse = Self {
-            second: Second::connect(access).await?,
-            back: (back, markers),
-            nobody: main.new_inbox(),
+            second: SecondConnection::connect(access).await?,
+            replies: (reply_prefix, markers),
+            unused_subject: main.new_inbox(),
             statistics: main.statistics(),
             main,
             health,
@@ -117,7 +117,7 @@ impl Pulse {
             markers: VecDeque::new(),
             sent: 0,
             answered: Instant::now(),
-            heard,
+            received_up_to,
         };
         tasks.spawn("pulse", pulse.run());
         Ok(received)
@@ -129,15 +129,15 @@ impl Pulse {
             tokio::select! {
                 () = sleep_until(next) => {
                     self.health.log_silence();
-                    self.look_at_second().await;
+                    self.check_second().await;
                     self.send().await;
                     let every = self.sources.poll_interval();
                     let wait = if self.sources.are_behind() { QUICK.min(every) } else { every };
                     next = Instant::now() + wait;
                 }
-                () = self.sources.wanted() => next = next.min(Instant::now() + QUICK),
-                Some(marker) = self.second.out.1.next() => self.came_out(&marker).await,
-                Some(marker) = self.back.1.next() => self.came_back(&marker),
+                () = self.sources.ack_requested() => next = next.min(Instant::now() + QUICK),
+                Some(marker) = self.second.probes.1.next() => self.on_probe(&marker).await,
+                Some(marker) = self.replies.1.next() => self.on_reply(&marker),
                 // Both clients are gone: the node ends.
                 else => return,
             }
@@ -158,16 +158,16 @@ impl Pulse {
             at: clock::now_ms(),
             marks: self.sources.marks(),
         });
-        self.send_to(self.second.out.0.clone()).await;
+        self.send_to(self.second.probes.0.clone()).await;
         if self.second.is_silent() {
-            self.send_to(self.nobody.clone()).await;
+            self.send_to(self.unused_subject.clone()).await;
         }
     }
 
     /// Sends the last marker to a subject.
     async fn send_to(&self, subject: String) {
-        let (back, body) = (&self.back.0, self.sent.to_string());
-        let reply = format!("{back}.{body}");
+        let (prefix, body) = (&self.replies.0, self.sent.to_string());
+        let reply = format!("{prefix}.{body}");
         let sent = self.main.publish_with_reply(subject, reply, body.into());
         // If there is no room within the interval, the connection hangs. A later marker may get
         // out.
@@ -176,9 +176,9 @@ impl Pulse {
 
     /// A marker has come in on the second connection: the broker has everything that was sent
     /// before it.
-    async fn came_out(&mut self, received: &Message) {
-        self.second.heard = Instant::now();
-        self.health.pulse_is_back();
+    async fn on_probe(&mut self, received: &Message) {
+        self.second.last_marker_at = Instant::now();
+        self.health.mark_pulse_back();
         let body = &received.payload;
         let Some(marker) = number(body).and_then(|number| self.find(number)) else {
             return;
@@ -192,7 +192,7 @@ impl Pulse {
 
     /// A marker has come back on the main connection: everything that the broker had sent before it
     /// has been received.
-    fn came_back(&mut self, received: &Message) {
+    fn on_reply(&mut self, received: &Message) {
         self.health.count_elsewhere();
         let token = received.subject.rsplit('.').next().unwrap_or_default();
         let Some(number) = number(token.as_bytes()) else {
@@ -202,17 +202,17 @@ impl Pulse {
             return;
         };
         // The broker itself has answered, because the marker's subject has no subscriber. So
-        // `came_out` hasn't seen this marker.
+        // `on_probe` hasn't seen this marker.
         if received.status == Some(StatusCode::NO_RESPONDERS) {
             self.acknowledge(marker);
         }
         let at = marker.at;
         self.markers.retain(|marker| marker.number > number);
         self.answered = Instant::now();
-        self.health.heard(at);
+        self.health.note_heard(at);
         // Every shard is told of a new time, so a busy node doesn't announce each marker.
-        if at >= *self.heard.borrow() + self.sources.poll_interval_ms() / 2 {
-            self.heard.send_replace(at);
+        if at >= *self.received_up_to.borrow() + self.sources.poll_interval_ms() / 2 {
+            self.received_up_to.send_replace(at);
         }
     }
 
@@ -225,11 +225,11 @@ impl Pulse {
 
     /// Logs it, and makes the second connection anew, if markers arrive only on the main connection
     /// although the second one seems up.
-    async fn look_at_second(&mut self) {
-        if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
+    async fn check_second(&mut self) {
+        if self.answered.elapsed() > SILENT || self.second.last_marker_at.elapsed() < RENEW_AFTER {
             return;
         }
-        self.health.pulse_is_away();
+        self.health.mark_pulse_lost();
         self.second.renew().await;
     }
 
@@ -238,29 +238,29 @@ impl Pulse {
     }
 }
 
-impl Second {
+impl SecondConnection {
     async fn connect(access: &BrokerAccess) -> anyhow::Result<Self> {
         let options = access
             .lasting(" pulse")?
             .subscription_capacity(MARKERS_MAX * 4);
         let client = access.connect(options).await?;
-        let out = client.new_inbox();
+        let subject = client.new_inbox();
         Ok(Self {
-            out: (out.clone(), client.subscribe(out).await?),
+            probes: (subject.clone(), client.subscribe(subject).await?),
             client,
-            heard: Instant::now(),
+            last_marker_at: Instant::now(),
             renewed: Instant::now(),
         })
     }
 
     /// Whether no marker has come in on it for some time, or it is down.
     fn is_silent(&self) -> bool {
-        !self.is_connected() || self.heard.elapsed() > SILENT
+        !self.is_connected() || self.last_marker_at.elapsed() > SILENT
     }
 
     /// Makes it anew, unless it is down, or this was done a moment ago.
     async fn renew(&mut self) {
-        if self.is_connected() && self.renewed.elapsed() > DEAF {
+        if self.is_connected() && self.renewed.elapsed() > RENEW_AFTER {
             self.renewed = Instant::now();
             // The client is gone only when the node ends.
             let _ = self.client.force_reconnect().await;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 /// How many bytes of an unexpected reply an error quotes.
-const TOLD_BYTES_MAX: usize = 200;
+const SHOWN_BYTES_MAX: usize = 200;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -143,9 +143,9 @@ fn described(payload: &[u8]) -> String {
         ),
         None => {
             let text = String::from_utf8_lossy(payload);
-            let end = text.floor_char_boundary(TOLD_BYTES_MAX);
-            let told = text.get(..end).unwrap_or_default();
-            format!("somebody who says `{}`", told.escape_debug())
+            let end = text.floor_char_boundary(SHOWN_BYTES_MAX);
+            let shown = text.get(..end).unwrap_or_default();
+            format!("somebody who says `{}`", shown.escape_debug())
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::link::request::{self, RequestError};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often to check whether the broker has reported an error.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// A request.
 pub struct ClientRequest {
@@ -91,7 +91,7 @@ impl LastBrokerError {
             if let Some(said) = said.filter(|said| said.to_lowercase().contains(&subject)) {
                 return said;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 

@@ -8,7 +8,7 @@ use presence_config::subjects::Source;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 
-use crate::link::journal::{Counting, EpochFence, JournalEntry, SequenceNumber};
+use crate::link::journal::{DeliveryMode, EpochFence, JournalEntry, SequenceNumber};
 use crate::link::shared_input::Receipt;
 
 /// Numbers what a shard publishes.
@@ -20,7 +20,7 @@ pub(crate) struct Sequencer {
     beacon: Subject,
     /// In a fleet: the subject on which the owner sends updates to the standbys. `None` outside of
     /// a fleet.
-    told: Option<Subject>,
+    updates_subject: Option<Subject>,
     /// The last sequence number on each subject; 0 if nothing was published on it.
     seqs: [u64; publish::Subject::ALL.len()],
     /// How many beacons were made in this epoch.
@@ -38,7 +38,7 @@ impl Sequencer {
             subjects: publish::Subject::ALL.map(|subject| source.subject(subject).into()),
             beacon: source.beacon().into(),
             source: Arc::new(source),
-            told: None,
+            updates_subject: None,
             seqs: Default::default(),
             beacons: 0,
             has_begun: false,
@@ -46,18 +46,18 @@ impl Sequencer {
         }
     }
 
-    /// For a shard of a fleet. `told`: the subject on which the owner sends updates to the
-    /// standbys.
-    pub(crate) fn of_fleet(source: Source, told: String) -> Self {
+    /// For a shard of a fleet. `updates_subject`: the subject on which the owner sends updates to
+    /// its standbys.
+    pub(crate) fn of_fleet(source: Source, updates_subject: String) -> Self {
         Self {
-            told: Some(told.into()),
+            updates_subject: Some(updates_subject.into()),
             ..Self::new(source)
         }
     }
 
     /// Begins this epoch as the shard's owner. Numbers start again, and the fence limits how long
     /// it may publish.
-    pub(crate) fn own(&mut self, epoch: u64, fence: Arc<EpochFence>) {
+    pub(crate) fn begin_owned_epoch(&mut self, epoch: u64, fence: Arc<EpochFence>) {
         self.source = Arc::new(self.source.with_epoch(epoch));
         self.seqs = Default::default();
         self.beacons = 0;
@@ -66,19 +66,19 @@ impl Sequencer {
     }
 
     /// An update from the owner to the standbys. `None` outside of a fleet.
-    pub(crate) fn told(&self, body: Vec<u8>) -> Option<JournalEntry> {
+    pub(crate) fn update(&self, body: Vec<u8>) -> Option<JournalEntry> {
         Some(JournalEntry {
-            subject: self.told.clone()?,
+            subject: self.updates_subject.clone()?,
             body: body.into(),
-            counting: Counting::Unnumbered,
+            delivery: DeliveryMode::Unnumbered,
             fence: self.fence.clone(),
         })
     }
 
     /// The acknowledgement to JetStream that a message has been handled. It goes out after
     /// everything that was published because of the message.
-    pub(crate) fn handled(&self, receipt: &Receipt) -> JournalEntry {
-        JournalEntry::handled(receipt, self.fence.clone())
+    pub(crate) fn ack(&self, receipt: &Receipt) -> JournalEntry {
+        JournalEntry::ack(receipt, self.fence.clone())
     }
 
     #[expect(
@@ -94,7 +94,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.subjects[subject as usize].clone(),
             body,
-            counting: self.counted(0, seq),
+            delivery: self.numbered(0, seq),
             fence: self.fence.clone(),
         }
     }
@@ -109,7 +109,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.source.inbox(viewer.as_str()).into(),
             body,
-            counting: self.counted(renewed, seq),
+            delivery: self.numbered(renewed, seq),
             fence: self.fence.clone(),
         }
     }
@@ -120,7 +120,7 @@ impl Sequencer {
         JournalEntry {
             subject: self.beacon.clone(),
             body: self.source.beacon_body(&self.seqs).into(),
-            counting: self.counted(0, self.beacons),
+            delivery: self.numbered(0, self.beacons),
             fence: self.fence.clone(),
         }
     }
@@ -133,8 +133,8 @@ impl Sequencer {
         self.beacons = 0;
     }
 
-    fn counted(&self, renewed: u64, seq: u64) -> Counting {
-        Counting::Numbered(SequenceNumber {
+    fn numbered(&self, renewed: u64, seq: u64) -> DeliveryMode {
+        DeliveryMode::Numbered(SequenceNumber {
             source: Arc::clone(&self.source),
             renewed,
             seq,

@@ -18,7 +18,9 @@ use futures_util::StreamExt as _;
 use presence_core::message::StreamPlace;
 
 use super::connection::Incoming;
-use super::input_stream::{Begin, EXPIRES, HEARTBEAT, InputStream, OpenError, deliver, said};
+use super::input_stream::{
+    EXPIRES, HEARTBEAT, InputStream, InputStreamError, ReadFrom, deliver, error_text,
+};
 
 /// The consumer's name. It is the same in each tenant's stream.
 pub(crate) const CONSUMER: &str = "presence-fleet";
@@ -31,11 +33,11 @@ pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 const UNACKNOWLEDGED_MAX: i64 = 16_384;
 
 /// From this delivery of a message on, something is likely to be wrong.
-const OFTEN: u64 = 6;
+const WARN_FROM: u64 = 6;
 
 /// From this delivery on, a message is acknowledged before it is handled, since handling it may
 /// make the node fail.
-const SUSPECT_FROM: u64 = 20;
+const ACK_FIRST_FROM: u64 = 20;
 
 /// Identifies a message of the stream, and says where to acknowledge it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,13 +96,13 @@ impl Receipt {
 
     /// Whether the message was delivered so often that something is likely to be wrong.
     pub(crate) fn is_often_repeated(&self) -> bool {
-        self.deliveries >= OFTEN
+        self.deliveries >= WARN_FROM
     }
 
     /// Whether the message must be acknowledged before it is handled: it was delivered so often
     /// that handling it may have made a node fail each time.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.deliveries >= SUSPECT_FROM
+    pub(crate) fn must_ack_first(&self) -> bool {
+        self.deliveries >= ACK_FIRST_FROM
     }
 
     /// The subject on which to acknowledge the message.
@@ -170,69 +172,74 @@ impl InputStream {
     ///
     /// # Errors
     /// If the server doesn't answer, or the consumer has settings that a fleet can't use.
-    pub(crate) async fn shared(&self) -> Result<Option<SharedConsumer>, OpenError> {
+    pub(crate) async fn shared_consumer(&self) -> Result<Option<SharedConsumer>, InputStreamError> {
         let info = match self.stream.consumer_info(CONSUMER).await {
             Ok(info) => info,
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                return Err(OpenError::Away(format!(
+                return Err(InputStreamError::Unavailable(format!(
                     "JetStream doesn't say how far the fleet has come ({}): may this user use the \
                      consumer `{CONSUMER}`?",
-                    said(error)
+                    error_text(error)
                 )));
             }
         };
         let name = &self.stream.cached_info().config.name;
         if info.paused {
-            return Err(OpenError::Refused(format!(
+            return Err(InputStreamError::Refused(format!(
                 "the stream `{name}` has a consumer `{CONSUMER}` that is paused: resume it, or wait \
                  until its pause is over"
             )));
         }
         if let Some(why) = unfit(&info.config, name) {
-            return Err(OpenError::Refused(why));
+            return Err(InputStreamError::Refused(why));
         }
         let config = pull::Config::try_from_consumer_config(info.config.clone());
-        let config = config.map_err(|error| OpenError::Refused(error.to_string()))?;
+        let config = config.map_err(|error| InputStreamError::Refused(error.to_string()))?;
         let context = self.context.clone();
-        Ok(Some(self.found(Consumer::new(config, info, context))))
+        Ok(Some(
+            self.to_shared_consumer(Consumer::new(config, info, context)),
+        ))
     }
 
     /// Creates the shared consumer, which begins at `begin`.
     ///
     /// # Errors
     /// If the server doesn't create it, or another node has created it.
-    pub(crate) async fn share(&self, begin: Begin) -> Result<SharedConsumer, OpenError> {
-        let config = shared(deliver(begin)?);
+    pub(crate) async fn create_shared_consumer(
+        &self,
+        begin: ReadFrom,
+    ) -> Result<SharedConsumer, InputStreamError> {
+        let config = consumer_config(deliver(begin)?);
         let made = self.stream.create_consumer_strict(config).await;
         let made = made.map_err(|error| match error.kind() {
             ConsumerCreateStrictErrorKind::AlreadyExists => {
-                OpenError::Again("another node has made its consumer".into())
+                InputStreamError::Reopen("another node has made its consumer".into())
             }
-            _ => OpenError::Away(format!(
+            _ => InputStreamError::Unavailable(format!(
                 "the consumer `{CONSUMER}` can't be made: {}",
-                said(error)
+                error_text(error)
             )),
         })?;
-        Ok(self.found(made))
+        Ok(self.to_shared_consumer(made))
     }
 
     /// Removes the consumer.
     ///
     /// # Errors
     /// If the server doesn't remove it.
-    pub(crate) async fn unshare(&self) -> Result<(), OpenError> {
+    pub(crate) async fn delete_shared_consumer(&self) -> Result<(), InputStreamError> {
         let removed = self.stream.delete_consumer(CONSUMER).await;
         removed.map_err(|error| {
-            OpenError::Away(format!(
+            InputStreamError::Unavailable(format!(
                 "the consumer `{CONSUMER}` can't be made anew: {}",
-                said(error)
+                error_text(error)
             ))
         })?;
         Ok(())
     }
 
-    fn found(&self, consumer: Consumer<pull::Config>) -> SharedConsumer {
+    fn to_shared_consumer(&self, consumer: Consumer<pull::Config>) -> SharedConsumer {
         let info = consumer.cached_info();
         let made_at = u64::try_from(info.created.unix_timestamp_nanos());
         SharedConsumer {
@@ -249,11 +256,17 @@ impl SharedConsumer {
     ///
     /// # Errors
     /// If the server doesn't deliver them.
-    pub(crate) async fn messages(self, pull_max: usize) -> Result<SharedMessages, OpenError> {
+    pub(crate) async fn messages(
+        self,
+        pull_max: usize,
+    ) -> Result<SharedMessages, InputStreamError> {
         let messages = self.consumer.stream().max_messages_per_batch(pull_max);
         let messages = messages.expires(EXPIRES).heartbeat(HEARTBEAT).messages();
         let messages = messages.await.map_err(|error| {
-            OpenError::Away(format!("its messages can't be asked for: {}", said(error)))
+            InputStreamError::Unavailable(format!(
+                "its messages can't be asked for: {}",
+                error_text(error)
+            ))
         })?;
         Ok(SharedMessages {
             messages,
@@ -268,25 +281,25 @@ impl SharedMessages {
     ///
     /// # Errors
     /// If no further message can come.
-    pub(crate) async fn next(&mut self) -> Result<SharedInput, OpenError> {
+    pub(crate) async fn next(&mut self) -> Result<SharedInput, InputStreamError> {
         let message = match self.messages.next().await {
             Some(Ok(message)) => message,
             Some(Err(error)) => {
                 let kind = error.kind();
-                return Err(OpenError::Again(match kind {
+                return Err(InputStreamError::Reopen(match kind {
                     MessagesErrorKind::MissingHeartbeat => "JetStream says nothing".into(),
                     MessagesErrorKind::ConsumerDeleted => "its consumer was removed".into(),
                     MessagesErrorKind::NoResponders => "JetStream doesn't respond".into(),
-                    _ => said(error),
+                    _ => error_text(error),
                 }));
             }
-            None => return Err(OpenError::Again("the connection is closed".into())),
+            None => return Err(InputStreamError::Reopen("the connection is closed".into())),
         };
         let pending = message.info().map_or(0, |info| info.pending);
         let to = message.reply.as_deref().unwrap_or_default();
         let Some(receipt) = Receipt::new(to, &self.stream, self.made_at) else {
             let why = "a message doesn't say where it stands";
-            return Err(OpenError::Again(why.into()));
+            return Err(InputStreamError::Reopen(why.into()));
         };
         Ok(SharedInput {
             receipt,
@@ -297,7 +310,7 @@ impl SharedMessages {
 }
 
 /// The settings of the shared consumer.
-fn shared(deliver_policy: DeliverPolicy) -> pull::Config {
+fn consumer_config(deliver_policy: DeliverPolicy) -> pull::Config {
     pull::Config {
         durable_name: Some(CONSUMER.into()),
         description: Some("what the fleet's nodes have taken of connects and disconnects".into()),
@@ -352,7 +365,7 @@ mod tests {
     fn only_the_fleets_own_messages_are_acknowledged() {
         let receipt = Receipt::new(TO, "in", 9).unwrap();
         assert_eq!((receipt.place.stream, receipt.place.sequence), (9, 100));
-        assert!(receipt.is_repeated() && !receipt.is_suspect());
+        assert!(receipt.is_repeated() && !receipt.must_ack_first());
         let newer = TO.replace("ACK.", "ACK.hub.9xq.") + ".token";
         let newer = Receipt::new(&newer, "in", 9).unwrap();
         assert_eq!(newer.place, receipt.place);
@@ -383,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_consumer_of_another_shape_is_refused() {
-        let fit = || shared(DeliverPolicy::All).into_consumer_config();
+        let fit = || consumer_config(DeliverPolicy::All).into_consumer_config();
         assert_eq!(unfit(&fit(), "in"), None);
         let refused = |change: fn(&mut AnyConsumer), word: &str| {
             let mut config = fit();

@@ -91,7 +91,7 @@ impl StreamAccess {
                     ..found.config.clone()
                 };
                 let updated = self.context.update_stream(changed).await;
-                let updated = updated.map_err(|error| self.complained(error.into()));
+                let updated = updated.map_err(|error| self.with_broker_error(error.into()));
                 updated.with_context(|| format!("can't change the stream `{name}`"))?;
                 Ok(false)
             }
@@ -103,7 +103,7 @@ impl StreamAccess {
                         "another stream has subjects among {subjects}: use that one (`--stream` of the \
                          commands for dead letters, `[input] stream` for input)"
                     ),
-                    false => self.complained(error.into()),
+                    false => self.with_broker_error(error.into()),
                 });
                 created.with_context(|| format!("can't make the stream `{name}`"))?;
                 Ok(true)
@@ -113,7 +113,7 @@ impl StreamAccess {
     }
 
     /// The error that the broker has reported, or else the given one.
-    pub(super) fn complained(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(super) fn with_broker_error(&self, error: anyhow::Error) -> anyhow::Error {
         match self.complaint.take() {
             Some(said) => anyhow!("NATS says: {said}"),
             None => error,
@@ -125,7 +125,7 @@ impl StreamAccess {
         name: &str,
         error: impl std::error::Error + Send + Sync + 'static,
     ) -> anyhow::Error {
-        self.complained(error.into()).context(format!(
+        self.with_broker_error(error.into()).context(format!(
             "can't reach the stream `{name}`: does the server have JetStream (`nats-server --jetstream \
              --store_dir FOLDER`), and may this user use it?"
         ))

@@ -35,7 +35,7 @@ pub struct TappedMessage {
 pub struct Tap {
     client: Client,
     messages: Subscriber,
-    heard: Arc<ConnectionEvents>,
+    events: Arc<ConnectionEvents>,
 }
 
 /// Events that the client reports of the connection.
@@ -53,8 +53,8 @@ impl Tap {
     /// # Errors
     /// If NATS can't be reached, or doesn't permit the subscription.
     pub async fn open(config: &Config, name: &str, subject: &str) -> anyhow::Result<Self> {
-        let heard = Arc::new(ConnectionEvents::default());
-        let hear = Arc::clone(&heard);
+        let events = Arc::new(ConnectionEvents::default());
+        let hear = Arc::clone(&events);
         let access = BrokerAccess::new(config);
         let options = access.options()?.name(name).event_callback(move |event| {
             hear.take(&event);
@@ -66,13 +66,13 @@ impl Tap {
         // A user who may not send requests waits for the timeout.
         let probe = Request::new().timeout(Some(TIMEOUT));
         let _ = client.send_request(client.new_inbox(), probe).await;
-        if let Some(error) = heard.forbids(subject) {
+        if let Some(error) = events.forbids(subject) {
             bail!("can't listen to {subject}: NATS says: {error}");
         }
         Ok(Self {
             client,
             messages,
-            heard,
+            events,
         })
     }
 
@@ -105,11 +105,11 @@ impl Tap {
 
     /// Describes what may be missing from the received messages.
     pub fn gaps(&self) -> impl Iterator<Item = String> {
-        let losses = self.heard.losses.load(Ordering::Relaxed);
+        let losses = self.events.losses.load(Ordering::Relaxed);
         let lost = (losses > 0).then(|| {
             format!("connections to NATS lost: {losses}; what came in meanwhile is missing")
         });
-        let dropped = self.heard.dropped.load(Ordering::Relaxed);
+        let dropped = self.events.dropped.load(Ordering::Relaxed);
         let dropped = dropped.then(|| {
             "messages came faster than they could be written, and some are missing".into()
         });

@@ -27,11 +27,11 @@ struct Shard {
     skipped: Option<u64>,
     /// How many further watermarks the shard gets even if it says that it needs none: it may not
     /// have handled its last message yet.
-    promised: u8,
+    forced_watermarks: u8,
 }
 
 /// How many watermarks a shard gets after each message, even if it says that it needs none.
-const PROMISED: u8 = 8;
+const FORCED_WATERMARKS: u8 = 8;
 
 impl Watermark {
     /// `queue`: how many messages the subscription's queue holds.
@@ -44,7 +44,7 @@ impl Watermark {
                 Shard {
                     dropped_at: None,
                     skipped: None,
-                    promised: PROMISED,
+                    forced_watermarks: FORCED_WATERMARKS,
                 };
                 shards
             ],
@@ -85,7 +85,7 @@ impl Watermark {
     }
 
     /// Notes that inputs for a shard were dropped.
-    pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
+    pub(crate) fn note_dropped(&mut self, shard: usize, now: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at = Some(now);
         }
@@ -103,9 +103,9 @@ impl Watermark {
     }
 
     /// As [`Self::look_for_drops`], when no message waits to be read.
-    pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
+    pub(crate) fn note_queue_empty(&mut self, now: u64, read: u64, events: u64) {
         self.look_for_drops(now, read, events);
-        self.overflow.is_empty(read, events);
+        self.overflow.note_empty(read, events);
     }
 
     /// The input that gives a shard the watermark `at`.
@@ -117,14 +117,15 @@ impl Watermark {
         }
     }
 
-    /// Returns whether the shard skips the watermark `at`. `goes_without`: the shard says that
-    /// nothing in it depends on watermarks.
-    pub(crate) fn skips(&mut self, shard: usize, at: u64, goes_without: bool) -> bool {
+    /// Returns whether the shard skips the watermark `at`. `needs_no_watermark`: the shard says
+    /// that nothing in it depends on watermarks.
+    pub(crate) fn skips(&mut self, shard: usize, at: u64, needs_no_watermark: bool) -> bool {
         let Some(shard) = self.shards.get_mut(shard) else {
             return false;
         };
-        let skips = goes_without && shard.promised == 0 && shard.dropped_at.is_none();
-        shard.promised = shard.promised.saturating_sub(1);
+        let skips =
+            needs_no_watermark && shard.forced_watermarks == 0 && shard.dropped_at.is_none();
+        shard.forced_watermarks = shard.forced_watermarks.saturating_sub(1);
         shard.skipped = skips.then_some(at);
         skips
     }
@@ -133,14 +134,14 @@ impl Watermark {
     /// if it skipped one.
     pub(crate) fn before_message(&mut self, shard: usize) -> Option<Input> {
         let known = self.shards.get_mut(shard)?;
-        known.promised = PROMISED;
+        known.forced_watermarks = FORCED_WATERMARKS;
         let at = known.skipped.take()?;
         Some(self.input(shard, at))
     }
 
     /// Notes that a shard has got the watermark `at`. A dropped message arrived before it was
     /// dropped. So if `at` is later than the last drop, the next watermark is not affected by it.
-    pub(crate) fn sent(&mut self, shard: usize, at: u64) {
+    pub(crate) fn note_sent(&mut self, shard: usize, at: u64) {
         if let Some(shard) = self.shards.get_mut(shard) {
             shard.dropped_at.take_if(|dropped_at| *dropped_at < at);
         }
@@ -164,7 +165,7 @@ impl OverflowDetector {
         events > events_then && was_full
     }
 
-    fn is_empty(&mut self, read: u64, events: u64) {
+    fn note_empty(&mut self, read: u64, events: u64) {
         let [last, _] = self.empty;
         self.empty = [(read, events), last];
     }
@@ -185,7 +186,7 @@ mod tests {
     fn send(watermark: &mut Watermark, at: u64) -> [bool; SHARDS] {
         [0, 1].map(|shard| {
             let is_received = matches!(watermark.input(shard, at), Input::ReceivedUpTo { .. });
-            watermark.sent(shard, at);
+            watermark.note_sent(shard, at);
             is_received
         })
     }
@@ -194,7 +195,7 @@ mod tests {
     fn a_shard_whose_inputs_were_dropped_gets_that_time_as_lost() {
         let (_sender, mut watermark) = watermark();
         assert_eq!(send(&mut watermark, 100), [true, true]);
-        watermark.dropped(1, 150);
+        watermark.note_dropped(1, 150);
         // The one dropped may have come before 120, or after it.
         assert_eq!(send(&mut watermark, 120), [true, false]);
         assert_eq!(send(&mut watermark, 200), [true, false]);
@@ -204,7 +205,7 @@ mod tests {
     #[test]
     fn a_shard_that_had_no_room_for_the_watermark_either_gets_the_next_one() {
         let (_sender, mut watermark) = watermark();
-        watermark.dropped(0, 50);
+        watermark.note_dropped(0, 50);
         assert!(matches!(
             watermark.input(0, 100),
             Input::LostUpTo { at: 100 }
@@ -213,7 +214,7 @@ mod tests {
             watermark.input(0, 200),
             Input::LostUpTo { at: 200 }
         ));
-        watermark.sent(0, 200);
+        watermark.note_sent(0, 200);
         assert!(matches!(
             watermark.input(0, 300),
             Input::ReceivedUpTo { at: 300 }
@@ -223,25 +224,25 @@ mod tests {
     #[test]
     fn what_the_client_dropped_counts_where_the_subscription_may_have_been_full() {
         let (_sender, mut watermark) = watermark();
-        watermark.all_is_read(1, 9, 1);
+        watermark.note_queue_empty(1, 9, 1);
         assert_eq!(send(&mut watermark, 10), [true, true], "another's event");
         watermark.look_for_drops(11, 19, 2);
         assert_eq!(send(&mut watermark, 20), [false, false]);
-        watermark.all_is_read(21, 25, 2);
-        watermark.all_is_read(31, 25, 3);
+        watermark.note_queue_empty(21, 25, 2);
+        watermark.note_queue_empty(31, 25, 3);
         assert_eq!(
             send(&mut watermark, 40),
             [false, false],
             "the event was late"
         );
-        watermark.all_is_read(41, 30, 4);
+        watermark.note_queue_empty(41, 30, 4);
         assert_eq!(send(&mut watermark, 50), [true, true], "another's event");
     }
 
     #[test]
     fn a_shard_where_nothing_goes_by_watermarks_gets_one_before_a_message() {
         let (_sender, mut watermark) = watermark();
-        for at in 0..u64::from(PROMISED) {
+        for at in 0..u64::from(FORCED_WATERMARKS) {
             assert!(!watermark.skips(0, at, true), "it may have more to handle");
             assert!(!watermark.skips(1, at, false));
         }
@@ -251,10 +252,10 @@ mod tests {
         assert!(matches!(before, Some(Input::ReceivedUpTo { at: 30 })));
         assert!(!watermark.skips(0, 40, true), "it may not know of that yet");
         assert!(watermark.before_message(0).is_none());
-        for at in 50..50 + u64::from(PROMISED) {
+        for at in 50..50 + u64::from(FORCED_WATERMARKS) {
             watermark.skips(0, at, true);
         }
-        watermark.dropped(0, 60);
+        watermark.note_dropped(0, 60);
         assert!(!watermark.skips(0, 70, true), "it is to know of that");
     }
 

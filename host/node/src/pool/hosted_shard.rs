@@ -9,10 +9,10 @@ use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::cell::Cell;
 use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
 use super::rules::{Comparisons, ShardRules};
+use super::shard_or_replica::ShardOrReplica;
 use super::shards::ShardFigures;
 use super::thread_share::ThreadShare;
 use super::turn::CurrentBatch;
@@ -21,7 +21,7 @@ use super::work::Generation;
 #[cfg(test)]
 use super::work::PanicPoint;
 
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 use crate::clock;
 use crate::directory::request::AnswerFetcher;
 use crate::link::sequencer::Sequencer;
@@ -30,7 +30,7 @@ use crate::state::position::ShardPosition;
 use crate::state::{Restorer, Saver};
 use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stale::StaleLog;
 
 /// What all shards of a tenant share.
@@ -47,26 +47,26 @@ pub(crate) struct TenantContext {
     /// How many shards the tenant has.
     pub(crate) shards: usize,
     /// Notes and logs exceeded quotas.
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// The tenant's share of the threads.
     pub(crate) share: Arc<ThreadShare>,
     /// Logs failures of plugins.
     pub(crate) failures: FailureLog,
     /// The last dead letters.
-    pub(crate) letters: Arc<RecentDeadLetters>,
+    pub(crate) dead_letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until their outputs are handed over.
-    pub(crate) passage: Arc<Latency>,
+    pub(crate) publish_latency: Arc<Latency>,
     /// Makes traces of messages. `None` if there are none.
     pub(crate) tracer: Option<Tracer>,
 }
 
 /// A shard with everything that belongs to it.
 pub(crate) struct HostedShard {
-    pub(super) shard: Cell,
+    pub(super) shard: ShardOrReplica,
     pub(super) pipelines: Pipelines,
     /// The shard's own state of the active pipeline, and of the one beside it.
-    pub(super) own: StatefulEnrichers,
-    pub(super) own_beside: StatefulEnrichers,
+    pub(super) enrichers: StatefulEnrichers,
+    pub(super) candidate_enrichers: StatefulEnrichers,
     /// The decisions to compare in spare time, and whether the thread knows that there are some.
     pub(super) comparisons: Comparisons,
     pub(super) has_comparisons: bool,
@@ -131,7 +131,7 @@ pub(super) struct PendingStop {
 impl HostedShard {
     /// A shard that has got no input yet.
     pub(crate) fn new(
-        shard: Cell,
+        shard: ShardOrReplica,
         generation: Generation,
         sequencer: Sequencer,
         saver: Option<Saver>,
@@ -141,8 +141,8 @@ impl HostedShard {
         Self {
             shard,
             pipelines: Pipelines::alone(generation),
-            own: StatefulEnrichers::default(),
-            own_beside: StatefulEnrichers::default(),
+            enrichers: StatefulEnrichers::default(),
+            candidate_enrichers: StatefulEnrichers::default(),
             comparisons: Comparisons::default(),
             has_comparisons: false,
             sequencer,
@@ -171,10 +171,10 @@ impl HostedShard {
 
     /// Resets its enrichers to their initial state, and drops the decisions to compare.
     pub(super) fn reset_rules(&mut self) {
-        let beside = self.pipelines.beside.as_ref();
-        let own_beside = beside.map(|it| it.generation.blueprint.stateful_enrichers());
-        self.own = self.pipelines.active.blueprint.stateful_enrichers();
-        self.own_beside = own_beside.unwrap_or_default();
+        let candidate = self.pipelines.candidate.as_ref();
+        let candidate_enrichers = candidate.map(|it| it.generation.blueprint.stateful_enrichers());
+        self.enrichers = self.pipelines.active.blueprint.stateful_enrichers();
+        self.candidate_enrichers = candidate_enrichers.unwrap_or_default();
         self.comparisons.clear();
     }
 
@@ -198,11 +198,11 @@ impl HostedShard {
         self.current.is_some()
             || self.shard.next_deadline().is_some_and(|at| at <= now)
             || rules.is_replaced()
-            || self.is_to_give_up()
+            || self.is_giving_up()
     }
 
     /// Whether it is stopping, and still has work to do or answers to wait for.
-    pub(super) fn is_to_give_up(&self) -> bool {
+    pub(super) fn is_giving_up(&self) -> bool {
         self.ending.is_some() && !self.has_given_up()
     }
 
@@ -217,7 +217,7 @@ impl HostedShard {
     }
 
     /// Sends a beacon, if the node serves and owns the shard.
-    pub(super) fn beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
+    pub(super) fn send_beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Beacon);
         if self.sequencer.has_begun && self.shard.is_leading(clock::now_ms()) {
@@ -262,13 +262,13 @@ impl HostedShard {
         if outbox.has_aside(replica.lease()) || outbox.settled(place) != Some(true) {
             return true;
         }
-        replica.is_acknowledged();
+        replica.report_resigned();
         false
     }
 
     /// Whether it has ended: all of its entries have been handed over, and the state has all of its
     /// changes, as far as possible.
-    pub(super) fn has_ended<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
+    pub(super) fn try_end<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
         if !self.has_given_up() {
             return false;
         }
@@ -304,9 +304,12 @@ impl HostedShard {
         self.may_panic(PanicPoint::Figures);
         let figures = &self.figures;
         let counters = self.shard.counters();
-        let told = figures.counters.lock();
-        let told = std::mem::replace(&mut *told.unwrap_or_else(PoisonError::into_inner), counters);
-        if counters.dead_letters_left_out > told.dead_letters_left_out {
+        let before = figures.counters.lock();
+        let before = std::mem::replace(
+            &mut *before.unwrap_or_else(PoisonError::into_inner),
+            counters,
+        );
+        if counters.dead_letters_left_out > before.dead_letters_left_out {
             let error = "there are more dead letters than may be published ([dead_letters] per_s): \
                          some are counted, and not published";
             self.tenant.exceeded.log(Quota::DeadLetters, error);
@@ -314,11 +317,11 @@ impl HostedShard {
         // A standby has the same users as the owner, so its figures would count twice.
         let leads = self.shard.is_leading(clock::now_ms());
         figures.leads.store(leads.into(), Ordering::Relaxed);
-        let in_step = self.shard.is_in_step();
-        figures.in_step.store(in_step.into(), Ordering::Relaxed);
+        let synced = self.shard.is_synced();
+        figures.synced.store(synced.into(), Ordering::Relaxed);
         let without_clock = !self.shard.needs_clock();
         figures
-            .goes_without_clock
+            .needs_no_watermark
             .store(without_clock, Ordering::Relaxed);
         let own = |count: usize| if leads { count as u64 } else { 0 };
         let online_users = own(self.shard.online_users());

@@ -13,30 +13,30 @@ use super::Address;
 use super::hosted_shard::HostedShard;
 use super::rules::{CandidateRules, ShardRules};
 use super::work::Generation;
-use crate::beside::{Mode, Pipelines};
+use crate::candidate::{Mode, Pipelines};
 use crate::ops::plugin_lines::span;
 
 /// A thread's instances, by tenant and generation.
 #[derive(Default)]
-pub(super) struct Instances(HashMap<(u32, u64), Shared, FixedState>);
+pub(super) struct Instances(HashMap<(u32, u64), SharedInstances, FixedState>);
 
 /// The instances of one generation, and how many shards use it.
-struct Shared {
-    used: Rc<RefCell<Used>>,
+struct SharedInstances {
+    used: Rc<RefCell<LentInstances>>,
     /// How many shards use the generation.
     shards: usize,
 }
 
 /// The part that is lent to a shard for its turn.
-struct Used {
+struct LentInstances {
     pipeline: Pipeline,
     /// The span of its log lines, with the tenant and the generation.
     span: Span,
 }
 
-impl Shared {
+impl SharedInstances {
     fn new(hosted: &HostedShard, generation: &Generation) -> Self {
-        let used = Used {
+        let used = LentInstances {
             pipeline: generation.blueprint.pipeline(),
             span: span(&hosted.tenant.lines_key, generation.number),
         };
@@ -53,10 +53,10 @@ impl Instances {
         tenant: u32,
         hosted: &HostedShard,
         generation: &Generation,
-    ) -> &mut Shared {
+    ) -> &mut SharedInstances {
         let place = (tenant, generation.number);
         let shared = self.0.entry(place);
-        shared.or_insert_with(|| Shared::new(hosted, generation))
+        shared.or_insert_with(|| SharedInstances::new(hosted, generation))
     }
 
     /// Registers a shard for its pipelines.
@@ -96,31 +96,35 @@ impl Instances {
     /// Moves a shard from its pipelines to others. The states of its enrichers move with it.
     pub(super) fn change(&mut self, tenant: u32, hosted: &mut HostedShard, to: Pipelines) {
         let before = std::mem::replace(&mut hosted.pipelines, to);
-        let mut own = std::mem::take(&mut hosted.own);
-        let mut own_beside = std::mem::take(&mut hosted.own_beside);
+        let mut enrichers = std::mem::take(&mut hosted.enrichers);
+        let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
         self.enter(tenant, hosted);
         let number = |generation: &Generation| generation.number;
-        let was_beside = before.beside.as_ref().map(|it| number(&it.generation));
+        let old_candidate = before.candidate.as_ref().map(|it| number(&it.generation));
         let active = number(&hosted.pipelines.active);
         if active == number(&before.active) {
-            hosted.own = own;
-        } else if Some(active) == was_beside {
+            hosted.enrichers = enrichers;
+        } else if Some(active) == old_candidate {
             // The candidate becomes the active pipeline. Enrichers that are the same in both keep
             // their state.
-            own_beside.exchange_same(&mut own);
-            hosted.own = own_beside;
-            own_beside = own;
+            candidate_enrichers.exchange_same(&mut enrichers);
+            hosted.enrichers = candidate_enrichers;
+            candidate_enrichers = enrichers;
         } else {
-            hosted.own.take_over(&mut own);
+            hosted.enrichers.take_over(&mut enrichers);
         }
-        if let Some(beside) = &hosted.pipelines.beside
-            && let Mode::Canary(_) = beside.mode
+        if let Some(candidate) = &hosted.pipelines.candidate
+            && let Mode::Canary(_) = candidate.mode
         {
-            match was_beside {
-                Some(was) if was == number(&beside.generation) => hosted.own_beside = own_beside,
+            match old_candidate {
+                Some(was) if was == number(&candidate.generation) => {
+                    hosted.candidate_enrichers = candidate_enrichers
+                }
                 // It keeps the states of the users in the share.
-                Some(was) if was != active => hosted.own_beside.take_over(&mut own_beside),
-                _ => hosted.own_beside.copy(&mut hosted.own),
+                Some(was) if was != active => hosted
+                    .candidate_enrichers
+                    .take_over(&mut candidate_enrichers),
+                _ => hosted.candidate_enrichers.copy(&mut hosted.enrichers),
             }
         }
         self.leave_for(tenant, &before, Some(active));
@@ -140,33 +144,33 @@ impl Instances {
         };
         let number = hosted.pipelines.active.number;
         let active = lent(hosted, &hosted.pipelines.active);
-        let beside = hosted.pipelines.beside.clone();
-        let candidate = beside.as_ref().map(|it| lent(hosted, &it.generation));
-        let mut own = std::mem::take(&mut hosted.own);
-        let mut own_beside = std::mem::take(&mut hosted.own_beside);
-        let Used { pipeline, span } = &mut *active.borrow_mut();
-        let mut candidate = candidate.as_ref().map(|it| it.borrow_mut());
+        let candidate = hosted.pipelines.candidate.clone();
+        let candidate_instances = candidate.as_ref().map(|it| lent(hosted, &it.generation));
+        let mut enrichers = std::mem::take(&mut hosted.enrichers);
+        let mut candidate_enrichers = std::mem::take(&mut hosted.candidate_enrichers);
+        let LentInstances { pipeline, span } = &mut *active.borrow_mut();
+        let mut candidate_instances = candidate_instances.as_ref().map(|it| it.borrow_mut());
         let mut rules = ShardRules {
-            active: pipeline.lend(&mut own),
+            active: pipeline.lend(&mut enrichers),
             number,
-            beside: candidate
+            candidate: candidate_instances
                 .as_deref_mut()
-                .zip(beside)
-                .map(|(used, beside)| CandidateRules {
-                    rules: used.pipeline.lend(&mut own_beside),
+                .zip(candidate)
+                .map(|(used, pipeline)| CandidateRules {
+                    rules: used.pipeline.lend(&mut candidate_enrichers),
                     span: &used.span,
-                    beside,
+                    pipeline,
                     comparisons: std::mem::take(&mut hosted.comparisons),
                 }),
             is_called: false,
         };
         let done = span.in_scope(|| work(hosted, &mut rules));
-        if let Some(beside) = &mut rules.beside {
-            hosted.comparisons = std::mem::take(&mut beside.comparisons);
+        if let Some(candidate) = &mut rules.candidate {
+            hosted.comparisons = std::mem::take(&mut candidate.comparisons);
         }
         hosted.called_rules |= rules.is_called;
         drop(rules);
-        (hosted.own, hosted.own_beside) = (own, own_beside);
+        (hosted.enrichers, hosted.candidate_enrichers) = (enrichers, candidate_enrichers);
         done
     }
 
@@ -183,6 +187,9 @@ impl Instances {
 }
 
 fn generations(pipelines: &Pipelines) -> impl Iterator<Item = &Generation> {
-    let beside = pipelines.beside.as_ref().map(|beside| &beside.generation);
-    std::iter::once(&pipelines.active).chain(beside)
+    let candidate = pipelines
+        .candidate
+        .as_ref()
+        .map(|candidate| &candidate.generation);
+    std::iter::once(&pipelines.active).chain(candidate)
 }

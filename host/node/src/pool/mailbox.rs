@@ -143,7 +143,7 @@ impl Mailbox {
     }
 
     /// From now on, calls of plugins can be paused with this pauser.
-    pub(super) fn pause_by(&self, pauser: Pauser) {
+    pub(super) fn set_pauser(&self, pauser: Pauser) {
         // The whole process has only one.
         let _ = self.pauser.set(pauser);
     }
@@ -217,16 +217,16 @@ impl Mailbox {
             let put = |lanes: &mut Lanes, task| lanes.control.push_back(task);
             self.put(shard, task, has_room, put)
         };
-        self.when_there_is_room(Box::new(task), offer).await;
+        self.wait_and_offer(Box::new(task), offer).await;
     }
 
     /// Puts inputs in when there is room for them. If the thread has ended, they are dropped.
     pub(super) async fn send_inputs(&self, shard: Address, batch: Batch, max: Size) {
-        self.when_there_is_room(batch, |batch| self.offer_inputs(shard, batch, max))
+        self.wait_and_offer(batch, |batch| self.offer_inputs(shard, batch, max))
             .await;
     }
 
-    async fn when_there_is_room<T>(&self, item: T, offer: impl Fn(T) -> Result<(), T>) {
+    async fn wait_and_offer<T>(&self, item: T, offer: impl Fn(T) -> Result<(), T>) {
         let mut item = item;
         loop {
             // Created before the check, so that no notification is missed.
@@ -276,14 +276,14 @@ impl Mailbox {
         wakes_soon || state.touched.is_empty()
     }
 
-    /// Waits until [`Self::take_touched`] has something new that isn't deferred.
+    /// Waits until [`Self::take_woken`] has something new that isn't deferred.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
     /// Appends the shards that have got something to do since the last call. Returns whether the
     /// thread continues.
-    pub(super) fn take_touched(&self, touched: &mut Vec<Address>) -> bool {
+    pub(super) fn take_woken(&self, touched: &mut Vec<Address>) -> bool {
         let mut state = self.state();
         state.is_woken = false;
         touched.append(&mut state.touched);
@@ -434,17 +434,17 @@ mod tests {
         for _ in 0..2 {
             mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
         }
-        assert!(mailbox.take_touched(&mut touched));
+        assert!(mailbox.take_woken(&mut touched));
         assert_eq!(touched, [ONE]);
         mailbox.take_inputs(ONE).unwrap();
         mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
         touched.clear();
-        mailbox.take_touched(&mut touched);
+        mailbox.take_woken(&mut touched);
         assert!(touched.is_empty(), "it knows of what waits");
         while mailbox.take_inputs(ONE).is_some() {}
         assert!(!mailbox.has(ONE) && mailbox.state().lanes.is_empty());
         mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
-        mailbox.take_touched(&mut touched);
+        mailbox.take_woken(&mut touched);
         assert_eq!(touched, [ONE]);
     }
 
@@ -464,7 +464,7 @@ mod tests {
         assert!(!mailbox.may_wait(false), "nothing would wake the thread");
         offer(OTHER).unwrap();
         assert!(is_woken().await, "the other shard can't wait");
-        mailbox.take_touched(&mut touched);
+        mailbox.take_woken(&mut touched);
         assert_eq!(touched, [ONE, OTHER]);
 
         while mailbox.take_inputs(ONE).is_some() {}
@@ -474,7 +474,7 @@ mod tests {
         }
         assert!(!is_woken().await);
         assert!(offer(ONE).is_err() && is_woken().await, "the lane is full");
-        mailbox.take_touched(&mut touched);
+        mailbox.take_woken(&mut touched);
 
         while mailbox.take_inputs(ONE).is_some() {}
         assert!(mailbox.may_wait(false));
@@ -503,6 +503,6 @@ mod tests {
         let more = mailbox.send_inputs(ONE, batch(3, 0), room(0));
         tokio::join!(more, async { mailbox.close() });
         assert!(mailbox.offer_inputs(ONE, batch(1, 0), room(9)).is_err());
-        assert!(!mailbox.take_touched(&mut Vec::new()));
+        assert!(!mailbox.take_woken(&mut Vec::new()));
     }
 }

@@ -1,28 +1,27 @@
 //! The pool: one thread per core for the whole node. The shards of all tenants live on these
 //! threads.
 //!
-//! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
-//! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
-//! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due, gives
-//! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
+//! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there.
+//! While it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from
+//! its mailbox ([`mailbox`]), schedules the tenants ([`scheduler`]), wakes shards when a timer is
+//! due, gives them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
-mod cell;
 mod hosted_shard;
 mod instances;
 pub(crate) mod log_limiter;
 mod mailbox;
 mod outbox;
-mod residents;
 mod restart;
-mod rounds;
 mod rules;
-
+mod scheduler;
+mod shard_or_replica;
 mod shards;
 mod spare_time;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod thread_shards;
 mod thread_share;
 mod turn;
 mod unacknowledged;
@@ -40,9 +39,9 @@ use crate::clock;
 use crate::link::progress::DeliveryProgress;
 use crate::tasks::Tasks;
 
-pub(crate) use cell::{Cell, FleetLinks, Report};
 pub(crate) use hosted_shard::{HostedShard, TenantContext};
 pub(crate) use outbox::Transport;
+pub(crate) use shard_or_replica::{FleetLinks, ShardOrReplica, ShardReport};
 pub(crate) use shards::{QueueLimits, ShardFigures, Shards, ShardsGuard, place};
 pub(crate) use thread_share::ThreadShare;
 pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Task};
@@ -91,11 +90,11 @@ impl ThreadFigures {
         }
     }
 
-    fn is_busy(&self, now: u64) {
+    fn mark_busy(&self, now: u64) {
         self.busy_since.store(now, Ordering::Relaxed);
     }
 
-    fn is_idle(&self) {
+    fn mark_idle(&self) {
         self.busy_since.store(0, Ordering::Relaxed);
     }
 
@@ -181,12 +180,12 @@ impl Pool {
                 elapsed: Box::new(move || ns(began.elapsed())),
                 processor: Box::new(move || ns(clock::thread_cpu())),
             };
-            let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
+            let (inbox, thread_figures) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // Without a budget: the worker is the only task of its runtime.
             let run = move || {
                 priority.take();
-                let worker = Worker::new(inbox, outbox, told, clocks);
+                let worker = Worker::new(inbox, outbox, thread_figures, clocks);
                 runtime.block_on(unconstrained(worker.run()));
             };
             let name = match priority {

@@ -15,13 +15,13 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, Passage};
+use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, PublishPermission};
 use crate::link::progress::DeliveryProgress;
 
 use super::OutboxSettings;
 
 /// How often the connection is checked while a message waits for it, in milliseconds.
-pub(super) const LOOK_MS: u64 = 50;
+pub(super) const CHECK_EVERY_MS: u64 = 50;
 
 /// After how long without room the log says so, in milliseconds.
 const FULL_MS: u64 = 1_000;
@@ -104,8 +104,8 @@ impl<C: Transport> Outbox<C> {
 
     /// Puts a message in, and returns the place behind it. [`Self::hand_over`] hands it over.
     pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
-        if !entry.is_once() && !self.journal.waits() {
-            self.handed.want();
+        if !entry.is_at_most_once() && !self.journal.waits() {
+            self.handed.request_ack();
         }
         self.journal.push(entry);
         self.journal.end()
@@ -157,7 +157,7 @@ impl<C: Transport> Outbox<C> {
         if self.acknowledged() >= place {
             return Some(true);
         }
-        self.handed.want();
+        self.handed.request_ack();
         (!self.is_connected).then_some(false)
     }
 
@@ -212,20 +212,20 @@ impl<C: Transport> Outbox<C> {
                             false => return,
                         }
                     };
-                    if entry.is_once() && self.next < self.handed_before {
+                    if entry.is_at_most_once() && self.next < self.handed_before {
                         self.next += 1;
                         continue;
                     }
                     // Messages under the same lease stay in order.
                     let is_behind = entry.lease().is_some_and(|it| self.aside.contains_key(&it));
-                    match entry.passage(clock::now_ms) {
-                        Passage::Open if !is_behind => {}
-                        Passage::Over => {
+                    match entry.permission(clock::now_ms) {
+                        PublishPermission::Allowed if !is_behind => {}
+                        PublishPermission::Revoked => {
                             entry.count_dropped();
                             self.sent(Ok(()));
                             continue;
                         }
-                        Passage::Open | Passage::Shut => {
+                        PublishPermission::Allowed | PublishPermission::LeaseExpired => {
                             self.put_aside();
                             self.sent(Ok(()));
                             continue;
@@ -263,7 +263,7 @@ impl<C: Transport> Outbox<C> {
         let now = clock::now_ms();
         let is_known = |entries: &[(u64, JournalEntry)]| {
             let mut entries = entries.iter();
-            entries.all(|(_, it)| it.passage(|| now) != Passage::Shut)
+            entries.all(|(_, it)| it.permission(|| now) != PublishPermission::LeaseExpired)
         };
         let known = self.aside.extract_if(|_, entries| is_known(entries));
         let known: Vec<_> = known.flat_map(|(_, entries)| entries).collect();
@@ -286,7 +286,7 @@ impl<C: Transport> Outbox<C> {
         }
         self.stuck = None;
         let entry = self.journal.get(self.next);
-        let is_counted = entry.is_some_and(|entry| !entry.is_once());
+        let is_counted = entry.is_some_and(|entry| !entry.is_at_most_once());
         self.next += 1;
         if is_counted {
             self.handed.advance(self.next);
@@ -304,7 +304,7 @@ impl<C: Transport> Outbox<C> {
         let wait = if can_be_heard {
             self.beacon_ms
         } else {
-            LOOK_MS
+            CHECK_EVERY_MS
         };
         self.beacon_at = Some(now + wait);
         can_be_heard
@@ -318,13 +318,13 @@ impl<C: Transport> Outbox<C> {
     /// When [`Self::update`] or the beacons are due, at the latest.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         let is_waiting = self.next < self.journal.end() || self.is_full() || !self.aside.is_empty();
-        let look_at = is_waiting.then_some(now + LOOK_MS);
+        let look_at = is_waiting.then_some(now + CHECK_EVERY_MS);
         self.beacon_at.into_iter().chain(look_at).min()
     }
 
     /// Waits until the broker has acknowledged more, or the client has room again. It may return
     /// too early.
-    pub(super) async fn moved(outbox: &RefCell<Self>) {
+    pub(super) async fn until_advanced(outbox: &RefCell<Self>) {
         let (handed, waits) = {
             let outbox = outbox.borrow();
             (Arc::clone(&outbox.handed), outbox.journal.waits())
@@ -335,7 +335,7 @@ impl<C: Transport> Outbox<C> {
         });
         tokio::select! {
             biased;
-            () = handed.moved(), if waits => {}
+            () = handed.until_advanced(), if waits => {}
             sent = sent => outbox.borrow_mut().sent(sent),
         }
     }

@@ -62,13 +62,13 @@ impl Restart {
 
 impl HostedShard {
     /// Handles a failure of the shard: everything that it knew is dropped.
-    pub(super) fn failed(&mut self, panic: &(dyn Any + Send)) {
+    pub(super) fn on_panic(&mut self, panic: &(dyn Any + Send)) {
         self.figures.restarts.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
             "a shard has failed, and is restarted from the stored state: {}",
             tasks::message(panic)
         );
-        self.shard.begin_anew(self.saver.is_some());
+        self.shard.reset(self.saver.is_some());
         self.restart.begin(clock::now_ms());
     }
 
@@ -116,7 +116,7 @@ impl HostedShard {
     }
 
     /// Continues with the stored state.
-    pub(super) fn restored<C: Transport>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
+    pub(super) fn on_restored<C: Transport>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
         let now = clock::now_ms();
         self.restart.phase = Phase::None;
         if self.shard.as_replica().is_some() {

@@ -20,9 +20,9 @@ use presence_core::verdicts::Verdict;
 use presence_sandbox::{Began, BorrowedPipeline, StageCall};
 use tracing::Span;
 
-use crate::beside::meter::Side;
-use crate::beside::report::{Example, StageDifference};
-use crate::beside::{CandidatePipeline, Mode};
+use crate::candidate::meter::Side;
+use crate::candidate::report::{Example, StageDifference};
+use crate::candidate::{CandidatePipeline, Mode};
 
 /// How many decisions of a shard may wait to be compared.
 const COMPARISONS_MAX: usize = 256;
@@ -76,7 +76,7 @@ impl Comparison {
 pub(super) struct ShardRules<'a> {
     pub(super) active: BorrowedPipeline<'a>,
     pub(super) number: u64,
-    pub(super) beside: Option<CandidateRules<'a>>,
+    pub(super) candidate: Option<CandidateRules<'a>>,
     /// Whether any rule has been called.
     pub(super) is_called: bool,
 }
@@ -86,14 +86,14 @@ pub(super) struct CandidateRules<'a> {
     pub(super) rules: BorrowedPipeline<'a>,
     /// The span of the candidate's log lines, which is not that of the active pipeline.
     pub(super) span: &'a Span,
-    pub(super) beside: CandidatePipeline,
+    pub(super) pipeline: CandidatePipeline,
     pub(super) comparisons: Comparisons,
 }
 
 impl CandidateRules<'_> {
     /// Whether the candidate decides on a user.
     fn has(&self, user: &str) -> bool {
-        match self.beside.mode {
+        match self.pipeline.mode {
             Mode::Canary(share) => share.has(user),
             Mode::Shadow => false,
         }
@@ -101,7 +101,7 @@ impl CandidateRules<'_> {
 
     /// Whether the candidate decides on any user.
     fn decides(&self) -> bool {
-        matches!(self.beside.mode, Mode::Canary(_))
+        matches!(self.pipeline.mode, Mode::Canary(_))
     }
 
     /// Notes a decision to compare it later. A canary compares only users in its share.
@@ -112,7 +112,7 @@ impl CandidateRules<'_> {
         if self.comparisons.0.len() < COMPARISONS_MAX {
             self.comparisons.0.push_back(Comparison::of(context));
         } else {
-            self.beside.meter.skip(1);
+            self.pipeline.meter.skip(1);
         }
     }
 }
@@ -120,8 +120,8 @@ impl CandidateRules<'_> {
 impl ShardRules<'_> {
     /// The generation number of the pipeline that decides on a user.
     pub(super) fn number_of(&self, user: &str) -> u64 {
-        match &self.beside {
-            Some(beside) if beside.has(user) => beside.beside.generation.number,
+        match &self.candidate {
+            Some(candidate) if candidate.has(user) => candidate.pipeline.generation.number,
             _ => self.number,
         }
     }
@@ -129,52 +129,56 @@ impl ShardRules<'_> {
     /// Records each call of a stage, until [`Self::take_calls`].
     pub(super) fn note_calls(&mut self) {
         self.active.note_calls();
-        if let Some(beside) = &mut self.beside {
-            beside.rules.note_calls();
+        if let Some(candidate) = &mut self.candidate {
+            candidate.rules.note_calls();
         }
     }
 
     /// The recorded calls.
     pub(super) fn take_calls(&mut self) -> Vec<StageCall> {
         let mut calls = self.active.take_calls();
-        if let Some(beside) = &mut self.beside {
-            calls.append(&mut beside.rules.take_calls());
+        if let Some(candidate) = &mut self.candidate {
+            calls.append(&mut candidate.rules.take_calls());
         }
         calls
     }
 
     /// Whether a stage's last good version has taken over, so that users must be decided again.
     pub(super) fn is_replaced(&self) -> bool {
-        let beside = self.beside.as_ref().filter(|beside| beside.decides());
-        self.active.is_replaced() || beside.is_some_and(|beside| beside.rules.is_replaced())
+        let candidate = self
+            .candidate
+            .as_ref()
+            .filter(|candidate| candidate.decides());
+        self.active.is_replaced()
+            || candidate.is_some_and(|candidate| candidate.rules.is_replaced())
     }
 
     /// Drops the decisions that wait to be compared, and counts them as skipped.
     pub(super) fn skip_comparisons(&mut self) {
-        if let Some(beside) = &mut self.beside {
-            let count = beside.comparisons.0.len() as u64;
-            beside.beside.meter.skip(count);
-            beside.comparisons.clear();
+        if let Some(candidate) = &mut self.candidate {
+            let count = candidate.comparisons.0.len() as u64;
+            candidate.pipeline.meter.skip(count);
+            candidate.comparisons.clear();
         }
     }
 
     /// Compares what both pipelines decide on the event that has waited longest. Returns the
     /// questions to the directory whose answers are missing.
     pub(super) fn compare(&mut self) -> Option<BTreeSet<Question>> {
-        let beside = self.beside.as_mut()?;
-        let compared = beside.comparisons.0.pop_front()?;
+        let candidate = self.candidate.as_mut()?;
+        let compared = candidate.comparisons.0.pop_front()?;
         let context = compared.context();
         // Failures here don't count towards quarantine, except for a shadow, which has no other
         // calls.
-        let is_counted = !beside.decides();
+        let is_counted = !candidate.decides();
         let begun = Instant::now();
         let (old, old_fuel) = self.active.decide_measured(context, false);
         let between = Instant::now();
-        let (new, new_fuel) = beside
+        let (new, new_fuel) = candidate
             .span
-            .in_scope(|| beside.rules.decide_measured(context, is_counted));
+            .in_scope(|| candidate.rules.decide_measured(context, is_counted));
         let times = [between - begun, between.elapsed()];
-        let meter = &beside.beside.meter;
+        let meter = &candidate.pipeline.meter;
         let Some(mut counted) = meter.try_compared() else {
             meter.skip(1);
             return None;
@@ -196,12 +200,12 @@ impl ShardRules<'_> {
         };
         let [old, new] = [old, new].map(|renditions| Verdict::new(user, renditions));
         let difference = Difference::between(&old, &new);
-        let is_wanted = counted.decided(context.monotonic, user, &difference);
+        let is_wanted = counted.count_comparison(context.monotonic, user, &difference);
         drop(counted);
         if is_wanted {
             let example = self.example(context, &difference);
-            let beside = self.beside.as_ref();
-            if let Some(mut counted) = beside.and_then(|it| it.beside.meter.try_compared()) {
+            let candidate = self.candidate.as_ref();
+            if let Some(mut counted) = candidate.and_then(|it| it.pipeline.meter.try_compared()) {
                 counted.examples.extend(example);
             }
         }
@@ -211,15 +215,15 @@ impl ShardRules<'_> {
     /// An example of a difference, with the stages in which both pipelines part. It has one viewer
     /// of each kind.
     fn example(&mut self, context: Context<'_>, difference: &Difference) -> Option<Example> {
-        let beside = self.beside.as_mut()?;
+        let candidate = self.candidate.as_mut()?;
         let of_each = [&difference.lost, &difference.gained, &difference.otherwise];
         let mut whys = Vec::new();
         for viewer in of_each.into_iter().filter_map(|viewers| viewers.min()) {
             let viewer = Id(viewer);
             let old = self.active.explain_uncounted(context, viewer).stages;
-            let new = beside
+            let new = candidate
                 .span
-                .in_scope(|| beside.rules.explain_uncounted(context, viewer).stages);
+                .in_scope(|| candidate.rules.explain_uncounted(context, viewer).stages);
             let parting = parting(&old, &new);
             if let (Some(stages), Some(name)) = (parting, context.names.name(viewer)) {
                 whys.push(StageDifference::new(name.as_str(), stages));
@@ -238,19 +242,23 @@ impl ShardRules<'_> {
         call: impl FnOnce(&mut BorrowedPipeline<'_>) -> Decision,
     ) -> Decision {
         self.is_called = true;
-        let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
+        let Some(candidate) = self
+            .candidate
+            .as_mut()
+            .filter(|candidate| candidate.decides())
+        else {
             return call(&mut self.active);
         };
         let begun = Began::now();
-        let (side, done) = match beside.has(context.event.name.as_str()) {
+        let (side, done) = match candidate.has(context.event.name.as_str()) {
             true => {
-                let done = beside.span.in_scope(|| call(&mut beside.rules));
+                let done = candidate.span.in_scope(|| call(&mut candidate.rules));
                 (Side::Candidate, done)
             }
             false => (Side::Active, call(&mut self.active)),
         };
         if !matches!(done, Decision::CacheMiss(_)) {
-            let calls = beside.beside.meter.calls(side);
+            let calls = candidate.pipeline.meter.calls(side);
             calls.count(begun.elapsed(), failure(&done));
         }
         done
@@ -261,15 +269,15 @@ impl Rules for ShardRules<'_> {
     fn enrich(&mut self, context: Context<'_>) -> Enriched {
         self.is_called = true;
         // A stateful enricher that is in both pipelines has one state.
-        if let Some(beside) = &mut self.beside
-            && beside.has(context.event.name.as_str())
+        if let Some(candidate) = &mut self.candidate
+            && candidate.has(context.event.name.as_str())
         {
-            beside.rules.exchange_same(&mut self.active);
-            let enriched = beside.span.in_scope(|| beside.rules.enrich(context));
-            beside.rules.exchange_same(&mut self.active);
+            candidate.rules.exchange_same(&mut self.active);
+            let enriched = candidate.span.in_scope(|| candidate.rules.enrich(context));
+            candidate.rules.exchange_same(&mut self.active);
             for failure in &enriched.failures {
-                let calls = beside.beside.meter.calls(Side::Candidate);
-                calls.failed(failure);
+                let calls = candidate.pipeline.meter.calls(Side::Candidate);
+                calls.count_failure(failure);
             }
             return enriched;
         }
@@ -278,38 +286,41 @@ impl Rules for ShardRules<'_> {
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let decision = self.call(context, |rules| rules.decide(context));
-        if let Some(beside) = &mut self.beside
+        if let Some(candidate) = &mut self.candidate
             && !matches!(decision, Decision::CacheMiss(_))
         {
-            beside.note(context);
+            candidate.note(context);
         }
         decision
     }
 
     fn reused(&mut self, context: Context<'_>) {
-        if let Some(beside) = &mut self.beside {
-            beside.note(context);
+        if let Some(candidate) = &mut self.candidate {
+            candidate.note(context);
         }
     }
 
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        self.call(context, |rules| rules.redact(context, told))
+    fn redact(&mut self, context: Context<'_>, audience: &Audience) -> Decision {
+        self.call(context, |rules| rules.redact(context, audience))
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
         self.is_called = true;
-        match &mut self.beside {
-            Some(beside) if beside.has(context.event.name.as_str()) => beside
+        match &mut self.candidate {
+            Some(candidate) if candidate.has(context.event.name.as_str()) => candidate
                 .span
-                .in_scope(|| beside.rules.explain(context, viewer)),
+                .in_scope(|| candidate.rules.explain(context, viewer)),
             _ => self.active.explain(context, viewer),
         }
     }
 
     fn take_replaced(&mut self) -> bool {
         let active = self.active.take_replaced();
-        let beside = self.beside.as_mut().filter(|beside| beside.decides());
-        beside.is_some_and(|beside| beside.rules.take_replaced()) || active
+        let candidate = self
+            .candidate
+            .as_mut()
+            .filter(|candidate| candidate.decides());
+        candidate.is_some_and(|candidate| candidate.rules.take_replaced()) || active
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct QueueLimits {
 
 /// How many messages from other nodes of the fleet may wait for a shard. Without room, a message is
 /// lost, and the shard catches up.
-const TOLD_MAX: usize = 4_096;
+const UPDATES_MAX: usize = 4_096;
 
 /// A shard's figures, as it last updated them.
 #[derive(Debug, Default)]
@@ -49,9 +49,9 @@ pub(crate) struct ShardFigures {
     /// Whether this node owns it: 1 on one node of a fleet, 0 on the others.
     pub(crate) leads: AtomicU64,
     /// Whether it is a standby that holds the owner's whole state.
-    pub(crate) in_step: AtomicU64,
+    pub(crate) synced: AtomicU64,
     /// Whether nothing in it depends on watermarks.
-    pub(crate) goes_without_clock: AtomicBool,
+    pub(crate) needs_no_watermark: AtomicBool,
 }
 
 /// A handle for one shard.
@@ -113,16 +113,16 @@ impl ShardHandle {
     }
 
     /// Hands over a task of the fleet, whether there is room or not.
-    pub(crate) fn tell(&self, task: FleetTask) {
+    pub(crate) fn send_fleet_task(&self, task: FleetTask) {
         self.mailbox
             .offer(self.address, Task::Fleet(task), usize::MAX);
     }
 
     /// Hands over a message of another node, if there is room for it now. Returns whether there
     /// was.
-    pub(crate) fn offer_told(&self, task: FleetTask) -> bool {
+    pub(crate) fn offer_update(&self, task: FleetTask) -> bool {
         self.mailbox
-            .offer(self.address, Task::Fleet(task), TOLD_MAX)
+            .offer(self.address, Task::Fleet(task), UPDATES_MAX)
     }
 
     /// Removes the shard, whatever waits for it.

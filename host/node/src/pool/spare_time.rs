@@ -23,7 +23,7 @@ impl Default for SpareTime {
 
 impl SpareTime {
     /// Whether any is left.
-    pub(super) fn is_left(&self) -> bool {
+    pub(super) fn has_any(&self) -> bool {
         self.left_ns > 0
     }
 
@@ -35,14 +35,14 @@ impl SpareTime {
 
     /// Adds time for which the thread has waited. As much may be used, so half of the time that
     /// isn't needed otherwise goes to comparisons.
-    pub(super) fn was_idle(&mut self, ns: u64) {
+    pub(super) fn add_idle(&mut self, ns: u64) {
         let ns = i64::try_from(ns).unwrap_or(i64::MAX);
         self.left_ns = self.left_ns.saturating_add(ns).min(MAX_NS);
     }
 
     /// Adds a part of the time for which the thread has worked.
-    pub(super) fn was_busy(&mut self, ns: u64) {
-        self.was_idle(ns / BUSY_PER_SPARE);
+    pub(super) fn add_busy(&mut self, ns: u64) {
+        self.add_idle(ns / BUSY_PER_SPARE);
     }
 }
 
@@ -59,15 +59,15 @@ mod tests {
         let mut spare = SpareTime::default();
         let (mut now, mut used) = (0, 0);
         while now < 10_000 * MS {
-            if spare.is_left() {
+            if spare.has_any() {
                 spare.spend(use_ns);
                 used += use_ns;
                 now += use_ns;
             } else if let Some(turn_ns) = turn_ns {
-                spare.was_busy(turn_ns);
+                spare.add_busy(turn_ns);
                 now += turn_ns;
             } else {
-                spare.was_idle(MS);
+                spare.add_idle(MS);
                 now += MS;
             }
         }
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn nothing_is_saved_up() {
         let mut spare = SpareTime::default();
-        spare.was_idle(u64::MAX);
+        spare.add_idle(u64::MAX);
         spare.spend(MS);
-        assert!(!spare.is_left());
+        assert!(!spare.has_any());
     }
 }

@@ -20,13 +20,13 @@ use super::outbox::Outbox;
 use super::shards::ShardHandle;
 use super::worker::Worker;
 use super::*;
-use crate::link::journal::{Counting, JournalEntry, SequenceNumber};
+use crate::link::journal::{DeliveryMode, JournalEntry, SequenceNumber};
 use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 
 mod apart;
-mod beside;
+mod candidate;
 mod failures;
 mod fleet;
 mod pauses;
@@ -86,9 +86,9 @@ impl Broker {
 }
 
 fn numbered(entry: &JournalEntry) -> Option<&SequenceNumber> {
-    match &entry.counting {
-        Counting::Numbered(number) => Some(number),
-        Counting::Once | Counting::Unnumbered => None,
+    match &entry.delivery {
+        DeliveryMode::Numbered(number) => Some(number),
+        DeliveryMode::AtMostOnce | DeliveryMode::Unnumbered => None,
     }
 }
 
@@ -269,7 +269,7 @@ impl Node {
         let shard = address.shard as usize;
         let source = Source::new(&name, shard, 1, &Subjects::new(None), false);
         let hosted = HostedShard::new(
-            Cell::alone(known),
+            ShardOrReplica::alone(known),
             generation,
             Sequencer::new(source),
             saver,

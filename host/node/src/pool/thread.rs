@@ -13,14 +13,14 @@ use tracing::Span;
 use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
-use super::outbox::{LOOK_MS, Outbox, Transport};
-use super::residents::Residents;
-use super::rounds::Rounds;
+use super::outbox::{CHECK_EVERY_MS, Outbox, Transport};
+use super::scheduler::Scheduler;
 use super::spare_time::SpareTime;
+use super::thread_shards::ThreadShards;
 use super::turn::TurnResult;
 use super::work::Task;
 use super::{Address, ThreadFigures};
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 use crate::clock;
 
 /// How long unused instances are kept, in milliseconds.
@@ -32,9 +32,9 @@ const COMPARE_MS: u64 = 1;
 /// The state of a thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
-    pub(super) residents: Residents,
+    pub(super) thread_shards: ThreadShards,
     instances: Rc<RefCell<Instances>>,
-    pub(super) rounds: Rounds,
+    pub(super) scheduler: Scheduler,
     /// When shards need a turn without mail.
     timers: BTreeSet<(u64, Address)>,
     /// Shards that wait for room in the outbox.
@@ -69,9 +69,9 @@ impl<C: Transport> Thread<C> {
     ) -> Self {
         Self {
             mailbox,
-            residents: Residents::default(),
+            thread_shards: ThreadShards::default(),
             instances,
-            rounds: Rounds::default(),
+            scheduler: Scheduler::default(),
             timers: BTreeSet::new(),
             paused: Vec::new(),
             unsaved: VecDeque::new(),
@@ -88,17 +88,17 @@ impl<C: Transport> Thread<C> {
     /// How many shards live here, and how many timers they have.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.residents.len(), self.timers.len())
+        (self.thread_shards.len(), self.timers.len())
     }
 
     /// Checks what there is to do. Returns whether the thread continues.
     pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
-        let goes_on = self.look(now);
+        let goes_on = self.poll(now);
         let is_beacon_due = self.outbox.borrow_mut().is_beacon_due(now);
         if is_beacon_due {
-            for address in self.residents.addresses() {
-                self.guarded(address, |thread| thread.beacon(address));
+            for address in self.thread_shards.addresses() {
+                self.catch_panic(address, |thread| thread.beacon(address));
             }
             self.outbox.borrow_mut().hand_over();
         }
@@ -116,7 +116,7 @@ impl<C: Transport> Thread<C> {
 
     /// Takes in new mail, timers that are due, and acknowledgements of the broker. Returns whether
     /// the thread continues.
-    pub(super) fn look(&mut self, now: u64) -> bool {
+    pub(super) fn poll(&mut self, now: u64) -> bool {
         self.outbox.borrow_mut().update(now);
         let goes_on = self.receive();
         let mut is_out = None;
@@ -124,7 +124,7 @@ impl<C: Transport> Thread<C> {
             && at <= now
         {
             self.timers.pop_first();
-            match self.residents.get_mut(address) {
+            match self.thread_shards.get_mut(address) {
                 Some(hosted) => hosted.timer = None,
                 None => is_out = Some((at, address)),
             }
@@ -139,9 +139,9 @@ impl<C: Transport> Thread<C> {
     /// Takes in new mail. Returns whether the thread continues.
     fn receive(&mut self) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
-        let goes_on = self.mailbox.take_touched(&mut touched);
+        let goes_on = self.mailbox.take_woken(&mut touched);
         for address in touched.drain(..) {
-            if !self.residents.has(address) {
+            if !self.thread_shards.has(address) {
                 match self.mailbox.take_control(address) {
                     Some(Task::Place(hosted)) => self.place(address, hosted),
                     // The shard has ended.
@@ -158,24 +158,24 @@ impl<C: Transport> Thread<C> {
     }
 
     fn beacon(&mut self, address: Address) {
-        if let Some(hosted) = self.residents.get_mut(address) {
-            hosted.beacon(&mut self.outbox.borrow_mut());
+        if let Some(hosted) = self.thread_shards.get_mut(address) {
+            hosted.send_beacon(&mut self.outbox.borrow_mut());
         }
     }
 
     fn place(&mut self, address: Address, mut hosted: Box<HostedShard>) {
         let tenant = address.tenant;
         self.instances.borrow_mut().enter(tenant, &mut hosted);
-        self.note_pauser(&hosted.pipelines);
-        self.residents.place(address, hosted);
+        self.enable_pauses(&hosted.pipelines);
+        self.thread_shards.place(address, hosted);
     }
 
     fn make_ready(&mut self, address: Address) {
-        if let Some(hosted) = self.residents.get_mut(address)
+        if let Some(hosted) = self.thread_shards.get_mut(address)
             && hosted.run_state == RunState::Idle
         {
             hosted.run_state = RunState::Ready;
-            self.rounds.push(address, &hosted.tenant.share);
+            self.scheduler.push(address, &hosted.tenant.share);
         }
     }
 
@@ -185,7 +185,7 @@ impl<C: Transport> Thread<C> {
             return;
         }
         for address in std::mem::take(&mut self.paused) {
-            let Some(hosted) = self.residents.get_mut(address) else {
+            let Some(hosted) = self.thread_shards.get_mut(address) else {
                 continue;
             };
             if hosted.must_pause(&self.outbox.borrow()) {
@@ -204,22 +204,22 @@ impl<C: Transport> Thread<C> {
             && end <= acknowledged
         {
             self.unsaved.pop_front();
-            if let Some(hosted) = self.residents.get_mut(address) {
+            if let Some(hosted) = self.thread_shards.get_mut(address) {
                 hosted.is_unsaved = false;
             }
-            self.guarded(address, |thread| thread.save(address));
+            self.catch_panic(address, |thread| thread.save(address));
         }
     }
 
     /// Checks shards that stop, restart or resign.
     fn check_watched(&mut self) {
         for address in std::mem::take(&mut self.watched) {
-            self.guarded(address, |thread| thread.check_shard(address));
+            self.catch_panic(address, |thread| thread.check_shard(address));
         }
     }
 
     fn check_shard(&mut self, address: Address) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         if hosted.waits_to_resign(&mut self.outbox.borrow_mut()) {
@@ -238,7 +238,7 @@ impl<C: Transport> Thread<C> {
             if self.mailbox.has_other_than_inputs(address) {
                 self.make_ready(address);
             }
-        } else if hosted.has_ended(&mut self.outbox.borrow_mut()) {
+        } else if hosted.try_end(&mut self.outbox.borrow_mut()) {
             self.remove(address);
         } else if hosted.has_given_up() {
             self.keep_watching(address);
@@ -246,7 +246,7 @@ impl<C: Transport> Thread<C> {
     }
 
     fn remove(&mut self, address: Address) {
-        let Some(mut hosted) = self.residents.remove(address) else {
+        let Some(mut hosted) = self.thread_shards.remove(address) else {
             return;
         };
         if let Some(at) = hosted.timer {
@@ -262,29 +262,29 @@ impl<C: Transport> Thread<C> {
     }
 
     /// Does some work for one shard. If it panics, only this shard restarts.
-    pub(super) fn guarded<T>(
+    pub(super) fn catch_panic<T>(
         &mut self,
         address: Address,
         work: impl FnOnce(&mut Self) -> T,
     ) -> Option<T> {
-        let hosted = self.residents.get_mut(address);
+        let hosted = self.thread_shards.get_mut(address);
         let span = hosted.and_then(|hosted| hosted.tenant.span.clone());
         let _tenant = span.as_ref().map(Span::enter);
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(done) => Some(done),
             Err(panic) => {
-                self.failed(address, &*panic);
+                self.on_panic(address, &*panic);
                 None
             }
         }
     }
 
     /// Handles a panic of a shard: it restarts, unless it was about to end.
-    pub(super) fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+    pub(super) fn on_panic(&mut self, address: Address, panic: &(dyn Any + Send)) {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
-        hosted.failed(panic);
+        hosted.on_panic(panic);
         if hosted.has_given_up() {
             return self.remove(address);
         }
@@ -303,11 +303,11 @@ impl<C: Transport> Thread<C> {
         if turned == TurnResult::Gone {
             return self.remove(address);
         }
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         hosted.update_figures();
-        let is_deferrable = hosted.shard.is_in_step();
+        let is_deferrable = hosted.shard.is_synced();
         if std::mem::replace(&mut hosted.is_deferrable, is_deferrable) != is_deferrable {
             self.mailbox.set_deferrable(address, is_deferrable);
         }
@@ -332,7 +332,7 @@ impl<C: Transport> Thread<C> {
 
     /// Hands a shard's changes to the state, or notes when that must be done, and sets its timer.
     fn save(&mut self, address: Address) {
-        let Some(hosted) = self.residents.get_mut(address) else {
+        let Some(hosted) = self.thread_shards.get_mut(address) else {
             return;
         };
         // A stopping shard is checked until the state has all of its changes.
@@ -359,10 +359,10 @@ impl<C: Transport> Thread<C> {
         let due = [
             self.timers.first().map(|(at, _)| *at),
             self.outbox.borrow().due(now),
-            (!self.watched.is_empty()).then_some(now + LOOK_MS),
+            (!self.watched.is_empty()).then_some(now + CHECK_EVERY_MS),
             // Without a connection, the outbox may have room although the broker acknowledges
             // nothing.
-            (!self.paused.is_empty()).then_some(now + LOOK_MS),
+            (!self.paused.is_empty()).then_some(now + CHECK_EVERY_MS),
             (!self.instances.borrow().is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
         ];
@@ -370,9 +370,9 @@ impl<C: Transport> Thread<C> {
     }
 
     /// Makes sure that calls of these pipelines can be paused.
-    pub(super) fn note_pauser(&self, pipelines: &Pipelines) {
+    pub(super) fn enable_pauses(&self, pipelines: &Pipelines) {
         if let Some(pauser) = pipelines.active.blueprint.pauser() {
-            self.mailbox.pause_by(pauser);
+            self.mailbox.set_pauser(pauser);
         }
     }
 }

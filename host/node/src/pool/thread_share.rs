@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use presence_core::quota::{Quota, Rate};
 
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 
 /// How long a tenant's plugins count as slow after a slow call, in nanoseconds.
 const SLOW_NS: u64 = 10_000_000_000;
@@ -26,7 +26,7 @@ pub(crate) struct ThreadShare {
     slow_until_ns: AtomicU64,
     /// On how many threads it rests, because its processor time is used up.
     resting: AtomicUsize,
-    exceeded: Arc<Exceeded>,
+    exceeded: Arc<ExceededLog>,
 }
 
 impl Default for ThreadShare {
@@ -37,7 +37,7 @@ impl Default for ThreadShare {
 
 impl ThreadShare {
     /// With this weight, and this limit on processor time.
-    pub(crate) fn new(weight: u64, cpu: Rate, exceeded: Arc<Exceeded>) -> Self {
+    pub(crate) fn new(weight: u64, cpu: Rate, exceeded: Arc<ExceededLog>) -> Self {
         Self {
             weight: weight.into(),
             cpu,
@@ -53,7 +53,7 @@ impl ThreadShare {
     }
 
     /// Removes the limit on processor time: the tenant is about to end.
-    pub(crate) fn lift(&self) {
+    pub(crate) fn remove_cpu_limit(&self) {
         self.cpu.change(0, 0);
     }
 

@@ -15,26 +15,26 @@ use presence_core::fleet::replica::Out;
 use presence_core::publish::Subject;
 use presence_core::{Input, Output};
 
-use super::cell::HostedReplica;
 use super::hosted_shard::{HostedShard, PendingStop};
 use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Transport};
 use super::rules::ShardRules;
+use super::shard_or_replica::HostedReplica;
 #[cfg(test)]
 use super::work::PanicPoint;
 use super::work::{ShardQuestion, Task};
 use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
-use crate::link::journal::{Counting, JournalEntry};
+use crate::link::journal::{DeliveryMode, JournalEntry};
 use crate::link::shared_input::Receipt;
 use crate::state::position::StreamPlaces;
-use crate::telemetry::{Begun, Handled};
+use crate::telemetry::{HandledTrace, OpenTrace};
 
 /// How many batches of inputs a question waits for, at most.
 const BATCHES_A_QUESTION: usize = 16;
 
 /// How often the turn's time is checked while inputs produce no outputs: after this many inputs.
-const INPUTS_A_LOOK: usize = 32;
+const INPUTS_PER_CHECK: usize = 32;
 
 /// How many outputs of inputs are collected before they are carried out.
 const OUTPUTS_MAX: usize = 256;
@@ -49,7 +49,7 @@ pub(super) struct CurrentBatch {
     /// How many inputs have been taken.
     taken: usize,
     /// The traced inputs, by their indexes.
-    traced: Peekable<vec::IntoIter<(usize, Begun)>>,
+    traced: Peekable<vec::IntoIter<(usize, OpenTrace)>>,
     /// The inputs' numbers in the input stream, if they come from it.
     places: Option<Box<StreamPlaces>>,
     /// The receipts of inputs that the owner must acknowledge, by the inputs' indexes.
@@ -112,7 +112,7 @@ impl HostedShard {
                 });
             }
             self.took_inputs = true;
-            turn.is_busy();
+            turn.mark_busy();
             if self.batch(rules, turn) == TurnResult::Full {
                 return TurnResult::Full;
             }
@@ -126,7 +126,7 @@ impl HostedShard {
         // Inputs come before work that is due: a waiting heartbeat counts.
         let has_inputs = self.current.is_some() || turn.mailbox.has_inputs(turn.address);
         if !has_inputs {
-            turn.is_busy();
+            turn.mark_busy();
             self.advance(clock::now_ms(), rules, turn);
         }
         if self.must_pause(&turn.outbox.borrow()) {
@@ -135,11 +135,11 @@ impl HostedShard {
         if !has_inputs || self.batches >= BATCHES_A_QUESTION {
             self.batches = 0;
             if let Some(ask) = turn.mailbox.take_question(turn.address) {
-                turn.is_busy();
+                turn.mark_busy();
                 self.answer(ask, rules, turn);
             }
         }
-        if self.is_to_give_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
+        if self.is_giving_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
             return self.give_up(rules, turn);
         }
         TurnResult::Over
@@ -167,7 +167,7 @@ impl HostedShard {
                 if turn.is_over() {
                     return TurnResult::Over;
                 }
-                turn.is_busy();
+                turn.mark_busy();
                 self.advance(before, rules, turn);
             }
         }
@@ -183,7 +183,7 @@ impl HostedShard {
             let traced = current.traced.next_if(|(at, _)| *at == place);
             let mut receipt = current.receipts.next_if(|(at, _)| *at == place);
             let is_known = self.has_acknowledged(arrived_at, receipt.as_ref());
-            if receipt.as_ref().is_some_and(|(_, it)| it.is_suspect()) {
+            if receipt.as_ref().is_some_and(|(_, it)| it.must_ack_first()) {
                 self.acknowledge(arrived_at, receipt.take());
                 self.carry_out(turn);
             }
@@ -200,7 +200,7 @@ impl HostedShard {
             // The position may be set now: outputs go to the outbox before anything is stored.
             self.position = position.or(self.position);
             let made = turn.out.len() + self.shard.waiting_outputs();
-            let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
+            let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_PER_CHECK);
             let is_over = is_look && turn.is_over();
             if is_over || made >= OUTPUTS_MAX {
                 self.carry_out(turn);
@@ -217,7 +217,7 @@ impl HostedShard {
         let places = handled.as_ref().and_then(|it| it.places.as_deref());
         self.position = places.map(StreamPlaces::end).or(self.position);
         if let Some(arrived) = handled.and_then(|it| it.arrived) {
-            self.tenant.passage.end(arrived);
+            self.tenant.publish_latency.end(arrived);
         }
         TurnResult::Over
     }
@@ -244,7 +244,7 @@ impl HostedShard {
     fn handle_traced<C: Transport>(
         &mut self,
         (arrived_at, input): (u64, Input),
-        begun: Begun,
+        begun: OpenTrace,
         rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
@@ -262,7 +262,7 @@ impl HostedShard {
         let is_published =
             |output: &&Output| matches!(output, Output::Publish(_) | Output::Deliver(_));
         let published = self.shard.waiting_publications();
-        let handled = Handled {
+        let handled = HandledTrace {
             begun,
             shard: turn.address.shard,
             generation,
@@ -316,7 +316,7 @@ impl HostedShard {
             }
             Task::Fleet(task) => {
                 if let Some(replica) = self.shard.as_replica() {
-                    replica.take(clock::now_ms(), task);
+                    replica.handle_task(clock::now_ms(), task);
                 }
             }
             // A shard of a fleet begins when it becomes the owner.
@@ -353,7 +353,7 @@ impl HostedShard {
         let now = clock::now_ms();
         match ask {
             // Nobody waits for the answer any more.
-            ShardQuestion::Query(query, _) if query.is_given_up() => query.pass_over(),
+            ShardQuestion::Query(query, _) if query.is_given_up() => query.skip_piece(),
             ShardQuestion::Query(query, piece) => {
                 let users = query.users(piece);
                 let viewer = query.viewer();
@@ -395,7 +395,7 @@ impl HostedShard {
         rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) -> TurnResult {
-        turn.is_busy();
+        turn.mark_busy();
         while self.shard.give_up(clock::now_ms(), rules, turn.out) {
             self.carry_out(turn);
             if self.must_pause(&turn.outbox.borrow()) {
@@ -427,23 +427,24 @@ impl HostedShard {
         turn.outbox.borrow_mut().hand_over();
     }
 
-    /// Carries out what a replica wants, as [`Self::carry_out`] does for a shard without a fleet.
+    /// Carries out the outputs of a replica, as [`Self::carry_out`] does for a shard without a
+    /// fleet.
     fn carry_out_replica<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         let Some(replica) = self.shard.as_replica() else {
             return;
         };
-        let wants = replica.wants();
+        let outputs = replica.take_outputs();
         let mut published = 0;
-        for want in wants {
-            let entry = match want {
+        for output in outputs {
+            let entry = match output {
                 Out::Shard(output) => self.entry(output),
                 Out::Told(bytes) => {
                     let replica = self.shard.as_replica();
                     if let Some((epoch, fence)) = replica.and_then(HostedReplica::new_epoch) {
-                        self.sequencer.own(epoch, fence);
+                        self.sequencer.begin_owned_epoch(epoch, fence);
                         turn.outbox.borrow_mut().begin_beacons(clock::now_ms());
                     }
-                    self.sequencer.told(bytes)
+                    self.sequencer.update(bytes)
                 }
                 other => {
                     let place = self.published_end;
@@ -458,9 +459,11 @@ impl HostedShard {
             }
         }
         let replica = self.shard.as_replica();
-        let receipts = replica.map(HostedReplica::receipts).unwrap_or_default();
+        let receipts = replica
+            .map(HostedReplica::take_receipts)
+            .unwrap_or_default();
         for receipt in receipts {
-            let entry = self.sequencer.handled(&receipt);
+            let entry = self.sequencer.ack(&receipt);
             self.push(entry, &mut turn.outbox.borrow_mut());
         }
         self.published(published);
@@ -475,7 +478,7 @@ impl HostedShard {
         match output {
             Output::Publish(publication) => {
                 if publication.subject == Subject::DeadLetters {
-                    self.tenant.letters.note(&publication.body);
+                    self.tenant.dead_letters.note(&publication.body);
                 }
                 return Some(self.sequencer.publication(publication));
             }
@@ -483,7 +486,7 @@ impl HostedShard {
             Output::Reply(to, body) => return Some(JournalEntry::answer(to, body)),
             Output::Ignored(ignored) => self.stale.note(clock::now_ms(), &ignored),
             Output::PluginFailed(failed) => self.tenant.failures.note(clock::now_ms(), &failed),
-            Output::Refused(rejection) => self.tenant.exceeded.noted(&rejection),
+            Output::Refused(rejection) => self.tenant.exceeded.note_counted(&rejection),
             Output::Fetch(questions) => {
                 if let Some(fetcher) = &self.tenant.fetcher {
                     fetcher.want(questions);
@@ -495,14 +498,14 @@ impl HostedShard {
 
     /// Puts a message into the outbox. Returns whether it has a sequence number.
     fn push<C: Transport>(&mut self, entry: JournalEntry, outbox: &mut Outbox<C>) -> bool {
-        let is_once = entry.is_once();
-        let is_numbered = matches!(entry.counting, Counting::Numbered(_));
+        let is_at_most_once = entry.is_at_most_once();
+        let is_numbered = matches!(entry.delivery, DeliveryMode::Numbered(_));
         let bytes = entry.bytes();
         self.output_end = outbox.push(entry);
         if outbox.shard_bytes_max().is_some() {
             self.unacknowledged.push(self.output_end, bytes);
         }
-        if !is_once {
+        if !is_at_most_once {
             self.published_end = self.output_end;
         }
         is_numbered
@@ -518,8 +521,8 @@ impl HostedShard {
 
 impl<C> TurnContext<'_, C> {
     /// Notes that the thread begins another piece of work.
-    pub(super) fn is_busy(&self) {
-        self.figures.is_busy(clock::now_ms());
+    pub(super) fn mark_busy(&self) {
+        self.figures.mark_busy(clock::now_ms());
     }
 
     /// Whether the turn's time is over.

@@ -17,11 +17,11 @@ use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
 use super::hosted_shard::HostedShard;
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 use crate::link::shared_input::Receipt;
 use crate::state::Restored;
 use crate::state::position::StreamPlaces;
-use crate::telemetry::Begun;
+use crate::telemetry::OpenTrace;
 use crate::tenant::ask::PendingQuery;
 
 /// How many inputs a batch has at most.
@@ -70,7 +70,7 @@ pub(crate) struct Batch {
     /// The size of their messages, in bytes.
     pub(crate) bytes: usize,
     /// The traced inputs, by their indexes.
-    pub(crate) traced: Vec<(usize, Begun)>,
+    pub(crate) traced: Vec<(usize, OpenTrace)>,
     /// The inputs' numbers in the input stream, if they come from it.
     pub(crate) places: Option<Box<StreamPlaces>>,
     /// In a fleet: the receipts of inputs that the owner must acknowledge, by the inputs' indexes.
@@ -158,11 +158,11 @@ pub(crate) enum FleetTask {
     /// The node's session is over.
     SessionLost,
     /// An update from the owner.
-    Told(Bytes),
+    Update(Bytes),
     /// A piece of a snapshot.
     Chunk(Bytes),
     /// A node asks for a snapshot. The number identifies its question.
-    Asked(Arc<str>, u64),
+    SnapshotRequest(Arc<str>, u64),
 }
 
 /// Where a shard can be made to panic.

@@ -2,7 +2,7 @@
 //! anything to do.
 //!
 //! A turn may pause in the middle of a plugin's call while others wait. Then the shards of other
-//! tenants have their turns inside the pause, in the order of the rounds, and the call continues
+//! tenants have their turns inside the pause, in the order of the scheduler, and the call continues
 //! afterwards. So while rules are called, only the shard itself and its tenant's instances are
 //! borrowed. The outbox is borrowed for one message at a time.
 
@@ -22,7 +22,7 @@ use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Transport};
-use super::rounds::Turn;
+use super::scheduler::Turn;
 use super::thread::Thread;
 use super::turn::{TurnContext, TurnResult};
 use super::work::Task;
@@ -80,10 +80,10 @@ struct Current {
     counted_ns: u64,
     /// How much time has been counted.
     took_ns: u64,
-    /// Its length as planned by the rounds.
+    /// Its length as planned by the scheduler.
     limit_ns: u64,
     /// The total time after which it pauses next: at first the planned length; after a pause, the
-    /// time taken so far plus what the rounds gave it then.
+    /// time taken so far plus what the scheduler gave it then.
     may_take_ns: u64,
     /// The processor time from which the turn's own use is counted. Time used in its pauses doesn't
     /// count. `None` if it wasn't measured yet, because no other tenant had a shard on this thread.
@@ -154,7 +154,7 @@ impl<C: Transport> Worker<C> {
     pub(super) fn next(&self) -> Option<Turn> {
         self.thread
             .borrow_mut()
-            .rounds
+            .scheduler
             .next((self.clocks.elapsed)())
     }
 
@@ -167,8 +167,11 @@ impl<C: Transport> Worker<C> {
     /// Gives a shard its turn.
     pub(super) fn turn(&self, Turn { shard, limit_ns }: Turn) {
         let (hosted, has_others) = {
-            let residents = &mut self.thread.borrow_mut().residents;
-            (residents.take_out(shard), residents.has_several_tenants())
+            let thread_shards = &mut self.thread.borrow_mut().thread_shards;
+            (
+                thread_shards.take_out(shard),
+                thread_shards.has_several_tenants(),
+            )
         };
         let Some(mut hosted) = hosted else {
             return;
@@ -208,14 +211,14 @@ impl<C: Transport> Worker<C> {
             hosted.tenant.share.note_quick();
         }
         let thread = &mut *self.thread.borrow_mut();
-        thread.residents.put_back(shard, hosted);
+        thread.thread_shards.put_back(shard, hosted);
         match worked {
-            Ok(Worked { turned, has_more }) => {
-                thread.guarded(shard, |thread| thread.end_turn(shard, turned, has_more));
+            Ok(TurnOutcome { turned, has_more }) => {
+                thread.catch_panic(shard, |thread| thread.end_turn(shard, turned, has_more));
             }
             Err(panic) => {
-                thread.guarded(shard, |thread| thread.failed(shard, &*panic));
-                thread.guarded(shard, |thread| {
+                thread.catch_panic(shard, |thread| thread.on_panic(shard, &*panic));
+                thread.catch_panic(shard, |thread| {
                     thread.end_turn(shard, TurnResult::Over, false);
                 });
             }
@@ -223,8 +226,8 @@ impl<C: Transport> Worker<C> {
         let ended = (self.clocks.elapsed)();
         let counted_ns = current.map_or(begun, |it| it.counted_ns);
         let took = ended.saturating_sub(counted_ns);
-        thread.rounds.took(shard.tenant, ended, took);
-        thread.spare.was_busy(took);
+        thread.scheduler.charge(shard.tenant, ended, took);
+        thread.spare.add_busy(took);
         if !took_inputs {
             self.background_ns.set(self.background_ns.get() + took);
         }
@@ -233,7 +236,7 @@ impl<C: Transport> Worker<C> {
     /// Sets the current turn, which begins or continues. `None`: no turn is in progress.
     fn begin(&self, turn: Option<Current>) {
         self.current.set(turn);
-        let is_awaited = self.thread.borrow().rounds.is_contended();
+        let is_awaited = self.thread.borrow().scheduler.is_contended();
         self.mailbox
             .begin_turn(turn.map(|it| it.tenant), is_awaited);
     }
@@ -267,21 +270,21 @@ impl<C: Transport> Worker<C> {
         let over_ns = self.over_ns(&mut current);
         let mut thread = self.thread.borrow_mut();
         if over_ns > SLOW_NS {
-            thread.rounds.note_slow(current.tenant, now);
+            thread.scheduler.note_slow(current.tenant, now);
         }
         if current.is_within || over_ns < PAUSE_NS {
             drop(thread);
             self.begin(Some(current));
             return Duration::ZERO;
         }
-        thread.look(clock::now_ms());
-        thread.rounds.pause(current.tenant, now, took);
-        thread.spare.was_busy(took);
+        thread.poll(clock::now_ms());
+        thread.scheduler.pause(current.tenant, now, took);
+        thread.spare.add_busy(took);
         drop(thread);
         while let Some(turn) = self.next() {
             self.turn(turn);
         }
-        let given_ns = self.thread.borrow_mut().rounds.resume();
+        let given_ns = self.thread.borrow_mut().scheduler.resume();
         current.may_take_ns = total.saturating_add(given_ns);
         (current.counted_ns, current.took_ns) = ((self.clocks.elapsed)(), total);
         let processor_ns = (self.clocks.processor)();
@@ -305,7 +308,7 @@ impl<C: Transport> Worker<C> {
         hosted: &mut HostedShard,
         until_ns: u64,
         out: &mut Vec<Output>,
-    ) -> Worked {
+    ) -> TurnOutcome {
         hosted.run_state = RunState::Idle;
         hosted.called_rules = false;
         let mut context = TurnContext {
@@ -325,13 +328,13 @@ impl<C: Transport> Worker<C> {
             let Some(task) = self.mailbox.take_control(address) else {
                 break;
             };
-            context.is_busy();
+            context.mark_busy();
             let task = match task {
                 Task::Pipelines(pipelines) => {
                     let before = hosted.pipelines.assignment();
                     let after = pipelines.assignment();
                     let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
-                    self.thread.borrow().note_pauser(&pipelines);
+                    self.thread.borrow().enable_pauses(&pipelines);
                     // Enrichers pass their states on in calls that don't pause.
                     let current = self.current.take();
                     let instances = &self.instances;
@@ -347,7 +350,7 @@ impl<C: Transport> Worker<C> {
                 }
                 Task::Discard => return TurnResult::Gone.into(),
                 Task::Restored(restored) if hosted.restart.is_under_way() => {
-                    hosted.restored(restored, &mut self.outbox.borrow_mut());
+                    hosted.on_restored(restored, &mut self.outbox.borrow_mut());
                     continue;
                 }
                 task => task,
@@ -361,9 +364,11 @@ impl<C: Transport> Worker<C> {
             self.mailbox.drop_questions(address);
             return TurnResult::Over.into();
         }
-        Instances::with(&self.instances, address, hosted, |hosted, rules| Worked {
-            turned: hosted.turn(rules, &mut context),
-            has_more: hosted.has_more(clock::now_ms(), rules),
+        Instances::with(&self.instances, address, hosted, |hosted, rules| {
+            TurnOutcome {
+                turned: hosted.turn(rules, &mut context),
+                has_more: hosted.has_more(clock::now_ms(), rules),
+            }
         })
     }
 
@@ -371,17 +376,17 @@ impl<C: Transport> Worker<C> {
     /// Returns whether it did.
     pub(super) fn compare(&self) -> bool {
         let thread = &mut *self.thread.borrow_mut();
-        if thread.comparing.is_empty() || !thread.spare.is_left() {
+        if thread.comparing.is_empty() || !thread.spare.has_any() {
             return false;
         }
         let Some(address) = thread.comparing.pop_front() else {
             return false;
         };
-        let Some(hosted) = thread.residents.get_mut(address) else {
+        let Some(hosted) = thread.thread_shards.get_mut(address) else {
             return true;
         };
         let begun = (self.clocks.elapsed)();
-        self.figures.is_busy(clock::now_ms());
+        self.figures.mark_busy(clock::now_ms());
         let compared = catch_unwind(AssertUnwindSafe(|| {
             let fetch =
                 Instances::with(&self.instances, address, hosted, |_, rules| rules.compare());
@@ -408,12 +413,12 @@ impl<C: Transport> Worker<C> {
 
     /// Waits until there may be something to do.
     async fn wait(&self) {
-        self.figures.is_idle();
+        self.figures.mark_idle();
         let now = clock::now_ms();
         let begun = (self.clocks.elapsed)();
         let due = {
             let thread = self.thread.borrow();
-            let free_at = thread.rounds.free_at_ns();
+            let free_at = thread.scheduler.free_at_ns();
             let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
             let free_at = free_ms.map(|ms| now.saturating_add(ms));
             thread.due(now).into_iter().chain(free_at).min()
@@ -428,7 +433,7 @@ impl<C: Transport> Worker<C> {
             tokio::select! {
                 biased;
                 () = self.mailbox.arrived() => {}
-                () = Outbox::moved(&self.outbox) => {}
+                () = Outbox::until_advanced(&self.outbox) => {}
             }
         };
         match due {
@@ -440,19 +445,19 @@ impl<C: Transport> Worker<C> {
             None => woken.await,
         }
         let idle = (self.clocks.elapsed)().saturating_sub(begun);
-        self.thread.borrow_mut().spare.was_idle(idle);
+        self.thread.borrow_mut().spare.add_idle(idle);
         self.background_ns.set(0);
     }
 }
 
 /// The result of a turn's work.
-struct Worked {
+struct TurnOutcome {
     turned: TurnResult,
     /// Whether there is more to do, apart from what waits in the shard's lanes.
     has_more: bool,
 }
 
-impl From<TurnResult> for Worked {
+impl From<TurnResult> for TurnOutcome {
     fn from(turned: TurnResult) -> Self {
         Self {
             turned,

@@ -14,12 +14,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::Reload;
-use super::job::HANGS;
+use super::job::STUCK_AFTER;
 use super::refusal_log::LastRefusal;
 use crate::directory::disk_copy::{CopyWriter, Origin};
 use crate::directory::{self, kv};
 use crate::reload::on_disk::FileKind;
-use crate::tasks::{blocking, elsewhere};
+use crate::tasks::{blocking, run_blocking};
 use crate::tenant::quotas;
 
 /// How many updates of a directory bucket may wait.
@@ -33,17 +33,17 @@ impl Reload {
         match &self.config.directory {
             config::Directory::File { path, .. } => {
                 let path = path.clone();
-                let stamp = timeout(HANGS, blocking(move || Stamp::of(&path))).await;
+                let stamp = timeout(STUCK_AFTER, blocking(move || Stamp::of(&path))).await;
                 let stamp = stamp.map(Result::unwrap_or_default);
                 self.read_file(stamp.unwrap_or_default());
-                match self.reading.done_unless_it_hangs().await {
-                    Some(read) => self.take_text(read),
+                match self.reading_directory.done_unless_stuck().await {
+                    Some(read) => self.apply_directory_text(read),
                     // The text is taken when it arrives.
-                    None => self.hanging_directory(),
+                    None => self.report_stuck_directory(),
                 }
-                if !self.parsing.is_idle() {
-                    let content = self.parsing.done().await;
-                    self.take_content(content).await;
+                if !self.parsing_directory.is_idle() {
+                    let content = self.parsing_directory.done().await;
+                    self.apply_directory(content).await;
                 }
             }
             config::Directory::Kv { bucket } => {
@@ -77,7 +77,8 @@ impl Reload {
             Arc::clone(&self.tenant.health),
         );
         let tasks = self.tasks.clone();
-        let opened = elsewhere(move || CopyWriter::open(&path, &source, &names, &health, &tasks));
+        let opened =
+            run_blocking(move || CopyWriter::open(&path, &source, &names, &health, &tasks));
         match opened.await {
             Ok((copy_writer, kept)) => {
                 let mut identity = None;
@@ -110,10 +111,10 @@ impl Reload {
         match &update {
             kv::DirectoryUpdate::Whole(_, identity) => self.set_origin(identity.clone()),
             kv::DirectoryUpdate::Doubtful(_, why) => doubt = Some(why.clone()),
-            kv::DirectoryUpdate::Unavailable(why) => return self.unavailable(why),
+            kv::DirectoryUpdate::Unavailable(why) => return self.report_unavailable(why),
             // The directory that this part belongs to is not in force, so it is read again.
             kv::DirectoryUpdate::Part(_) if self.tenant.is_too_large() => {
-                return self.tenant.health.read_again();
+                return self.tenant.health.request_reread();
             }
             kv::DirectoryUpdate::Part(_) => {}
             kv::DirectoryUpdate::TooLarge if self.tenant.is_too_large() => return,
@@ -140,16 +141,16 @@ impl Reload {
         if let Err(why) = taken {
             if is_part {
                 self.refusals = kv::Refusals::default();
-                self.tenant.health.read_again();
+                self.tenant.health.request_reread();
             }
-            return self.not_taken(why);
+            return self.reject(why);
         }
         match doubt {
             // All entries have been deleted, one by one.
-            Some(_) if self.tenant.directory.is_empty() => self.available(false),
-            Some(why) => self.unavailable(&why),
+            Some(_) if self.tenant.directory.is_empty() => self.report_available(false),
+            Some(why) => self.report_unavailable(&why),
             None if is_part => {}
-            None => self.available(false),
+            None => self.report_available(false),
         }
         if self.tenant.health.outage().is_none() {
             let (keys, values) = self.refusals.counts();
@@ -164,7 +165,7 @@ impl Reload {
     }
 
     /// Applies the answers of the directory service that have arrived.
-    pub(super) async fn take_answers(&mut self) {
+    pub(super) async fn apply_answers(&mut self) {
         if let Some(fetcher) = &self.tenant.fetcher {
             let max = self.config.limits.directory_entries_max;
             let before = &self.tenant.directory;
@@ -183,14 +184,14 @@ impl Reload {
         let config::Directory::File { path, .. } = &self.config.directory else {
             return;
         };
-        if !self.reading.is_idle() {
+        if !self.reading_directory.is_idle() {
             // It is read again after the current read.
             self.read_again = true;
             return;
         }
         self.seen.directory = Some(stamp);
         let path = path.clone();
-        self.reading.start(move || {
+        self.reading_directory.start(move || {
             let text = directory::read_text(&path);
             (path, text)
         });
@@ -198,7 +199,7 @@ impl Reload {
 
     /// Takes the text of the directory's file, and has it parsed on another thread. Ids aren't
     /// freed meanwhile.
-    pub(super) fn take_text(
+    pub(super) fn apply_directory_text(
         &mut self,
         read: anyhow::Result<(PathBuf, Result<Option<String>, Unreadable>)>,
     ) {
@@ -209,7 +210,7 @@ impl Reload {
             Err(error) => {
                 // The next attempt may succeed without any change to the file.
                 self.seen.directory = None;
-                return self.unavailable(&format!("{error:#}"));
+                return self.report_unavailable(&format!("{error:#}"));
             }
         };
         let (names, before) = (
@@ -218,7 +219,7 @@ impl Reload {
         );
         let max = self.config.limits.directory_entries_max;
         let max = self.tenant.directory_entries_max(max);
-        self.parsing.start(move || {
+        self.parsing_directory.start(move || {
             let Some(content) = directory::parse_within(&path, &text, &names, max)? else {
                 return Ok(None);
             };
@@ -234,7 +235,7 @@ impl Reload {
     }
 
     /// Puts the parsed directory in force.
-    pub(super) async fn take_content(
+    pub(super) async fn apply_directory(
         &mut self,
         content: anyhow::Result<anyhow::Result<Option<(Directory, Changes)>>>,
     ) {
@@ -245,20 +246,20 @@ impl Reload {
                 let is_same = changes.is_empty();
                 let max = self.config.limits.directory_entries_max;
                 match self.tenant.take_directory(directory, changes, max).await {
-                    Ok(()) => self.available(is_same),
-                    Err(why) => self.not_taken(why),
+                    Ok(()) => self.report_available(is_same),
+                    Err(why) => self.reject(why),
                 }
             }
             Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
-            Err(error) => self.unavailable(&format!("{error:#}")),
+            Err(error) => self.report_unavailable(&format!("{error:#}")),
         }
     }
 
     /// Reports that the file system of the directory's file doesn't answer.
-    pub(super) fn hanging_directory(&self) {
+    pub(super) fn report_stuck_directory(&self) {
         if let config::Directory::File { path, .. } = &self.config.directory {
-            let (path, seconds) = (path.display(), HANGS.as_secs());
-            self.unavailable(&format!("reading {path} has not ended for {seconds} s"));
+            let (path, seconds) = (path.display(), STUCK_AFTER.as_secs());
+            self.report_unavailable(&format!("reading {path} has not ended for {seconds} s"));
         }
     }
 
@@ -267,13 +268,13 @@ impl Reload {
             return;
         };
         if *is_named || !self.tenant.directory.is_empty() {
-            return self.unavailable(&format!("{} does not exist", path.display()));
+            return self.report_unavailable(&format!("{} does not exist", path.display()));
         }
         if !self.tenant.directory.is_on_demand() {
-            return self.available(true);
+            return self.report_available(true);
         }
         tracing::warn!("{}", directory::missing_message(path));
-        self.parsing
+        self.parsing_directory
             .start(|| Ok(Some((Directory::new(), Changes::default()))));
     }
 
@@ -295,7 +296,7 @@ impl Reload {
         self.make_room();
         if self.tenant.is_too_large() {
             self.seen.directory = None;
-            self.tenant.health.read_again();
+            self.tenant.health.request_reread();
         }
     }
 
@@ -310,14 +311,14 @@ impl Reload {
     fn refuse_too_large(&mut self) {
         let max = self.config.limits.directory_entries_max;
         let why = self.tenant.refuse_directory(max);
-        self.not_taken(why);
+        self.reject(why);
     }
 
     /// The source's content is too large.
-    fn not_taken(&mut self, why: String) {
+    fn reject(&mut self, why: String) {
         match self.tenant.directory.is_on_demand() {
             // No directory is in force that could stay.
-            true => self.unavailable(&why),
+            true => self.report_unavailable(&why),
             false => self.refuse(why),
         }
     }
@@ -330,21 +331,21 @@ impl Reload {
     }
 
     /// Reports that the source was read and is in force. `is_same`: its content hasn't changed.
-    fn available(&mut self, is_same: bool) {
+    fn report_available(&mut self, is_same: bool) {
         self.refused.directory = LastRefusal::default();
         if self.tenant.health.outage().is_some() {
             // The next call logs it.
-            self.on_disk().taken(FileKind::Directory);
-            return self.tenant.health.available(is_same);
+            self.on_disk().mark_applied(FileKind::Directory);
+            return self.tenant.health.set_available(is_same);
         }
         self.note(FileKind::Directory, None, is_same);
     }
 
     /// Reports that the source can't be read. The known directory stays in force.
-    fn unavailable(&self, why: &str) {
+    fn report_unavailable(&self, why: &str) {
         self.note(FileKind::Directory, Some(why.to_owned()), false);
         let is_known = !self.tenant.directory.is_on_demand();
-        self.tenant.health.unavailable(why, is_known);
+        self.tenant.health.set_unavailable(why, is_known);
     }
 
     /// The next directory comes from the configured source, and from the bucket with this identity.

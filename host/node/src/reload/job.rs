@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::tasks::{self, blocking};
 
 /// After this time, work that only reads files counts as hanging.
-pub(super) const HANGS: Duration = Duration::from_secs(30);
+pub(super) const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// Work of one kind.
 #[derive(Debug)]
@@ -45,20 +45,20 @@ impl<T: Send + 'static> Job<T> {
     }
 
     /// Whether the work has run for so long that it counts as hanging.
-    pub(super) fn hangs(&self) -> bool {
+    pub(super) fn is_stuck(&self) -> bool {
         let began = self.0.as_ref().and_then(|(_, began)| began.get());
-        began.is_some_and(|began| began.elapsed() > HANGS)
+        began.is_some_and(|began| began.elapsed() > STUCK_AFTER)
     }
 
     /// As [`Self::done`]. `None` if the work hangs.
     ///
     /// # Errors
     /// As [`Self::done`].
-    pub(super) async fn done_unless_it_hangs(&mut self) -> Option<anyhow::Result<T>> {
+    pub(super) async fn done_unless_stuck(&mut self) -> Option<anyhow::Result<T>> {
         loop {
-            match timeout(HANGS, self.done()).await {
+            match timeout(STUCK_AFTER, self.done()).await {
                 Ok(done) => return Some(done),
-                Err(_) if self.hangs() => return None,
+                Err(_) if self.is_stuck() => return None,
                 // The work has begun late, and isn't hanging.
                 Err(_) => {}
             }
@@ -93,14 +93,14 @@ mod tests {
         let mut job = Job(None);
         // The work hasn't begun, because other work goes first.
         job.0 = Some((blocking(move || ended.recv().is_ok()), Began::default()));
-        assert!(!job.hangs());
-        let long_ago = Instant::now().checked_sub(2 * HANGS).unwrap();
+        assert!(!job.is_stuck());
+        let long_ago = Instant::now().checked_sub(2 * STUCK_AFTER).unwrap();
         if let Some((_, began)) = &job.0 {
             began.set(long_ago).unwrap();
         }
-        assert!(job.hangs());
+        assert!(job.is_stuck());
         end.send(()).unwrap();
-        assert!(job.done_unless_it_hangs().await.unwrap().unwrap());
-        assert!(job.is_idle() && !job.hangs());
+        assert!(job.done_unless_stuck().await.unwrap().unwrap());
+        assert!(job.is_idle() && !job.is_stuck());
     }
 }

@@ -21,7 +21,7 @@ const AT_ONCE: usize = 2;
 const NICE: i32 = 10;
 
 /// After this time, the log says that a load is in progress.
-const SAID_AFTER: Duration = Duration::from_secs(1);
+const LOG_AFTER: Duration = Duration::from_secs(1);
 
 /// The work of a load.
 type Work<T> = Box<dyn FnOnce(&Attempt) -> anyhow::Result<T> + Send>;
@@ -147,7 +147,7 @@ impl<T: Send + 'static> Loads<T> {
             attempt: Arc::clone(&attempt),
             limit,
             until: Instant::now() + limit,
-            say_at: Some(Instant::now() + SAID_AFTER),
+            say_at: Some(Instant::now() + LOG_AFTER),
         });
         let end = self.end.clone();
         let refused = self.end.clone();

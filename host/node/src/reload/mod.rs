@@ -30,7 +30,7 @@ use crate::signals::Signals;
 use crate::tasks::Tasks;
 use crate::tenant::Tenant;
 
-mod beside;
+mod candidate;
 mod directory;
 mod job;
 mod loads;
@@ -42,11 +42,11 @@ pub(crate) mod watch;
 
 pub(crate) use pipeline::note_in_force;
 
-pub(crate) use store::FromStore;
+pub(crate) use store::StoreSource;
 
-pub(crate) use beside::{PipelineChange, Shadow, ShadowOrder, has_ended};
+pub(crate) use candidate::{PipelineChange, Shadow, ShadowOrder, has_ended};
 
-use beside::{Canary, ShadowTime};
+use candidate::{Canary, ShadowTime};
 use job::Job;
 use loads::Loads;
 use pipeline::LoadResult;
@@ -57,8 +57,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How far apart two readings of the configuration file are that must agree, and how many readings
 /// are tried.
-pub(crate) const AGREE: Duration = Duration::from_millis(150);
-const AGREE_TRIES: usize = 20;
+pub(crate) const REREAD_AFTER: Duration = Duration::from_millis(150);
+const REREAD_TRIES: usize = 20;
 
 /// The files' size and modification time at the last read. `None`: they must be read again.
 #[derive(Default)]
@@ -97,7 +97,7 @@ type Read = (PathBuf, Result<Option<String>, Unreadable>);
 
 /// Where a tenant's configuration comes from.
 #[derive(Clone)]
-pub(crate) enum Source {
+pub(crate) enum ConfigSource {
     /// The configuration file.
     File {
         /// The path that the operator has named, if any.
@@ -106,12 +106,12 @@ pub(crate) enum Source {
         text: Option<config::Text>,
     },
     /// A task follows the file for all tenants, and sends each its configuration.
-    Given(watch_channel::Receiver<Arc<Config>>),
+    Watched(watch_channel::Receiver<Arc<Config>>),
 }
 
 /// The reloading of one tenant: its sources, and the work in progress.
 pub(crate) struct Reload {
-    source: Source,
+    source: ConfigSource,
     pub(crate) config: Config,
     /// How often the configuration has changed.
     revision: u64,
@@ -132,15 +132,15 @@ pub(crate) struct Reload {
     /// Whether a configuration was taken, and the log hasn't said so yet.
     is_reload_unlogged: bool,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
-    reading: Job<Read>,
-    parsing: Job<anyhow::Result<Option<(Directory, Changes)>>>,
+    reading_directory: Job<Read>,
+    parsing_directory: Job<anyhow::Result<Option<(Directory, Changes)>>>,
     read_again: bool,
     loads: Loads<LoadResult>,
     /// Whether the last load failed for a reason that may pass by itself, so that it must be
     /// retried.
     load_again: bool,
     /// The plugin store. `None` if the pipeline comes from the folder.
-    store: Option<FromStore>,
+    store: Option<StoreSource>,
     canary: Canary,
     /// The last error about a canary that doesn't run, and the number of its revision.
     canary_refused: Option<(u64, String)>,
@@ -160,13 +160,13 @@ pub(crate) struct Reload {
 impl Reload {
     /// `config` and `seen` were read at the start.
     pub(crate) fn new(
-        source: Source,
+        source: ConfigSource,
         (config, seen): (Config, FileStamps),
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
         (connection, login): (Connection, Login),
-        (store, alerts, tasks, watches): (Option<FromStore>, Alerts, Tasks, &Watches),
+        (store, alerts, tasks, watches): (Option<StoreSource>, Alerts, Tasks, &Watches),
     ) -> Self {
         // Nothing comes here until a bucket is followed.
         let (_, updates) = mpsc::channel(1);
@@ -196,8 +196,8 @@ impl Reload {
             unused: BTreeSet::new(),
             is_reload_unlogged: false,
             reading_config: Job::default(),
-            reading: Job::default(),
-            parsing: Job::default(),
+            reading_directory: Job::default(),
+            parsing_directory: Job::default(),
             read_again: false,
             loads: Loads::new(),
             load_again: false,
@@ -222,30 +222,30 @@ impl Reload {
                     self.check_files();
                 }
                 Ok(()) = reloads.changed() => self.reload_all(),
-                checked = self.checking.done() => self.checked(checked),
-                config = given(&mut self.source) => self.take(config).await,
-                text = self.reading_config.done() => self.take_config(text.flatten()).await,
-                read = self.reading.done() => {
-                    self.take_text(read);
-                    self.read_behind();
+                checked = self.checking.done() => self.on_files_checked(checked),
+                config = watched_config(&mut self.source) => self.apply_config(config).await,
+                text = self.reading_config.done() => self.on_config_text(text.flatten()).await,
+                read = self.reading_directory.done() => {
+                    self.apply_directory_text(read);
+                    self.read_again_if_changed();
                 }
-                content = self.parsing.done() => {
-                    self.take_content(content).await;
-                    self.read_behind();
+                content = self.parsing_directory.done() => {
+                    self.apply_directory(content).await;
+                    self.read_again_if_changed();
                 }
-                loaded = self.loads.done() => self.take_pipeline(loaded).await,
+                loaded = self.loads.done() => self.apply_pipeline(loaded).await,
                 Some(update) = self.updates.recv() => self.update(update).await,
-                Some(update) = store::next(&mut self.store) => self.take_update(update),
-                end = self.canary.ends() => self.end_canary(end).await,
-                Some(order) = self.shadows.1.recv() => self.order_shadow(order).await,
-                () = self.shadow.is_over() => drop(self.end_shadow().await),
-                () = answers(fetcher.as_deref()) => self.take_answers().await,
+                Some(update) = store::next(&mut self.store) => self.apply_revision(update),
+                end = self.canary.next_end() => self.end_canary(end).await,
+                Some(order) = self.shadows.1.recv() => self.on_shadow_order(order).await,
+                () = self.shadow.until_over() => drop(self.end_shadow().await),
+                () = answers(fetcher.as_deref()) => self.apply_answers().await,
                 _ = sweep.tick() => {
                     self.status.broker.drops.report();
-                    self.log_hanging_files();
+                    self.log_stuck_files();
                     // While a file is parsed, its new ids aren't referenced yet, and must not be
                     // freed.
-                    if self.parsing.is_idle() {
+                    if self.parsing_directory.is_idle() {
                         self.tenant.sweep().await;
                     }
                 }
@@ -267,11 +267,11 @@ impl Reload {
     /// follows the file.
     fn config_path(&self) -> Option<&Path> {
         match &self.source {
-            Source::File { path, .. } => {
+            ConfigSource::File { path, .. } => {
                 let usual = Path::new(config::FILE_NAME);
                 Some(path.as_deref().unwrap_or(usual))
             }
-            Source::Given(_) => None,
+            ConfigSource::Watched(_) => None,
         }
     }
 
@@ -280,7 +280,9 @@ impl Reload {
         tracing::info!("SIGHUP: configuration, directory and plugins are read again");
         self.seen = FileStamps::default();
         self.refused = RefusalLog::default();
-        self.store.iter().for_each(|store| store.state.tell_again());
+        self.store
+            .iter()
+            .for_each(|store| store.state.forget_alerted());
         self.check_files();
     }
 
@@ -311,7 +313,7 @@ impl Reload {
                 revision,
                 config: path.as_deref().map(Stamp::of),
                 directory: directory.as_deref().map(Stamp::of),
-                pipeline: Loader::stamp(&config),
+                pipeline: Loader::fingerprint(&config),
                 unused: match config.follows_store() {
                     true => BTreeSet::new(),
                     false => loader::unused_files(&config).into_iter().collect(),
@@ -321,7 +323,7 @@ impl Reload {
     }
 
     /// Has the files read that have changed, according to a check.
-    fn checked(&mut self, checked: anyhow::Result<FileCheck>) {
+    fn on_files_checked(&mut self, checked: anyhow::Result<FileCheck>) {
         let checked = match checked {
             Ok(checked) if checked.revision == self.revision => checked,
             Ok(_) => return self.check_files(),
@@ -383,34 +385,34 @@ impl Reload {
     }
 
     /// Logs that files can't be read, if their file system doesn't answer.
-    fn log_hanging_files(&mut self) {
-        let hangs = self.checking.hangs() || self.reading_config.hangs();
-        let why = hangs.then(|| {
+    fn log_stuck_files(&mut self) {
+        let is_stuck = self.checking.is_stuck() || self.reading_config.is_stuck();
+        let why = is_stuck.then(|| {
             format!(
                 "files are no longer followed: looking at them, or reading {}, has not ended \
                  for {} s",
                 self.config_path()
                     .unwrap_or(Path::new(config::FILE_NAME))
                     .display(),
-                job::HANGS.as_secs()
+                job::STUCK_AFTER.as_secs()
             )
         });
         if let Some(why) = &why
-            && !self.refused.hangs
+            && !self.refused.is_stuck
         {
             tracing::error!("{why}");
         }
-        self.refused.hangs = hangs;
-        self.on_disk().follows(why);
-        if self.reading.hangs() {
-            self.hanging_directory();
+        self.refused.is_stuck = is_stuck;
+        self.on_disk().set_unfollowed(why);
+        if self.reading_directory.is_stuck() {
+            self.report_stuck_directory();
         }
     }
 
     /// Reads the directory's file again, if it has changed while it was read.
-    fn read_behind(&mut self) {
-        if self.reading.is_idle() && self.parsing.is_idle() && std::mem::take(&mut self.read_again)
-        {
+    fn read_again_if_changed(&mut self) {
+        let is_idle = self.reading_directory.is_idle() && self.parsing_directory.is_idle();
+        if is_idle && std::mem::take(&mut self.read_again) {
             self.seen.directory = None;
             self.check_files();
         }
@@ -422,19 +424,19 @@ impl Reload {
             self.seen.config = None;
             return;
         }
-        let Source::File { path, text } = &self.source else {
+        let ConfigSource::File { path, text } = &self.source else {
             return;
         };
         self.seen.config = Some(stamp);
         let (path, running) = (path.clone(), text.clone());
         self.reading_config.start(move || {
             let read = || config::Text::read_again(path.as_deref());
-            changed(running.as_ref(), AGREE, read)
+            changed(running.as_ref(), REREAD_AFTER, read)
         });
     }
 
     /// Takes the text of the configuration file. `None`: it hasn't changed.
-    async fn take_config(&mut self, text: anyhow::Result<Option<config::Text>>) {
+    async fn on_config_text(&mut self, text: anyhow::Result<Option<config::Text>>) {
         if text.is_err() {
             // The next attempt may succeed without any change to the file.
             self.seen.config = None;
@@ -465,9 +467,9 @@ impl Reload {
     /// `is_same`: the file is the same as the one in force.
     fn note(&self, what: FileKind, refusal: Option<String>, is_same: bool) {
         if let Some(why) = refusal {
-            return self.on_disk().refused(what, why);
+            return self.on_disk().set_refused(what, why);
         }
-        if let Some(before) = self.on_disk().taken(what) {
+        if let Some(before) = self.on_disk().mark_applied(what) {
             let seconds = clock::now_ms().saturating_sub(before.since_ms) / 1_000;
             let what = what.as_str();
             let how = match is_same {
@@ -479,7 +481,7 @@ impl Reload {
     }
 
     async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
-        let Source::File { path, text: known } = &mut self.source else {
+        let ConfigSource::File { path, text: known } = &mut self.source else {
             return Ok(());
         };
         if let Some(running) = known {
@@ -491,12 +493,12 @@ impl Reload {
             "[[tenant]] sections take the place of the one tenant at the next start only"
         );
         *known = Some(text);
-        self.take(new).await;
+        self.apply_config(new).await;
         Ok(())
     }
 
     /// Puts a configuration in force, as far as this is possible while the tenant runs.
-    async fn take(&mut self, mut new: Config) {
+    async fn apply_config(&mut self, mut new: Config) {
         let changes = self.config.changes(&new);
         let restart = changes
             .iter()
@@ -508,7 +510,7 @@ impl Reload {
         {
             tracing::warn!("[{section}] has changed: it takes effect at the next start");
         }
-        self.on_disk().wait_for_restart(&restart);
+        self.on_disk().set_waiting_for_restart(&restart);
         self.refused.restart = restart;
         new.keep_until_restart(&self.config);
         if self.config != new {
@@ -527,11 +529,11 @@ impl Reload {
 }
 
 /// The next configuration from the task that follows the file. Waits forever if there is none.
-async fn given(source: &mut Source) -> Config {
-    if let Source::Given(given) = source
-        && given.changed().await.is_ok()
+async fn watched_config(source: &mut ConfigSource) -> Config {
+    if let ConfigSource::Watched(watched_config) = source
+        && watched_config.changed().await.is_ok()
     {
-        return Config::clone(&given.borrow_and_update());
+        return Config::clone(&watched_config.borrow_and_update());
     }
     std::future::pending().await
 }
@@ -544,7 +546,7 @@ pub(crate) fn changed(
     mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,
 ) -> anyhow::Result<Option<config::Text>> {
     let mut before = None;
-    for _ in 0..AGREE_TRIES {
+    for _ in 0..REREAD_TRIES {
         let text = read()?;
         if text.as_ref() == running {
             return Ok(None);

@@ -47,7 +47,7 @@ pub(crate) struct OnDisk {
 
 impl OnDisk {
     /// Notes that the file on disk was refused.
-    pub(crate) fn refused(&self, what: FileKind, why: impl Into<String>) {
+    pub(crate) fn set_refused(&self, what: FileKind, why: impl Into<String>) {
         let mut refused = self.slot(what);
         let since_ms = refused
             .as_ref()
@@ -57,7 +57,7 @@ impl OnDisk {
     }
 
     /// Notes that the file on disk is in force. Returns why it was not before, if so.
-    pub(crate) fn taken(&self, what: FileKind) -> Option<RefusedFile> {
+    pub(crate) fn mark_applied(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).take()
     }
 
@@ -67,7 +67,7 @@ impl OnDisk {
     }
 
     /// Notes the sections that have changed and take effect at the next start.
-    pub(crate) fn wait_for_restart(&self, sections: &[&'static str]) {
+    pub(crate) fn set_waiting_for_restart(&self, sections: &[&'static str]) {
         *locked(&self.restart) = sections.to_vec();
     }
 
@@ -77,7 +77,7 @@ impl OnDisk {
     }
 
     /// Notes why files can't be followed. `None`: they can.
-    pub(crate) fn follows(&self, why_not: Option<String>) {
+    pub(crate) fn set_unfollowed(&self, why_not: Option<String>) {
         *locked(&self.unfollowed) = why_not;
     }
 
@@ -106,14 +106,14 @@ mod tests {
     #[test]
     fn what_is_refused_is_so_since_the_first_refusal_until_something_is_taken() {
         let on_disk = OnDisk::default();
-        on_disk.refused(FileKind::Pipeline, "a");
+        on_disk.set_refused(FileKind::Pipeline, "a");
         let first = on_disk.of(FileKind::Pipeline).unwrap();
-        on_disk.refused(FileKind::Pipeline, "b");
+        on_disk.set_refused(FileKind::Pipeline, "b");
         let second = on_disk.of(FileKind::Pipeline).unwrap();
         assert_eq!((second.since_ms, &*second.why), (first.since_ms, "b"));
         assert_eq!(on_disk.of(FileKind::Directory), None);
-        assert_eq!(on_disk.taken(FileKind::Pipeline), Some(second));
-        assert_eq!(on_disk.taken(FileKind::Pipeline), None);
+        assert_eq!(on_disk.mark_applied(FileKind::Pipeline), Some(second));
+        assert_eq!(on_disk.mark_applied(FileKind::Pipeline), None);
         assert_eq!(on_disk.of(FileKind::Pipeline), None);
     }
 }

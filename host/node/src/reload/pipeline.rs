@@ -12,9 +12,9 @@ use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 
 use super::Reload;
-use super::beside::{ApplyResult, PipelineChange, Shadow};
+use super::candidate::{ApplyResult, PipelineChange, Shadow};
 use super::refusal_log::LastRefusal;
-use crate::beside::{CandidatePipeline, Pipelines};
+use crate::candidate::{CandidatePipeline, Pipelines};
 use crate::reload::on_disk::FileKind;
 use crate::tasks::blocking;
 use crate::tenant::RunningPipelines;
@@ -50,7 +50,7 @@ impl Reload {
     }
 
     /// Puts a loaded pipeline in force, or reports why it can't be.
-    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<LoadResult>) {
+    pub(super) async fn apply_pipeline(&mut self, loaded: anyhow::Result<LoadResult>) {
         let (revision, loaded) = match loaded {
             Ok(loaded) => loaded,
             // It has timed out or panicked.
@@ -86,7 +86,7 @@ impl Reload {
             }
             None => {
                 // A plugin whose file is gone continues to run, but the next start would fail.
-                let gone = self.loader.gone_in_words(&self.config);
+                let gone = self.loader.missing_files_report(&self.config);
                 self.note(FileKind::Pipeline, refusal.clone().or(gone), is_same);
             }
         }
@@ -105,10 +105,10 @@ impl Reload {
     /// this is put in force, so that all users are decided again.
     pub(super) async fn withdraw(&mut self) {
         let running = self.tenant.running.borrow().clone();
-        let active = self.loader.judged(&self.config, &running.blueprint);
-        let judged = running.beside.as_ref().and_then(|it| {
+        let active = self.loader.reevaluated(&self.config, &running.blueprint);
+        let judged = running.candidate.as_ref().and_then(|it| {
             let with = with_chain(&self.config, &it.chain);
-            self.loader.judged(&with, &it.generation.blueprint)
+            self.loader.reevaluated(&with, &it.generation.blueprint)
         });
         if active.is_none() && judged.is_none() {
             return;
@@ -128,15 +128,15 @@ impl Reload {
             Some(blueprint) => self.tenant.next_generation(blueprint),
             None => before.active,
         };
-        let beside = before.beside.map(|beside| match judged {
+        let candidate = before.candidate.map(|candidate| match judged {
             Some(blueprint) => CandidatePipeline {
                 generation: self.tenant.next_generation(blueprint),
-                ..beside
+                ..candidate
             },
-            None => beside,
+            None => candidate,
         });
         self.tenant
-            .set_pipelines(Pipelines { active, beside })
+            .set_pipelines(Pipelines { active, candidate })
             .await;
     }
 

@@ -13,7 +13,7 @@ pub(super) struct RefusalLog {
     /// The plugins in the folder that were logged as unused.
     pub(super) unused: BTreeSet<String>,
     /// Whether it was logged that files can't be checked.
-    pub(super) hangs: bool,
+    pub(super) is_stuck: bool,
 }
 
 /// The last error about one kind of change; empty if the change was taken.

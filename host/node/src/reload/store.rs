@@ -21,7 +21,7 @@ use crate::tasks::blocking;
 pub(super) const KEEP: Duration = Duration::from_secs(5);
 
 /// What a tenant follows of the plugin store.
-pub(crate) struct FromStore {
+pub(crate) struct StoreSource {
     pub(crate) updates: mpsc::Receiver<RevisionUpdate>,
     pub(crate) state: Arc<StoreState>,
     pub(crate) store: Store,
@@ -30,7 +30,7 @@ pub(crate) struct FromStore {
 }
 
 /// The next update from the store. Waits forever if there is no store.
-pub(super) async fn next(store: &mut Option<FromStore>) -> Option<RevisionUpdate> {
+pub(super) async fn next(store: &mut Option<StoreSource>) -> Option<RevisionUpdate> {
     match store {
         Some(store) => store.updates.recv().await,
         None => std::future::pending().await,
@@ -39,23 +39,23 @@ pub(super) async fn next(store: &mut Option<FromStore>) -> Option<RevisionUpdate
 
 impl Reload {
     /// Loads a revision, or reports why it can't be.
-    pub(super) fn take_update(&mut self, update: RevisionUpdate) {
+    pub(super) fn apply_revision(&mut self, update: RevisionUpdate) {
         let Some(store) = &mut self.store else {
             return;
         };
         match update {
             RevisionUpdate::Revision(revision) => {
-                store.state.pass_over_refused();
+                store.state.forget_refusal();
                 self.config.pipeline = revision.stages();
                 store.wanted = Some(revision);
                 self.known_config.send_replace(self.config.clone());
                 self.revision += 1;
                 self.refused.pipeline = LastRefusal::default();
-                self.load_pipeline(Loader::stamp(&self.config));
+                self.load_pipeline(Loader::fingerprint(&self.config));
             }
             RevisionUpdate::Refused(number, why) => {
                 store.state.refuse(number, why.clone());
-                self.on_disk().refused(FileKind::Pipeline, &*why);
+                self.on_disk().set_refused(FileKind::Pipeline, &*why);
                 self.refuse_pipeline(Some(why));
             }
         }
@@ -72,10 +72,10 @@ impl Reload {
             return;
         };
         if let Some(why) = refusal {
-            self.on_disk().refused(FileKind::Pipeline, why);
+            self.on_disk().set_refused(FileKind::Pipeline, why);
             return store.state.refuse(revision.revision, why.into());
         }
-        self.on_disk().taken(FileKind::Pipeline);
+        self.on_disk().mark_applied(FileKind::Pipeline);
         let before = store.state.in_force().map(|it| it.revision);
         if before != Some(revision.revision) {
             tracing::info!(
@@ -118,7 +118,7 @@ impl Reload {
         let state = self.store.as_ref().map(|store| &store.state);
         let refused = state.and_then(|state| Some((state, state.refused()?)));
         match refused.filter(|(_, (_, refused))| refused == why) {
-            Some((state, (revision, why))) => state.tells(revision, &why).then(|| {
+            Some((state, (revision, why))) => state.mark_alerted(revision, &why).then(|| {
                 let about = json!({"revision": revision, "error": why});
                 ("revision-refused", about)
             }),

@@ -21,10 +21,10 @@ const QUIET: Duration = Duration::from_millis(100);
 const BUSY_MAX: Duration = Duration::from_secs(1);
 
 /// How often files are checked without an event.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// With up to this many watchers, each checks its files every `LOOK`. With more, each checks less
-/// often. This doesn't matter where the system reports events.
+/// With up to this many watchers, each checks its files every `CHECK_EVERY`. With more, each checks
+/// less often. This doesn't matter where the system reports events.
 const OFTEN: usize = 20;
 
 /// At this number of watched folders, those that nobody needs are removed for the first time.
@@ -106,7 +106,7 @@ impl Watches {
         let watcher = watcher.map_err(|error| {
             tracing::warn!(
                 "the system can't tell when files change, so they are looked at every {} s: {error}",
-                LOOK.as_secs()
+                CHECK_EVERY.as_secs()
             );
         });
         Self::with(watcher.ok(), all)
@@ -229,7 +229,7 @@ impl Watching {
 
 /// The interval between two checks of one watcher, if this many watch.
 fn every(watching: usize) -> Duration {
-    LOOK.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
+    CHECK_EVERY.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
 }
 
 impl Paths {
@@ -324,7 +324,7 @@ impl SystemWatches {
                         folder = %folder.display(),
                         "the system can't tell when files change here, so they are looked at \
                          every {} s: {error}",
-                        LOOK.as_secs()
+                        CHECK_EVERY.as_secs()
                     );
                 }
                 Err(_) => {}
@@ -388,16 +388,16 @@ mod tests {
     async fn where_many_watch_each_looks_less_often() {
         let watches = Watches::with(None, Arc::default());
         let one = watches.watch();
-        assert_eq!(one.every(), LOOK);
+        assert_eq!(one.every(), CHECK_EVERY);
         let begun = Instant::now();
         let many: Vec<_> = (0..3 * OFTEN).map(|_| watches.watch()).collect();
-        assert!(one.every() > 2 * LOOK);
+        assert!(one.every() > 2 * CHECK_EVERY);
         // The first checks are spread over time.
         let first = |watch: &FileWatch| watch.look_at.saturating_duration_since(begun);
-        assert!(first(&many[0]) < 2 * LOOK && first(&many[3 * OFTEN - 1]) > 2 * LOOK);
+        assert!(first(&many[0]) < 2 * CHECK_EVERY && first(&many[3 * OFTEN - 1]) > 2 * CHECK_EVERY);
         drop(many);
         let _another = watches.watch();
-        assert_eq!(one.every(), LOOK);
+        assert_eq!(one.every(), CHECK_EVERY);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::link::admin::Admin;
 use crate::link::broker::{self, BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
-use crate::link::hello::Doubts;
+use crate::link::hello::RecheckSignal;
 use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
@@ -34,7 +34,7 @@ const SHARD_BYTES_MIN: usize = 262_144;
 pub(super) struct Account {
     pub(super) access: BrokerAccess,
     pub(super) broker: Arc<BrokerHealth>,
-    pub(super) doubts: Doubts,
+    pub(super) rechecks: RecheckSignal,
     /// How many threads its shards run on.
     threads: usize,
     outbox: OutboxSettings,
@@ -99,7 +99,7 @@ pub(super) struct Link {
     /// change.
     pub(super) connects: watch::Receiver<u64>,
     /// The time up to which every message has been received.
-    pub(super) heard: watch::Receiver<u64>,
+    pub(super) received_up_to: watch::Receiver<u64>,
     pub(super) sources: Sources,
     /// For each thread, the progress of what it has handed to the broker's client.
     handed: Vec<Arc<DeliveryProgress>>,
@@ -118,7 +118,7 @@ impl Account {
         let shard_bytes_max = is_shared.then(|| (bytes_max / SHARD_PART).max(SHARD_BYTES_MIN));
         Self {
             access: BrokerAccess::new(config),
-            doubts: Doubts::start(Arc::clone(&broker), &tasks),
+            rechecks: RecheckSignal::start(Arc::clone(&broker), &tasks),
             broker,
             threads,
             outbox: OutboxSettings {
@@ -216,11 +216,12 @@ impl Account {
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
         let handed = (0..self.threads).map(|_| sources.add()).collect();
         let (health, known) = (Arc::clone(&self.broker), sources.clone());
-        let heard = Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
+        let received_up_to =
+            Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
         Ok(Link {
             connection,
             connects,
-            heard,
+            received_up_to,
             sources,
             handed,
         })

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
-use crate::reload::{Source, has_ended};
+use crate::reload::{ConfigSource, has_ended};
 use crate::store::follow::PluginFetcher;
 use crate::store::{self, Store};
 use crate::tasks::blocking;
@@ -53,7 +53,7 @@ async fn load_or(
     let loaded = blocking(move || {
         let in_force = InForce::read(&known)?;
         let loader = Arc::new(Loader::with_compiler(&compiler, &known)?.with_in_force(in_force));
-        let stamp = Loader::stamp(&known);
+        let stamp = Loader::fingerprint(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint.map_err(|problems| refused(join_problems(problems)))?;
         Ok(LoadedPipeline {
@@ -74,7 +74,7 @@ async fn load_or(
 /// The configuration that a tenant starts with, and the source of its changes.
 pub(super) struct TenantStart {
     pub(super) config: Config,
-    pub(super) source: Source,
+    pub(super) source: ConfigSource,
     /// The state of the configuration file when it was read.
     pub(super) seen: Stamp,
 }
@@ -91,7 +91,7 @@ impl TenantStart {
             let mut config = before.clone();
             let mut source = source;
             match &mut source {
-                Source::File { path, text } => {
+                ConfigSource::File { path, text } => {
                     let now = Text::read(path.as_deref()).ok()?;
                     if now != *text {
                         if let Some(known) = text {
@@ -104,12 +104,12 @@ impl TenantStart {
                         *text = now;
                     }
                 }
-                Source::Given(given) => {
+                ConfigSource::Watched(given) => {
                     config = Config::clone(&given.borrow_and_update());
                     config.keep_until_restart(&before);
                 }
             }
-            let is_new = |stamp| Loader::stamp(&config) != stamp;
+            let is_new = |stamp| Loader::fingerprint(&config) != stamp;
             let is_changed = config != before || stamp.is_some_and(is_new);
             is_changed.then_some(Self {
                 config,
@@ -142,7 +142,7 @@ async fn with_candidate(
     let both = blocking(move || {
         let active = &loaded.blueprint;
         let attempt = Attempt::default();
-        match loaded.loader.attempt_beside(&with, active, &attempt) {
+        match loaded.loader.load_candidate(&with, active, &attempt) {
             Ok(blueprint) => {
                 let candidate = Some(FirstCandidate {
                     blueprint,
@@ -170,7 +170,7 @@ pub(super) type StoreStart = (Arc<store::state::StoreState>, Option<Arc<Revision
 pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> PluginFetcher {
     PluginFetcher {
         store: Store::new(&admin.client, config.tenant.prefix.as_deref()),
-        kept: Arc::clone(loader.store_cache()),
+        cache: Arc::clone(loader.store_cache()),
     }
 }
 
@@ -189,7 +189,7 @@ pub(super) async fn load_stored(
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
     let alert = |revision: u64, why: &str| {
-        if state.tells(revision, why) {
+        if state.mark_alerted(revision, why) {
             let about = json!({"revision": revision, "error": why});
             alerts.raise("revision-refused", about);
         }
@@ -234,6 +234,6 @@ pub(super) async fn load_stored(
             }
         }
     }
-    tracing::error!("{}", state.nothing().unwrap_or_default());
+    tracing::error!("{}", state.why_none_in_force().unwrap_or_default());
     Ok((load(config, compiler).await?, (state, None)))
 }

@@ -8,7 +8,7 @@ use presence_config::{Config, Place, TenantSection};
 use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
 
-use super::tenants::{ConfigFollower, DesiredState, RunningTenant, what_stays};
+use super::tenants::{ConfigFollower, DesiredState, RunningTenant, state_after_stop};
 
 impl ConfigFollower {
     /// Puts these sections in force, and ends the tenants that have none any more.
@@ -31,7 +31,7 @@ impl ConfigFollower {
                      goes on as it was until each section has a name",
                     section.place
                 );
-                if self.shared.told.not_taken(&name, &why) {
+                if self.shared.statuses.reject_config(&name, &why) {
                     tracing::error!(tenant = name, "{why}");
                 }
                 continue;
@@ -41,7 +41,7 @@ impl ConfigFollower {
                     DesiredState::Serve(config, _) => config.fleet.enabled,
                     _ => false,
                 };
-                let stays = what_stays(!of_fleet);
+                let stays = state_after_stop(!of_fleet);
                 tracing::info!(tenant = name, "removed: {stays}");
                 tenant.wanted.send_replace(DesiredState::End);
                 self.ending.insert(name, tenant.life);
@@ -56,8 +56,8 @@ impl ConfigFollower {
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
                     let why = brief(&problems.to_string());
-                    self.shared.told.section(&place, section);
-                    if self.shared.told.refuses(&place, &why) {
+                    self.shared.statuses.note_section(&place, section);
+                    if self.shared.statuses.note_refused(&place, &why) {
                         for line in why.lines() {
                             tracing::error!("a tenant does not start: {line}");
                         }
@@ -68,15 +68,15 @@ impl ConfigFollower {
             }
             let of_name = places.get(&*section.name).map_or(&[][..], Vec::as_slice);
             if let (Some(tenant), [_, _, ..]) = (self.begun.get(&section.name), of_name)
-                && tenant.is_taken()
+                && tenant.is_valid()
             {
-                self.goes_on(&section.name, of_name);
+                self.keep_as_it_was(&section.name, of_name);
                 continue;
             }
-            self.shared.told.section(&section.name, section);
+            self.shared.statuses.note_section(&section.name, section);
             if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
                 let (tenant, why) = (&section.name, brief(&problems.to_string()));
-                if self.shared.told.not_taken(tenant, &why) {
+                if self.shared.statuses.reject_config(tenant, &why) {
                     for line in why.lines() {
                         tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
                     }
@@ -87,7 +87,7 @@ impl ConfigFollower {
                     let DesiredState::Refuse(why) = wanted else {
                         continue;
                     };
-                    if self.shared.told.not_taken(&section.name, &why) {
+                    if self.shared.statuses.reject_config(&section.name, &why) {
                         let tenant = &section.name;
                         for line in why.lines() {
                             tracing::error!(
@@ -102,7 +102,7 @@ impl ConfigFollower {
                         let is_other = !now.is_same(&wanted);
                         if is_other {
                             *now = wanted;
-                            self.shared.told.changes(&section.name, true);
+                            self.shared.statuses.set_changing(&section.name, true);
                         }
                         is_other
                     });
@@ -112,7 +112,7 @@ impl ConfigFollower {
                     let name = section.name.clone();
                     let span = info_span!("tenant", name);
                     let before = self.ending.remove(&name);
-                    let life = Arc::clone(&self.shared).live(name, wanted, before);
+                    let life = Arc::clone(&self.shared).run_tenant(name, wanted, before);
                     let life = life.instrument(span);
                     let begun = RunningTenant {
                         is_named: section.is_named,
@@ -125,7 +125,7 @@ impl ConfigFollower {
         }
         let begun = &self.begun;
         let is_wanted = |name: &str| begun.contains_key(name) || twice.contains(name);
-        self.shared.told.retain(is_wanted);
+        self.shared.statuses.retain(is_wanted);
     }
 
     /// The configurations of the tenants that should be served.
@@ -140,14 +140,14 @@ impl ConfigFollower {
 
     /// Lets a tenant go on as it was: several sections have its name, and it is unclear which one
     /// counts.
-    fn goes_on(&self, tenant: &str, places: &[&Place]) {
+    fn keep_as_it_was(&self, tenant: &str, places: &[&Place]) {
         let places: Vec<_> = places.iter().map(ToString::to_string).collect();
         let why = format!(
             "{} sections have this name, at {}: it goes on as it was until one alone has it",
             places.len(),
             places.join(" and ")
         );
-        if self.shared.told.not_taken(tenant, &why) {
+        if self.shared.statuses.reject_config(tenant, &why) {
             tracing::error!(tenant, "{why}");
         }
     }
@@ -168,7 +168,7 @@ impl ConfigFollower {
 
 impl RunningTenant {
     /// Whether the last wanted state was valid.
-    fn is_taken(&self) -> bool {
+    fn is_valid(&self) -> bool {
         !matches!(&*self.wanted.borrow(), DesiredState::Refuse(_))
     }
 

@@ -20,20 +20,20 @@ use super::first::load;
 use super::tenants::Shared;
 use crate::link::hello;
 use crate::link::micro::Answer;
-use crate::store::tenants::{Known, TenantsFollower};
+use crate::store::tenants::{KnownTenants, TenantsFollower};
 use crate::tasks::blocking;
 
 /// What the current tenants were made from.
 #[derive(Clone, Default)]
-pub(super) struct Taken {
+pub(super) struct AppliedConfig {
     pub(super) path: Option<PathBuf>,
     pub(super) text: Option<Text>,
-    pub(super) stored: Known,
+    pub(super) stored: KnownTenants,
     /// The configurations by which the tenants are served.
     pub(super) serving: Arc<[Arc<Config>]>,
 }
 
-impl Taken {
+impl AppliedConfig {
     /// The configuration with other tenants from the store.
     pub(super) fn with(&self, stored: &[StoredEntry]) -> anyhow::Result<Config> {
         let (path, text) = (self.path.as_deref(), self.text.as_ref());
@@ -58,8 +58,8 @@ enum Request {
 }
 
 impl Shared {
-    pub(super) fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn applied(&self) -> MutexGuard<'_, AppliedConfig> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the tenants of the store, if the store is used, and answers commands about them.
@@ -69,10 +69,10 @@ impl Shared {
     pub(super) async fn follow_store(
         self: &Arc<Self>,
         in_force: watch::Receiver<BTreeSet<String>>,
-    ) -> anyhow::Result<watch::Receiver<Known>> {
+    ) -> anyhow::Result<watch::Receiver<KnownTenants>> {
         if !self.config.follows_store() {
             // A channel without a sender: nothing ever comes.
-            return Ok(watch::channel(Known::default()).1);
+            return Ok(watch::channel(KnownTenants::default()).1);
         }
         let admin = self.account.admin().await?;
         let dir = self.config.state.dir.as_deref();
@@ -101,7 +101,7 @@ impl Shared {
             .map_err(|error| format!("the request can't be read: {}", cut(&error.to_string())))?;
         match request {
             Request::States(names) => Ok(self.states(&names, carried / 2)),
-            Request::Fleet => Ok(json!({"ok": true, "nodes": self.told.fleet_nodes()})),
+            Request::Fleet => Ok(json!({"ok": true, "nodes": self.statuses.fleet_nodes()})),
             Request::Validate(changes) => {
                 let validated = self.validate(changes).await;
                 validated
@@ -115,10 +115,10 @@ impl Shared {
     /// left out for want of room.
     fn states(&self, names: &[String], room: usize) -> Value {
         // Read before the states, which may only be newer.
-        let place = self.taken().stored.place;
+        let place = self.applied().stored.place;
         let (mut tenants, mut bytes, mut left_out) = (Vec::new(), 0, 0);
         for (at, name) in names.iter().enumerate() {
-            let Some(state) = self.told.state(name) else {
+            let Some(state) = self.statuses.state(name) else {
                 continue;
             };
             bytes += state.to_string().len();
@@ -143,9 +143,9 @@ impl Shared {
         &self,
         changes: BTreeMap<String, Option<StoredTenant>>,
     ) -> anyhow::Result<()> {
-        let taken = self.taken().clone();
+        let applied = self.applied().clone();
         // The order is kept: of tenants with the same subjects, the first has them.
-        let mut after = taken.stored.tenants.to_vec();
+        let mut after = applied.stored.tenants.to_vec();
         after.retain(|it| !matches!(changes.get(&it.name), Some(None)));
         for (name, change) in &changes {
             let Some(tenant) = change else { continue };
@@ -155,9 +155,13 @@ impl Shared {
                 None => after.push(StoredEntry { name, value }),
             }
         }
-        let (before, after) =
-            blocking(move || anyhow::Ok((taken.with(&taken.stored.tenants)?, taken.with(&after)?)))
-                .await??;
+        let (before, after) = blocking(move || {
+            anyhow::Ok((
+                applied.with(&applied.stored.tenants)?,
+                applied.with(&after)?,
+            ))
+        })
+        .await??;
         let before = before.tenants.unwrap_or_default();
         let after = after.tenants.unwrap_or_default();
         for section in &*after {
@@ -171,7 +175,7 @@ impl Shared {
                         no_other_has_subjects(&config, &after).await?;
                     }
                     if !config.follows_store() {
-                        load(&config, &self.all.compiler).await?;
+                        load(&config, &self.process.compiler).await?;
                     }
                 }
                 Ok(_) => {}

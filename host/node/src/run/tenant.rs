@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::account::Account;
 use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
-use super::start_room::{StartPlace, StartRoom};
+use super::start_slots::{StartSlot, StartSlots};
 use crate::clock;
 use crate::fleet::parts::part_channel;
 use crate::fleet::{self, FleetStart};
@@ -28,10 +28,10 @@ use crate::link::hello::ServingTurn;
 use crate::link::input_stream::InputStreams;
 use crate::link::plugin_log::PluginLogs;
 use crate::link::reply_guard::ReplyGuard;
-use crate::lookout::Lookout;
 use crate::ops::http::{Status, StatusBoard};
+use crate::periodic_checks::PeriodicChecks;
 use crate::reload::watch::Watches;
-use crate::reload::{self, FileStamps, FromStore, Reload};
+use crate::reload::{self, FileStamps, Reload, StoreSource};
 use crate::signals::Signals;
 use crate::state::{self, OpenResult, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
@@ -39,7 +39,7 @@ use crate::store::Store;
 use crate::store::follow::RevisionFollower;
 use crate::store::page::PageStore;
 use crate::store::trial::RevisionValidator;
-use crate::tasks::{Tasks, blocking, elsewhere};
+use crate::tasks::{Tasks, blocking, run_blocking};
 use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
 
@@ -58,35 +58,35 @@ pub(super) struct StepBack(String);
 /// The surroundings of a tenant.
 pub(super) struct TenantEnv<'a> {
     pub(super) account: &'a Account,
-    pub(super) all: &'a OfProcess,
+    pub(super) process: &'a ProcessContext,
     pub(super) board: &'a Arc<StatusBoard>,
     pub(super) signals: &'a Signals,
     /// The tenant's own tasks, which end with it.
     pub(super) tasks: &'a Tasks,
     pub(super) telemetry: &'a Telemetry,
-    pub(super) place: StartPlace,
+    pub(super) place: StartSlot,
 }
 
 /// What the tenants of a process share.
-pub(super) struct OfProcess {
+pub(super) struct ProcessContext {
     pub(super) compiler: SharedCompiler,
     pub(super) watches: Watches,
     pub(super) plugin_logs: PluginLogs,
-    pub(super) lookout: Lookout,
-    pub(super) starts: StartRoom,
+    pub(super) periodic_checks: PeriodicChecks,
+    pub(super) starts: StartSlots,
     /// How far wall time is ahead of the monotonic clock, in milliseconds.
     clock: watch::Receiver<i64>,
 }
 
-impl OfProcess {
+impl ProcessContext {
     /// Starts without any tenant.
     pub(super) fn start(node: &str, tasks: &Tasks) -> Self {
         Self {
             compiler: SharedCompiler::default(),
             watches: Watches::new(),
             plugin_logs: PluginLogs::start(node, tasks),
-            lookout: Lookout::start(tasks),
-            starts: StartRoom::new(),
+            periodic_checks: PeriodicChecks::start(tasks),
+            starts: StartSlots::new(),
             clock: clock::watch(tasks),
         }
     }
@@ -98,7 +98,7 @@ pub(super) struct TenantParts {
     reload: Reload,
     pub(super) status: Arc<Status>,
     /// The time up to which every message has been received.
-    heard: watch::Receiver<u64>,
+    received_up_to: watch::Receiver<u64>,
     /// The restored state of the last run, if any.
     restored: Option<Restored>,
     /// Whether the state was written under other enrichers.
@@ -125,7 +125,7 @@ pub(super) async fn start(
         tasks,
         ..
     } = env;
-    let compiler = &env.all.compiler;
+    let compiler = &env.process.compiler;
     let broker = Arc::clone(&account.broker);
     let names = Arc::new(Names::new());
     let loaded = match start.config.follows_store() {
@@ -145,9 +145,9 @@ pub(super) async fn start(
             start.config.fleet.enabled,
             start.config.tenant.name.clone(),
         ),
-        (Arc::clone(&broker), link.heard.clone()),
+        (Arc::clone(&broker), link.received_up_to.clone()),
         Arc::clone(&replies),
-        (&account.doubts, tasks),
+        (&account.rechecks, tasks),
     );
     let turn = turn.await?;
     let admin = account.admin().await?.clone();
@@ -159,7 +159,9 @@ pub(super) async fn start(
         "alerts",
         raised.publish(admin.client.clone(), subjects.clone()),
     );
-    env.all.plugin_logs.add(&start.config.tenant, &admin.client);
+    env.process
+        .plugin_logs
+        .add(&start.config.tenant, &admin.client);
     let mut in_store = None;
     let loaded = match loaded {
         Some(mut loaded) => {
@@ -234,7 +236,7 @@ pub(super) async fn start(
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
     let has_users = restored.as_ref().is_some_and(Restored::has_users);
-    let noted = elsewhere(move || {
+    let noted = run_blocking(move || {
         let is_other = has_users && noting.in_force().has_other_enrichers(&first);
         match is_other {
             true => noting.in_force().record_plugins(&first),
@@ -249,19 +251,19 @@ pub(super) async fn start(
     );
     let connected = (connection.clone(), Arc::clone(&broker));
     tenant.follow_link(link.connects.clone(), connected, tasks);
-    let clock = env.all.clock.clone();
+    let clock = env.process.clock.clone();
     tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
-    tenant.follow_corrections(&env.all.lookout, tasks);
+    tenant.follow_corrections(&env.process.periodic_checks, tasks);
     let mut quarantine = Quarantine::new(alerts.clone(), tenant.running.subscribe());
-    let look = move || quarantine.look();
-    env.all.lookout.add(tasks, "quarantine", look);
+    let look = move || quarantine.check();
+    env.process.periodic_checks.add(tasks, "quarantine", look);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
-    board.show(Arc::clone(&status));
+    board.set_status(Arc::clone(&status));
     let fetcher = fetcher(config, &admin, &loader);
     let (updates, follow) = mpsc::channel(1);
-    let from_store = in_store.map(|(state, wanted)| FromStore {
+    let from_store = in_store.map(|(state, wanted)| StoreSource {
         updates: follow,
         state,
         wanted,
@@ -276,7 +278,12 @@ pub(super) async fn start(
         tenant,
         Arc::clone(&status),
         (connection.clone(), account.access.login.clone()),
-        (from_store, alerts.clone(), tasks.clone(), &env.all.watches),
+        (
+            from_store,
+            alerts.clone(),
+            tasks.clone(),
+            &env.process.watches,
+        ),
     );
     let follower = follows.map(|state| RevisionFollower {
         client: admin.client.clone(),
@@ -292,7 +299,7 @@ pub(super) async fn start(
         connection,
         reload,
         status,
-        heard: link.heard.clone(),
+        received_up_to: link.received_up_to.clone(),
         connects: link.connects.clone(),
         restored,
         has_other_enrichers,
@@ -313,16 +320,16 @@ async fn open_state(
     loop {
         let (known, servers) = (config.clone(), servers.to_owned());
         let (shared, started) = (Arc::clone(names), tasks.clone());
-        let opened = elsewhere(move || state::open(&known, &servers, &shared, &started));
+        let opened = run_blocking(move || state::open(&known, &servers, &shared, &started));
         let wait = match opened.await? {
             OpenResult::Kept(state, restored) => return Ok((Some(state), Some(restored))),
             OpenResult::Nothing => return Ok((None, None)),
             OpenResult::InUse(why) => {
-                board.wait_for(why);
+                board.set_wait_reason(why);
                 STATE_RETRY
             }
             OpenResult::Full(why) => {
-                board.wait_for(why);
+                board.set_wait_reason(why);
                 let wait = full_wait;
                 full_wait = (wait * 2).min(FULL_RETRY.1);
                 wait
@@ -347,7 +354,7 @@ impl TenantParts {
             connection,
             reload,
             status,
-            heard,
+            received_up_to,
             restored,
             has_other_enrichers,
             turn,
@@ -369,7 +376,7 @@ impl TenantParts {
         let reader = tenant.listen(
             connection,
             Arc::clone(&broker),
-            heard.clone(),
+            received_up_to.clone(),
             queue,
             told_of_parts,
         );
@@ -398,7 +405,7 @@ impl TenantParts {
                 fetcher.run(connection.clone(), shards, invalidations, queue),
             );
         }
-        env.board.subscribed();
+        env.board.note_subscribed();
         tenant.begin().await;
         // Before the first input, and after the directory is known: the first decisions are about
         // the users who were online when the node last ran.
@@ -415,7 +422,7 @@ impl TenantParts {
         if let Some(start) = fleet.take() {
             let broker = (&*connection, Arc::clone(&broker));
             let shards = (tenant.shards.clone(), parts);
-            let links = (connects.clone(), heard.clone(), tasks);
+            let links = (connects.clone(), received_up_to.clone(), tasks);
             let known = Arc::clone(status);
             let is_closed = Box::new(move || known.is_closed());
             let subjects = tenant.subjects.clone();
@@ -464,10 +471,10 @@ impl TenantParts {
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // If the sender is gone, that is noticed elsewhere.
-            let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
+            let _ = received_up_to.wait_for(|_| env.board.is_subscribed()).await;
             if let Some(fleet) = &fleet {
                 // Input that comes before a shard has an owner would be lost.
-                fleet.is_settled().await;
+                fleet.until_settled().await;
                 ready.ready.store(true, Ordering::Relaxed);
             }
             tracing::info!(node, workers, shards, "ready");
@@ -476,7 +483,7 @@ impl TenantParts {
         Ok(tokio::select! {
             never = announced => match never {},
             () = reload.follow(env.signals) => anyhow!("files are no longer followed"),
-            why = turn.is_over() => StepBack(why).into(),
+            why = turn.until_over() => StepBack(why).into(),
         })
     }
 
@@ -509,7 +516,7 @@ impl TenantParts {
                          this node's lease ends"
                     );
                 },
-                () = stop::broker_stays_away(broker) => tracing::warn!(
+                () = stop::until_broker_lost(broker) => tracing::warn!(
                     "NATS can't be reached, so no shard can be handed over: other nodes take them \
                      when this node's lease ends"
                 ),
@@ -523,7 +530,7 @@ impl TenantParts {
         let by = stop.step("handling what was taken in, and publishing it", 0.6);
         tokio::select! {
             () = tenant.end_shards(by) => {}
-            () = stop::broker_stays_away(broker) => tracing::warn!(
+            () = stop::until_broker_lost(broker) => tracing::warn!(
                 journal_bytes = tenant.pool.total(|thread| &thread.journal_bytes),
                 "NATS can't be reached, and shards have more to publish than there is room for: that \
                  is given up, and the state stays as it was last written ([nats] journal_bytes)"

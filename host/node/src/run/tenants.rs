@@ -15,17 +15,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::account::Account;
 use super::first::TenantStart;
-use super::given::{other, raise_files_max};
 use super::isolated::IsolatedRuntime;
+use super::live_changes::{apply_changes_until_restart, raise_files_max};
 use super::retry_wait::RetryWait;
-use super::stored::Taken;
-use super::tenant::{self, OfProcess, StepBack, TenantEnv, TenantParts};
-use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, Tenants};
+use super::stored::AppliedConfig;
+use super::tenant::{self, ProcessContext, StepBack, TenantEnv, TenantParts};
+use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, TenantStatuses};
 use crate::reload::watch::{FileWatch, Paths};
-use crate::reload::{self, Source};
+use crate::reload::{self, ConfigSource};
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
-use crate::store::tenants::Known;
+use crate::store::tenants::KnownTenants;
 use crate::tasks::{Faults, Tasks, blocking};
 use crate::telemetry::Telemetry;
 
@@ -54,13 +54,13 @@ pub(super) struct Shared {
     isolated_runtime: IsolatedRuntime,
     /// The accounts of the tenants that have their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
-    pub(super) all: OfProcess,
+    pub(super) process: ProcessContext,
     signals: Signals,
     pub(super) tasks: Tasks,
     telemetry: Arc<Telemetry>,
-    pub(super) told: Arc<Tenants>,
+    pub(super) statuses: Arc<TenantStatuses>,
     /// What was last taken from the file and the store.
-    pub(super) taken: Mutex<Taken>,
+    pub(super) applied: Mutex<AppliedConfig>,
 }
 
 /// A tenant that was started, and has not been told to end.
@@ -85,23 +85,24 @@ impl Shared {
         let account = Account::new(config, config.engine.thread_count(), tasks);
         let isolated = Arc::new(account.isolated(config, tasks));
         let account = Arc::new(account);
-        let told = [&account, &isolated].map(|account| -> SharedAccount {
+        let accounts_of_all = [&account, &isolated].map(|account| -> SharedAccount {
             let account = Arc::clone(account);
             Box::new(move || account.figures())
         });
         Self {
-            told: Tenants::new(config, file.clone(), telemetry, told.into()).into(),
+            statuses: TenantStatuses::new(config, file.clone(), telemetry, accounts_of_all.into())
+                .into(),
             file,
             isolated,
             isolated_runtime: IsolatedRuntime::default(),
             account,
             accounts: Mutex::default(),
-            all: OfProcess::start(&config.node.name, tasks),
+            process: ProcessContext::start(&config.node.name, tasks),
             signals: signals.clone(),
             tasks: tasks.clone(),
             telemetry: Arc::clone(telemetry),
             config: config.clone(),
-            taken: Mutex::default(),
+            applied: Mutex::default(),
         }
     }
 
@@ -117,10 +118,10 @@ impl Shared {
     ) -> anyhow::Result<()> {
         let shared = Arc::new(self);
         raise_files_max();
-        *shared.taken() = Taken {
+        *shared.applied() = AppliedConfig {
             path: path.clone(),
             text: text.clone(),
-            ..Taken::default()
+            ..AppliedConfig::default()
         };
         let (in_force, now_in_force) = watch::channel(BTreeSet::new());
         let mut tenants = ConfigFollower {
@@ -130,7 +131,7 @@ impl Shared {
             text,
             seen,
             path,
-            watch: shared.all.watches.watch(),
+            watch: shared.process.watches.watch(),
             begun: BTreeMap::new(),
             ending: BTreeMap::new(),
             refused: String::new(),
@@ -138,7 +139,7 @@ impl Shared {
         };
         let sections = shared.config.tenants.clone().unwrap_or_default();
         tenants.want(&sections);
-        shared.taken().serving = tenants.serving();
+        shared.applied().serving = tenants.serving();
         let ended = tokio::select! {
             never = tenants.follow() => match never {},
             fault = faults.next() => Err(fault),
@@ -205,7 +206,7 @@ impl Shared {
     }
 
     /// The task of a tenant: carries out one order after the other.
-    pub(super) async fn live(
+    pub(super) async fn run_tenant(
         self: Arc<Self>,
         name: String,
         mut wanted: watch::Receiver<DesiredState>,
@@ -223,12 +224,12 @@ impl Shared {
             let (config, own_account) = match order {
                 DesiredState::Serve(config, own_account) => (config, own_account),
                 DesiredState::End => {
-                    self.all.plugin_logs.forget(&name);
+                    self.process.plugin_logs.forget(&name);
                     return self.close_account(&name).await;
                 }
                 DesiredState::Pause => {
-                    tracing::info!("paused: {}", what_stays(keeps_state));
-                    self.told.is(&name, TenantPhase::Paused, None);
+                    tracing::info!("paused: {}", state_after_stop(keeps_state));
+                    self.statuses.set_phase(&name, TenantPhase::Paused, None);
                     self.close_account(&name).await;
                     let _ = wanted.changed().await;
                     continue;
@@ -237,7 +238,8 @@ impl Shared {
                     for line in why.lines() {
                         tracing::error!("the tenant does not start: {line}");
                     }
-                    self.told.is(&name, TenantPhase::Refused(why), None);
+                    self.statuses
+                        .set_phase(&name, TenantPhase::Refused(why), None);
                     let _ = wanted.changed().await;
                     continue;
                 }
@@ -259,7 +261,8 @@ impl Shared {
                     if error.is::<StepBack>() {
                         continue;
                     }
-                    self.told.is(&name, TenantPhase::Refused(why), None);
+                    self.statuses
+                        .set_phase(&name, TenantPhase::Refused(why), None);
                     // Another configuration may help at once; otherwise a retry may.
                     tokio::select! {
                         _ = wanted.changed() => wait = RetryWait::default(),
@@ -281,29 +284,40 @@ impl Shared {
         config: &Arc<Config>,
         wanted: &mut watch::Receiver<DesiredState>,
     ) -> anyhow::Result<()> {
-        let (given, follow) = watch::channel(Arc::clone(config));
+        let (live_config, follow) = watch::channel(Arc::clone(config));
         let wait = |why: String| {
             tracing::warn!("{why}");
-            self.told.is(name, TenantPhase::Refused(why), None);
+            self.statuses
+                .set_phase(name, TenantPhase::Refused(why), None);
         };
         let claimed = tokio::select! {
             claim = account.claim(config, name, wait) => claim,
-            () = other(wanted, (config, account), &given, (&self.told, name)) => return Ok(()),
+            () = apply_changes_until_restart(
+                wanted,
+                (config, account),
+                &live_config,
+                (&self.statuses, name),
+            ) => return Ok(()),
         };
         let _claim = claimed;
         let place = tokio::select! {
-            place = self.all.starts.place(&self.tasks) => place,
-            () = other(wanted, (config, account), &given, (&self.told, name)) => return Ok(()),
+            place = self.process.starts.acquire(&self.tasks) => place,
+            () = apply_changes_until_restart(
+                wanted,
+                (config, account),
+                &live_config,
+                (&self.statuses, name),
+            ) => return Ok(()),
         };
         let _needs = account.broker.need(config);
         let (tasks, mut faults) = Tasks::new();
         let about = NodeDescription::new(config, self.file.clone(), &self.telemetry);
         let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
-        self.told
-            .is(name, TenantPhase::Begun, Some(Arc::clone(&board)));
+        self.statuses
+            .set_phase(name, TenantPhase::Begun, Some(Arc::clone(&board)));
         let env = TenantEnv {
             account,
-            all: &self.all,
+            process: &self.process,
             board: &board,
             signals: &self.signals,
             tasks: &tasks,
@@ -312,13 +326,18 @@ impl Shared {
         };
         let start = TenantStart {
             config: Config::clone(config),
-            source: Source::Given(follow),
+            source: ConfigSource::Watched(follow),
             seen: Stamp::default(),
         };
         let started = tokio::select! {
             started = tenant::start(start, &env) => started.map(Some),
             fault = faults.next() => Err(fault),
-            () = other(wanted, (config, account), &given, (&self.told, name)) => Ok(None),
+            () = apply_changes_until_restart(
+                wanted,
+                (config, account),
+                &live_config,
+                (&self.statuses, name),
+            ) => Ok(None),
         };
         let ended = match started {
             Ok(Some(parts)) => {
@@ -326,7 +345,12 @@ impl Shared {
                     parts,
                     &env,
                     &mut faults,
-                    other(wanted, (config, account), &given, (&self.told, name)),
+                    apply_changes_until_restart(
+                        wanted,
+                        (config, account),
+                        &live_config,
+                        (&self.statuses, name),
+                    ),
                 )
                 .await
             }
@@ -365,7 +389,7 @@ impl Shared {
 }
 
 /// Says for the log what happens to the state of a tenant that isn't served any more.
-pub(super) fn what_stays(keeps_state: bool) -> &'static str {
+pub(super) fn state_after_stop(keeps_state: bool) -> &'static str {
     match keeps_state {
         true => "nothing of it is served, and its state is kept",
         false => {
@@ -379,7 +403,7 @@ pub(super) fn what_stays(keeps_state: bool) -> &'static str {
 pub(super) struct ConfigFollower {
     pub(super) shared: Arc<Shared>,
     /// The tenants of the store.
-    stored: watch::Receiver<Known>,
+    stored: watch::Receiver<KnownTenants>,
     /// The names of the store's tenants whose sections are in force.
     in_force: watch::Sender<BTreeSet<String>>,
     path: Option<PathBuf>,
@@ -430,7 +454,7 @@ impl ConfigFollower {
         let serving = self.serving();
         let read = blocking(move || {
             let read = || Text::read_again(path.as_deref());
-            let text = reload::changed(running.as_ref(), reload::AGREE, read)?;
+            let text = reload::changed(running.as_ref(), reload::REREAD_AFTER, read)?;
             let Some(text) = text else {
                 return Ok(None);
             };
@@ -453,7 +477,7 @@ impl ConfigFollower {
             Ok(None) => self.refused.clear(),
             Ok(Some((text, new))) => {
                 self.refused.clear();
-                self.shared.taken().text = Some(text.clone());
+                self.shared.applied().text = Some(text.clone());
                 self.text = Some(text);
                 self.take(new);
             }
@@ -469,13 +493,13 @@ impl ConfigFollower {
                 }
             }
         }
-        self.shared.told.refused(&self.refused);
+        self.shared.statuses.set_file_refused(&self.refused);
     }
 
     /// Puts the tenants of the store in force.
     async fn take_stored(&mut self) {
         let known = self.stored.borrow_and_update().clone();
-        let (taken, tenants) = (self.shared.taken().clone(), Arc::clone(&known.tenants));
+        let (taken, tenants) = (self.shared.applied().clone(), Arc::clone(&known.tenants));
         match blocking(move || taken.with(&tenants))
             .await
             .map_err(Into::into)
@@ -483,8 +507,8 @@ impl ConfigFollower {
         {
             Ok(new) => {
                 self.take(new);
-                self.say_in_force(&known);
-                self.shared.taken().stored = known;
+                self.log_in_force(&known);
+                self.shared.applied().stored = known;
             }
             // The file's content is in force, whatever is wrong with the store's tenants.
             Err(error) => tracing::error!("tenants of the store not taken: {error:#}"),
@@ -492,7 +516,7 @@ impl ConfigFollower {
     }
 
     /// Publishes which of the store's tenants have sections that are in force.
-    fn say_in_force(&self, known: &Known) {
+    fn log_in_force(&self, known: &KnownTenants) {
         let names: BTreeSet<_> = known.tenants.iter().map(|it| &*it.name).collect();
         let sections = self.running.tenants.iter().flat_map(|it| it.iter());
         let sections = sections.filter(|it| it.config.is_ok() && names.contains(&*it.name));
@@ -517,7 +541,7 @@ impl ConfigFollower {
         self.shared.isolated.access.log_in_by(&self.running);
         let sections = self.running.tenants.clone().unwrap_or_default();
         self.want(&sections);
-        self.shared.taken().serving = self.serving();
+        self.shared.applied().serving = self.serving();
         tracing::info!(tenants = sections.len(), "configuration reloaded");
     }
 }
@@ -536,7 +560,7 @@ mod tests {
     #[test]
     fn a_tenant_that_is_not_served_takes_little_memory() {
         // There may be thousands of tenants that are paused, or that are only in the store.
-        let bytes = bytes(Shared::live);
+        let bytes = bytes(Shared::run_tenant);
         assert!(bytes < 4 << 10, "{bytes} bytes");
     }
 }

@@ -166,7 +166,7 @@ pub(crate) fn open(
         std::process::id()
     );
     // If this fails, a process that finds the file in use only knows less about its holder.
-    let _ = private::note(&holder, me.as_bytes());
+    let _ = private::write_unsynced(&holder, me.as_bytes());
     let (users, connections) = restored.counts();
     tracing::info!(
         path = %path.display(),
@@ -305,7 +305,7 @@ fn begin_epoch(store: &Store, path: &Path, belongs: Option<&str>) -> Result<u64,
     let last = last_epoch(&file);
     let next = last.map_or(0, |last| last.saturating_add(EPOCH_STEP));
     let epoch = store.begin_epoch(clock::now_ms().max(next), belongs)?;
-    if let Err(error) = private::note(&file, epoch.to_string().as_bytes()) {
+    if let Err(error) = private::write_unsynced(&file, epoch.to_string().as_bytes()) {
         tracing::warn!(%error, "can't write {}", file.display());
     }
     Ok(epoch)

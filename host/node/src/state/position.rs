@@ -106,7 +106,7 @@ impl Positions {
     }
 
     /// How far a stream was read. `None` if nothing of it was.
-    pub(crate) fn of(&self, stream: u64) -> Option<Taken> {
+    pub(crate) fn of(&self, stream: u64) -> Option<ReadPositions> {
         let of_stream = || self.0.iter().filter(|it| it.at.position.stream == stream);
         let mut counts: Vec<_> = of_stream().map(|it| it.at.of.shards).collect();
         counts.sort_unstable();
@@ -128,7 +128,7 @@ impl Positions {
             each
         });
         let divisions: Vec<_> = divisions.collect();
-        (!divisions.is_empty()).then_some(Taken(divisions))
+        (!divisions.is_empty()).then_some(ReadPositions(divisions))
     }
 
     /// The numbers of shards whose positions no longer count, because all of the current `shards`
@@ -153,9 +153,9 @@ impl Positions {
 
 /// How far one stream was read, for each number of shards that users were divided into.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Taken(Vec<Vec<u64>>);
+pub(crate) struct ReadPositions(Vec<Vec<u64>>);
 
-impl Taken {
+impl ReadPositions {
     /// Whether a message was handled. `about`: the value whose hash determines the shard.
     pub(crate) fn has(&self, about: &(impl std::hash::Hash + ?Sized), sequence: u64) -> bool {
         let taken = self.0.iter().filter_map(|each| {
@@ -272,7 +272,7 @@ mod tests {
                 disk.retain(|it| !outdated.contains(&it.at.of.shards));
                 let known = Positions::new(disk.clone());
                 let taken = known.of(STREAM);
-                let begin = taken.as_ref().map_or(0, Taken::all_up_to);
+                let begin = taken.as_ref().map_or(0, ReadPositions::all_up_to);
                 let end = match is_last {
                     true => messages.len() as u64,
                     false => begin + random.u64(..30),

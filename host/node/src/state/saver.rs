@@ -38,11 +38,11 @@ pub(crate) struct Saver {
     /// How far the shard has read the input stream, as last taken for the store.
     position: Option<ShardPosition>,
     /// Changes that were taken, and wait for the broker or for room in the queue.
-    taken: Option<PendingSave>,
+    pending: Option<PendingSave>,
     /// Whether they wait for room in the writer's queue, and not for the broker.
     is_refused: bool,
     /// What is still to be handed over at the end. `None` before the end.
-    last_of_all: Option<VecDeque<PendingSave>>,
+    final_batches: Option<VecDeque<PendingSave>>,
     /// Batches that the writer may not have encoded yet.
     handed_over: Vec<Weak<Vec<Record>>>,
 }
@@ -79,9 +79,9 @@ impl Saver {
             last: clock::now_ms(),
             graces_at: 0,
             position: None,
-            taken: None,
+            pending: None,
             is_refused: false,
-            last_of_all: None,
+            final_batches: None,
             handed_over: Vec::new(),
         }
     }
@@ -89,7 +89,7 @@ impl Saver {
     /// When [`Self::save`] should be called next. `None`: there is nothing to do. `position`: how
     /// far the shard has read the input stream.
     pub(crate) fn due(&self, shard: &Shard, position: Option<ShardPosition>) -> Option<u64> {
-        let is_due = match &self.taken {
+        let is_due = match &self.pending {
             None => shard.has_records() || shard.graces_at().is_some() || position != self.position,
             Some(_) => self.is_refused,
         };
@@ -99,13 +99,13 @@ impl Saver {
     /// Up to which place the broker must have acknowledged the output, so that the taken changes
     /// can be handed over. `None` if nothing waits for the broker.
     pub(crate) fn waits_for(&self) -> Option<u64> {
-        let taken = self.taken.as_ref().filter(|_| !self.is_refused);
-        taken.map(|taken| taken.end)
+        let pending = self.pending.as_ref().filter(|_| !self.is_refused);
+        pending.map(|pending| pending.end)
     }
 
     /// Whether changes were taken and haven't been handed over.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.taken.is_some()
+        self.pending.is_some()
     }
 
     /// Takes the changes, if it is time, and hands them over, if the broker has acknowledged all
@@ -119,7 +119,7 @@ impl Saver {
         (end, acknowledged): (u64, u64),
     ) -> bool {
         let now = clock::now_ms();
-        if self.taken.is_none() {
+        if self.pending.is_none() {
             if now < self.at {
                 return true;
             }
@@ -133,16 +133,16 @@ impl Saver {
             let parts = usize::try_from(parts).unwrap_or(1);
             self.take(shard, position, end, parts);
         }
-        let Some(taken) = self.taken.take_if(|taken| taken.end <= acknowledged) else {
+        let Some(pending) = self.pending.take_if(|pending| pending.end <= acknowledged) else {
             return true;
         };
         match self.jobs.try_reserve() {
             Ok(permit) => {
                 self.is_refused = false;
-                permit.send(taken.job(&self.owner));
+                permit.send(pending.job(&self.owner));
             }
             Err(TrySendError::Full(())) => {
-                self.taken = Some(taken);
+                self.pending = Some(pending);
                 self.is_refused = true;
                 self.at = now + self.flush_ms;
             }
@@ -160,18 +160,18 @@ impl Saver {
         position: Option<ShardPosition>,
         end: u64,
     ) -> bool {
-        if self.last_of_all.is_none() {
-            let waiting = self.taken.take();
+        if self.final_batches.is_none() {
+            let waiting = self.pending.take();
             self.graces_at = 0;
             self.take(shard, position, end, 1);
-            self.last_of_all = Some(waiting.into_iter().chain(self.taken.take()).collect());
+            self.final_batches = Some(waiting.into_iter().chain(self.pending.take()).collect());
         }
-        let last_of_all = self.last_of_all.get_or_insert_default();
-        while !last_of_all.is_empty() {
+        let final_batches = self.final_batches.get_or_insert_default();
+        while !final_batches.is_empty() {
             match self.jobs.try_reserve() {
                 Ok(permit) => {
-                    if let Some(taken) = last_of_all.pop_front() {
-                        permit.send(taken.job(&self.owner));
+                    if let Some(pending) = final_batches.pop_front() {
+                        permit.send(pending.job(&self.owner));
                     }
                 }
                 Err(TrySendError::Full(())) => return false,
@@ -194,7 +194,7 @@ impl Saver {
         let records = Arc::new(records);
         self.handed_over.retain(|batch| batch.strong_count() > 0);
         self.handed_over.push(Arc::downgrade(&records));
-        self.taken = Some(PendingSave {
+        self.pending = Some(PendingSave {
             at: graces_at.unwrap_or_else(clock::now_ms),
             end,
             records,

@@ -68,7 +68,7 @@ impl Store {
             store.check_format(tenant)?;
             let transaction = store.file.database.begin_read();
             let extent = transaction.map_err(anyhow::Error::from).and_then(|it| {
-                let log = there(it.open_table(log::LOG))?;
+                let log = if_exists(it.open_table(log::LOG))?;
                 log.as_ref().map(log::extent).transpose()
             });
             store.log = extent.map_err(Fault::Damaged)?.unwrap_or_default();
@@ -94,12 +94,12 @@ impl Store {
     ) -> Result<u64, Fault> {
         let mut read = || -> anyhow::Result<u64> {
             let transaction = self.file.database.begin_read()?;
-            let Some(log) = there(transaction.open_table(log::LOG))? else {
+            let Some(log) = if_exists(transaction.open_table(log::LOG))? else {
                 // Nothing has been written to the file yet.
                 return Ok(0);
             };
             let name = table_of(tenant);
-            let table = there(transaction.open_table(TableDefinition::new(&name)))?;
+            let table = if_exists(transaction.open_table(TableDefinition::new(&name)))?;
             log::read(&log, tenant, table.as_ref(), &mut take)?;
             let saved_at = transaction.open_table(FIGURES)?.get(SAVED_AT)?;
             Ok(saved_at.map_or(0, |at| at.value()))
@@ -149,7 +149,7 @@ impl Store {
     pub(crate) fn positions(&self, tenant: &str) -> Result<Vec<StoredPosition>, Fault> {
         let read = || -> anyhow::Result<_> {
             let transaction = self.file.database.begin_read()?;
-            let Some(table) = there(transaction.open_table(POSITIONS))? else {
+            let Some(table) = if_exists(transaction.open_table(POSITIONS))? else {
                 return Ok(Vec::new());
             };
             let mut positions = Vec::new();
@@ -235,7 +235,7 @@ impl Store {
     pub(crate) fn subjects(&self) -> Result<Option<String>, Fault> {
         let read = || -> anyhow::Result<_> {
             let transaction = self.file.database.begin_read()?;
-            let Some(facts) = there(transaction.open_table(FACTS))? else {
+            let Some(facts) = if_exists(transaction.open_table(FACTS))? else {
                 return Ok(None);
             };
             let subjects = facts.get(SUBJECTS)?;
@@ -320,7 +320,7 @@ impl Store {
 }
 
 /// A table; `None` if it doesn't exist.
-fn there<T>(opened: Result<T, TableError>) -> Result<Option<T>, TableError> {
+fn if_exists<T>(opened: Result<T, TableError>) -> Result<Option<T>, TableError> {
     match opened {
         Ok(table) => Ok(Some(table)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),

@@ -17,7 +17,7 @@ use super::saver::Saver;
 use super::store::{Batch, Store, TenantPosition};
 use crate::clock;
 use crate::state::database::{Disk, Fault};
-use crate::tasks::{Tasks, elsewhere};
+use crate::tasks::{Tasks, run_blocking};
 
 /// How many batches of all shards may wait to be written.
 const QUEUE: usize = 16;
@@ -231,14 +231,14 @@ impl Task {
                     tracing::error!("{why}");
                     // Nothing is tried again, so the log must not say so.
                     figures.disk.give_up();
-                    figures.disk.fails(why);
+                    figures.disk.note_failure(why);
                     // Lets the savers go on, which then notice that the writer is gone.
                     figures.rests_until.store(0, Ordering::Relaxed);
                     return;
                 }
             };
             if let Some(done) = finish {
-                elsewhere(move || drop(self.store)).await;
+                run_blocking(move || drop(self.store)).await;
                 // The receiver may have given up waiting.
                 let _ = done.send(());
                 return;
@@ -253,7 +253,7 @@ impl Task {
         let disk = Arc::clone(&figures.disk);
         let (mut task, mut wait) = (self, RETRY.0);
         loop {
-            let (back, left, tried) = elsewhere(move || {
+            let (back, left, tried) = run_blocking(move || {
                 let tried = task.try_to(&mut work);
                 (task, work, tried)
             })
@@ -265,7 +265,7 @@ impl Task {
                 Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
                 Err(Fault::InUse) => "another process uses the file".to_owned(),
             };
-            disk.fails(why.clone());
+            disk.note_failure(why.clone());
             if !disk.resting(wait).await {
                 return Err((figures, anyhow::Error::msg(why)));
             }
@@ -279,7 +279,7 @@ impl Task {
         if let Some((_, last)) = work.taken {
             let records = work.encode();
             self.write(last, &work.batches, &work.positions)?;
-            self.figures.disk.works();
+            self.figures.disk.note_success();
             self.figures.records.fetch_add(records, Ordering::Relaxed);
             self.figures.taken_at.store(0, Ordering::Relaxed);
         }

@@ -26,7 +26,7 @@ use crate::link::alerts::Alerts;
 use crate::tasks::blocking;
 
 /// How often a newer revision is looked for, if no message announced one.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// The longest wait before a revision that can't be fetched is tried again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ pub(crate) enum RevisionUpdate {
 #[derive(Clone)]
 pub(crate) struct PluginFetcher {
     pub(crate) store: Store,
-    pub(crate) kept: Arc<StoreCache>,
+    pub(crate) cache: Arc<StoreCache>,
 }
 
 impl PluginFetcher {
@@ -86,19 +86,19 @@ impl PluginFetcher {
     }
 
     async fn hold(&self, digests: BTreeSet<Digest>) -> anyhow::Result<HeldPlugins> {
-        let kept = Arc::clone(&self.kept);
-        Ok(blocking(move || kept.hold(digests)).await?)
+        let cache = Arc::clone(&self.cache);
+        Ok(blocking(move || cache.hold(digests)).await?)
     }
 
     async fn fetch_missing(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
-        let (kept, known) = (Arc::clone(&self.kept), digest.clone());
-        let is_there = blocking(move || kept.plugin(&known, limit).is_ok());
+        let (cache, known) = (Arc::clone(&self.cache), digest.clone());
+        let is_there = blocking(move || cache.plugin(&known, limit).is_ok());
         if is_there.await? {
             return Ok(());
         }
         let bytes = self.store.plugin(digest, limit).await?;
-        let (kept, digest) = (Arc::clone(&self.kept), digest.clone());
-        blocking(move || kept.keep(&digest, bytes)).await?
+        let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
+        blocking(move || cache.keep(&digest, bytes)).await?
     }
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn begin(
     limit: Limit,
     state: &StoreState,
 ) -> StartRevisions {
-    let kept = Arc::clone(&fetcher.kept);
+    let kept = Arc::clone(&fetcher.cache);
     let kept = blocking(move || kept.revision()).await;
     let kept = kept.map_err(Into::into).and_then(|kept| kept);
     let kept = kept.unwrap_or_else(|error| {
@@ -178,7 +178,7 @@ pub(crate) async fn begin(
         Err(error) => {
             let why = unreadable(&error);
             tracing::warn!("{why}; {}", goes_on());
-            state.set_away(Some(why));
+            state.set_unreadable(Some(why));
         }
     }
     begin
@@ -242,10 +242,10 @@ impl RevisionFollower {
         let Ok(mut written) = self.client.subscribe(subject).await else {
             return;
         };
-        let mut look = interval(LOOK);
+        let mut look = interval(CHECK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The last reported problem of the bucket; empty if there is none.
-        let mut doubt = self.state.away().unwrap_or_default();
+        let mut doubt = self.state.unreadable().unwrap_or_default();
         loop {
             tokio::select! {
                 _ = look.tick() => {}
@@ -266,7 +266,7 @@ impl RevisionFollower {
                     self.alerts.raise("store", json!({"error": new}));
                 }
                 let is_away = new.starts_with(UNREADABLE);
-                self.state.set_away(is_away.then(|| new.clone()));
+                self.state.set_unreadable(is_away.then(|| new.clone()));
                 doubt = new;
             }
         }
@@ -330,7 +330,7 @@ impl RevisionFollower {
                 let why = Causes(&error).to_string();
                 let before = last.refused.take();
                 let is_said = before.as_ref().is_some_and(|it| it.is(number, &why));
-                last.refused = Some(FailedRevision::again(before, number, &why, now));
+                last.refused = Some(FailedRevision::after_failure(before, number, &why, now));
                 if is_said {
                     return Ok(None);
                 }
@@ -360,20 +360,20 @@ struct FailedRevision {
     /// The reported reason.
     why: String,
     pause: Duration,
-    again: Instant,
+    retry_at: Instant,
 }
 
 impl FailedRevision {
     /// Notes another failure. `before`: the last failure, which may be of the same revision.
-    fn again(before: Option<Self>, number: u64, why: &str, now: Instant) -> Self {
+    fn after_failure(before: Option<Self>, number: u64, why: &str, now: Instant) -> Self {
         let same = before.filter(|it| it.number == number);
-        let pause = same.map_or(LOOK, |it| (it.pause * 2).min(PAUSE_MAX));
+        let pause = same.map_or(CHECK_EVERY, |it| (it.pause * 2).min(PAUSE_MAX));
         Self {
             number,
             why: why.into(),
             pause,
             // Half an interval early, so that the wait ends before a tick and not just after it.
-            again: now + pause - LOOK / 2,
+            retry_at: now + pause - CHECK_EVERY / 2,
         }
     }
 
@@ -382,7 +382,7 @@ impl FailedRevision {
     }
 
     fn waits(&self, number: u64, now: Instant) -> bool {
-        self.number == number && now < self.again
+        self.number == number && now < self.retry_at
     }
 }
 
@@ -401,14 +401,19 @@ mod tests {
                 continue;
             }
             tries.push(second);
-            refused = Some(FailedRevision::again(refused.take(), 7, "missing", now));
+            refused = Some(FailedRevision::after_failure(
+                refused.take(),
+                7,
+                "missing",
+                now,
+            ));
         }
         assert_eq!(tries[..6], [0, 2, 6, 14, 30, 62]);
         assert_eq!(tries.len(), 14, "{tries:?}");
         let refused = refused.unwrap();
         assert!(refused.is(7, "missing") && !refused.is(7, "altered"));
         assert!(!refused.waits(8, begin), "another one is not waited for");
-        let next = FailedRevision::again(Some(refused), 8, "missing", begin);
-        assert_eq!(next.pause, LOOK);
+        let next = FailedRevision::after_failure(Some(refused), 8, "missing", begin);
+        assert_eq!(next.pause, CHECK_EVERY);
     }
 }

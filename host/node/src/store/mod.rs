@@ -55,7 +55,7 @@ pub const READ_MAX: u64 = 1_000;
 
 /// How many of the newest revisions are read to find the current one, if others have written into
 /// the bucket.
-pub(crate) const LOOK_MAX: u64 = 100;
+pub(crate) const SCANNED_MAX: u64 = 100;
 
 /// How many bytes of revisions are read, at most.
 const READ_BYTES_MAX: u64 = 256 << 20;
@@ -106,7 +106,7 @@ pub enum WriteResult {
     /// The revision was written.
     Done,
     /// Another revision of this number was written before.
-    Taken(Box<FoundRevision>),
+    Conflict(Box<FoundRevision>),
 }
 
 /// The number in a key. Each number has exactly one key; otherwise there could be several revisions
@@ -118,7 +118,7 @@ fn number_of(key: &str) -> Option<u64> {
 
 /// What is wrong with the configuration of a stream for revisions, if anything: each revision must
 /// be written once, and stay.
-fn misshape(config: &stream::Config) -> Option<&'static str> {
+fn stream_config_problem(config: &stream::Config) -> Option<&'static str> {
     let keeps_first = config.discard == DiscardPolicy::New
         && config.discard_new_per_subject
         && config.max_messages_per_subject == 1;
@@ -253,7 +253,7 @@ impl Store {
         match last {
             Some(found) if found.revision.is_ok() => Ok(Some(found)),
             // Others have written into the bucket.
-            _ => Ok(newest(self.revisions(LOOK_MAX).await?)),
+            _ => Ok(newest(self.revisions(SCANNED_MAX).await?)),
         }
     }
 
@@ -290,7 +290,7 @@ impl Store {
                     revision: Ok(written),
                     ..
                 }) if !is_taken && written == *revision => Ok(WriteResult::Done),
-                Some(found) => Ok(WriteResult::Taken(Box::new(found))),
+                Some(found) => Ok(WriteResult::Conflict(Box::new(found))),
                 None => Err(error.into()),
             },
             _ => Err(error).with_context(|| format!("can't write revision {number}")),
@@ -336,13 +336,13 @@ impl Store {
         let config = &stream.cached_info().config;
         let ours = [format!("$KV.{}.>", self.pipeline)];
         let wrong = match config.subjects == ours {
-            true => misshape(config),
+            true => stream_config_problem(config),
             false => Some("holds other subjects"),
         };
         let Some(wrong) = wrong else {
             return Ok(Some(stream));
         };
-        bail!(self.misshapen(&name, wrong))
+        bail!(self.stream_config_error(&name, wrong))
     }
 
     /// A stream by its name. `None` if it doesn't exist.
@@ -365,7 +365,7 @@ impl Store {
         }
     }
 
-    fn misshapen(&self, stream: &str, wrong: &str) -> String {
+    fn stream_config_error(&self, stream: &str, wrong: &str) -> String {
         format!(
             "the stream `{stream}` was not made by presence: it {wrong}. Move what it holds \
              elsewhere and remove it; `presence plugins push` makes a new one"

@@ -52,7 +52,7 @@ impl Operator {
                 "no node answers at {}: is `presence run` up there, with the same [tenant] prefix?",
                 self.servers
             );
-            return Err(self.complained(none));
+            return Err(self.with_broker_error(none));
         }
         Ok(nodes)
     }
@@ -78,7 +78,7 @@ impl Operator {
                  there, with this configuration?",
                 self.servers
             );
-            return Err(self.complained(none));
+            return Err(self.with_broker_error(none));
         }
         let request = Bytes::from(json!("fleet").to_string());
         let asked = nodes.iter().map(|node| async {
@@ -86,7 +86,7 @@ impl Operator {
             asked.await.map(|answer| fleet_nodes(answer.get("nodes")))
         });
         let answering = infos.iter().filter_map(|info| said(info, "node"));
-        let silent = but(answering, join_all(asked).await);
+        let silent = without_answering(answering, join_all(asked).await);
         Ok(TenantNodes { nodes, silent })
     }
 
@@ -97,7 +97,7 @@ impl Operator {
             status.map(|status| fleet_nodes(status.pointer("/serving/fleet/nodes")))
         });
         let answering = nodes.iter().map(|node| &*node.name);
-        but(answering, join_all(asked).await)
+        without_answering(answering, join_all(asked).await)
     }
 
     /// The service information of all nodes that answer.
@@ -142,23 +142,23 @@ fn sorted(nodes: impl Iterator<Item = FoundNode>) -> Vec<FoundNode> {
 }
 
 /// The names of a fleet's nodes, from the keys of an object or from a list.
-fn fleet_nodes(told: Option<&Value>) -> Vec<String> {
-    let keys = told
+fn fleet_nodes(listed: Option<&Value>) -> Vec<String> {
+    let keys = listed
         .and_then(Value::as_object)
         .into_iter()
         .flat_map(Map::keys);
-    let list = told.and_then(Value::as_array).into_iter().flatten();
+    let list = listed.and_then(Value::as_array).into_iter().flatten();
     let list = list.filter_map(Value::as_str).map(str::to_owned);
     keys.cloned().chain(list).collect()
 }
 
 /// The nodes of the fleets, without those that answer. Nodes that couldn't be asked have named
 /// none.
-fn but<'a>(
+fn without_answering<'a>(
     answering: impl Iterator<Item = &'a str>,
-    told: Vec<anyhow::Result<Vec<String>>>,
+    listed: Vec<anyhow::Result<Vec<String>>>,
 ) -> BTreeSet<String> {
-    let mut silent: BTreeSet<_> = told.into_iter().flatten().flatten().collect();
+    let mut silent: BTreeSet<_> = listed.into_iter().flatten().flatten().collect();
     for name in answering {
         silent.remove(name);
     }

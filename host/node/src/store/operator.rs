@@ -95,7 +95,7 @@ impl Operator {
     }
 
     /// Adds the broker's last error message, if there is one, to an error.
-    pub fn complained(&self, error: anyhow::Error) -> anyhow::Error {
+    pub fn with_broker_error(&self, error: anyhow::Error) -> anyhow::Error {
         match self.complaint.take() {
             Some(said) => error.context(format!("NATS says: {said}")),
             None => error,
@@ -113,7 +113,7 @@ impl Operator {
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
         tokio::select! {
-            done = work => done.map_err(|error| self.complained(error)),
+            done = work => done.map_err(|error| self.with_broker_error(error)),
             said = self.complaint.wait_for(needs) => bail!("NATS says: {said}"),
         }
     }
@@ -150,18 +150,19 @@ impl Operator {
             // A place in a deleted bucket can't be compared with one in the bucket that was
             // written.
             let seen = seen.filter(|it| it.made == place.made);
-            let all = tenants.iter().map(TenantStand::of);
-            let stand = all.max().unwrap_or(TenantStand::Settled);
-            if seen.is_some_and(|seen| seen.last >= place.last) && stand != TenantStand::Starts {
+            let all = tenants.iter().map(TenantReadiness::of);
+            let stand = all.max().unwrap_or(TenantReadiness::Settled);
+            if seen.is_some_and(|seen| seen.last >= place.last) && stand != TenantReadiness::Starts
+            {
                 let since = *begun.get_or_insert_with(Instant::now);
-                if stand == TenantStand::Settled || since.elapsed() > IMPAIRED {
+                if stand == TenantReadiness::Settled || since.elapsed() > IMPAIRED {
                     return Ok(tenants);
                 }
             }
             if Instant::now() >= until {
                 let seconds = self.load_timeout.as_secs_f32();
                 let mut all = tenants.iter();
-                let starting = all.find(|it| TenantStand::of(it) == TenantStand::Starts);
+                let starting = all.find(|it| TenantReadiness::of(it) == TenantReadiness::Starts);
                 let word = |key: &str| starting?.pointer(key).and_then(Value::as_str);
                 let why = match (word("/tenant"), word("/reasons/0")) {
                     (Some(name), Some(why)) => format!(": {name} is starting: {why}"),
@@ -192,8 +193,8 @@ impl Operator {
             place = place.or(made
                 .zip(last)
                 .map(|(made, last)| BucketPlace { made, last }));
-            let told = answer.get("tenants").and_then(Value::as_array);
-            tenants.extend(told.into_iter().flatten().cloned());
+            let listed = answer.get("tenants").and_then(Value::as_array);
+            tenants.extend(listed.into_iter().flatten().cloned());
             let left_out = answer.get("leftOut").and_then(Value::as_u64);
             let left_out = usize::try_from(left_out.unwrap_or_default()).unwrap_or_default();
             let done = asked.len().saturating_sub(left_out);
@@ -316,7 +317,7 @@ impl Operator {
         let limit = self.load_timeout * 3;
         tokio::select! {
             answer = self.ask(node, what, body, limit) => answer,
-            error = self.is_gone(node, what) => {
+            error = self.gone_error(node, what) => {
                 Err(error.context("it was asked, and doesn't answer any more"))
             }
         }
@@ -324,7 +325,7 @@ impl Operator {
 
     /// Returns when a node has failed to report its status twice in a row. `asked`: the request
     /// that it works on.
-    async fn is_gone(&self, node: &FoundNode, asked: &str) -> anyhow::Error {
+    async fn gone_error(&self, node: &FoundNode, asked: &str) -> anyhow::Error {
         let mut has_failed = false;
         loop {
             sleep(STATUS).await;
@@ -358,7 +359,7 @@ impl Operator {
             asked = request::ask(&self.client, &subject, body, limit, read) => asked,
             said = self.complaint.wait_for(&subject) => bail!("NATS says: {said}"),
         };
-        let answer = asked.map_err(|error| self.complained(error.into()))?;
+        let answer = asked.map_err(|error| self.with_broker_error(error.into()))?;
         if answer.get("ok") == Some(&Value::Bool(true)) {
             return Ok(answer);
         }
@@ -369,7 +370,7 @@ impl Operator {
 
 /// Whether a tenant must be waited for. Of several tenants, the greatest value counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum TenantStand {
+enum TenantReadiness {
     /// The tenant stays in its state until somebody changes something.
     Settled,
     /// The tenant is served with problems, which may last only a moment if it has just started.
@@ -378,7 +379,7 @@ enum TenantStand {
     Starts,
 }
 
-impl TenantStand {
+impl TenantReadiness {
     /// Judges a tenant by a node's report about it.
     fn of(tenant: &Value) -> Self {
         let is = |what: &str| tenant.get(what) == Some(&Value::Bool(true));
@@ -423,21 +424,21 @@ mod tests {
     fn what_lasts_is_not_waited_for_unless_it_is_about_to_change() {
         let of = |state: &str, lasts: bool, changing: bool| {
             let tenant = json!({"state": state, "lasts": lasts, "changing": changing});
-            TenantStand::of(&tenant)
+            TenantReadiness::of(&tenant)
         };
         for state in ["starting", "impaired"] {
-            assert_eq!(of(state, true, false), TenantStand::Settled);
-            assert_eq!(of(state, true, true), TenantStand::Starts);
+            assert_eq!(of(state, true, false), TenantReadiness::Settled);
+            assert_eq!(of(state, true, true), TenantReadiness::Starts);
         }
-        assert_eq!(of("starting", false, false), TenantStand::Starts);
-        assert_eq!(of("impaired", false, false), TenantStand::Lacks);
-        assert!(TenantStand::Starts > TenantStand::Lacks);
+        assert_eq!(of("starting", false, false), TenantReadiness::Starts);
+        assert_eq!(of("impaired", false, false), TenantReadiness::Lacks);
+        assert!(TenantReadiness::Starts > TenantReadiness::Lacks);
         for state in ["serving", "waiting", "paused", "refused"] {
-            assert_eq!(of(state, false, false), TenantStand::Settled);
+            assert_eq!(of(state, false, false), TenantReadiness::Settled);
         }
         // Like a node of an earlier version.
         let impaired = json!({"state": "impaired", "changing": false});
-        assert_eq!(TenantStand::of(&impaired), TenantStand::Lacks);
+        assert_eq!(TenantReadiness::of(&impaired), TenantReadiness::Lacks);
     }
 
     #[test]

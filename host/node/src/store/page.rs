@@ -8,7 +8,7 @@ use presence_config::revision::Revision;
 
 use super::state::StoreState;
 use super::trial::RevisionValidator;
-use super::{FoundRevision, LOOK_MAX, Store, WriteResult, next_number};
+use super::{FoundRevision, SCANNED_MAX, Store, WriteResult, next_number};
 use crate::clock;
 
 /// The store, for the page of this node.
@@ -38,7 +38,7 @@ impl PageStore {
     /// # Errors
     /// As [`Store::revisions`].
     pub(crate) async fn history(&self) -> anyhow::Result<Vec<FoundRevision>> {
-        self.store.revisions(LOOK_MAX).await
+        self.store.revisions(SCANNED_MAX).await
     }
 
     /// Makes another pipeline the next revision, after this node has validated it. `seen`: the
@@ -48,7 +48,7 @@ impl PageStore {
     /// If a newer revision exists than was seen, the node refuses the new one, or it can't be
     /// written.
     pub(crate) async fn change(&self, step: PageAction, seen: u64) -> anyhow::Result<u64> {
-        let revisions = self.store.revisions(LOOK_MAX).await?;
+        let revisions = self.store.revisions(SCANNED_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| Some((it, it.revision.as_ref().ok()?)));
         let (found, newest) = newest.context("there is no revision")?;
@@ -97,7 +97,9 @@ impl PageStore {
         validated.map_err(|why| anyhow::anyhow!("this node refuses it: {why}"))?;
         match self.store.write(&next).await? {
             WriteResult::Done => Ok(next.revision),
-            WriteResult::Taken(other) => bail!("{} meanwhile: look at it first", written(&other)),
+            WriteResult::Conflict(other) => {
+                bail!("{} meanwhile: look at it first", written(&other))
+            }
         }
     }
 }

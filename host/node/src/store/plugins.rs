@@ -225,10 +225,10 @@ impl Store {
         let config = &stream.cached_info().config;
         let ours = ["C", "M"].map(|kind| format!("$O.{}.{kind}.>", self.plugins));
         if config.subjects != ours {
-            bail!(self.misshapen(&name, "holds other subjects"));
+            bail!(self.stream_config_error(&name, "holds other subjects"));
         }
         if !config.max_age.is_zero() {
-            bail!(self.misshapen(&name, "forgets what it holds after some time"));
+            bail!(self.stream_config_error(&name, "forgets what it holds after some time"));
         }
         Ok(Some(self.context.get_object_store(&self.plugins).await?))
     }

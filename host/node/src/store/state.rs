@@ -17,9 +17,9 @@ struct Known {
     /// The number of the last refused revision, and why. `None` once it or a later one is in force.
     refused: Option<(u64, String)>,
     /// The refused revisions that an alert has reported, each with the reason.
-    told: BTreeMap<u64, String>,
+    alerted: BTreeMap<u64, String>,
     /// Why the store can't be read. `None` if it can.
-    away: Option<String>,
+    unreadable: Option<String>,
 }
 
 impl StoreState {
@@ -29,20 +29,22 @@ impl StoreState {
         known
             .refused
             .take_if(|(number, _)| *number <= revision.revision);
-        known.told.retain(|number, _| *number > revision.revision);
+        known
+            .alerted
+            .retain(|number, _| *number > revision.revision);
         known.in_force = Some(revision);
     }
 
     /// Whether the refusal of a revision for this reason has not been reported by an alert. Notes
     /// that it is now.
-    pub(crate) fn tells(&self, number: u64, why: &str) -> bool {
-        let before = self.known().told.insert(number, why.to_owned());
+    pub(crate) fn mark_alerted(&self, number: u64, why: &str) -> bool {
+        let before = self.known().alerted.insert(number, why.to_owned());
         before.is_none_or(|before| before != why)
     }
 
     /// Has refusals reported by alerts again.
-    pub(crate) fn tell_again(&self) {
-        self.known().told.clear();
+    pub(crate) fn forget_alerted(&self) {
+        self.known().alerted.clear();
     }
 
     /// Notes that a revision can't be put in force.
@@ -51,13 +53,13 @@ impl StoreState {
     }
 
     /// Forgets the last refusal: a newer revision is there.
-    pub(crate) fn pass_over_refused(&self) {
+    pub(crate) fn forget_refusal(&self) {
         self.known().refused = None;
     }
 
     /// Notes why the store can't be read. `None`: it can.
-    pub(crate) fn set_away(&self, why: Option<String>) {
-        self.known().away = why;
+    pub(crate) fn set_unreadable(&self, why: Option<String>) {
+        self.known().unreadable = why;
     }
 
     /// The revision that is in force.
@@ -82,17 +84,17 @@ impl StoreState {
     }
 
     /// Why the store can't be read. `None` if it can.
-    pub(crate) fn away(&self) -> Option<String> {
-        self.known().away.clone()
+    pub(crate) fn unreadable(&self) -> Option<String> {
+        self.known().unreadable.clone()
     }
 
     /// Why no revision is in force, so that nobody is visible. `None` if one is in force.
-    pub(crate) fn nothing(&self) -> Option<String> {
+    pub(crate) fn why_none_in_force(&self) -> Option<String> {
         let known = self.known();
         if known.in_force.is_some() {
             return None;
         }
-        let why = match (&known.refused, &known.away) {
+        let why = match (&known.refused, &known.unreadable) {
             (Some((number, why)), _) => format!("revision {number} is refused: {why}"),
             (None, Some(why)) => why.clone(),
             (None, None) => "there is none: `presence pipeline apply FILE` makes one (of one of several tenants: with --tenant NAME)".into(),
@@ -105,7 +107,7 @@ impl StoreState {
     /// Whether the store can be read, but has no revision that could be put in force.
     pub(crate) fn lacks_pipeline(&self) -> bool {
         let known = self.known();
-        known.in_force.is_none() && known.away.is_none()
+        known.in_force.is_none() && known.unreadable.is_none()
     }
 
     /// The JSON for `/status` and the admin service.
@@ -116,7 +118,7 @@ impl StoreState {
             "revision": known.in_force.as_ref().map(|it| it.revision),
             "canary": known.in_force.as_ref().and_then(|it| it.candidate.as_ref()),
             "refused": refused.map(|(revision, why)| json!({"revision": revision, "why": why})),
-            "away": known.away,
+            "away": known.unreadable,
         })
     }
 
@@ -137,34 +139,39 @@ mod tests {
     #[test]
     fn a_refusal_holds_until_that_revision_or_a_later_one_is_in_force() {
         let state = StoreState::default();
-        assert!(state.nothing().unwrap().contains("presence pipeline apply"));
+        assert!(
+            state
+                .why_none_in_force()
+                .unwrap()
+                .contains("presence pipeline apply")
+        );
         assert!(state.lacks_pipeline());
-        state.set_away(Some("no answer".into()));
+        state.set_unreadable(Some("no answer".into()));
         assert!(!state.lacks_pipeline());
-        state.set_away(None);
+        state.set_unreadable(None);
         state.refuse(3, "broken".into());
         assert!(
             state
-                .nothing()
+                .why_none_in_force()
                 .unwrap()
                 .contains("revision 3 is refused: broken")
         );
         state.set_in_force(revision(2));
-        assert_eq!(state.nothing(), None);
+        assert_eq!(state.why_none_in_force(), None);
         assert!(!state.lacks_pipeline());
         assert_eq!(state.to_json()["refused"]["revision"], 3);
         state.set_in_force(revision(3));
         assert_eq!(state.to_json()["refused"], Value::Null);
         // A revision that was in force can be refused later, and is then reported anew.
-        assert!(state.tells(4, "broken") && !state.tells(4, "broken"));
-        assert!(state.tells(5, "broken") && state.tells(4, "worse"));
+        assert!(state.mark_alerted(4, "broken") && !state.mark_alerted(4, "broken"));
+        assert!(state.mark_alerted(5, "broken") && state.mark_alerted(4, "worse"));
         state.set_in_force(revision(4));
-        assert!(state.tells(4, "worse") && !state.tells(5, "broken"));
-        state.tell_again();
-        assert!(state.tells(5, "broken"));
+        assert!(state.mark_alerted(4, "worse") && !state.mark_alerted(5, "broken"));
+        state.forget_alerted();
+        assert!(state.mark_alerted(5, "broken"));
         // Somebody else has written something under a high number.
         state.refuse(9, "no revision".into());
-        state.pass_over_refused();
+        state.forget_refusal();
         state.set_in_force(revision(4));
         assert_eq!(state.to_json()["refused"], Value::Null);
     }

@@ -26,10 +26,10 @@ use tokio::time::{interval, timeout};
 use super::ACK;
 use super::bucket::read_all;
 use crate::link::bucket_keys::{self, Expected};
-use crate::tasks::elsewhere;
+use crate::tasks::run_blocking;
 
 /// How often the bucket is checked for changes.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a starting node waits for the store before it uses what it knew last.
 const AT_START: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ pub struct Snapshot {
 
 /// The result of writing a tenant.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum WriteOutcome {
     /// It was written, with this sequence number.
     Done(u64),
     /// Somebody else has written to the bucket since it was read.
@@ -97,7 +97,7 @@ pub enum Put {
 
 /// What a node knows of the tenants in the bucket.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct KnownTenants {
     /// The place up to which the bucket has been read. `None` if it hasn't been read.
     pub(crate) place: Option<BucketPlace>,
     pub(crate) tenants: Arc<[StoredEntry]>,
@@ -200,7 +200,7 @@ impl TenantStore {
         name: &str,
         tenant: Option<&StoredTenant>,
         before: &Snapshot,
-    ) -> anyhow::Result<Put> {
+    ) -> anyhow::Result<WriteOutcome> {
         ensure!(
             self.stream().await?.is_some(),
             "the bucket `{TENANTS_BUCKET}` is gone"
@@ -211,8 +211,10 @@ impl TenantStore {
         };
         let value = tenant.map(|it| it.to_json().into());
         match bucket_keys::write(&self.context, subject(name), value, expected).await {
-            Ok(place) => Ok(Put::Done(place)),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Put::Changed),
+            Ok(place) => Ok(WriteOutcome::Done(place)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                Ok(WriteOutcome::Changed)
+            }
             Err(error) => Err(error)
                 .with_context(|| format!("can't write the tenant `{}`", escape::line(name))),
         }
@@ -280,7 +282,7 @@ fn shown(key: &str, place: u64) -> String {
 pub(crate) struct TenantsFollower {
     store: TenantStore,
     /// The file that keeps the known tenants over a restart. `None`: they aren't kept.
-    kept: Option<PathBuf>,
+    saved_path: Option<PathBuf>,
     entries: Entries,
     /// The tenants whose sections are in force. After a restart, they have their subjects before
     /// others.
@@ -291,14 +293,14 @@ pub(crate) struct TenantsFollower {
     place: Option<(BucketPlace, u64)>,
     /// Known tenants that the bucket lacks, as last logged.
     missing: BTreeSet<String>,
-    tell: watch::Sender<Known>,
+    tell: watch::Sender<KnownTenants>,
     /// Why the bucket can't be read; empty if it can.
     unavailable: String,
 }
 
 /// The content of the file that is kept over a restart.
 #[derive(Deserialize, Serialize)]
-struct Kept {
+struct SavedTenants {
     #[serde(default)]
     in_force: BTreeSet<String>,
     tenants: BTreeMap<String, StoredTenant>,
@@ -311,11 +313,11 @@ impl TenantsFollower {
         client: &Client,
         dir: Option<&Path>,
         in_force: watch::Receiver<BTreeSet<String>>,
-    ) -> (Self, watch::Receiver<Known>) {
-        let (tell, known) = watch::channel(Known::default());
+    ) -> (Self, watch::Receiver<KnownTenants>) {
+        let (tell, known) = watch::channel(KnownTenants::default());
         let new = Self {
             store: TenantStore::new(client),
-            kept: dir.map(|dir| dir.join("presence-tenants.json")),
+            saved_path: dir.map(|dir| dir.join("presence-tenants.json")),
             entries: Entries::new(),
             in_force: BTreeSet::new(),
             now_in_force: in_force,
@@ -331,7 +333,7 @@ impl TenantsFollower {
     pub(crate) async fn follow(mut self) {
         // Needed even if the bucket can be read: it may be empty after it was created anew.
         self.remember().await;
-        let first = timeout(AT_START, self.look()).await;
+        let first = timeout(AT_START, self.refresh()).await;
         if first != Ok(true) {
             if !self.entries.is_empty() {
                 tracing::warn!(
@@ -339,12 +341,12 @@ impl TenantsFollower {
                     "the store can't be read yet: its tenants are served as they were last known"
                 );
             }
-            self.tell();
+            self.publish_known();
         }
-        let mut looks = interval(LOOK);
+        let mut looks = interval(CHECK_EVERY);
         loop {
             tokio::select! {
-                _ = looks.tick() => drop(self.look().await),
+                _ = looks.tick() => drop(self.refresh().await),
                 Ok(()) = self.now_in_force.changed() => {
                     self.in_force = self.now_in_force.borrow_and_update().clone();
                     self.keep().await;
@@ -354,7 +356,7 @@ impl TenantsFollower {
     }
 
     /// Reads the bucket, if it has changed. Returns whether it can be read.
-    async fn look(&mut self) -> bool {
+    async fn refresh(&mut self) -> bool {
         let read = async {
             let Some(stream) = self.store.stream().await? else {
                 // A bucket that is created in its place is read from its beginning.
@@ -381,11 +383,11 @@ impl TenantsFollower {
                     tracing::info!("the tenants in the store can be read again");
                 }
                 if let Some((place, entries)) = read {
-                    self.say_missing(&entries);
+                    self.log_missing(&entries);
                     self.entries.extend(entries);
                     self.place = Some(place);
                     self.keep().await;
-                    self.tell();
+                    self.publish_known();
                 }
                 true
             }
@@ -405,7 +407,7 @@ impl TenantsFollower {
 
     /// Logs if the bucket lacks tenants that are known: it was purged, restored from a backup, or
     /// created anew.
-    fn say_missing(&mut self, entries: &Entries) {
+    fn log_missing(&mut self, entries: &Entries) {
         let known = self.entries.iter().filter(|(_, it)| it.tenant.is_some());
         let missing = known.filter(|(name, _)| !entries.contains_key(*name));
         let missing: BTreeSet<_> = missing.map(|(name, _)| name.clone()).collect();
@@ -423,7 +425,7 @@ impl TenantsFollower {
         self.missing = missing;
     }
 
-    fn tell(&self) {
+    fn publish_known(&self) {
         // Of tenants with the same subjects, the first one in the list has them.
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));
@@ -433,18 +435,18 @@ impl TenantsFollower {
         });
         let tenants = tenants.collect();
         let place = self.place.map(|(place, _)| place);
-        self.tell.send_replace(Known { place, tenants });
+        self.tell.send_replace(KnownTenants { place, tenants });
     }
 
     /// Reads the file that was kept.
     async fn remember(&mut self) {
-        let Some(path) = self.kept.clone() else {
+        let Some(path) = self.saved_path.clone() else {
             return;
         };
-        let Ok(bytes) = elsewhere(move || std::fs::read(path)).await else {
+        let Ok(bytes) = run_blocking(move || std::fs::read(path)).await else {
             return;
         };
-        let Ok(kept) = serde_json::from_slice::<Kept>(&bytes) else {
+        let Ok(kept) = serde_json::from_slice::<SavedTenants>(&bytes) else {
             tracing::error!("what was kept of the tenants in the store can't be read");
             return;
         };
@@ -457,20 +459,20 @@ impl TenantsFollower {
     }
 
     async fn keep(&self) {
-        let Some(path) = self.kept.clone() else {
+        let Some(path) = self.saved_path.clone() else {
             return;
         };
         let tenants = self.entries.iter().filter_map(|(name, entry)| {
             let tenant = entry.tenant.as_ref()?.as_ref().ok()?;
             Some((name.clone(), tenant.clone()))
         });
-        let kept = Kept {
+        let kept = SavedTenants {
             in_force: self.in_force.clone(),
             tenants: tenants.collect(),
         };
         // Plain data always has a JSON form.
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        let written = elsewhere(move || {
+        let written = run_blocking(move || {
             if let Some(dir) = path.parent() {
                 private::folder(dir)?;
             }

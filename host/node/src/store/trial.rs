@@ -57,7 +57,7 @@ impl RevisionValidator {
     /// # Errors
     /// Everything that is wrong with it, one problem per line.
     pub(crate) async fn validate(&self, body: &[u8]) -> Result<(), String> {
-        let validated = self.try_out(body).await;
+        let validated = self.validate_revision(body).await;
         validated.map_err(|error| Causes(&error).to_string())
     }
 
@@ -104,7 +104,7 @@ impl RevisionValidator {
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
         let (active, tried) = (Arc::clone(&running.blueprint), Arc::clone(&attempt));
         let loaded = blocking(move || {
-            let loaded = loader.attempt_beside(&config, &active, &tried);
+            let loaded = loader.load_candidate(&config, &active, &tried);
             loaded.map_err(join_problems)
         });
         let Ok(loaded) = timeout(most, loaded).await else {
@@ -135,12 +135,12 @@ impl RevisionValidator {
         begun.await?.map_err(anyhow::Error::msg)
     }
 
-    async fn try_out(&self, body: &[u8]) -> anyhow::Result<()> {
+    async fn validate_revision(&self, body: &[u8]) -> anyhow::Result<()> {
         let revision = Revision::parse(body)?;
         let _turn = self.turn.lock().await;
         if let Some(candidate) = revision.candidate.clone() {
-            let kept = Arc::clone(&self.fetcher.kept);
-            if let Some(why) = blocking(move || kept.canary_end(&candidate)).await? {
+            let cache = Arc::clone(&self.fetcher.cache);
+            if let Some(why) = blocking(move || cache.canary_end(&candidate)).await? {
                 bail!("its canary doesn't run: {}", has_ended(&why));
             }
         }

@@ -9,7 +9,7 @@ use presence_otlp::{
     Status, Sum, TracesRequest,
 };
 
-use super::{Handled, Trace};
+use super::{HandledTrace, Trace};
 use crate::ops::http::{Exposition, Metric, MetricKind as Kind, MetricValue as Value, Sample};
 
 /// The flags of a span: it is sampled, and the flag for a remote parent is valid.
@@ -22,7 +22,7 @@ pub(super) struct Encoder {
     resource: Resource,
     /// When metrics were last encoded, in nanoseconds since 1970; at first, when the process
     /// started.
-    told: u64,
+    encoded_at: u64,
     /// The last value of each growing series, and since when it has been counting. If the value has
     /// become less, it counts from zero again, for example because its plugin was replaced.
     series: HashMap<String, (f64, u64)>,
@@ -39,7 +39,7 @@ impl Encoder {
                     text("service.instance.id", node),
                 ],
             },
-            told: nanos(started),
+            encoded_at: nanos(started),
             series: HashMap::new(),
         }
     }
@@ -51,7 +51,7 @@ impl Encoder {
         let metrics = all.metrics().iter();
         let metrics = metrics.map(|metric| self.metric(metric, &before, now));
         let metrics = metrics.collect();
-        self.told = now;
+        self.encoded_at = now;
         MetricsRequest {
             resource_metrics: vec![ResourceMetrics {
                 resource: Some(self.resource.clone()),
@@ -158,7 +158,7 @@ impl Encoder {
         let since = match before.get(&series) {
             Some((last, since)) if *last <= now => *since,
             // The series is new or counts again: it was zero when metrics were last encoded.
-            _ => self.told,
+            _ => self.encoded_at,
         };
         self.series.insert(series, (now, since));
         since
@@ -187,7 +187,7 @@ fn spans(trace: &Trace) -> Vec<Span> {
         tenant,
         ended,
     } = trace;
-    let Handled {
+    let HandledTrace {
         begun,
         shard,
         generation,
@@ -333,7 +333,7 @@ mod tests {
     fn a_counter_counts_from_the_start_and_anew_where_it_is_less_than_it_was() {
         let start = UNIX_EPOCH + Duration::from_secs(1);
         let mut encoder = Encoder::new("n", start);
-        let mut told = |second: u64, value: u64| {
+        let mut encoded = |second: u64, value: u64| {
             let mut all = Exposition::default();
             all.of_tenant("acme");
             all.values("presence_plugin_failures_total", "plugin", [("a", value)]);
@@ -347,10 +347,10 @@ mod tests {
             (since / 1_000_000_000, at / 1_000_000_000, value)
         };
         let whole = NumberValue::Int;
-        assert_eq!(told(10, 3), (1, 10, whole(3)));
-        assert_eq!(told(20, 5), (1, 20, whole(5)));
-        assert_eq!(told(30, 2), (20, 30, whole(2)), "it was replaced");
-        assert_eq!(told(40, 2), (20, 40, whole(2)));
+        assert_eq!(encoded(10, 3), (1, 10, whole(3)));
+        assert_eq!(encoded(20, 5), (1, 20, whole(5)));
+        assert_eq!(encoded(30, 2), (20, 30, whole(2)), "it was replaced");
+        assert_eq!(encoded(40, 2), (20, 40, whole(2)));
     }
 
     #[test]
@@ -365,10 +365,10 @@ mod tests {
         all.histograms("presence_decision_seconds", "", [("", histogram)]);
         all.value("presence_online_users", 4_u64);
         let request = encoder.metrics(&all, UNIX_EPOCH);
-        let Data::Histogram(told) = data(&request, "presence_decision_seconds") else {
+        let Data::Histogram(encoded) = data(&request, "presence_decision_seconds") else {
             panic!("it is a histogram");
         };
-        let point = &told.data_points[0];
+        let point = &encoded.data_points[0];
         assert_eq!(point.bucket_counts, [2, 0, 4, 1]);
         assert_eq!(point.explicit_bounds, [0.001, 0.01, 0.1]);
         assert_eq!((point.count, point.sum), (7, Some(1.5)));

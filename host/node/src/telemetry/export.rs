@@ -18,7 +18,7 @@ use ureq::http::{Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::encode::Encoder;
-use super::{Figures, LAST, Order, Source, Trace};
+use super::{Figures, LAST, MetricsSource, Order, Trace};
 use crate::pool::log_limiter::LogLimiter;
 
 /// How many traces one request contains, at most.
@@ -40,7 +40,7 @@ const ANSWER_BYTES_MAX: u64 = 65_536;
 const WHY_CHARS_MAX: usize = 500;
 
 /// The shortest time between two log lines about refused requests, in milliseconds.
-const TOLD_MS: u64 = 60_000;
+const LOG_EVERY_MS: u64 = 60_000;
 
 /// The HTTP statuses after which the same request may be repeated, as OTLP defines.
 const LATER: [u16; 4] = [429, 502, 503, 504];
@@ -54,7 +54,7 @@ pub(super) struct Exporter {
     metrics_uri: String,
     traces_uri: String,
     interval: Duration,
-    source: Source,
+    source: MetricsSource,
     figures: Arc<Figures>,
     encoder: Encoder,
     /// The traces that the collector hasn't accepted yet.
@@ -75,7 +75,7 @@ struct Attempts {
 }
 
 /// Why the collector hasn't accepted a request.
-enum Untaken {
+enum ExportError {
     /// It may accept the request later.
     Later(anyhow::Error),
     /// It will never accept the request.
@@ -86,7 +86,7 @@ impl Exporter {
     pub(super) fn new(
         config: &Config,
         collector: &impl ToString,
-        source: Source,
+        source: MetricsSource,
         figures: Arc<Figures>,
     ) -> Self {
         let settings = config.telemetry.clone();
@@ -162,7 +162,7 @@ impl Exporter {
         let sent = self.post(&self.metrics_uri, request.encode_to_vec());
         let sent = sent.and_then(|answer| rejected(&answer));
         let sent = sent.map_err(|untaken| match untaken {
-            Untaken::Later(error) | Untaken::Never(error) => error,
+            ExportError::Later(error) | ExportError::Never(error) => error,
         });
         let sent = sent.map(|rejected| {
             self.of_metrics.count_rejected(rejected, "data points");
@@ -186,11 +186,11 @@ impl Exporter {
                     Figures::add(&self.figures.traces_sent, batch.len() - rejected);
                     Ok(())
                 }
-                Err(Untaken::Later(error)) => {
+                Err(ExportError::Later(error)) => {
                     self.traces.splice(..0, batch);
                     Err(error)
                 }
-                Err(Untaken::Never(error)) => {
+                Err(ExportError::Never(error)) => {
                     Figures::add(&self.figures.traces_dropped, batch.len());
                     Err(error)
                 }
@@ -202,7 +202,7 @@ impl Exporter {
     }
 
     /// Posts one message. Returns the response's body.
-    fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, Untaken> {
+    fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, ExportError> {
         let mut request = self
             .agent
             .post(uri)
@@ -210,26 +210,26 @@ impl Exporter {
             .timeout_global(Some(self.limit))
             .build()
             .header(header::CONTENT_TYPE, "application/x-protobuf");
-        for (name, value) in self.settings.headers().map_err(Untaken::Later)? {
+        for (name, value) in self.settings.headers().map_err(ExportError::Later)? {
             request = request.header(name, value);
         }
         let answer = request.send(&*body);
         let mut answer = answer
             .with_context(|| uri.to_owned())
-            .map_err(Untaken::Later)?;
+            .map_err(ExportError::Later)?;
         let status = answer.status();
         let mut bytes = Vec::new();
         let body = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX);
         let read = { body }.read_to_end(&mut bytes);
         if status.is_success() {
             read.with_context(|| uri.to_owned())
-                .map_err(Untaken::Later)?;
+                .map_err(ExportError::Later)?;
             return Ok(bytes);
         }
         let error = anyhow::anyhow!("{uri} answers {status}");
         match LATER.contains(&status.as_u16()) {
-            true => Err(Untaken::Later(error)),
-            false => Err(Untaken::Never(error)),
+            true => Err(ExportError::Later(error)),
+            false => Err(ExportError::Never(error)),
         }
     }
 }
@@ -250,7 +250,7 @@ impl Attempts {
         let Some(Rejected { count, why }) = rejected else {
             return 0;
         };
-        if let Some(times) = self.log.line(TOLD_MS) {
+        if let Some(times) = self.log.line(LOG_EVERY_MS) {
             let why: String = why.chars().take(WHY_CHARS_MAX).collect();
             tracing::warn!(
                 times,
@@ -275,7 +275,7 @@ impl Attempts {
             Err(error) => {
                 Figures::add(&figures.failed, 1);
                 self.failures = self.failures.saturating_add(1);
-                if let Some(times) = self.log.line(TOLD_MS) {
+                if let Some(times) = self.log.line(LOG_EVERY_MS) {
                     let why = format!("{error:#}");
                     let why: String = why.chars().take(WHY_CHARS_MAX).collect();
                     tracing::warn!(
@@ -304,9 +304,9 @@ impl Attempts {
     }
 }
 
-fn no_otlp(error: DecodeError) -> Untaken {
+fn no_otlp(error: DecodeError) -> ExportError {
     let what = "its answer is not OTLP: is this a collector's address?";
-    Untaken::Never(anyhow::Error::new(error).context(what))
+    ExportError::Never(anyhow::Error::new(error).context(what))
 }
 
 /// The part of an accepted request that the collector has rejected.
@@ -316,7 +316,7 @@ struct Rejected {
 }
 
 /// What the response to an accepted request rejects, if it rejects anything.
-fn rejected(answer: &[u8]) -> Result<Option<Rejected>, Untaken> {
+fn rejected(answer: &[u8]) -> Result<Option<Rejected>, ExportError> {
     let answer = Response::decode(answer).map_err(no_otlp)?;
     let rejected = answer.partial_success.filter(|part| part.rejected > 0);
     Ok(rejected.map(|part| Rejected {

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use crate::ops::http::Exposition;
 use crate::tasks::Tasks;
 
-pub(crate) use trace::{Begun, Handled, Trace, Tracer};
+pub(crate) use trace::{HandledTrace, OpenTrace, Trace, Tracer};
 
 /// How many traces may wait for the sending thread.
 const QUEUE: usize = 1_024;
@@ -62,11 +62,11 @@ pub(crate) struct Telemetry {
 }
 
 /// Returns the current value of all metrics.
-pub(crate) type Source = Box<dyn Fn() -> Exposition + Send>;
+pub(crate) type MetricsSource = Box<dyn Fn() -> Exposition + Send>;
 
 /// What is wrong with `[telemetry]` beyond its text: the program was built without OTLP, or the
 /// file of headers can't be read. `None` if nothing is.
-pub fn doubt(config: &Config) -> Option<anyhow::Error> {
+pub fn config_problem(config: &Config) -> Option<anyhow::Error> {
     usable(config, cfg!(feature = "otlp")).err()
 }
 
@@ -136,7 +136,7 @@ impl Pending {
         self,
         config: &Config,
         telemetry: &Telemetry,
-        source: Source,
+        source: MetricsSource,
         tasks: &Tasks,
     ) -> anyhow::Result<()> {
         let (Some(orders), Some(collector)) = (self.0, config.telemetry.otlp.clone()) else {

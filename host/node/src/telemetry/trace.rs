@@ -22,7 +22,7 @@ pub(crate) struct Tracer {
 
 /// The trace of a message that has arrived, and hasn't been handled.
 #[derive(Debug)]
-pub(crate) struct Begun {
+pub(crate) struct OpenTrace {
     pub(super) trace: [u8; 16],
     pub(super) parent: Option<[u8; 8]>,
     pub(super) subject: String,
@@ -33,8 +33,8 @@ pub(crate) struct Begun {
 
 /// The trace of a message that its shard has handled.
 #[derive(Debug)]
-pub(crate) struct Handled {
-    pub(crate) begun: Begun,
+pub(crate) struct HandledTrace {
+    pub(crate) begun: OpenTrace,
     pub(crate) shard: u32,
     /// The generation of the pipeline that decides about the message's user.
     pub(crate) generation: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Handled {
 /// A complete trace.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    pub(super) handled: Handled,
+    pub(super) handled: HandledTrace,
     pub(super) tenant: Option<Arc<str>>,
     /// When the published messages were handed to the broker's client.
     pub(super) ended: Instant,
@@ -79,13 +79,13 @@ impl Tracer {
         kind: Kind,
         subject: &str,
         traceparent: Option<&str>,
-    ) -> Option<Begun> {
+    ) -> Option<OpenTrace> {
         let parent = traceparent.and_then(Parent::parse);
         let is_traced = match &parent {
             Some(parent) => parent.is_sampled,
             None => kind != Kind::Heartbeat && fastrand::f64() < self.sample,
         };
-        is_traced.then(|| Begun {
+        is_traced.then(|| OpenTrace {
             trace: match &parent {
                 Some(parent) => parent.trace,
                 None => fastrand::u128(1..).to_be_bytes(),
@@ -98,7 +98,7 @@ impl Tracer {
     }
 
     /// Ends a trace: the results have been handed to the broker's client.
-    pub(crate) fn end(&self, handled: Handled) {
+    pub(crate) fn end(&self, handled: HandledTrace) {
         let trace = Box::new(Trace {
             handled,
             tenant: self.tenant.clone(),
@@ -148,7 +148,7 @@ mod tests {
         let tracer = Tracer::new(1.0, &orders, &figures);
         for _ in 0..3 {
             let begun = tracer.begin(Kind::Connect, "presence.connect", None);
-            tracer.end(Handled {
+            tracer.end(HandledTrace {
                 begun: begun.unwrap(),
                 shard: 0,
                 generation: 1,

@@ -18,7 +18,7 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
-use crate::fleet::behind::Behind;
+use crate::fleet::deferred_tasks::DeferredTasks;
 use crate::fleet::parts::Inputs;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming};
@@ -27,8 +27,8 @@ use crate::link::input_stream::KINDS;
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, FleetTask, Shards, ThreadShare};
-use crate::telemetry::{Begun, Tracer};
-use crate::tenant::router::{Router, Sorted};
+use crate::telemetry::{OpenTrace, Tracer};
+use crate::tenant::router::{RoutedInput, Router};
 use crate::tenant::stream_intake::CaughtUp;
 
 /// A batch of messages ends after this many bytes. Its last message may exceed the limit.
@@ -68,7 +68,7 @@ pub(crate) struct Intake {
     pub(crate) tracer: Option<Tracer>,
     pub(crate) watermark: Watermark,
     /// Tasks that shards get after all messages that arrived before them.
-    pub(crate) behind: Behind,
+    pub(crate) deferred: DeferredTasks,
 }
 
 /// Counts messages that the client has received and dropped. The client drops a message if the
@@ -144,11 +144,11 @@ impl Intake {
                     self.pass_on_all().await;
                     continue;
                 }
-                () = arrival(&mut self.watermark, &mut self.behind, self.drops.read) => {
+                () = arrival(&mut self.watermark, &mut self.deferred, self.drops.read) => {
                     match next_ready(&mut self.messages) {
                         Some(first) => Some(first),
                         None => {
-                            self.all_is_read();
+                            self.note_queue_empty();
                             continue;
                         }
                     }
@@ -162,8 +162,8 @@ impl Intake {
                     .look_for_drops(clock::now_ms(), self.drops.read, events);
                 self.send_watermark(at);
             }
-            while let Some((shard, task)) = self.behind.after(self.drops.read) {
-                self.tell(shard, task);
+            while let Some((shard, task)) = self.deferred.after(self.drops.read) {
+                self.send_fleet_task(shard, task);
             }
         }
     }
@@ -178,22 +178,22 @@ impl Intake {
     }
 
     /// No message waits to be read: watermarks and tasks that follow the arrived messages are due.
-    fn all_is_read(&mut self) {
+    fn note_queue_empty(&mut self) {
         self.allow_for(0);
         if let Some(at) = self.watermark.take() {
             let events = self.slow_consumer_events();
             self.watermark
-                .all_is_read(clock::now_ms(), self.drops.read, events);
+                .note_queue_empty(clock::now_ms(), self.drops.read, events);
             self.send_watermark(at);
         }
-        if let Some((shard, task)) = self.behind.take() {
-            self.tell(shard, task);
+        if let Some((shard, task)) = self.deferred.take() {
+            self.send_fleet_task(shard, task);
         }
     }
 
-    fn tell(&self, shard: u32, task: FleetTask) {
+    fn send_fleet_task(&self, shard: u32, task: FleetTask) {
         if let Some(shard) = self.shards.get(shard as usize) {
-            shard.tell(task);
+            shard.send_fleet_task(task);
         }
     }
 
@@ -207,25 +207,25 @@ impl Intake {
     /// Sends a watermark to the shards. A shard without room for it gets the next one.
     fn send_watermark(&mut self, at: u64) {
         if let Some(router) = &mut self.router {
-            router.heard(at);
+            router.note_heard(at);
         }
         // While the node isn't in touch with the fleet, messages of others may not reach it.
-        let hears = self.router.as_ref().is_none_or(Router::hears);
+        let is_in_touch = self.router.as_ref().is_none_or(Router::is_in_touch);
         for (place, shard) in self.shards.iter().enumerate() {
             // Messages of a stream are handed over by another task, which sends no watermark before
             // them.
-            let goes_without =
-                !self.has_stream && shard.figures.goes_without_clock.load(Ordering::Relaxed);
-            if hears && self.watermark.skips(place, at, goes_without) {
+            let needs_no_watermark =
+                !self.has_stream && shard.figures.needs_no_watermark.load(Ordering::Relaxed);
+            if is_in_touch && self.watermark.skips(place, at, needs_no_watermark) {
                 continue;
             }
-            let input = match hears {
+            let input = match is_in_touch {
                 true => self.watermark.input(place, at),
                 false => Input::LostUpTo { at },
             };
             let batch = Batch::new(clock::now_ms(), vec![input], 0);
             if shard.offer(batch).is_ok() {
-                self.watermark.sent(place, at);
+                self.watermark.note_sent(place, at);
             }
         }
     }
@@ -268,18 +268,18 @@ impl Intake {
             router.begin(now);
         }
         let (inputs, mut bytes) = (Cell::new(0), 0);
-        let mut add = |received: &Incoming, sorted: Sorted| {
-            let Some(batch) = batches.get_mut(sorted.place) else {
+        let mut add = |received: &Incoming, routed: RoutedInput| {
+            let Some(batch) = batches.get_mut(routed.place) else {
                 return;
             };
             let batch = batch.get_or_insert_with(|| Batch::new(now, Vec::with_capacity(room), 0));
             let at = batch.inputs.len();
-            if let Some(begun) = tracer.and_then(|it| traced(it, received, &sorted.input)) {
+            if let Some(begun) = tracer.and_then(|it| traced(it, received, &routed.input)) {
                 batch.traced.push((at, begun));
             }
-            batch.receipts.extend(sorted.receipt.map(|it| (at, it)));
-            batch.inputs.push(sorted.input);
-            batch.bytes += sorted.bytes;
+            batch.receipts.extend(routed.receipt.map(|it| (at, it)));
+            batch.inputs.push(routed.input);
+            batch.bytes += routed.bytes;
             inputs.set(inputs.get() + 1);
         };
         let mut put = |received: Incoming| {
@@ -287,9 +287,9 @@ impl Intake {
             match &mut router {
                 None if of_stream && is_of_stream(subjects, &received) => {}
                 None => {
-                    let sorted = sort(&received, subjects, replies, limits, messages, &self.shards);
-                    if let Some((place, input)) = sorted {
-                        add(&received, Sorted::new(place, input, received.bytes()));
+                    let routed = sort(&received, subjects, replies, limits, messages, &self.shards);
+                    if let Some((place, input)) = routed {
+                        add(&received, RoutedInput::new(place, input, received.bytes()));
                     }
                 }
                 Some(router) => {
@@ -346,17 +346,17 @@ impl Intake {
                         .drops
                         .count(SubscriptionKind::Inputs, count as u64);
                 }
-                self.watermark.dropped(place, clock::now_ms());
+                self.watermark.note_dropped(place, clock::now_ms());
             }
         }
     }
 }
 
 /// Waits for something that follows all arrived messages. `read`: how many messages have been read.
-async fn arrival(watermark: &mut Watermark, behind: &mut Behind, read: u64) {
+async fn arrival(watermark: &mut Watermark, deferred: &mut DeferredTasks, read: u64) {
     tokio::select! {
         () = watermark.arrives(read) => {}
-        () = behind.arrives(read) => {}
+        () = deferred.arrives(read) => {}
     }
 }
 
@@ -480,7 +480,7 @@ fn sort(
 }
 
 /// Begins the trace of a message, if it is traced.
-pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
+pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<OpenTrace> {
     let kind = match input {
         Input::Message { message, .. } | Input::Excess { message, .. } => message.payload.kind(),
         Input::Rejected { kind, .. } => *kind,

@@ -6,11 +6,11 @@ use presence_config::Queues;
 use tokio::sync::{Semaphore, watch};
 
 use super::Tenant;
-use super::ask::{Budget, Counts, QueryService};
+use super::ask::{Budget, QueryService, QuestionCounts};
 use super::intake::{DropCounter, Intake};
 use super::router::{self, Router};
 use crate::fleet::Fleet;
-use crate::fleet::behind::Behind;
+use crate::fleet::deferred_tasks::DeferredTasks;
 use crate::fleet::parts::{Inputs, PartInputs, PartReceiver};
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
@@ -24,11 +24,11 @@ impl Tenant {
         &self,
         connection: &Connection,
         broker: Arc<BrokerHealth>,
-        heard: watch::Receiver<u64>,
+        received_up_to: watch::Receiver<u64>,
         intake_queue: usize,
         parts: Option<PartReceiver>,
     ) -> anyhow::Result<Intake> {
-        let (changes, tasks) = parts.map(|it| (it.changes, it.behind)).unzip();
+        let (changes, tasks) = parts.map(|it| (it.changes, it.deferred)).unzip();
         let messages = match changes {
             None => {
                 // There is one subscription, so that messages are in order across all subjects.
@@ -61,8 +61,8 @@ impl Tenant {
             connection: connection.clone(),
             drops: DropCounter::default(),
             tracer: self.tracer.clone(),
-            behind: Behind::new(tasks, intake_queue),
-            watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
+            deferred: DeferredTasks::new(tasks, intake_queue),
+            watermark: Watermark::new(received_up_to, intake_queue, self.shards.iter().len()),
         })
     }
 
@@ -78,7 +78,7 @@ impl Tenant {
         &self,
         connection: &Connection,
         broker: Arc<BrokerHealth>,
-        counts: Arc<Counts>,
+        counts: Arc<QuestionCounts>,
         queues: &Queues,
     ) -> QueryService {
         QueryService {

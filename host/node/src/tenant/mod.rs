@@ -31,7 +31,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use crate::beside::{CandidatePipeline, Mode, Pipelines};
+use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 use crate::directory;
 use crate::directory::disk_copy::CopyWriter;
 use crate::directory::request::AnswerFetcher;
@@ -41,17 +41,17 @@ use crate::link::connection::Connection;
 use crate::link::progress::{PollInterval, Sources};
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::sequencer::Sequencer;
-use crate::lookout::Lookout;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
+use crate::periodic_checks::PeriodicChecks;
 use crate::pool::{
-    self, Cell, Generation, HostedShard, Pool, QueueLimits, Shards, ShardsGuard, Task,
+    self, Generation, HostedShard, Pool, QueueLimits, ShardOrReplica, Shards, ShardsGuard, Task,
     TenantContext, ThreadShare,
 };
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
 use crate::tenant::progress::Corrections;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stream_intake::StreamHealth;
 
 /// The least number of new ids before a sweep looks for unused ones.
@@ -71,14 +71,14 @@ pub(crate) struct RunningPipelines {
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
     /// The candidate beside it, if there is one.
-    pub(crate) beside: Option<CandidatePipeline>,
+    pub(crate) candidate: Option<CandidatePipeline>,
 }
 
 impl From<&RunningPipelines> for Pipelines {
     fn from(running: &RunningPipelines) -> Self {
         Self {
             active: running.into(),
-            beside: running.beside.clone(),
+            candidate: running.candidate.clone(),
         }
     }
 }
@@ -119,9 +119,9 @@ pub(crate) struct Tenant {
     /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
     /// The last dead letters.
-    pub(crate) letters: Arc<RecentDeadLetters>,
+    pub(crate) dead_letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until their outputs are handed over.
-    pub(crate) passage: Arc<Latency>,
+    pub(crate) publish_latency: Arc<Latency>,
     /// Decides on which reply subjects answers may be sent.
     pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) running: watch::Sender<RunningPipelines>,
@@ -139,7 +139,7 @@ pub(crate) struct Tenant {
     /// The rates and numbers that its shards share.
     quotas: Quotas,
     /// Notes and logs exceeded quotas.
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// Its share of the threads.
     share: Arc<ThreadShare>,
     /// The tenant's request for how often the broker is asked for acknowledgements.
@@ -188,7 +188,7 @@ impl Tenant {
         });
         let body_bytes_max = connection.body_bytes_max();
         let quotas = Quotas::new(config);
-        let exceeded = Arc::<Exceeded>::default();
+        let exceeded = Arc::<ExceededLog>::default();
         let weight = config.limits.weight;
         let share = ThreadShare::new(weight, quotas.cpu.clone(), Arc::clone(&exceeded));
         let share = Arc::new(share);
@@ -202,18 +202,18 @@ impl Tenant {
         let running = RunningPipelines {
             generation: FIRST_GENERATION,
             blueprint: Arc::new(blueprint),
-            beside: None,
+            candidate: None,
         };
-        let letters = Arc::<RecentDeadLetters>::default();
-        let passage = Arc::<Latency>::default();
+        let dead_letters = Arc::<RecentDeadLetters>::default();
+        let publish_latency = Arc::<Latency>::default();
         let common = Arc::new(TenantContext {
             span: config.tenant.name.is_some().then(Span::current),
             lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
-            letters: Arc::clone(&letters),
-            passage: Arc::clone(&passage),
+            dead_letters: Arc::clone(&dead_letters),
+            publish_latency: Arc::clone(&publish_latency),
             tracer: tracer.clone(),
             exceeded: Arc::clone(&exceeded),
             share: Arc::clone(&share),
@@ -228,16 +228,16 @@ impl Tenant {
                     shard.keep_records(state.is_some());
                     let node = &config.node.name;
                     let source = Source::new(node, number, epoch, &subjects, message_ids);
-                    (Cell::alone(shard), Sequencer::new(source))
+                    (ShardOrReplica::alone(shard), Sequencer::new(source))
                 }
                 Some(fleet) => {
                     let source = Source::of_fleet(number, &subjects, message_ids);
                     let number = u32::try_from(number).unwrap_or(u32::MAX);
-                    let told = subjects.shard_standby_messages(number);
+                    let updates_subject = subjects.shard_standby_messages(number);
                     let (names, links) = (Arc::clone(&names), fleet.links.clone());
                     let replica = (number, fleet.replicas.clone());
-                    let cell = Cell::replica(shard, replica, names, links);
-                    (cell, Sequencer::of_fleet(source, told))
+                    let cell = ShardOrReplica::replica(shard, replica, names, links);
+                    (cell, Sequencer::of_fleet(source, updates_subject))
                 }
             };
             let saver = state.as_ref().map(Writer::saver);
@@ -260,8 +260,8 @@ impl Tenant {
             copy_writer: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
-            letters,
-            passage,
+            dead_letters,
+            publish_latency,
             running: watch::Sender::new(running),
             generations: FIRST_GENERATION,
             body_bytes_max: Arc::new(body_bytes_max.into()),
@@ -376,13 +376,13 @@ impl Tenant {
         if let Some(copy_writer) = &mut self.copy_writer {
             copy_writer.note(&directory, &changes, &self.names);
         }
-        self.health.taken();
+        self.health.note_read();
         // The first directory answers questions that had no answer before, even if it is empty.
         let is_first = self.directory.is_on_demand() && !directory.is_on_demand();
         if changes.is_empty() && !is_first {
             return;
         }
-        self.health.set_holds(!directory.is_empty());
+        self.health.set_has_entries(!directory.is_empty());
         let (users, changed_lists) = (directory.len(), changes.len());
         if directory.is_on_demand() {
             tracing::debug!(changed_lists, "directory changed");
@@ -403,7 +403,7 @@ impl Tenant {
             share,
             chain,
         } = candidate;
-        let beside = CandidatePipeline {
+        let candidate = CandidatePipeline {
             generation: self.next_generation(blueprint),
             mode: Mode::Canary(share),
             meter: Arc::default(),
@@ -412,18 +412,18 @@ impl Tenant {
         let active = Generation::from(&*self.running.borrow());
         self.set_pipelines(Pipelines {
             active,
-            beside: Some(beside),
+            candidate: Some(candidate),
         })
         .await;
     }
 
     /// Puts pipelines in force.
     pub(crate) async fn set_pipelines(&mut self, pipelines: Pipelines) {
-        let Pipelines { active, beside } = pipelines.clone();
+        let Pipelines { active, candidate } = pipelines.clone();
         self.running.send_replace(RunningPipelines {
             generation: active.number,
             blueprint: active.blueprint,
-            beside,
+            candidate,
         });
         for shard in self.shards.iter() {
             shard.send(Task::Pipelines(pipelines.clone())).await;
@@ -463,7 +463,7 @@ impl Tenant {
         (connection, broker): (Connection, Arc<BrokerHealth>),
         tasks: &Tasks,
     ) {
-        broker.takes_bodies(connection.body_bytes_max());
+        broker.set_body_bytes_max(connection.body_bytes_max());
         let shards = self.shards.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
@@ -471,9 +471,9 @@ impl Tenant {
             while connects.changed().await.is_ok() {
                 let body_bytes_max = connection.body_bytes_max();
                 known.store(body_bytes_max, Ordering::Relaxed);
-                broker.takes_bodies(body_bytes_max);
+                broker.set_body_bytes_max(body_bytes_max);
                 if let Some(fetcher) = &fetcher {
-                    fetcher.reconnected();
+                    fetcher.on_reconnect();
                 }
                 shards
                     .broadcast(|| Input::BodyBytesMax(body_bytes_max))
@@ -485,9 +485,9 @@ impl Tenant {
     }
 
     /// Logs the progress of corrections.
-    pub(crate) fn follow_corrections(&self, lookout: &Lookout, tasks: &Tasks) {
+    pub(crate) fn follow_corrections(&self, periodic_checks: &PeriodicChecks, tasks: &Tasks) {
         let mut corrections = Corrections::new(self.shards.clone(), self.running.subscribe());
-        lookout.add(tasks, "corrections", move || corrections.look());
+        periodic_checks.add(tasks, "corrections", move || corrections.check());
     }
 
     /// Frees the ids that nothing refers to any more, when there are many.
@@ -509,8 +509,8 @@ impl Tenant {
         if let Some(fetcher) = &self.fetcher {
             self.names.keep(&fetcher.ids());
         }
-        if let Some(beside) = &self.running.borrow().beside {
-            self.names.keep(&beside.meter.ids());
+        if let Some(candidate) = &self.running.borrow().candidate {
+            self.names.keep(&candidate.meter.ids());
         }
         let given_back = self.names.finish_sweep();
         self.swept = self.names.len();
@@ -523,7 +523,7 @@ impl Tenant {
 
     /// Removes the limit on processor time, because the tenant is about to stop.
     pub(crate) fn lift_quotas(&self) {
-        self.share.lift();
+        self.share.remove_cpu_limit();
     }
 
     /// Stops the shards after they have done everything that they got. What isn't done at `by` is

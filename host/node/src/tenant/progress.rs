@@ -6,16 +6,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::lookout::EVERY;
+use crate::periodic_checks::EVERY;
 use crate::pool::Shards;
 use crate::tenant::RunningPipelines;
 
 /// How often the progress is checked. Corrections that finish sooner are not logged, except
 /// those of a new pipeline.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the progress is logged.
-const TELL: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// The progress of corrections.
 #[derive(Clone, Copy, Default)]
@@ -41,11 +41,11 @@ impl Progress {
 }
 
 /// Corrections that take longer than one check.
-struct Long {
+struct LongCorrection {
     since: Instant,
     /// How many correction messages had been published before.
     messages: u64,
-    told_at: Instant,
+    logged_at: Instant,
 }
 
 /// Follows the corrections of a tenant.
@@ -54,7 +54,7 @@ pub(crate) struct Corrections {
     running: watch::Receiver<RunningPipelines>,
     settled: u64,
     last: Progress,
-    long: Option<Long>,
+    long: Option<LongCorrection>,
     look_at: Instant,
 }
 
@@ -72,35 +72,35 @@ impl Corrections {
     }
 
     /// Logs the progress, if it is time. Returns whether the tenant still runs.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn check(&mut self) -> bool {
         let now = Instant::now();
         if now < self.look_at {
             return true;
         }
         // This is half a caller's interval early, so that a call that comes a little early still
         // counts.
-        self.look_at = now + LOOK - EVERY / 2;
-        self.say(now);
+        self.look_at = now + CHECK_EVERY - EVERY / 2;
+        self.log(now);
         self.running.has_changed().is_ok()
     }
 
-    fn say(&mut self, now: Instant) {
+    fn log(&mut self, now: Instant) {
         let before = std::mem::replace(&mut self.last, Progress::of(&self.shards));
         let (last, users) = (self.last, self.last.backlog);
         if users > 0 {
             match &mut self.long {
                 None if before.backlog > 0 => {
                     tracing::info!(users, "correction started: deciding again for online users");
-                    self.long = Some(Long {
+                    self.long = Some(LongCorrection {
                         since: now,
                         messages: before.messages,
-                        told_at: now,
+                        logged_at: now,
                     });
                 }
-                Some(long) if now - long.told_at >= TELL => {
+                Some(long) if now - long.logged_at >= LOG_EVERY => {
                     let messages = last.messages - long.messages;
                     tracing::info!(users, messages, "correction in progress");
-                    long.told_at = now;
+                    long.logged_at = now;
                 }
                 _ => {}
             }

@@ -9,11 +9,11 @@ use tracing::Span;
 use crate::pool::log_limiter::LogLimiter;
 
 /// The least time between two log lines about a quota, in milliseconds.
-const TOLD_MS: u64 = 60_000;
+const LOG_EVERY_MS: u64 = 60_000;
 
 /// The exceeded quotas of a tenant.
 #[derive(Debug)]
-pub(crate) struct Exceeded {
+pub(crate) struct ExceededLog {
     counts: [AtomicU64; Quota::ALL.len()],
     lines: [LogLimiter; Quota::ALL.len()],
     /// The tenant's span. It is entered for log lines, because a thread serves several tenants.
@@ -28,7 +28,7 @@ pub(crate) fn directory_entries(max: u64) -> String {
     )
 }
 
-impl Default for Exceeded {
+impl Default for ExceededLog {
     /// For the tenant in whose span the caller is.
     fn default() -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Default for Exceeded {
     }
 }
 
-impl Exceeded {
+impl ExceededLog {
     /// Counts and logs that something was refused or has to wait. `error` says what, and the limit.
     pub(crate) fn note(&self, quota: Quota, error: &str) {
         if let Some(count) = self.counts.get(quota as usize) {
@@ -49,7 +49,7 @@ impl Exceeded {
     }
 
     /// As [`Self::note`], for a rejection that a shard has counted already.
-    pub(crate) fn noted(&self, rejection: &Rejection) {
+    pub(crate) fn note_counted(&self, rejection: &Rejection) {
         if let Some(quota) = rejection.quota {
             self.log(quota, &rejection.error);
         }
@@ -58,7 +58,7 @@ impl Exceeded {
     /// Logs it, unless the quota was logged recently.
     pub(crate) fn log(&self, quota: Quota, error: &str) {
         let line = self.lines.get(quota as usize);
-        if let Some(times) = line.and_then(|line| line.line(TOLD_MS)) {
+        if let Some(times) = line.and_then(|line| line.line(LOG_EVERY_MS)) {
             let quota = quota.as_str();
             self.span
                 .in_scope(|| tracing::warn!(quota, times, "a quota is exceeded: {error}"));

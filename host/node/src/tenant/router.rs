@@ -35,7 +35,7 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{self, FleetTask, Shards};
 
 /// The least time between two log lines about messages for a wrong shard, or of another stream.
-const WRONG_TOLD_MS: u64 = 10_000;
+const LOG_EVERY_MS: u64 = 10_000;
 
 /// How late a message must be to be marked as late when it is passed on, in milliseconds. Lateness
 /// counts from the last watermark, which is normally a fraction of a second old.
@@ -48,7 +48,7 @@ pub(crate) struct Router {
     /// The destinations of each shard: one per kind of input, and the last for redrive requests.
     destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
     /// The destination for each shard's combined heartbeats.
-    together: Vec<Destination>,
+    heartbeat_destinations: Vec<Destination>,
     /// Heartbeats that wait to be combined with others.
     waiting: Waiting,
     /// The input stream, if there is one, and the destinations of its messages: one per shard and
@@ -56,7 +56,7 @@ pub(crate) struct Router {
     stream: Option<String>,
     stored: Vec<[Destination; KINDS.len()]>,
     /// Messages to be passed on.
-    passed_on: Vec<PassedOn>,
+    forwards: Vec<Forwarded>,
     wrong: LogLimiter,
     other_stream: LogLimiter,
     /// The last watermark, by the host's clock. `None` before the first.
@@ -69,15 +69,15 @@ pub(crate) struct Router {
 }
 
 /// A message to be passed on.
-enum PassedOn {
+enum Forwarded {
     One(Destination, Incoming),
     /// Combined heartbeats.
-    Together(Destination, Bytes),
+    Heartbeats(Destination, Bytes),
 }
 
 /// How a message was sent to a shard.
 #[derive(Clone, Copy)]
-struct Sent {
+struct Route {
     shard: u32,
     /// Whether it exceeds the tenant's rate.
     is_excess: bool,
@@ -85,7 +85,7 @@ struct Sent {
     late_ms: u64,
 }
 
-impl Sent {
+impl Route {
     /// An ordinary message.
     fn to(shard: u32) -> Self {
         Self {
@@ -97,7 +97,7 @@ impl Sent {
 }
 
 /// An input for one of the node's shards.
-pub(super) struct Sorted {
+pub(super) struct RoutedInput {
     pub(super) place: usize,
     pub(super) input: Input,
     /// The size of its message, in bytes.
@@ -146,18 +146,18 @@ impl Router {
                 subjects.shard_input(shard, kind).into()
             })
         });
-        let together = (0..fleet.shards).map(|shard| subjects.shard_heartbeats(shard).into());
+        let heartbeats = (0..fleet.shards).map(|shard| subjects.shard_heartbeats(shard).into());
         let stored = (0..fleet.shards)
             .map(|shard| KINDS.map(|kind| subjects.shard_stored(shard, kind).into()));
         Self {
             stored: stored.collect(),
             stream,
             destinations: destinations.collect(),
-            together: together.collect(),
+            heartbeat_destinations: heartbeats.collect(),
             waiting: Waiting::default(),
             fleet,
             subjects,
-            passed_on: Vec::new(),
+            forwards: Vec::new(),
             wrong: LogLimiter::default(),
             other_stream: LogLimiter::default(),
             heard_at: None,
@@ -168,7 +168,7 @@ impl Router {
     }
 
     /// Notes a watermark: everything has been received up to this time.
-    pub(super) fn heard(&mut self, at: u64) {
+    pub(super) fn note_heard(&mut self, at: u64) {
         self.heard_at = Some(at);
     }
 
@@ -187,7 +187,7 @@ impl Router {
     }
 
     /// Whether messages of other nodes are known to reach this node.
-    pub(super) fn hears(&self) -> bool {
+    pub(super) fn is_in_touch(&self) -> bool {
         self.fleet.is_in_touch()
     }
 
@@ -199,7 +199,7 @@ impl Router {
         replies: &ReplyGuard,
         (limits, now_ns): (Limits, u64),
         shards: &Shards,
-        put: &mut impl FnMut(&Incoming, Sorted),
+        put: &mut impl FnMut(&Incoming, RoutedInput),
     ) {
         if received.is_from_node() {
             return;
@@ -218,24 +218,24 @@ impl Router {
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         let is_heartbeat = kind == Some(Kind::Heartbeat);
         let late_ms = self.late_ms;
-        let is_told = is_heartbeat && !self.fleet.takes_heartbeats(shard);
-        if !is_told && self.fleet.has_part(shard) {
-            let sent = Sent {
+        let is_from_owner = is_heartbeat && !self.fleet.takes_heartbeats(shard);
+        if !is_from_owner && self.fleet.has_part(shard) {
+            let route = Route {
                 shard,
                 is_excess,
                 late_ms,
             };
-            if let Some(input) = self.input(kind, sent, &received, replies, limits) {
+            if let Some(input) = self.input(kind, route, &received, replies, limits) {
                 put(
                     &received,
-                    Sorted::new(shard as usize, input, received.bytes()),
+                    RoutedInput::new(shard as usize, input, received.bytes()),
                 );
             }
         }
         let is_bare = received.reply().is_none() && !received.has_headers();
         match is_heartbeat && is_bare && !is_excess {
             true => self.wait(shard, received, limits),
-            false => self.pass_on_one((shard, kind), received, is_excess),
+            false => self.queue_one((shard, kind), received, is_excess),
         }
     }
 
@@ -247,10 +247,10 @@ impl Router {
         replies: &ReplyGuard,
         limits: Limits,
         shards: &Shards,
-        put: &mut impl FnMut(&Incoming, Sorted),
+        put: &mut impl FnMut(&Incoming, RoutedInput),
     ) {
         let input = match what {
-            ShardMessage::Standby => return self.told(shard, received, shards),
+            ShardMessage::Standby => return self.forward_update(shard, received, shards),
             ShardMessage::Heartbeats if received.payload().len() > waiting::BYTES_MAX => {
                 // No router combines as many.
                 self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
@@ -259,8 +259,8 @@ impl Router {
             ShardMessage::Heartbeats => {
                 for body in Waiting::bodies(received.payload()) {
                     let bytes = body.len();
-                    let input = self.message(Kind::Heartbeat, Sent::to(shard), body, None, limits);
-                    put(received, Sorted::new(shard as usize, input, bytes));
+                    let input = self.message(Kind::Heartbeat, Route::to(shard), body, None, limits);
+                    put(received, RoutedInput::new(shard as usize, input, bytes));
                 }
                 return;
             }
@@ -268,14 +268,14 @@ impl Router {
                 // The router sets these headers, so that the owner and its standbys treat the
                 // message alike.
                 let late_ms = received.header(DELAYED).and_then(|it| it.parse().ok());
-                let sent = Sent {
+                let route = Route {
                     shard,
                     is_excess: received.header(EXCESS).is_some(),
                     late_ms: late_ms.unwrap_or(0),
                 };
-                self.input(Some(kind), sent, received, replies, limits)
+                self.input(Some(kind), route, received, replies, limits)
             }
-            ShardMessage::Redrive => self.input(None, Sent::to(shard), received, replies, limits),
+            ShardMessage::Redrive => self.input(None, Route::to(shard), received, replies, limits),
             ShardMessage::Stored(kind) => {
                 return self.sort_stored((shard, kind), received, limits, put);
             }
@@ -283,7 +283,7 @@ impl Router {
         if let Some(input) = input {
             put(
                 received,
-                Sorted::new(shard as usize, input, received.bytes()),
+                RoutedInput::new(shard as usize, input, received.bytes()),
             );
         }
     }
@@ -294,18 +294,18 @@ impl Router {
         (shard, kind): (u32, Kind),
         received: &Incoming,
         limits: Limits,
-        put: &mut impl FnMut(&Incoming, Sorted),
+        put: &mut impl FnMut(&Incoming, RoutedInput),
     ) {
         let header = received.header(STORED).zip(self.stream.as_ref());
         let Some(receipt) = header.and_then(|(it, stream)| Receipt::of_header(it, stream)) else {
-            return self.is_of_other_stream();
+            return self.refuse_other_stream();
         };
         let input = self.stored_input((shard, kind), received, &receipt, limits);
-        let sorted = Sorted {
+        let routed = RoutedInput {
             receipt: Some(receipt),
-            ..Sorted::new(shard as usize, input, received.bytes())
+            ..RoutedInput::new(shard as usize, input, received.bytes())
         };
-        put(received, sorted);
+        put(received, routed);
     }
 
     /// Lets a heartbeat wait to be combined with others, if it isn't too long.
@@ -313,28 +313,28 @@ impl Router {
         let bytes_max = limits.body_bytes_max;
         let body = received.payload();
         if !Waiting::may_wait(body, bytes_max) {
-            return self.pass_on_one((shard, Some(Kind::Heartbeat)), received, false);
+            return self.queue_one((shard, Some(Kind::Heartbeat)), received, false);
         }
         let full = self.waiting.add(shard, body, bytes_max);
-        self.pass_on_together(shard, full);
+        self.queue_heartbeats(shard, full);
     }
 
-    fn pass_on_together(&mut self, shard: u32, heartbeats: Option<Bytes>) {
-        let destination = self.together.get(shard as usize).cloned();
-        let passed_on = destination.zip(heartbeats);
-        self.passed_on
-            .extend(passed_on.map(|(to, heartbeats)| PassedOn::Together(to, heartbeats)));
+    fn queue_heartbeats(&mut self, shard: u32, heartbeats: Option<Bytes>) {
+        let destination = self.heartbeat_destinations.get(shard as usize).cloned();
+        let forward = destination.zip(heartbeats);
+        self.forwards
+            .extend(forward.map(|(to, heartbeats)| Forwarded::Heartbeats(to, heartbeats)));
     }
 
     /// Queues a message, behind the heartbeats of its shard that came before it.
-    fn pass_on_one(
+    fn queue_one(
         &mut self,
         (shard, kind): (u32, Option<Kind>),
         received: Incoming,
         is_excess: bool,
     ) {
         let before = self.waiting.take(shard);
-        self.pass_on_together(shard, before);
+        self.queue_heartbeats(shard, before);
         let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
         let destinations = self.destinations.get(shard as usize);
         let destination = destinations.and_then(|them| them.get(number)).cloned();
@@ -347,8 +347,8 @@ impl Router {
             ]),
             false => received,
         };
-        self.passed_on
-            .extend(destination.map(|to| PassedOn::One(to, message)));
+        self.forwards
+            .extend(destination.map(|to| Forwarded::One(to, message)));
     }
 
     /// Queues a message of the stream for its shard. Returns its input if this node owns or follows
@@ -376,16 +376,16 @@ impl Router {
         });
         let destinations = self.stored.get(shard as usize);
         if let Some(destination) = destinations.and_then(|them| them.get(place)).cloned() {
-            self.passed_on.push(PassedOn::One(destination, message));
+            self.forwards.push(Forwarded::One(destination, message));
         }
         Ok(input)
     }
 
     /// The message that was routed last.
     pub(super) fn routed(&self) -> Option<&Incoming> {
-        match self.passed_on.last()? {
-            PassedOn::One(_, message) => Some(message),
-            PassedOn::Together(_, _) => None,
+        match self.forwards.last()? {
+            Forwarded::One(_, message) => Some(message),
+            Forwarded::Heartbeats(_, _) => None,
         }
     }
 
@@ -411,7 +411,7 @@ impl Router {
         // The reply subject was JetStream's, so nobody waits for an answer.
         let reply = None;
         let rejection = match parsed {
-            Ok(message) if self.is_of(&message.user, shard) => {
+            Ok(message) if self.check_shard(&message.user, shard) => {
                 let stored = Some(receipt.place);
                 let message = Message { stored, ..message };
                 return Input::Message { message, reply };
@@ -429,10 +429,10 @@ impl Router {
 
     /// Counts and logs a message of a stream that this node doesn't take. Nobody acknowledges it,
     /// so it is delivered again and again.
-    fn is_of_other_stream(&self) {
+    fn refuse_other_stream(&self) {
         let refused = &self.fleet.figures.refused;
         refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(messages) = self.other_stream.line(WRONG_TOLD_MS) {
+        if let Some(messages) = self.other_stream.line(LOG_EVERY_MS) {
             let mine = match &self.stream {
                 Some(stream) => format!("takes from `{stream}`"),
                 None => "has none".into(),
@@ -462,16 +462,18 @@ impl Router {
     /// Passes on everything that waits.
     pub(super) async fn pass_on_all(&mut self, connection: &Connection) {
         for (shard, heartbeats) in self.waiting.take_all() {
-            self.pass_on_together(shard, Some(heartbeats));
+            self.queue_heartbeats(shard, Some(heartbeats));
         }
         self.publish(connection).await;
     }
 
     async fn publish(&mut self, connection: &Connection) {
-        for passed_on in self.passed_on.drain(..) {
-            let published = match passed_on {
-                PassedOn::One(to, message) => connection.pass_on(to, message).await,
-                PassedOn::Together(to, heartbeats) => connection.publish_to(to, heartbeats).await,
+        for forward in self.forwards.drain(..) {
+            let published = match forward {
+                Forwarded::One(to, message) => connection.pass_on(to, message).await,
+                Forwarded::Heartbeats(to, heartbeats) => {
+                    connection.publish_to(to, heartbeats).await
+                }
             };
             if let Err(error) = published {
                 tracing::error!("an input could not be passed on: {}", Causes(&error));
@@ -494,7 +496,7 @@ impl Router {
     fn input(
         &self,
         kind: Option<Kind>,
-        sent: Sent,
+        route: Route,
         received: &Incoming,
         replies: &ReplyGuard,
         limits: Limits,
@@ -504,38 +506,38 @@ impl Router {
             let is_right = match &input {
                 Input::Redrive {
                     event: Ok(event), ..
-                } => self.is_of(&event.user, sent.shard),
+                } => self.check_shard(&event.user, route.shard),
                 _ => true,
             };
             return is_right.then_some(input);
         };
         let reply = replies.accept(received.reply()).map(Into::into);
         let payload = received.payload().clone();
-        Some(self.message(kind, sent, payload, reply, limits))
+        Some(self.message(kind, route, payload, reply, limits))
     }
 
     fn message(
         &self,
         kind: Kind,
-        sent: Sent,
+        route: Route,
         payload: Bytes,
         reply: Option<String>,
         limits: Limits,
     ) -> Input {
         let rejection = match Message::parse(kind, &payload, limits) {
-            Ok(message) if self.is_of(&message.user, sent.shard) => {
-                let delayed_ms = sent.late_ms;
+            Ok(message) if self.check_shard(&message.user, route.shard) => {
+                let delayed_ms = route.late_ms;
                 let message = Message {
                     delayed_ms,
                     ..message
                 };
-                return match sent.is_excess {
+                return match route.is_excess {
                     true => Input::Excess { message, reply },
                     false => Input::Message { message, reply },
                 };
             }
-            Ok(message) => self.wrong_shard(sent.shard, &message.user),
-            Err(_) if sent.is_excess => Rejection::excess(self.messages.per_s()),
+            Ok(message) => self.wrong_shard(route.shard, &message.user),
+            Err(_) if route.is_excess => Rejection::excess(self.messages.per_s()),
             Err(rejection) => rejection,
         };
         Input::Rejected {
@@ -547,14 +549,14 @@ impl Router {
     }
 
     /// Whether a user belongs to a shard. If not, it is counted and logged.
-    fn is_of(&self, user: &str, shard: u32) -> bool {
+    fn check_shard(&self, user: &str, shard: u32) -> bool {
         let is_right = hash::shard_of(user, self.fleet.shards) == shard;
         if !is_right {
             self.fleet
                 .figures
                 .wrong_shard
                 .fetch_add(1, Ordering::Relaxed);
-            if let Some(messages) = self.wrong.line(WRONG_TOLD_MS) {
+            if let Some(messages) = self.wrong.line(LOG_EVERY_MS) {
                 tracing::warn!(
                     shard,
                     messages,
@@ -573,19 +575,19 @@ impl Router {
         Rejection::new(Cause::WrongShard, error)
     }
 
-    fn told(&self, shard: u32, received: &Incoming, shards: &Shards) {
-        let told = FleetTask::Told(received.payload().clone());
+    fn forward_update(&self, shard: u32, received: &Incoming, shards: &Shards) {
+        let update = FleetTask::Update(received.payload().clone());
         let to = shards.get(shard as usize);
-        if !to.is_some_and(|to| to.offer_told(told)) {
+        if !to.is_some_and(|to| to.offer_update(update)) {
             self.fleet
                 .figures
-                .told_dropped
+                .updates_dropped
                 .fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Sorted {
+impl RoutedInput {
     pub(super) fn new(place: usize, input: Input, bytes: usize) -> Self {
         Self {
             place,

@@ -26,15 +26,17 @@ use presence_core::quota::Rate;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use self::progress::{Beginning, Progress};
+use self::progress::{BeginReason, Progress};
 use super::Tenant;
 use super::intake::{BATCH_BYTES_MAX, traced};
 use crate::clock;
-use crate::link::input_stream::{InputMessages, InputStreams, KINDS, OpenError, StoredInput};
+use crate::link::input_stream::{
+    InputMessages, InputStreamError, InputStreams, KINDS, StoredInput,
+};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{self, BATCH_MAX, Batch, Shards};
 use crate::state::Restored;
-use crate::state::position::{ShardOf, StreamPlaces, Taken};
+use crate::state::position::{ReadPositions, ShardOf, StreamPlaces};
 use crate::telemetry::Tracer;
 
 /// The delay before an unreadable stream is tried again: at first, and at most.
@@ -51,13 +53,13 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// How often the stream itself is checked. It may have been changed. Or a message may have been
 /// lost between the servers, which would only show at the next message.
-pub(super) const LOOK: Duration = Duration::from_secs(5);
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// How often it is checked whether the rate allows one more message.
 pub(super) const PACE: Duration = Duration::from_millis(2);
 
 /// The least time between two log lines about lost messages, in milliseconds.
-const LOST_TOLD_MS: u64 = 10_000;
+const LOG_EVERY_MS: u64 = 10_000;
 
 /// The state of reading the stream.
 #[derive(Debug)]
@@ -114,7 +116,7 @@ impl StreamHealth {
     }
 
     /// Notes that the stream can't be read. A new reason is logged.
-    pub(super) fn fails(&self, why: String) {
+    pub(super) fn note_outage(&self, why: String) {
         let mut outage = self.lock();
         let since = outage.as_ref().map_or_else(Instant::now, |it| it.since);
         let is_news = outage.as_ref().is_none_or(|it| it.why != why);
@@ -129,7 +131,7 @@ impl StreamHealth {
     }
 
     /// Notes that the stream is read. The end of an outage is logged.
-    pub(super) fn works(&self) {
+    pub(super) fn note_available(&self) {
         if let Some(outage) = self.lock().take() {
             let seconds = outage.since.elapsed().as_secs();
             tracing::info!(seconds, "the stream `{}` can be read again", self.name);
@@ -162,11 +164,11 @@ pub(crate) struct StreamIntake {
     health: Arc<StreamHealth>,
     progress: Progress,
     /// Dropped when the messages stored before the node's start have been taken.
-    behind: Option<oneshot::Sender<()>>,
+    caught_up_sender: Option<oneshot::Sender<()>>,
     /// For each shard, the position in the stream that it was last told.
-    told: Vec<Option<u64>>,
+    sent_positions: Vec<Option<u64>>,
     /// Lost messages that haven't been logged yet.
-    untold_losses: u64,
+    unlogged_losses: u64,
     losses: LogLimiter,
 }
 
@@ -179,7 +181,7 @@ impl Tenant {
         timeout_ms: u64,
     ) -> Option<(StreamIntake, CaughtUp)> {
         let health = self.input_stream.clone()?;
-        let (behind, caught_up) = oneshot::channel();
+        let (caught_up_sender, caught_up) = oneshot::channel();
         // A user who connected earlier and is still there has a heartbeat.
         let last_ran = restored.map(|it| it.saved_at).filter(|at| *at > 0);
         let since = last_ran.unwrap_or_else(|| clock::now_ms().saturating_sub(timeout_ms));
@@ -195,9 +197,9 @@ impl Tenant {
             tracer: self.tracer.clone(),
             health,
             progress: Progress::new(positions, since),
-            behind: Some(behind),
-            told: Vec::new(),
-            untold_losses: 0,
+            caught_up_sender: Some(caught_up_sender),
+            sent_positions: Vec::new(),
+            unlogged_losses: 0,
             losses: LogLimiter::default(),
         };
         Some((intake, CaughtUp(caught_up)))
@@ -229,9 +231,9 @@ impl StreamIntake {
             };
             let is_patient = begun.elapsed() < PATIENCE;
             match error {
-                OpenError::Refused(why) => self.fails(why, false),
-                OpenError::Away(why) => self.fails(why, is_patient),
-                OpenError::Again(why) => {
+                InputStreamError::Refused(why) => self.on_failure(why, false),
+                InputStreamError::Unavailable(why) => self.on_failure(why, is_patient),
+                InputStreamError::Reopen(why) => {
                     tracing::info!("the stream `{}` is read anew: {why}", self.health.name);
                 }
             }
@@ -244,23 +246,23 @@ impl StreamIntake {
     }
 
     /// Notes that the stream can't be read. Heartbeats stop waiting for it, unless `is_patient`.
-    fn fails(&mut self, why: String, is_patient: bool) {
-        self.health.fails(why);
+    fn on_failure(&mut self, why: String, is_patient: bool) {
+        self.health.note_outage(why);
         if !is_patient {
-            self.behind = None;
+            self.caught_up_sender = None;
         }
     }
 
     /// Opens the stream where the reading must continue. Also returns the number of the last
     /// message that is stored now.
-    async fn open(&mut self) -> Result<(InputMessages, u64), OpenError> {
+    async fn open(&mut self) -> Result<(InputMessages, u64), InputStreamError> {
         let stream = self.streams.find().await?;
         let (made_at, first, last) = (stream.made_at, stream.first, stream.last);
         let begin = self.progress.begin(made_at, last);
         let (messages, next) = self.streams.read(stream, begin.0).await?;
         let lost = self.progress.begun(made_at, (first, next), begin);
-        self.told = self.shards.iter().map(|_| None).collect();
-        self.health.works();
+        self.sent_positions = self.shards.iter().map(|_| None).collect();
+        self.health.note_available();
         self.note_position();
         self.log(begin.1);
         self.lost(lost);
@@ -269,25 +271,25 @@ impl StreamIntake {
         Ok((messages, last))
     }
 
-    fn log(&self, beginning: Beginning) {
+    fn log(&self, beginning: BeginReason) {
         let (name, next) = (&self.health.name, self.progress.next());
         match beginning {
-            Beginning::First => tracing::info!(
+            BeginReason::First => tracing::info!(
                 next,
                 "connects and disconnects are taken from the stream `{name}`, for the first time: \
                  from those on that were stored when the node last ran, or a timeout ago"
             ),
-            Beginning::Continued => {
+            BeginReason::Continued => {
                 tracing::info!(
                     next,
                     "connects and disconnects are taken from the stream `{name}`"
                 );
             }
-            Beginning::OtherStream => tracing::warn!(
+            BeginReason::OtherStream => tracing::warn!(
                 next,
                 "the stream `{name}` is another one than before: all of its messages are taken"
             ),
-            Beginning::LostEnd => tracing::warn!(
+            BeginReason::LostEnd => tracing::warn!(
                 next,
                 "the stream `{name}` has lost its last messages: the messages are taken that were \
                  stored since it was last in order, so some may be taken for the second time"
@@ -300,7 +302,7 @@ impl StreamIntake {
         &mut self,
         mut messages: InputMessages,
         last: u64,
-    ) -> Result<Infallible, OpenError> {
+    ) -> Result<Infallible, InputStreamError> {
         let link = self.streams.link();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -313,7 +315,7 @@ impl StreamIntake {
                         |it| it.message.bytes(),
                         || messages.next().now_or_never(),
                     );
-                    self.hand_on(batch).await;
+                    self.dispatch(batch).await;
                     end?;
                     self.note_caught_up(last);
                 }
@@ -321,26 +323,26 @@ impl StreamIntake {
                     if self.streams.link() != link {
                         // Messages on their way were lost, and this would only show at the next
                         // message.
-                        return Err(OpenError::Again("NATS was connected anew".into()));
+                        return Err(InputStreamError::Reopen("NATS was connected anew".into()));
                     }
                     self.mark();
                     self.lost(0);
-                    if looked_at.elapsed() < LOOK {
+                    if looked_at.elapsed() < CHECK_EVERY {
                         continue;
                     }
                     looked_at = Instant::now();
                     let stream = self.streams.find().await?;
                     if stream.made_at != self.progress.stream() {
-                        return Err(OpenError::Again("it was made anew".into()));
+                        return Err(InputStreamError::Reopen("it was made anew".into()));
                     }
                     let next = self.progress.next();
                     if stream.last + 1 < next {
-                        return Err(OpenError::Again("its last messages are gone".into()));
+                        return Err(InputStreamError::Reopen("its last messages are gone".into()));
                     }
                     if stream.last < next {
-                        self.progress.is_in_order();
+                        self.progress.note_in_order();
                     } else if missing_at.replace(next) == Some(next) {
-                        return Err(OpenError::Again("a message doesn't come".into()));
+                        return Err(InputStreamError::Reopen("a message doesn't come".into()));
                     }
                 }
             }
@@ -352,12 +354,12 @@ impl StreamIntake {
     fn note_caught_up(&mut self, last: u64) {
         if self.progress.next() > last {
             self.health.is_behind.store(false, Ordering::Relaxed);
-            self.behind = None;
+            self.caught_up_sender = None;
         }
     }
 
     /// Hands messages to their shards, and waits until these have room for them.
-    async fn hand_on(&mut self, messages: Vec<StoredInput>) {
+    async fn dispatch(&mut self, messages: Vec<StoredInput>) {
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
             metadata: *self.metadata.borrow(),
@@ -413,8 +415,8 @@ impl StreamIntake {
                 shard.hand_over(batch).await;
             }
             self.health.taken.fetch_add(taken, Ordering::Relaxed);
-            if let Some(told) = self.told.get_mut(place) {
-                *told = Some(upto);
+            if let Some(sent_positions) = self.sent_positions.get_mut(place) {
+                *sent_positions = Some(upto);
             }
         }
         self.note_position();
@@ -432,7 +434,7 @@ impl StreamIntake {
         let kind = self.subjects.kind(received.subject());
         let kind = kind.filter(|kind| KINDS.contains(kind) && !received.is_from_node())?;
         let taken = self.progress.taken();
-        let was_taken = |was: &dyn Fn(&Taken) -> bool| {
+        let was_taken = |was: &dyn Fn(&ReadPositions) -> bool| {
             let was = taken.is_some_and(was);
             self.health
                 .repeated
@@ -509,15 +511,15 @@ impl StreamIntake {
     fn mark(&mut self) {
         for (place, shard) in self.shards.iter().enumerate() {
             let (places, upto) = self.places(place, Vec::new());
-            if self.told.get(place).copied().flatten() == Some(upto) {
+            if self.sent_positions.get(place).copied().flatten() == Some(upto) {
                 continue;
             }
             let mut batch = Batch::new(clock::now_ms(), Vec::new(), 0);
             batch.places = Some(Box::new(places));
             if shard.offer(batch).is_ok()
-                && let Some(told) = self.told.get_mut(place)
+                && let Some(sent_positions) = self.sent_positions.get_mut(place)
             {
-                *told = Some(upto);
+                *sent_positions = Some(upto);
             }
         }
     }
@@ -525,9 +527,9 @@ impl StreamIntake {
     /// Counts messages that were removed from the stream before they could be taken, and logs them.
     fn lost(&mut self, count: u64) {
         self.health.lost.fetch_add(count, Ordering::Relaxed);
-        self.untold_losses += count;
-        if self.untold_losses > 0 && self.losses.line(LOST_TOLD_MS).is_some() {
-            let messages = mem::take(&mut self.untold_losses);
+        self.unlogged_losses += count;
+        if self.unlogged_losses > 0 && self.losses.line(LOG_EVERY_MS).is_some() {
+            let messages = mem::take(&mut self.unlogged_losses);
             tracing::warn!(
                 messages,
                 "messages were removed from the stream `{}` before this node could take them: by its \
@@ -545,8 +547,8 @@ impl StreamIntake {
 pub(super) fn gathered<T>(
     first: T,
     length: fn(&T) -> usize,
-    mut next: impl FnMut() -> Option<Result<T, OpenError>>,
-) -> (Vec<T>, Result<(), OpenError>) {
+    mut next: impl FnMut() -> Option<Result<T, InputStreamError>>,
+) -> (Vec<T>, Result<(), InputStreamError>) {
     let mut bytes = length(&first);
     let mut batch = vec![first];
     while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {

@@ -6,7 +6,7 @@
 //! router, an owner, or the connection between them fails. A shard knows which messages of a
 //! connection it has had (`core::tracker`).
 
-mod known;
+mod fleet_progress;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,15 +18,15 @@ use presence_core::quota::Rate;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use self::known::{Behind, Known};
+use self::fleet_progress::{FleetProgress, StartBacklog};
 use super::Tenant;
 use super::intake::traced;
 use super::router::Router;
-use super::stream_intake::{LOOK, PACE, RETRY, STEADY, StreamHealth, TICK, gathered};
+use super::stream_intake::{CHECK_EVERY, PACE, RETRY, STEADY, StreamHealth, TICK, gathered};
 use crate::clock;
 use crate::fleet::Fleet;
 use crate::link::connection::Connection;
-use crate::link::input_stream::{Begin, InputStream, InputStreams, OpenError};
+use crate::link::input_stream::{InputStream, InputStreamError, InputStreams, ReadFrom};
 use crate::link::shared_input::{
     ACK_WAIT, SharedConsumer, SharedInput, SharedMessages, SharedProgress,
 };
@@ -47,13 +47,13 @@ const FEW: u64 = PULL_MAX;
 
 /// The number of checks (each a [`TICK`] apart) within which all messages on their way should be
 /// handled. This is half the time after which they are delivered again.
-const LOOKS: u64 = 5;
+const STALL_CHECKS: u64 = 5;
 
 /// How often in a row reading may end soon after it began before this counts as an outage.
 const EARLY_ENDS_MAX: u32 = 3;
 
 /// The least time between two log lines about messages that wait for their owners, in milliseconds.
-const WAIT_TOLD_MS: u64 = 10_000;
+const WAIT_LOG_EVERY_MS: u64 = 10_000;
 
 /// How long a node that has just started leaves it to others to create a missing consumer. They
 /// know up to where messages have been handled.
@@ -73,14 +73,14 @@ pub(crate) struct StreamRouter {
     pace: Rate,
     tracer: Option<Tracer>,
     health: Arc<StreamHealth>,
-    known: Known,
+    fleet_progress: FleetProgress,
     begun: Instant,
     /// How often in a row reading has ended before it had taken a message.
     early_ends: u32,
     waits: LogLimiter,
     unhandled: LogLimiter,
     /// The messages that were stored before the node began. `None` once they have been handled.
-    behind: Option<Behind>,
+    start_backlog: Option<StartBacklog>,
     has_begun: bool,
 }
 
@@ -107,12 +107,12 @@ impl Tenant {
             tracer: self.tracer.clone(),
             health,
             // A user who connected earlier and is still there has a heartbeat.
-            known: Known::new(clock::now_ms().saturating_sub(timeout_ms)),
+            fleet_progress: FleetProgress::new(clock::now_ms().saturating_sub(timeout_ms)),
             begun: Instant::now(),
             early_ends: 0,
             waits: LogLimiter::default(),
             unhandled: LogLimiter::default(),
-            behind: None,
+            start_backlog: None,
             has_begun: false,
         })
     }
@@ -145,15 +145,17 @@ impl StreamRouter {
                 Err(error) => error,
             };
             match error {
-                OpenError::Again(_) if !self.has_begun => {}
-                OpenError::Again(why) if self.early_ends < EARLY_ENDS_MAX => {
+                InputStreamError::Reopen(_) if !self.has_begun => {}
+                InputStreamError::Reopen(why) if self.early_ends < EARLY_ENDS_MAX => {
                     tracing::info!(
                         "the stream `{}` is taken from anew: {why}",
                         self.health.name
                     );
                 }
-                OpenError::Refused(why) | OpenError::Away(why) | OpenError::Again(why) => {
-                    self.health.fails(why);
+                InputStreamError::Refused(why)
+                | InputStreamError::Unavailable(why)
+                | InputStreamError::Reopen(why) => {
+                    self.health.note_outage(why);
                 }
             }
             if opened.elapsed() >= STEADY {
@@ -171,7 +173,7 @@ impl StreamRouter {
     /// Waits until the node is connected, has a lease, and shards have owners. Nobody would handle
     /// messages that are passed on earlier.
     async fn may_route(&self) {
-        self.fleet.is_settled().await;
+        self.fleet.until_settled().await;
         self.streams.connected().await;
         while !self.has_lease() {
             sleep(RETRY.0).await;
@@ -184,20 +186,27 @@ impl StreamRouter {
         clock::now_ms() < self.fleet.lease.until()
     }
 
-    async fn open(&mut self) -> Result<SharedMessages, OpenError> {
+    async fn open(&mut self) -> Result<SharedMessages, InputStreamError> {
         let stream = self.streams.find().await?;
-        let consumer = match stream.shared().await? {
+        let consumer = match stream.shared_consumer().await? {
             Some(consumer) => self.checked(consumer).await?,
-            None if self.known.has_lost_end(stream.made_at, stream.last) => {
-                self.share_anew(&stream).await?
+            None if self
+                .fleet_progress
+                .has_lost_end(stream.made_at, stream.last) =>
+            {
+                self.recreate_consumer(&stream).await?
             }
             None => {
-                let is_new = self.known.handled.is_none();
+                let is_new = self.fleet_progress.handled.is_none();
                 let has_others = self.fleet.nodes().len() > 1;
                 if is_new && has_others && self.begun.elapsed() < OTHERS_FIRST {
-                    return Err(OpenError::Again("its consumer is made by others".into()));
+                    return Err(InputStreamError::Reopen(
+                        "its consumer is made by others".into(),
+                    ));
                 }
-                let made = stream.share(self.known.begin(stream.made_at)).await?;
+                let made = stream
+                    .create_shared_consumer(self.fleet_progress.begin(stream.made_at))
+                    .await?;
                 tracing::info!(
                     "the nodes of the fleet share the stream `{}` from now on",
                     self.health.name
@@ -206,11 +215,11 @@ impl StreamRouter {
             }
         };
         if !std::mem::replace(&mut self.has_begun, true) {
-            self.behind = Some(Behind::new(stream.last));
+            self.start_backlog = Some(StartBacklog::new(stream.last));
         }
         self.note(&stream, consumer.progress);
         if self.early_ends < EARLY_ENDS_MAX {
-            self.health.works();
+            self.health.note_available();
         }
         let pull = match self.messages.per_s() {
             0 => PULL_MAX,
@@ -225,24 +234,34 @@ impl StreamRouter {
 
     /// Checks an existing consumer. If a server has lost the stream's newest messages, the consumer
     /// may be ahead of the stream, and would leave out the next messages. It is then created again.
-    async fn checked(&mut self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
+    async fn checked(
+        &mut self,
+        consumer: SharedConsumer,
+    ) -> Result<SharedConsumer, InputStreamError> {
         // The stream must be fetched after the consumer, because it only grows meanwhile.
         let stream = self.streams.find().await?;
         // The server may have lost the consumer's progress, too, so what this node knows is
         // compared.
-        let is_behind = self.known.has_lost_end(stream.made_at, stream.last);
+        let is_behind = self
+            .fleet_progress
+            .has_lost_end(stream.made_at, stream.last);
         if !is_behind && consumer.progress.delivered <= stream.last {
             return Ok(consumer);
         }
-        stream.unshare().await?;
-        self.share_anew(&stream).await
+        stream.delete_shared_consumer().await?;
+        self.recreate_consumer(&stream).await
     }
 
     /// Creates the consumer of a stream that has lost its newest messages.
-    async fn share_anew(&mut self, stream: &InputStream) -> Result<SharedConsumer, OpenError> {
-        let since = self.known.in_order_at.saturating_sub(CLOCKS_MS);
-        let made = stream.share(Begin::Since(since)).await?;
-        self.known.given = 0;
+    async fn recreate_consumer(
+        &mut self,
+        stream: &InputStream,
+    ) -> Result<SharedConsumer, InputStreamError> {
+        let since = self.fleet_progress.in_order_at.saturating_sub(CLOCKS_MS);
+        let made = stream
+            .create_shared_consumer(ReadFrom::Since(since))
+            .await?;
+        self.fleet_progress.last_received = 0;
         tracing::warn!(
             "the stream `{}` has lost its last messages: the messages are taken that were stored \
              since it was last in order, so some may be taken for the second time",
@@ -252,14 +271,16 @@ impl StreamRouter {
     }
 
     fn note(&mut self, stream: &InputStream, progress: SharedProgress) {
-        let lost = self.known.note(stream.made_at, stream.first, progress);
+        let lost = self
+            .fleet_progress
+            .note(stream.made_at, stream.first, progress);
         let health = &self.health;
         let note = |of: &std::sync::atomic::AtomicU64, value| of.store(value, Ordering::Relaxed);
         note(&health.pending, progress.pending);
         note(&health.position, progress.handled);
         note(&health.unacknowledged, progress.unacknowledged);
-        let is_over = |it: &mut Behind| it.is_over(Instant::now(), progress);
-        if self.behind.take_if(is_over).is_some() {
+        let is_over = |it: &mut StartBacklog| it.is_over(Instant::now(), progress);
+        if self.start_backlog.take_if(is_over).is_some() {
             health.is_behind.store(false, Ordering::Relaxed);
         }
         if lost > 0 {
@@ -279,7 +300,7 @@ impl StreamRouter {
         &mut self,
         mut messages: SharedMessages,
         stop: &mut oneshot::Receiver<()>,
-    ) -> Result<(), OpenError> {
+    ) -> Result<(), InputStreamError> {
         let link = self.streams.link();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -295,7 +316,7 @@ impl StreamRouter {
                     // they are delivered again.
                     while let Some(Ok(first)) = messages.next().now_or_never() {
                         let (batch, _) = gathered(first, length, || messages.next().now_or_never());
-                        if self.hand_on(batch).await.is_err() {
+                        if self.dispatch(batch).await.is_err() {
                             break;
                         }
                     }
@@ -303,34 +324,34 @@ impl StreamRouter {
                 }
                 _ = tick.tick() => {
                     if self.streams.link() != link {
-                        return Err(OpenError::Again("NATS was connected anew".into()));
+                        return Err(InputStreamError::Reopen("NATS was connected anew".into()));
                     }
                     if begun.elapsed() >= STEADY {
-                        self.is_steady();
+                        self.reset_backoff();
                     }
-                    let is_awaited = waiting.is_some() || self.behind.is_some();
-                    if looked_at.elapsed() < LOOK && !is_awaited {
+                    let is_awaited = waiting.is_some() || self.start_backlog.is_some();
+                    if looked_at.elapsed() < CHECK_EVERY && !is_awaited {
                         continue;
                     }
                     looked_at = Instant::now();
-                    let left = self.look().await?;
+                    let left = self.refresh().await?;
                     if let Some((since, before)) = waiting {
                         waiting = is_too_much(left, before).then_some((since, Some(left)));
                         if waiting.is_some() && before.is_none() {
-                            self.say_that_it_waits(left);
+                            self.log_waiting(left);
                         }
                         if waiting.is_none() && since.elapsed() >= ACK_WAIT {
                             let why = "its messages had to wait for their owners";
-                            return Err(OpenError::Again(why.into()));
+                            return Err(InputStreamError::Reopen(why.into()));
                         }
                     }
                 }
                 first = messages.next(), if waiting.is_none() => {
                     let (batch, end) = gathered(first?, length, || messages.next().now_or_never());
-                    self.is_steady();
+                    self.reset_backoff();
                     let is_late = batch.iter().any(|it| it.receipt.is_repeated());
-                    self.say_what_nobody_handles(&batch);
-                    self.hand_on(batch).await?;
+                    self.warn_unhandled(&batch);
+                    self.dispatch(batch).await?;
                     end?;
                     // While a shard has no owner, its messages are delivered again for this reason
                     // alone.
@@ -344,12 +365,12 @@ impl StreamRouter {
 
     /// Warns if a message is delivered again and again although all shards have owners. An operator
     /// has to act then.
-    fn say_what_nobody_handles(&self, batch: &[SharedInput]) {
+    fn warn_unhandled(&self, batch: &[SharedInput]) {
         let is_unhandled = |it: &&SharedInput| it.receipt.is_often_repeated();
         let messages = batch.iter().filter(is_unhandled).count();
         if messages > 0
             && self.fleet.ownerless() == 0
-            && self.unhandled.line(WAIT_TOLD_MS).is_some()
+            && self.unhandled.line(WAIT_LOG_EVERY_MS).is_some()
         {
             tracing::warn!(
                 messages,
@@ -360,8 +381,8 @@ impl StreamRouter {
         }
     }
 
-    fn say_that_it_waits(&self, messages: u64) {
-        if self.waits.line(WAIT_TOLD_MS).is_some() {
+    fn log_waiting(&self, messages: u64) {
+        if self.waits.line(WAIT_LOG_EVERY_MS).is_some() {
             tracing::warn!(
                 messages,
                 "messages of the stream `{}` are delivered again before their owners have handled them: \
@@ -372,24 +393,24 @@ impl StreamRouter {
     }
 
     /// Notes that reading works.
-    fn is_steady(&mut self) {
+    fn reset_backoff(&mut self) {
         self.early_ends = 0;
-        self.health.works();
+        self.health.note_available();
     }
 
     /// Fetches the stream and its consumer again, since they may have been changed. Returns how
     /// many messages are on their way to their owners.
-    async fn look(&mut self) -> Result<u64, OpenError> {
+    async fn refresh(&mut self) -> Result<u64, InputStreamError> {
         let stream = self.streams.find().await?;
         let is_other = self
-            .known
+            .fleet_progress
             .handled
-            .is_some_and(|(known, _)| known != stream.made_at);
+            .is_some_and(|(fleet_progress, _)| fleet_progress != stream.made_at);
         if is_other {
-            return Err(OpenError::Again("it was made anew".into()));
+            return Err(InputStreamError::Reopen("it was made anew".into()));
         }
-        let Some(consumer) = stream.shared().await? else {
-            return Err(OpenError::Again("its consumer is gone".into()));
+        let Some(consumer) = stream.shared_consumer().await? else {
+            return Err(InputStreamError::Reopen("its consumer is gone".into()));
         };
         let progress = consumer.progress;
         self.note(&stream, progress);
@@ -400,7 +421,7 @@ impl StreamRouter {
     ///
     /// # Errors
     /// If the node's lease has ended, or if other messages that came with these may be too old now.
-    async fn hand_on(&mut self, messages: Vec<SharedInput>) -> Result<(), OpenError> {
+    async fn dispatch(&mut self, messages: Vec<SharedInput>) -> Result<(), InputStreamError> {
         let begun = Instant::now();
         let nodes = self.fleet.nodes().len() as u64;
         self.pace.be_part_of(&self.messages, nodes);
@@ -408,7 +429,9 @@ impl StreamRouter {
             self.pace().await;
         }
         if !self.has_lease() {
-            return Err(OpenError::Again("the node's lease has ended".into()));
+            return Err(InputStreamError::Reopen(
+                "the node's lease has ended".into(),
+            ));
         }
         let now = clock::now_ms();
         let limits = Limits {
@@ -425,7 +448,7 @@ impl StreamRouter {
             };
             counted.fetch_add(1, Ordering::Relaxed);
             let given = stored.receipt.place.sequence;
-            self.known.given = self.known.given.max(given);
+            self.fleet_progress.last_received = self.fleet_progress.last_received.max(given);
             let bytes = stored.message.bytes();
             match self.router.route(stored, limits) {
                 Ok(Some((place, input, receipt))) => {
@@ -456,7 +479,9 @@ impl StreamRouter {
         match begun.elapsed() < ACK_WAIT {
             true => Ok(()),
             // Messages that wait behind these have been delivered again by now.
-            false => Err(OpenError::Again("shards had no room for a while".into())),
+            false => Err(InputStreamError::Reopen(
+                "shards had no room for a while".into(),
+            )),
         }
     }
 
@@ -472,7 +497,7 @@ impl StreamRouter {
 /// how many there were at the last check. If none of them were handled, they may be lost, and must
 /// be delivered and passed on again.
 fn is_too_much(left: u64, before: Option<u64>) -> bool {
-    let is_slow = |handled: u64| handled > 0 && left > handled * LOOKS;
+    let is_slow = |handled: u64| handled > 0 && left > handled * STALL_CHECKS;
     left > FEW && before.is_none_or(|it| is_slow(it.saturating_sub(left)))
 }
 

@@ -10,7 +10,7 @@ use presence_config::escape::{eprint_line, line, print, print_json};
 use presence_core::message::Kind;
 use presence_node::clock;
 use presence_node::link::dlq_stream::{DeadLetter, DlqStream, RedriveMode, RedriveResult};
-use presence_node::link::redrive_turn::RedriveTurn;
+use presence_node::link::redrive_lock::RedriveLock;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -121,7 +121,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 /// If a letter can't be redriven, or not be removed afterwards. The letters after it are not tried:
 /// they would fare no better.
 async fn redrive_all<'a>(
-    turn: &RedriveTurn<'_>,
+    turn: &RedriveLock<'_>,
     letters: &DlqStream,
     (selected, age_max_ms): (&'a [DeadLetter], Option<u64>),
     mut report: impl FnMut(&'a DeadLetter, Outcome) -> anyhow::Result<()>,
@@ -143,10 +143,10 @@ async fn redrive_all<'a>(
 }
 
 /// Waits until no other redrive has the turn, and takes it.
-async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveTurn<'_>> {
+async fn turn(letters: &DlqStream) -> anyhow::Result<RedriveLock<'_>> {
     let mut is_printed = false;
     loop {
-        if let Some(turn) = RedriveTurn::take(letters).await? {
+        if let Some(turn) = RedriveLock::acquire(letters).await? {
             return Ok(turn);
         }
         if !std::mem::replace(&mut is_printed, true) {
@@ -180,7 +180,7 @@ async fn still_in_stream(
 
 /// Redrives a letter while this process has the turn. Fails if it loses the turn.
 async fn in_turn<T>(
-    turn: &RedriveTurn<'_>,
+    turn: &RedriveLock<'_>,
     redrive: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
     // This process may have been suspended since it last renewed the turn.

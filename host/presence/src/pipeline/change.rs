@@ -39,7 +39,7 @@ impl StoreSession {
         let config = tenant::load(config).await?;
         let operator = Operator::connect(&config).await?;
         let revisions = operator.store().revisions(READ_MAX).await;
-        let revisions = revisions.map_err(|error| operator.complained(error))?;
+        let revisions = revisions.map_err(|error| operator.with_broker_error(error))?;
         let mut session = Self {
             config,
             operator,
@@ -123,7 +123,7 @@ impl StoreSession {
     /// If there is none of that number, or it can't be read.
     pub(crate) async fn find_revision(&self, number: u64) -> anyhow::Result<Revision> {
         let found = self.operator.store().revision(number).await;
-        let found = found.map_err(|error| self.operator.complained(error))?;
+        let found = found.map_err(|error| self.operator.with_broker_error(error))?;
         let found = found.with_context(|| {
             format!("there is no revision {number}: `presence pipeline history` lists them")
         })?;
@@ -258,7 +258,7 @@ impl StoreSession {
         // Read after the nodes were asked, so that it has every revision that they run, unless the
         // bucket was lost.
         let now = self.operator.store().revisions(READ_MAX).await;
-        let now = now.map_err(|error| self.operator.complained(error))?;
+        let now = now.map_err(|error| self.operator.with_broker_error(error))?;
         let seen = |it: &&FoundRevision| self.revisions.iter().any(|seen| seen.number == it.number);
         if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
             bail!(
@@ -338,7 +338,7 @@ impl StoreSession {
         let write = self.operator.store().write(revision);
         match self.operator.attempt("$KV.", write).await? {
             WriteResult::Done => {}
-            WriteResult::Taken(other) => {
+            WriteResult::Conflict(other) => {
                 report.end(number, false, difference)?;
                 bail!(
                     "nothing was written: {}. {TRY_AGAIN}",

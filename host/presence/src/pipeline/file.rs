@@ -34,7 +34,7 @@ impl PinnedPipeline {
             path.display()
         );
         let stored = session.operator.store().plugins().await;
-        let stored = stored.map_err(|error| session.operator.complained(error))?;
+        let stored = stored.map_err(|error| session.operator.with_broker_error(error))?;
         let mut pinned = Self {
             chain: Vec::new(),
             built_in: BTreeMap::new(),

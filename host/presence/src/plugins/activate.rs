@@ -40,7 +40,7 @@ impl PluginRef {
     /// If the store has no such plugin, or several.
     pub(super) async fn digest_in(&self, session: &StoreSession) -> anyhow::Result<Digest> {
         let stored = session.operator.store().plugins().await;
-        let stored = stored.map_err(|error| session.operator.complained(error))?;
+        let stored = stored.map_err(|error| session.operator.with_broker_error(error))?;
         find_plugin(&stored, &self.name, &self.digest)
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let alerts = session.operator.store().alerts().await;
-    let alerts = alerts.map_err(|error| session.operator.complained(error))?;
+    let alerts = alerts.map_err(|error| session.operator.with_broker_error(error))?;
     let quarantines: Vec<_> = alerts
         .iter()
         .filter(|it| word(it, "/plugin") == args.name && alert_text(it).is_some())

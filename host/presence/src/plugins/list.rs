@@ -18,7 +18,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = StoreSession::open(&args.output.config).await?;
     let plugins = session.operator.store().plugins().await;
-    let plugins = plugins.map_err(|error| session.operator.complained(error))?;
+    let plugins = plugins.map_err(|error| session.operator.with_broker_error(error))?;
     let newest = session.newest();
     let is_active = |it: &StoredPlugin| {
         newest.is_some_and(|revision| revision.chain.iter().any(|entry| entry.digest == it.digest))

@@ -12,7 +12,7 @@ use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator, TenantNodes};
-use presence_node::store::tenants::{BucketPlace, Entry, Put, Snapshot};
+use presence_node::store::tenants::{BucketPlace, Entry, Snapshot, WriteOutcome};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -298,8 +298,8 @@ impl<'a> TenantStoreSession<'a> {
             }
             let put = store.write(name, tenant.as_ref(), &self.read);
             match self.operator.attempt("presence-tenants", put).await? {
-                Put::Done(last) => place.last = last,
-                Put::Changed => return Ok(Written::Changed),
+                WriteOutcome::Done(last) => place.last = last,
+                WriteOutcome::Changed => return Ok(Written::Changed),
             }
             let entry = Entry {
                 place: place.last,

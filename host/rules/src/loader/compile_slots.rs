@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::compiler::held;
+use super::compiler::lock;
 
 /// The slots in which plugins are compiled.
 pub(super) struct CompileSlots {
@@ -19,7 +19,7 @@ struct State {
     compiling: BTreeMap<u64, Compiling>,
     /// The number and owner of each compilation that waits, in order of arrival.
     queue: VecDeque<(u64, Arc<str>)>,
-    came: u64,
+    next_ticket: u64,
 }
 
 struct Compiling {
@@ -41,7 +41,7 @@ impl CompileSlots {
                 count,
                 compiling: BTreeMap::new(),
                 queue: VecDeque::new(),
-                came: 0,
+                next_ticket: 0,
             }),
             freed: Condvar::new(),
         }
@@ -50,9 +50,9 @@ impl CompileSlots {
     /// Waits for a slot. The owner with the fewest running compilations goes first.
     pub(super) fn take(self: &Arc<Self>, owner: &str) -> CompileSlot {
         let owner: Arc<str> = owner.into();
-        let mut state = held(&self.state);
-        let number = state.came;
-        state.came += 1;
+        let mut state = lock(&self.state);
+        let number = state.next_ticket;
+        state.next_ticket += 1;
         state.queue.push_back((number, Arc::clone(&owner)));
         let waits = |state: &mut State| !state.has_room() || state.next() != Some(number);
         let waited = self.freed.wait_while(state, waits);
@@ -74,7 +74,7 @@ impl CompileSlots {
     /// How many compilations wait.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
-        held(&self.state).queue.len()
+        lock(&self.state).queue.len()
     }
 }
 
@@ -83,8 +83,8 @@ impl State {
     /// further one takes one.
     fn has_room(&self) -> bool {
         let given_up = self.compiling.values().filter(|it| it.is_given_up).count();
-        let seated = self.compiling.len() - given_up;
-        seated + given_up.saturating_sub(self.count) < self.count
+        let active = self.compiling.len() - given_up;
+        active + given_up.saturating_sub(self.count) < self.count
     }
 
     /// The number of the compilation whose turn it is.
@@ -102,7 +102,7 @@ impl State {
 impl CompileSlot {
     /// Marks the compilation as given up: it goes on, but nobody waits for it.
     pub(super) fn give_up(&self) {
-        if let Some(own) = held(&self.slots.state).compiling.get_mut(&self.number) {
+        if let Some(own) = lock(&self.slots.state).compiling.get_mut(&self.number) {
             own.is_given_up = true;
         }
         self.slots.freed.notify_all();
@@ -110,7 +110,7 @@ impl CompileSlot {
 
     /// Frees the slot: the compilation has ended.
     pub(super) fn end(&self) {
-        held(&self.slots.state).compiling.remove(&self.number);
+        lock(&self.slots.state).compiling.remove(&self.number);
         self.slots.freed.notify_all();
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn those_that_are_given_up_take_places_once_they_are_too_many() {
         let slots = Arc::new(CompileSlots::new(1));
-        let has_room = || held(&slots.state).has_room();
+        let has_room = || lock(&slots.state).has_room();
         let first = slots.take("a");
         assert!(!has_room());
         first.give_up();
@@ -164,6 +164,6 @@ mod tests {
         for slot in [third, second] {
             slot.end();
         }
-        assert!(held(&slots.state).compiling.is_empty());
+        assert!(lock(&slots.state).compiling.is_empty());
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use presence_sandbox::{Engine, LoadError, Plugin, sha256};
 
 use super::compile_slots::CompileSlots;
-use super::trust::Proof;
+use super::trust::Provenance;
 
 /// How many compiled plugins are kept that no pipeline uses. They save work when a pipeline that
 /// was refused is loaded again.
@@ -41,7 +41,7 @@ pub(super) struct Compiler {
 /// A digest, and the plugins compiled from the bytes of that digest.
 struct Compiled {
     sha256: Arc<str>,
-    place: Arc<CompiledPlugins>,
+    entry: Arc<CompiledPlugins>,
 }
 
 /// The plugins compiled from one file's bytes, and who vouches for the bytes.
@@ -49,7 +49,7 @@ struct Compiled {
 struct CompiledPlugins {
     state: Mutex<State>,
     /// Who vouches for the bytes. It is read once.
-    proof: OnceLock<Arc<Proof>>,
+    provenance: OnceLock<Arc<Provenance>>,
 }
 
 /// The plugin under each of its names, and the compilation that is under way.
@@ -62,12 +62,12 @@ struct State {
 /// The progress of a compilation, shared by all who wait for it.
 #[derive(Default)]
 struct Compilation {
-    stage: Mutex<Stage>,
+    status: Mutex<CompilationStatus>,
     ended: Condvar,
 }
 
 #[derive(Default, PartialEq)]
-enum Stage {
+enum CompilationStatus {
     #[default]
     UnderWay,
     /// It takes too long: nobody waits for it any more.
@@ -116,14 +116,14 @@ impl Compiler {
         bytes: &[u8],
         limit: Duration,
     ) -> Result<Arc<Plugin>, LoadError> {
-        let place = self.place(sha256(bytes));
-        place.proof_of(bytes);
+        let entry = self.entry(sha256(bytes));
+        entry.provenance_of(bytes);
         let too_slow = || LoadError::TooSlow {
             plugin: name.into(),
             seconds: limit.as_secs_f32(),
         };
         loop {
-            let mut state = held(&place.state);
+            let mut state = lock(&entry.state);
             if let Some(plugin) = state.plugins.iter().find(|it| *it.name == *name) {
                 return Ok(Arc::clone(plugin));
             }
@@ -137,11 +137,11 @@ impl Compiler {
                 state.under_way = Some(Arc::clone(&own));
                 drop(state);
                 return self
-                    .begin(owner, name, bytes, limit, &place, &own)?
+                    .begin(owner, name, bytes, limit, &entry, &own)?
                     .ok_or_else(too_slow);
             };
             drop(state);
-            if !other.is_over() {
+            if !other.wait_until_done() {
                 return Err(too_slow());
             }
         }
@@ -154,7 +154,7 @@ impl Compiler {
         name: &str,
         bytes: &[u8],
         limit: Duration,
-        place: &Arc<CompiledPlugins>,
+        entry: &Arc<CompiledPlugins>,
         own: &Arc<Compilation>,
     ) -> Result<Option<Arc<Plugin>>, LoadError> {
         let slot = self.slots.take(owner);
@@ -162,7 +162,7 @@ impl Compiler {
         let work = {
             let (load, engine) = (Arc::clone(&self.load), self.engine.clone());
             let (name, bytes) = (name.to_owned(), bytes.to_vec());
-            let (place, own, outcome) = (Arc::clone(place), Arc::clone(own), Arc::clone(&outcome));
+            let (entry, own, outcome) = (Arc::clone(entry), Arc::clone(own), Arc::clone(&outcome));
             let slot = slot.clone();
             move || {
                 let compiled =
@@ -174,12 +174,12 @@ impl Compiler {
                             .into(),
                     })
                 });
-                let mut state = held(&place.state);
+                let mut state = lock(&entry.state);
                 state.under_way = None;
                 let compiled = compiled.map(Arc::new);
                 // Kept even if nobody waits any more: a later request finds it.
                 state.plugins.extend(compiled.as_ref().ok().cloned());
-                *held(&outcome) = Some(compiled);
+                *lock(&outcome) = Some(compiled);
                 drop(state);
                 slot.end();
                 own.end();
@@ -187,39 +187,39 @@ impl Compiler {
         };
         let began = thread::Builder::new().name("compile".into()).spawn(work);
         if let Err(error) = began {
-            held(&place.state).under_way = None;
+            lock(&entry.state).under_way = None;
             slot.end();
             own.end();
             return Err(LoadError::Engine(format!("no thread can be had: {error}")));
         }
-        if !own.ends_by(Instant::now() + limit) {
+        if !own.wait_with_deadline(Instant::now() + limit) {
             slot.give_up();
             return Ok(None);
         }
-        let outcome = held(&outcome).take();
+        let outcome = lock(&outcome).take();
         outcome.transpose()
     }
 
     /// Who vouches for a plugin with these bytes.
-    pub(super) fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
-        self.place(sha256(bytes)).proof_of(bytes)
+    pub(super) fn provenance_of(&self, bytes: &[u8]) -> Arc<Provenance> {
+        self.entry(sha256(bytes)).provenance_of(bytes)
     }
 
     /// Who vouches for the plugin of a digest. `None`: the plugin is no longer kept, which can only
     /// happen while nothing uses it.
-    pub(super) fn proof(&self, sha256: &str) -> Option<Arc<Proof>> {
-        let compiled = held(&self.compiled);
+    pub(super) fn provenance(&self, sha256: &str) -> Option<Arc<Provenance>> {
+        let compiled = lock(&self.compiled);
         let known = compiled.iter().find(|known| *known.sha256 == *sha256)?;
-        known.place.proof.get().map(Arc::clone)
+        known.entry.provenance.get().map(Arc::clone)
     }
 
     /// The entry of a digest, moved to the end of the list, or a new one. The oldest unused entries
     /// beyond `UNUSED_MAX` are removed.
-    fn place(&self, sha256: Arc<str>) -> Arc<CompiledPlugins> {
-        let mut compiled = held(&self.compiled);
+    fn entry(&self, sha256: Arc<str>) -> Arc<CompiledPlugins> {
+        let mut compiled = lock(&self.compiled);
         let known = compiled.iter().position(|known| known.sha256 == sha256);
-        let known = known.map(|place| compiled.remove(place));
-        let place = known.map_or_else(Arc::default, |known| known.place);
+        let known = known.map(|index| compiled.remove(index));
+        let entry = known.map_or_else(Arc::default, |known| known.entry);
         // The new entry is in use, so it is added after this.
         let unused = compiled.iter().filter(|known| !known.is_used()).count();
         let mut excess = unused.saturating_sub(UNUSED_MAX);
@@ -230,9 +230,9 @@ impl Compiler {
         });
         compiled.push(Compiled {
             sha256,
-            place: Arc::clone(&place),
+            entry: Arc::clone(&entry),
         });
-        place
+        entry
     }
 }
 
@@ -265,53 +265,55 @@ fn cores() -> usize {
 
 impl Compilation {
     fn end(&self) {
-        *held(&self.stage) = Stage::Ended;
+        *lock(&self.status) = CompilationStatus::Ended;
         self.ended.notify_all();
     }
 
     /// Waits until the compilation has ended or is given up. Returns whether it has ended.
-    fn is_over(&self) -> bool {
-        let is_under_way = |stage: &mut Stage| *stage == Stage::UnderWay;
-        let stage = self.ended.wait_while(held(&self.stage), is_under_way);
-        *stage.unwrap_or_else(PoisonError::into_inner) == Stage::Ended
+    fn wait_until_done(&self) -> bool {
+        let is_under_way = |status: &mut CompilationStatus| *status == CompilationStatus::UnderWay;
+        let status = self.ended.wait_while(lock(&self.status), is_under_way);
+        *status.unwrap_or_else(PoisonError::into_inner) == CompilationStatus::Ended
     }
 
     /// Waits for the end of the compilation, and gives it up at a deadline. Returns whether it has
     /// ended.
-    fn ends_by(&self, until: Instant) -> bool {
+    fn wait_with_deadline(&self, until: Instant) -> bool {
         let left = until.saturating_duration_since(Instant::now());
-        let is_under_way = |stage: &mut Stage| *stage == Stage::UnderWay;
+        let is_under_way = |status: &mut CompilationStatus| *status == CompilationStatus::UnderWay;
         let waited = self
             .ended
-            .wait_timeout_while(held(&self.stage), left, is_under_way);
-        let (mut stage, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if *stage == Stage::UnderWay {
-            *stage = Stage::GivenUp;
+            .wait_timeout_while(lock(&self.status), left, is_under_way);
+        let (mut status, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *status == CompilationStatus::UnderWay {
+            *status = CompilationStatus::GivenUp;
             self.ended.notify_all();
         }
-        *stage == Stage::Ended
+        *status == CompilationStatus::Ended
     }
 }
 
 impl CompiledPlugins {
-    fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
-        let proof = self.proof.get_or_init(|| Arc::new(Proof::of(bytes)));
-        Arc::clone(proof)
+    fn provenance_of(&self, bytes: &[u8]) -> Arc<Provenance> {
+        let provenance = self
+            .provenance
+            .get_or_init(|| Arc::new(Provenance::of(bytes)));
+        Arc::clone(provenance)
     }
 }
 
 impl Compiled {
     /// Whether a pipeline uses or is about to use one of the plugins, or one is being compiled.
     fn is_used(&self) -> bool {
-        let state = held(&self.place.state);
-        Arc::strong_count(&self.place) > 1
+        let state = lock(&self.entry.state);
+        Arc::strong_count(&self.entry) > 1
             || state.under_way.is_some()
             || state.plugins.iter().any(|it| Arc::strong_count(it) > 1)
     }
 }
 
 /// Locks a mutex, even if it is poisoned: a panic can't leave any of the data half-changed.
-pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -342,7 +344,7 @@ mod tests {
         let own = engine.clone();
         let load = move |name: &str, bytes: &[u8]| {
             if name.starts_with("slow") {
-                held(&told).recv().unwrap();
+                lock(&told).recv().unwrap();
             }
             Plugin::load(&own, name, bytes)
         };
@@ -360,7 +362,7 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &compile("rule", bytes("public"))));
         let same = compile("all", bytes("public"));
         assert_eq!((&*same.name, &same.sha256), ("all", &one.sha256));
-        assert_eq!(held(&compiler.compiled).len(), 2);
+        assert_eq!(lock(&compiler.compiled).len(), 2);
     }
 
     #[test]
@@ -369,9 +371,9 @@ mod tests {
         let used = compiler.compile("", "public", bytes("public"), LONG);
         let used = used.unwrap();
         for number in 0..3 * UNUSED_MAX {
-            compiler.place(number.to_string().into());
+            compiler.entry(number.to_string().into());
         }
-        let compiled = held(&compiler.compiled);
+        let compiled = lock(&compiler.compiled);
         assert_eq!(compiled.len(), UNUSED_MAX + 2);
         assert!(compiled.iter().any(|known| known.sha256 == used.sha256));
         let last = (3 * UNUSED_MAX - 1).to_string();
@@ -396,7 +398,7 @@ mod tests {
         // The slow compilation still goes on, and isn't begun again.
         assert!(slow(LONG).is_err());
         go.send(()).unwrap();
-        while held(&compiler.place(sha256(bytes("public"))).state)
+        while lock(&compiler.entry(sha256(bytes("public"))).state)
             .under_way
             .is_some()
         {

@@ -41,7 +41,7 @@ impl Delivery {
 #[derive(Debug)]
 struct Group {
     viewers: RoaringBitmap,
-    told: Vec<Arc<Delivery>>,
+    deliveries: Vec<Arc<Delivery>>,
 }
 
 /// What viewers are told during one stay. There are usually few groups, so that the size hardly
@@ -73,7 +73,7 @@ impl Difference {
 
 impl OnlinePeriod {
     /// Notes a message to some viewers.
-    pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Delivery>) {
+    pub(super) fn add(&mut self, mut viewers: RoaringBitmap, delivery: &Arc<Delivery>) {
         let mut split = Vec::new();
         for group in &mut self.groups {
             let hit = &group.viewers & &viewers;
@@ -83,21 +83,24 @@ impl OnlinePeriod {
             viewers -= &hit;
             group.viewers -= &hit;
             let mut history = if group.viewers.is_empty() {
-                std::mem::take(&mut group.told)
+                std::mem::take(&mut group.deliveries)
             } else {
-                group.told.clone()
+                group.deliveries.clone()
             };
-            history.push(Arc::clone(told));
+            history.push(Arc::clone(delivery));
             split.push(Group {
                 viewers: hit,
-                told: history,
+                deliveries: history,
             });
         }
         self.groups.retain(|group| !group.viewers.is_empty());
         self.groups.extend(split);
         if !viewers.is_empty() {
-            let told = vec![Arc::clone(told)];
-            self.groups.push(Group { viewers, told });
+            let deliveries = vec![Arc::clone(delivery)];
+            self.groups.push(Group {
+                viewers,
+                deliveries,
+            });
         }
     }
 
@@ -115,16 +118,21 @@ impl OnlinePeriod {
             ..Difference::default()
         };
         for old in &old.groups {
-            for new in new.groups.iter().filter(|new| new.told != old.told) {
+            for new in new
+                .groups
+                .iter()
+                .filter(|new| new.deliveries != old.deliveries)
+            {
                 let both = &old.viewers & &new.viewers;
                 let first = difference.otherwise.min();
                 if let Some(viewer) = both.min()
                     && first.is_none_or(|first| viewer < first)
                 {
-                    let same = old.told.iter().zip(&new.told);
+                    let same = old.deliveries.iter().zip(&new.deliveries);
                     let same = same.take_while(|(old, new)| old == new).count();
                     let at = |told: &[Arc<Delivery>]| told.get(same).cloned();
-                    difference.sample = Some((Id(viewer), [at(&old.told), at(&new.told)]));
+                    difference.sample =
+                        Some((Id(viewer), [at(&old.deliveries), at(&new.deliveries)]));
                 }
                 difference.otherwise |= both;
             }
@@ -149,7 +157,7 @@ mod tests {
     fn period(told: &[(&[u32], &Arc<Delivery>)]) -> OnlinePeriod {
         let mut period = OnlinePeriod::default();
         for (viewers, told) in told {
-            period.tell(viewers.iter().copied().collect(), told);
+            period.add(viewers.iter().copied().collect(), told);
         }
         period
     }

@@ -139,7 +139,7 @@ impl Log {
                     }
                 }
                 Subject::FilteredOnline | Subject::FilteredOffline | Subject::FilteredUpdated => {
-                    self.tell(at, serde_json::from_slice(body)?);
+                    self.add(at, serde_json::from_slice(body)?);
                 }
                 Subject::DeadLetters => {
                     let letter: DeadLetter = serde_json::from_slice(body)?;
@@ -164,7 +164,7 @@ impl Log {
         });
     }
 
-    fn tell(&mut self, at: u64, filtered: Filtered) {
+    fn add(&mut self, at: u64, filtered: Filtered) {
         let user = self.names.intern(&filtered.user);
         let viewers = filtered.viewers.iter();
         let viewers = viewers.map(|viewer| self.names.intern(viewer).0);
@@ -176,7 +176,7 @@ impl Log {
             metadata: filtered.metadata.map(|metadata| metadata.get().into()),
         };
         if let Some((_, period)) = self.open.get_mut(&user) {
-            period.tell(viewers, &Arc::new(told));
+            period.add(viewers, &Arc::new(told));
             self.touched.insert(user);
         }
     }

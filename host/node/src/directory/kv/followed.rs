@@ -8,7 +8,7 @@ use async_nats::jetstream::{kv, stream};
 use foldhash::fast::FixedState;
 
 /// After this many checks in a row without anything new, a bucket counts as quiet.
-const QUIET_LOOKS: u32 = 3;
+const QUIET_CHECKS: u32 = 3;
 
 /// What has been followed of a stream.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Followed {
     values: usize,
     /// The end of the stream and its number of keys when that number didn't match the followed keys
     /// and the stream was read again. The same mismatch doesn't cause a second reading.
-    excused: Option<(u64, u64)>,
+    known_mismatch: Option<(u64, u64)>,
     /// The value of `last` when a check found the stream ahead of it.
     behind_at: Option<u64>,
     /// How many checks in a row have found nothing new.
@@ -44,9 +44,9 @@ pub(super) enum StreamCheck {
 
 impl Followed {
     /// Begins with a stream that is about to be read.
-    pub(super) fn new(info: &stream::Info, excused: Option<(u64, u64)>) -> Self {
+    pub(super) fn new(info: &stream::Info, known_mismatch: Option<(u64, u64)>) -> Self {
         Self {
-            excused,
+            known_mismatch,
             ..Self::of(info.created.to_string(), info.state.last_sequence)
         }
     }
@@ -57,7 +57,7 @@ impl Followed {
             last,
             keys: HashMap::default(),
             values: 0,
-            excused: None,
+            known_mismatch: None,
             behind_at: None,
             quiet_looks: 0,
             quiet_at: last,
@@ -71,8 +71,8 @@ impl Followed {
 
     /// The mismatch that was checked already, to be given to [`Self::new`] when the stream is read
     /// again.
-    pub(super) fn excused(&self) -> Option<(u64, u64)> {
-        self.excused
+    pub(super) fn known_mismatch(&self) -> Option<(u64, u64)> {
+        self.known_mismatch
     }
 
     /// Whether this reading had a value under a key that the other reading, `after`, doesn't know,
@@ -124,7 +124,7 @@ impl Followed {
         }
         self.behind_at = None;
         if keys != self.keys.len() as u64
-            && self.excused.replace((last, keys)) != Some((last, keys))
+            && self.known_mismatch.replace((last, keys)) != Some((last, keys))
         {
             return StreamCheck::Other;
         }
@@ -132,7 +132,7 @@ impl Followed {
             (self.quiet_at, self.quiet_looks) = (last, 0);
         }
         self.quiet_looks = self.quiet_looks.saturating_add(1);
-        if self.quiet_looks >= QUIET_LOOKS && !self.is_empty() {
+        if self.quiet_looks >= QUIET_CHECKS && !self.is_empty() {
             StreamCheck::Quiet
         } else {
             StreamCheck::Followed
@@ -193,7 +193,7 @@ mod tests {
         let mut followed = read();
         assert_eq!(followed.compare("a", 5, 7), StreamCheck::Other);
         let mut again = read();
-        again.excused = followed.excused();
+        again.known_mismatch = followed.known_mismatch();
         assert_eq!(again.compare("a", 5, 7), StreamCheck::Followed);
         assert_eq!(again.compare("a", 5, 8), StreamCheck::Other);
     }

@@ -41,10 +41,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const TOO_LARGE_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// How often the identity and the end of the bucket's stream are checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How many checks in a row may fail while the broker is connected.
-const FAILED_LOOKS_MAX: u32 = 3;
+const FAILED_CHECKS_MAX: u32 = 3;
 
 /// How long the next entry may take while the bucket is read.
 const READ: Duration = Duration::from_secs(10);
@@ -80,7 +80,7 @@ pub(crate) struct BucketFollower {
     before: Option<Followed>,
     /// A mismatch that has been checked by reading again, and needs no further check. See
     /// [`Followed`].
-    excused: Option<(u64, u64)>,
+    known_mismatch: Option<(u64, u64)>,
 }
 
 /// Why following a bucket has ended.
@@ -113,7 +113,7 @@ impl BucketFollower {
             updates,
             accepted,
             before: None,
-            excused: None,
+            known_mismatch: None,
         }
     }
 
@@ -131,7 +131,7 @@ impl BucketFollower {
                     if too_large.1.elapsed() > 2 * TOO_LARGE_RETRY.1 {
                         too_large.0 = TOO_LARGE_RETRY.0;
                     }
-                    self.until_it_may_fit(up_to, too_large.0).await;
+                    self.wait_for_fit(up_to, too_large.0).await;
                     too_large = ((too_large.0 * 2).min(TOO_LARGE_RETRY.1), Instant::now());
                     continue;
                 }
@@ -156,7 +156,7 @@ impl BucketFollower {
     }
 
     /// Waits until a bucket with too many entries has changed, or the limit has.
-    async fn until_it_may_fit(&self, up_to: Option<u64>, wait: Duration) {
+    async fn wait_for_fit(&self, up_to: Option<u64>, wait: Duration) {
         let has_changed = async {
             tokio::time::sleep(wait).await;
             let jetstream = jetstream::new(self.client.clone());
@@ -164,12 +164,12 @@ impl BucketFollower {
             while let (Some(up_to), Ok(Some(stream))) = (up_to, self.stream(&jetstream).await)
                 && stream.cached_info().state.last_sequence == up_to
             {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_EVERY).await;
             }
         };
         tokio::select! {
             () = has_changed => {}
-            () = self.health.again() => {}
+            () = self.health.reread_requested() => {}
         }
     }
 
@@ -186,14 +186,15 @@ impl BucketFollower {
         }
         let store = jetstream.get_key_value(&self.bucket).await?;
         let entries_max = self.health.entries_max();
-        let (entries, watch, mut followed) = match begin(&store, self.excused, entries_max).await? {
-            Ok(begun) => begun,
-            Err(up_to) => {
-                let told = self.updates.send(DirectoryUpdate::TooLarge).await;
-                return Ok(told.map_or(Ended::Closed, |()| Ended::TooLarge(Some(up_to))));
-            }
-        };
-        let doubt = self.reason_to_doubt(&followed, accept);
+        let (entries, watch, mut followed) =
+            match begin(&store, self.known_mismatch, entries_max).await? {
+                Ok(begun) => begun,
+                Err(up_to) => {
+                    let sent = self.updates.send(DirectoryUpdate::TooLarge).await;
+                    return Ok(sent.map_or(Ended::Closed, |()| Ended::TooLarge(Some(up_to))));
+                }
+            };
+        let doubt = self.why_doubtful(&followed, accept);
         let is_doubtful = doubt.is_some();
         let update = match doubt {
             Some(why) => DirectoryUpdate::Doubtful(entries, why),
@@ -208,7 +209,7 @@ impl BucketFollower {
         let ended = self
             .follow_changes(&jetstream, watch, &mut followed, is_doubtful)
             .await;
-        self.excused = followed.excused();
+        self.known_mismatch = followed.known_mismatch();
         if !is_doubtful {
             self.before = Some(followed);
         }
@@ -223,7 +224,8 @@ impl BucketFollower {
         followed: &mut Followed,
         is_doubtful: bool,
     ) -> anyhow::Result<Ended> {
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+        let mut look =
+            tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut failed = 0;
         loop {
@@ -242,7 +244,7 @@ impl BucketFollower {
                         return Ok(Ended::Closed);
                     }
                 }
-                () = self.health.again() => return Ok(Ended::TooLarge(None)),
+                () = self.health.reread_requested() => return Ok(Ended::TooLarge(None)),
                 _ = look.tick() => {
                     let stream = match self.stream(jetstream).await {
                         Ok(Some(stream)) => stream,
@@ -250,7 +252,7 @@ impl BucketFollower {
                         Err(_) if !self.is_connected() => continue,
                         Err(error) => {
                             failed += 1;
-                            if failed >= FAILED_LOOKS_MAX {
+                            if failed >= FAILED_CHECKS_MAX {
                                 return Err(error);
                             }
                             continue;
@@ -288,7 +290,7 @@ impl BucketFollower {
     /// Creates the bucket, unless one with content has vanished: an empty bucket must not replace
     /// that directory, and whoever fills it again may need another configuration.
     async fn make(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
-        if self.health.holds_something() {
+        if self.health.has_entries() {
             bail!(self.gone());
         }
         let config = kv::Config {
@@ -306,8 +308,8 @@ impl BucketFollower {
     }
 
     /// Why the bucket's content may not be the whole directory. `None`: there is no doubt.
-    fn reason_to_doubt(&self, followed: &Followed, accept: bool) -> Option<String> {
-        if !self.health.holds_something() {
+    fn why_doubtful(&self, followed: &Followed, accept: bool) -> Option<String> {
+        if !self.health.has_entries() {
             return None;
         }
         let bucket = &self.bucket;
@@ -355,11 +357,11 @@ pub(crate) async fn read(client: Client, bucket: &str, names: &Names) -> anyhow:
 /// more than `entries_max`, it stops reading, and returns the end of the stream.
 async fn begin(
     store: &kv::Store,
-    excused: Option<(u64, u64)>,
+    known_mismatch: Option<(u64, u64)>,
     entries_max: u64,
 ) -> anyhow::Result<Result<(Entries, kv::Watch, Followed), u64>> {
     let info = store.stream.get_info().await?;
-    let mut followed = Followed::new(&info, excused);
+    let mut followed = Followed::new(&info, known_mismatch);
     let mut room = ValueRoom::of(entries_max);
     let mut watch = store.watch_with_history(">").await?;
     let mut whole = Entries::new();

@@ -42,7 +42,7 @@ pub(super) struct Cache {
     /// skipped.
     ready: VecDeque<Question>,
     /// When the phase of a question ends: an answer expires, or a wait is over.
-    agenda: BTreeSet<(u64, Question)>,
+    deadlines: BTreeSet<(u64, Question)>,
     /// Results for the directory: a reply, or `None` to remove the answer.
     arrived: Vec<(Question, Option<Bytes>)>,
     under_way: usize,
@@ -103,7 +103,7 @@ impl Cache {
             limits,
             entries: BTreeMap::new(),
             ready: VecDeque::new(),
-            agenda: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
             arrived: Vec::new(),
             under_way: 0,
             outage: None,
@@ -153,12 +153,12 @@ impl Cache {
     }
 
     /// The service has replied to a question.
-    pub(super) fn replied(&mut self, question: &Question, now: u64, payload: Bytes) {
+    pub(super) fn on_reply(&mut self, question: &Question, now: u64, payload: Bytes) {
         self.under_way -= 1;
         self.replied_at = now;
         if self.outage.take().is_some() {
             tracing::info!("the directory's service answers again");
-            self.all_again(|phase| matches!(phase, Phase::Later(_)));
+            self.requeue_all(|phase| matches!(phase, Phase::Later(_)));
         }
         if let Some(entry) = self.entries.get_mut(question) {
             entry.phase = Phase::Arrived;
@@ -167,7 +167,7 @@ impl Cache {
     }
 
     /// A question got no reply.
-    pub(super) fn unanswered(&mut self, question: &Question, now: u64, why: &str) {
+    pub(super) fn on_no_reply(&mut self, question: &Question, now: u64, why: &str) {
         self.under_way -= 1;
         let Some(Entry {
             phase: Phase::UnderWay(asked_at),
@@ -231,18 +231,18 @@ impl Cache {
         entry.wait_ms = longer(wait_ms);
         entry.outdated = false;
         entry.phase = Phase::Later(now + wait_ms);
-        self.agenda.insert((now + wait_ms, question.clone()));
+        self.deadlines.insert((now + wait_ms, question.clone()));
         std::mem::take(&mut entry.held)
     }
 
     /// Queues a question to be asked again. An older answer stays valid until the reply comes,
     /// unless the service is away.
-    fn again(&mut self, question: Question) {
+    fn requeue(&mut self, question: Question) {
         let Some(entry) = self.entries.get_mut(&question) else {
             return;
         };
         if let Phase::Fresh(at) | Phase::Later(at) = entry.phase {
-            self.agenda.remove(&(at, question.clone()));
+            self.deadlines.remove(&(at, question.clone()));
         }
         entry.phase = Phase::Ready;
         if self.outage.is_some() && std::mem::take(&mut entry.held) {
@@ -266,7 +266,7 @@ impl Cache {
             let replied = entry.filter(|_| payload.is_some());
             if replied.is_some_and(|entry| std::mem::take(&mut entry.outdated)) {
                 // A reply from before a change may show too much. It is asked for again.
-                self.again(question);
+                self.requeue(question);
             } else {
                 current.push((question, payload));
             }
@@ -275,7 +275,7 @@ impl Cache {
     }
 
     /// Notes that a reply was read. `refusal`: why it can't be used; `None` if it is an answer.
-    pub(super) fn settle(&mut self, question: &Question, now: u64, refusal: Option<String>) {
+    pub(super) fn on_reply_read(&mut self, question: &Question, now: u64, refusal: Option<String>) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
         };
@@ -289,7 +289,7 @@ impl Cache {
                 entry.held = true;
                 entry.wait_ms = 0;
                 entry.phase = Phase::Fresh(until);
-                self.agenda.insert((until, question.clone()));
+                self.deadlines.insert((until, question.clone()));
                 if std::mem::take(&mut entry.outdated) {
                     self.invalidate(Some(question));
                 }
@@ -320,12 +320,12 @@ impl Cache {
     }
 
     /// The questions whose time is up. The caller finds out whether a shard uses each answer, and
-    /// calls [`Self::checked`].
-    pub(super) fn due(&mut self, now: u64) -> Vec<Question> {
+    /// calls [`Self::on_use_checked`].
+    pub(super) fn take_due(&mut self, now: u64) -> Vec<Question> {
         let mut due = Vec::new();
-        while let Some((at, _)) = self.agenda.first()
+        while let Some((at, _)) = self.deadlines.first()
             && *at <= now
-            && let Some((_, question)) = self.agenda.pop_first()
+            && let Some((_, question)) = self.deadlines.pop_first()
         {
             if let Some(entry) = self.entries.get_mut(&question) {
                 entry.phase = Phase::Checked;
@@ -336,7 +336,7 @@ impl Cache {
     }
 
     /// Asks a question again if its answer is used, or forgets it.
-    pub(super) fn checked(&mut self, question: &Question, is_used: bool) {
+    pub(super) fn on_use_checked(&mut self, question: &Question, is_used: bool) {
         let Some(entry) = self.entries.get_mut(question) else {
             return;
         };
@@ -345,7 +345,7 @@ impl Cache {
         }
         let probe = self.outage.as_ref().map(|outage| &outage.probe);
         if is_used || probe == Some(question) {
-            return self.again(question.clone());
+            return self.requeue(question.clone());
         }
         let (held, refused) = (entry.held, entry.refused);
         self.entries.remove(question);
@@ -364,13 +364,13 @@ impl Cache {
             for entry in self.entries.values_mut() {
                 entry.outdated |= matches!(entry.phase, Phase::UnderWay(_) | Phase::Arrived);
             }
-            return self.all_again(|phase| matches!(phase, Phase::Fresh(_) | Phase::Checked));
+            return self.requeue_all(|phase| matches!(phase, Phase::Fresh(_) | Phase::Checked));
         };
         let Some(entry) = self.entries.get_mut(question) else {
             return;
         };
         match entry.phase {
-            Phase::Fresh(_) | Phase::Checked => self.again(question.clone()),
+            Phase::Fresh(_) | Phase::Checked => self.requeue(question.clone()),
             Phase::UnderWay(_) | Phase::Arrived => entry.outdated = true,
             Phase::Ready | Phase::Later(_) => {}
         }
@@ -378,22 +378,22 @@ impl Cache {
 
     /// The connection to the broker is back. Invalidations may have been missed, so everything is
     /// asked again; and the service can be reached again.
-    pub(super) fn reconnected(&mut self) {
+    pub(super) fn on_reconnect(&mut self) {
         if self.outage.take().is_some() {
-            self.all_again(|phase| matches!(phase, Phase::Later(_)));
+            self.requeue_all(|phase| matches!(phase, Phase::Later(_)));
         }
         self.invalidate(None);
     }
 
     /// Queues all questions in the given phases again, in a stable order.
-    fn all_again(&mut self, is_one: impl Fn(Phase) -> bool) {
+    fn requeue_all(&mut self, is_one: impl Fn(Phase) -> bool) {
         let entries = self.entries.iter();
         let questions: Vec<_> = entries
             .filter(|(_, entry)| is_one(entry.phase))
             .map(|(question, _)| question.clone())
             .collect();
         for question in questions {
-            self.again(question);
+            self.requeue(question);
         }
     }
 
@@ -401,7 +401,7 @@ impl Cache {
     pub(super) fn next_deadline(&self) -> Option<u64> {
         let retry_at = self.outage.as_ref().map(|outage| outage.retry_at);
         let retry_at = retry_at.filter(|_| self.under_way == 0 && !self.ready.is_empty());
-        let first = self.agenda.first().map(|(at, _)| *at);
+        let first = self.deadlines.first().map(|(at, _)| *at);
         first.into_iter().chain(retry_at).min()
     }
 

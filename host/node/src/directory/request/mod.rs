@@ -100,8 +100,8 @@ impl AnswerFetcher {
 
     /// The connection to the broker was lost. Invalidations may have been missed, so everything is
     /// asked again.
-    pub(crate) fn reconnected(&self) {
-        self.cache().reconnected();
+    pub(crate) fn on_reconnect(&self) {
+        self.cache().on_reconnect();
         self.woken.notify_one();
     }
 
@@ -160,7 +160,8 @@ impl AnswerFetcher {
                 let question = protocol::name(&question, &self.names);
                 format!("to {question}: {error:#}")
             });
-            self.cache().settle(&question, clock::now_ms(), refusal);
+            self.cache()
+                .on_reply_read(&question, clock::now_ms(), refusal);
             edit.answer(question, answer.ok());
         }
         self.woken.notify_one();
@@ -199,7 +200,7 @@ impl AnswerFetcher {
         let mut losses = LossDetector::new(queue);
         loop {
             let now = clock::now_ms();
-            let due = self.cache().due(now);
+            let due = self.cache().take_due(now);
             if !due.is_empty() {
                 checks.push(in_use(shards.clone(), due));
             }
@@ -229,7 +230,7 @@ impl AnswerFetcher {
                 Some((question, reply)) = under_way.next() => self.take(&question, reply),
                 Some(in_use) = checks.next() => {
                     for (question, is_used) in in_use {
-                        self.cache().checked(&question, is_used);
+                        self.cache().on_use_checked(&question, is_used);
                     }
                 }
                 Some(messages) = invalidations.next() => {
@@ -237,7 +238,7 @@ impl AnswerFetcher {
                     let (count, now) = (messages.len(), clock::now_ms());
                     losses.read(count, count < INVALIDATIONS_AT_ONCE, now);
                 }
-                Ok(()) = drops.changed() => losses.dropped(clock::now_ms()),
+                Ok(()) = drops.changed() => losses.note_dropped(clock::now_ms()),
                 () = self.woken.notified() => {}
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
@@ -277,10 +278,10 @@ impl AnswerFetcher {
     fn take(&self, question: &Question, reply: Result<Bytes, String>) {
         let now = clock::now_ms();
         match reply {
-            Ok(payload) => self.cache().replied(question, now, payload),
+            Ok(payload) => self.cache().on_reply(question, now, payload),
             Err(error) => {
                 self.counts.unanswered.fetch_add(1, Ordering::Relaxed);
-                self.cache().unanswered(question, now, &error);
+                self.cache().on_no_reply(question, now, &error);
             }
         }
     }

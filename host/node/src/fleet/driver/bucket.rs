@@ -4,16 +4,16 @@
 use futures_util::future::FutureExt as _;
 use presence_config::causes::Causes;
 
-use super::{Done, Driver};
+use super::{Completion, Driver};
 
 impl Driver {
     /// Ends the node's part in the fleet if the bucket was made anew: the node's revisions and
     /// leases mean nothing there.
-    pub(super) fn is_same(&mut self, same: Option<bool>) {
+    pub(super) fn on_checked(&mut self, same: Option<bool>) {
         self.is_checking = false;
         if same == Some(false) {
             // Nobody is left to hand the shards over to, and the node may publish nothing more.
-            self.fleet.is_lost();
+            self.fleet.lose_bucket();
             self.tasks.fail(
                 "the fleet's bucket was removed, or made anew: this node stops in order, and joins \
                  anew when it starts again"
@@ -34,7 +34,7 @@ impl Driver {
         self.check_at = now + lease_ms;
         self.is_checking = true;
         let bucket = self.bucket.clone();
-        let same = async move { Done::IsSame(bucket.is_same().await) };
+        let same = async move { Completion::IsSame(bucket.is_same().await) };
         self.under_way.push(same.boxed());
     }
 
@@ -53,7 +53,7 @@ impl Driver {
                     tracing::warn!("can't write the bucket's `config`: {}", Causes(&error))
                 }
             }
-            Done::Sent
+            Completion::Sent
         };
         self.under_way.push(kept.boxed());
     }

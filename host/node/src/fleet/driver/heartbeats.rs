@@ -9,16 +9,16 @@
 use presence_config::causes::Causes;
 use presence_core::message::Kind;
 
-use super::{Done, Driver, Listening};
+use super::{Completion, Driver, SubscriptionState};
 use crate::clock;
-use crate::fleet::parts::PartChange;
+use crate::fleet::parts::SubscriptionChange;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
 
 /// How a shard's messages are subscribed to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Listened {
+enum SubscriptionScope {
     /// One subscription for everything.
     Whole,
     /// Separate subscriptions per kind of message; those for heartbeats may be missing.
@@ -30,7 +30,7 @@ enum Listened {
 pub(super) struct Heartbeats {
     /// Whether the shard should get heartbeats.
     wanted: bool,
-    listened: Listened,
+    listened: SubscriptionScope,
     is_changing: bool,
 }
 
@@ -38,7 +38,7 @@ impl Default for Heartbeats {
     fn default() -> Self {
         Self {
             wanted: true,
-            listened: Listened::Whole,
+            listened: SubscriptionScope::Whole,
             is_changing: false,
         }
     }
@@ -46,7 +46,7 @@ impl Default for Heartbeats {
 
 impl Driver {
     /// The shard takes heartbeats itself from now on, or its owner forwards them to it.
-    pub(super) fn takes_heartbeats(&mut self, shard: u32, wanted: bool) {
+    pub(super) fn set_takes_heartbeats(&mut self, shard: u32, wanted: bool) {
         if let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) {
             heartbeats.wanted = wanted;
             if wanted {
@@ -74,18 +74,19 @@ impl Driver {
             return;
         }
         match (heartbeats.listened, heartbeats.wanted) {
-            (Listened::Whole, true) => {}
-            (Listened::Apart { heartbeats: has }, wanted) if has == wanted => {}
-            (Listened::Apart { .. }, false) => {
-                heartbeats.listened = Listened::Apart { heartbeats: false };
+            (SubscriptionScope::Whole, true) => {}
+            (SubscriptionScope::Apart { heartbeats: has }, wanted) if has == wanted => {}
+            (SubscriptionScope::Apart { .. }, false) => {
+                heartbeats.listened = SubscriptionScope::Apart { heartbeats: false };
                 self.fleet.set_heartbeats(shard, false);
-                self.parts.change(PartChange::NoHeartbeats(shard));
+                self.parts
+                    .change(SubscriptionChange::RemoveHeartbeats(shard));
             }
-            (Listened::Apart { .. }, true) => {
+            (SubscriptionScope::Apart { .. }, true) => {
                 heartbeats.is_changing = true;
                 self.subscribe_to_heartbeats(shard);
             }
-            (Listened::Whole, false) => {
+            (SubscriptionScope::Whole, false) => {
                 heartbeats.is_changing = true;
                 self.subscribe_apart(shard);
             }
@@ -98,7 +99,7 @@ impl Driver {
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
         let subscribed = async move {
             let messages = subscribe_to(subjects, &connection, &broker).await;
-            Done::Subscribed(shard, true, messages)
+            Completion::Subscribed(shard, true, messages)
         };
         self.under_way.push(Box::pin(subscribed));
     }
@@ -106,20 +107,23 @@ impl Driver {
     fn subscribe_apart(&self, shard: u32) {
         let subjects = self.subjects.shard_without_heartbeats(shard);
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
-        let mut heard = self.heard.clone();
+        let mut received_up_to = self.received_up_to.clone();
         let subscribed = async move {
             let messages = match subscribe_to(subjects, &connection, &broker).await {
                 Ok(messages) => messages,
-                Err(error) => return Done::Subscribed(shard, false, Err(error)),
+                Err(error) => return Completion::Subscribed(shard, false, Err(error)),
             };
             // What the broker sent before it knew the new subscriptions arrives by the old one. The
             // old one may end only after that has arrived: the client drops what is on its way to a
             // subscription that ends.
             let at = clock::now_ms();
-            let is_known = heard.wait_for(|heard| *heard > at).await.map(|_| ());
+            let is_known = received_up_to
+                .wait_for(|received_up_to| *received_up_to > at)
+                .await
+                .map(|_| ());
             match is_known {
-                Ok(()) => Done::Subscribed(shard, false, Ok(messages)),
-                Err(error) => Done::Subscribed(shard, false, Err(error.into())),
+                Ok(()) => Completion::Subscribed(shard, false, Ok(messages)),
+                Err(error) => Completion::Subscribed(shard, false, Err(error.into())),
             }
         };
         self.under_way.push(Box::pin(subscribed));
@@ -127,12 +131,12 @@ impl Driver {
 
     fn listens_to(&self, shard: u32) -> bool {
         let listens = self.roles.get(shard as usize);
-        listens.is_some_and(|(_, listening)| *listening == Listening::Yes)
+        listens.is_some_and(|(_, listening)| *listening == SubscriptionState::Yes)
     }
 
     /// Puts new subscriptions in force. Those for everything but heartbeats replace the single one;
     /// those for heartbeats are added.
-    pub(super) fn subscribed(
+    pub(super) fn on_subscribed(
         &mut self,
         (shard, to_heartbeats): (u32, bool),
         messages: anyhow::Result<Vec<Subscription>>,
@@ -143,18 +147,18 @@ impl Driver {
         };
         heartbeats.is_changing = false;
         let before = match to_heartbeats {
-            true => Listened::Apart { heartbeats: false },
-            false => Listened::Whole,
+            true => SubscriptionScope::Apart { heartbeats: false },
+            false => SubscriptionScope::Whole,
         };
         match messages {
             Ok(messages) if listens && heartbeats.listened == before => {
-                heartbeats.listened = Listened::Apart {
+                heartbeats.listened = SubscriptionScope::Apart {
                     heartbeats: to_heartbeats,
                 };
                 self.fleet.set_heartbeats(shard, heartbeats.wanted);
                 let change = match to_heartbeats {
-                    true => PartChange::Heartbeats(shard, messages),
-                    false => PartChange::Replaces(shard, messages),
+                    true => SubscriptionChange::AddHeartbeats(shard, messages),
+                    false => SubscriptionChange::Replace(shard, messages),
                 };
                 self.parts.change(change);
             }

@@ -7,17 +7,17 @@ use presence_config::causes::Causes;
 use serde::{Deserialize, Serialize};
 
 use super::super::NodeSubject;
-use super::{Done, Driver};
+use super::{Completion, Driver};
 use crate::clock;
 use crate::link::connection::Incoming;
 use crate::pool::FleetTask;
 
 /// The shortest time between two log lines about unusable messages of other nodes, in milliseconds.
-const REFUSED_TOLD_MS: u64 = 10_000;
+const LOG_EVERY_MS: u64 = 10_000;
 
 /// A standby asks for a snapshot.
 #[derive(Deserialize, Serialize)]
-struct Asked {
+struct SnapshotRequest {
     node: Box<str>,
     nonce: u64,
 }
@@ -32,7 +32,7 @@ struct Synced {
 
 impl Driver {
     /// Handles a message of another node.
-    pub(super) fn told(&mut self, message: &Incoming) {
+    pub(super) fn on_node_message(&mut self, message: &Incoming) {
         let subject = message.subject();
         let read = NodeSubject::read(&self.subjects, &self.fleet.node, subject);
         let Some((what, shard)) = read.filter(|(_, shard)| *shard < self.fleet.shards) else {
@@ -40,11 +40,11 @@ impl Driver {
         };
         let payload = message.payload();
         match what {
-            NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
+            NodeSubject::Chunk => self.send_fleet_task(shard, FleetTask::Chunk(payload.clone())),
             NodeSubject::Snapshot => match serde_json::from_slice(payload) {
-                Ok(Asked { node, nonce }) => {
-                    let task = FleetTask::Asked(node.into(), nonce);
-                    self.parts.tell_behind(shard, task);
+                Ok(SnapshotRequest { node, nonce }) => {
+                    let task = FleetTask::SnapshotRequest(node.into(), nonce);
+                    self.parts.defer(shard, task);
                 }
                 Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),
             },
@@ -60,7 +60,7 @@ impl Driver {
 
     pub(super) fn refuse(&self, what: &str) {
         self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(times) = self.refusals.line(REFUSED_TOLD_MS) {
+        if let Some(times) = self.refusals.line(LOG_EVERY_MS) {
             tracing::warn!(
                 times,
                 "a message of another node of the fleet can't be used: {what}"
@@ -71,12 +71,12 @@ impl Driver {
     /// Asks a node for a snapshot of a shard.
     pub(super) fn ask_for_snapshot(&self, node: &str, shard: u32, nonce: u64) {
         let me = (&*self.fleet.node).into();
-        let asked = Asked { node: me, nonce };
+        let asked = SnapshotRequest { node: me, nonce };
         self.send_json(node, NodeSubject::Snapshot, shard, &asked);
     }
 
     /// Tells a shard's owner that this node has everything that the owner told it up to `seq`.
-    pub(super) fn say_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
+    pub(super) fn send_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
         let synced = Synced {
             node: (&*self.fleet.node).into(),
             epoch,
@@ -105,7 +105,7 @@ impl Driver {
             if let Err(error) = connection.publish(subject, body).await {
                 tracing::debug!("another node isn't told: {}", Causes(&error));
             }
-            Done::Sent
+            Completion::Sent
         };
         self.under_way.push(sent.boxed());
     }

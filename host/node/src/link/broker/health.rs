@@ -13,10 +13,10 @@ use crate::link::drops::Drops;
 use crate::link::login::RefusedLogin;
 
 /// How often the log repeats that the broker can't be reached, for the same reason.
-const UNREACHABLE_TOLD_MS: u64 = 60_000;
+const UNREACHABLE_LOG_EVERY_MS: u64 = 60_000;
 
 /// The least time between two log lines about errors that the broker reports.
-const COMPLAINT_TOLD_MS: u64 = 1_000;
+const ERROR_LOG_EVERY_MS: u64 = 1_000;
 
 /// How long nothing must have been heard from the broker to count as silence, in milliseconds.
 /// Markers of the pulse come several times a second.
@@ -65,9 +65,9 @@ pub(crate) struct BrokerHealth {
 #[derive(Debug, Default)]
 struct Hello {
     /// Whether it forbids the subscription.
-    is_deaf: bool,
+    subscribe_forbidden: bool,
     /// Whether it has refused the last question.
-    is_mute: bool,
+    publish_forbidden: bool,
 }
 
 /// Why the broker can't be reached.
@@ -75,7 +75,7 @@ struct Hello {
 struct Unreachable {
     why: String,
     /// When it was last logged, by the host's clock.
-    told_at: u64,
+    logged_at: u64,
     /// The login, if the broker refused it.
     refused: Option<RefusedLogin>,
 }
@@ -104,23 +104,23 @@ impl BrokerHealth {
     }
 
     /// Notes that a new connection was made. The broker doesn't know the node's subscriptions yet.
-    pub(super) fn connected(&self) {
+    pub(super) fn note_connected(&self) {
         self.connected_at
             .fetch_max(clock::now_ms(), Ordering::Relaxed);
         for hello in self.hellos().values_mut() {
-            hello.is_deaf = false;
+            hello.subscribe_forbidden = false;
         }
     }
 
     /// Whether the broker is known to have the subscriptions that were made before a time, by the
     /// host's clock. Until then, it delivers their messages to nobody.
-    pub(crate) fn hears_since(&self, subscribed_at: u64) -> bool {
+    pub(crate) fn has_subscriptions_since(&self, subscribed_at: u64) -> bool {
         let asked = self.connected_at.load(Ordering::Relaxed).max(subscribed_at);
         self.heard_up_to.load(Ordering::Relaxed) > asked
     }
 
     /// Notes that a marker has come back that was sent at `sent_at`: the broker responds.
-    pub(crate) fn heard(&self, sent_at: u64) {
+    pub(crate) fn note_heard(&self, sent_at: u64) {
         self.heard_up_to.fetch_max(sent_at, Ordering::Relaxed);
         let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
         if before != 0 && self.is_silence_told.swap(false, Ordering::Relaxed) {
@@ -131,12 +131,17 @@ impl BrokerHealth {
 
     /// Notes why the broker can't be reached. A new reason is logged at once, the same one once a
     /// minute.
-    pub(super) fn cannot_reach(&self, servers: &str, why: String, refused: Option<RefusedLogin>) {
+    pub(super) fn note_unreachable(
+        &self,
+        servers: &str,
+        why: String,
+        refused: Option<RefusedLogin>,
+    ) {
         let now = clock::now_ms();
         let mut unreachable = self.unreachable();
         if let Some(known) = &mut *unreachable
             && known.why == why
-            && now.saturating_sub(known.told_at) < UNREACHABLE_TOLD_MS
+            && now.saturating_sub(known.logged_at) < UNREACHABLE_LOG_EVERY_MS
         {
             known.refused = refused;
             return;
@@ -148,7 +153,7 @@ impl BrokerHealth {
         );
         *unreachable = Some(Unreachable {
             why,
-            told_at: now,
+            logged_at: now,
             refused,
         });
     }
@@ -179,22 +184,22 @@ impl BrokerHealth {
     }
 
     /// Notes that there is a connection.
-    pub(super) fn reached(&self) {
+    pub(super) fn note_reached(&self) {
         *self.unreachable() = None;
     }
 
     /// Notes the longest body that the broker takes, in bytes, and logs an error if it is too
     /// short.
-    pub(crate) fn takes_bodies(&self, bytes_max: usize) {
+    pub(crate) fn set_body_bytes_max(&self, bytes_max: usize) {
         let lacks = BODY_BYTES_MIN.saturating_sub(bytes_max);
         let before = self.lacks_bytes.swap(lacks, Ordering::Relaxed);
-        if let Some(why) = self.short_bodies().filter(|_| before != lacks) {
+        if let Some(why) = self.body_limit_error().filter(|_| before != lacks) {
             tracing::error!("{why}. Until then the node isn't ready");
         }
     }
 
     /// The error if the broker's limit on messages is too small for this node.
-    pub(crate) fn short_bodies(&self) -> Option<String> {
+    pub(crate) fn body_limit_error(&self) -> Option<String> {
         let needed = HEADER_BYTES_MAX + BODY_BYTES_MIN;
         (self.lacks_bytes.load(Ordering::Relaxed) > 0).then(|| {
             format!(
@@ -242,14 +247,17 @@ impl BrokerHealth {
     /// question counts.
     pub(crate) fn try_hello(&self, subject: &str) {
         let mut hellos = self.hellos();
-        hellos.entry(subject.to_lowercase()).or_default().is_mute = false;
+        hellos
+            .entry(subject.to_lowercase())
+            .or_default()
+            .publish_forbidden = false;
     }
 
     /// Whether the broker forbids to ask other nodes on a subject, or to answer them.
     pub(crate) fn hello_is_forbidden(&self, subject: &str) -> bool {
         let hellos = self.hellos();
         let hello = hellos.get(&subject.to_lowercase());
-        hello.is_some_and(|it| it.is_deaf || it.is_mute)
+        hello.is_some_and(|it| it.subscribe_forbidden || it.publish_forbidden)
     }
 
     /// Forgets a subject on which this node doesn't look for others any more.
@@ -261,7 +269,7 @@ impl BrokerHealth {
     /// at most once a second.
     pub(super) fn complaint(&self, text: &str) {
         match self.permissions.note(text) {
-            BrokerErrorKind::Trial => return,
+            BrokerErrorKind::TestAnswer => return,
             BrokerErrorKind::New(permission) => tracing::error!(
                 "NATS forbids this node {permission}: permit it, as docs/permissions.conf does. Until \
                  then the node isn't ready"
@@ -269,7 +277,7 @@ impl BrokerHealth {
             BrokerErrorKind::Known => {}
             BrokerErrorKind::Other => {
                 let now = clock::now_ms();
-                let due = |at: u64| (now >= at + COMPLAINT_TOLD_MS).then_some(now);
+                let due = |at: u64| (now >= at + ERROR_LOG_EVERY_MS).then_some(now);
                 let (order, failure) = (Ordering::Relaxed, Ordering::Relaxed);
                 if self.complained_at.fetch_update(order, failure, due).is_ok() {
                     tracing::warn!(error = text, "NATS reports an error");
@@ -283,8 +291,8 @@ impl BrokerHealth {
             && let Some(hello) = self.hellos().get_mut(&subject.to_lowercase())
         {
             match operation {
-                Operation::Subscribe => hello.is_deaf = true,
-                Operation::Publish => hello.is_mute = true,
+                Operation::Subscribe => hello.subscribe_forbidden = true,
+                Operation::Publish => hello.publish_forbidden = true,
             }
         }
     }
@@ -295,7 +303,7 @@ impl BrokerHealth {
     }
 
     /// Notes that the second connection isn't heard, while the main one is.
-    pub(crate) fn pulse_is_away(&self) {
+    pub(crate) fn mark_pulse_lost(&self) {
         if !self.is_pulse_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "no message arrives on the second connection to NATS (`… pulse`), while the main one \
@@ -305,7 +313,7 @@ impl BrokerHealth {
     }
 
     /// Notes that the second connection is heard.
-    pub(crate) fn pulse_is_back(&self) {
+    pub(crate) fn mark_pulse_back(&self) {
         if self.is_pulse_away.swap(false, Ordering::Relaxed) {
             tracing::info!("the second connection to NATS is heard again");
         }
@@ -332,22 +340,24 @@ mod tests {
     #[test]
     fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
         let health = BrokerHealth::default();
-        let told = |why: &str| {
-            health.cannot_reach("a:1", why.into(), None);
+        let reported = |why: &str| {
+            health.note_unreachable("a:1", why.into(), None);
             let unreachable = health.unreachable();
-            unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
+            unreachable
+                .as_ref()
+                .map(|it| (it.why.clone(), it.logged_at))
         };
-        let first = told("refused");
+        let first = reported("refused");
         // Some time ago, and less than the interval at which the log repeats the reason.
-        let ago = clock::now_ms() - UNREACHABLE_TOLD_MS / 2;
-        health.unreachable().as_mut().unwrap().told_at = ago;
-        assert_eq!(told("refused"), Some(("refused".into(), ago)));
-        assert_ne!(told("timed out"), first);
+        let ago = clock::now_ms() - UNREACHABLE_LOG_EVERY_MS / 2;
+        health.unreachable().as_mut().unwrap().logged_at = ago;
+        assert_eq!(reported("refused"), Some(("refused".into(), ago)));
+        assert_ne!(reported("timed out"), first);
         assert_eq!(
             health.disconnected().unwrap(),
             "not connected to NATS: timed out"
         );
-        health.reached();
+        health.note_reached();
         assert_eq!(health.disconnected().unwrap(), "not connected to NATS");
     }
 
@@ -356,15 +366,15 @@ mod tests {
         let (health, login) = (BrokerHealth::default(), Login::new(Auth::Anonymous));
         let why = || "authorization violation".to_owned();
         assert!(!health.refuses_login());
-        health.cannot_reach("a:1", why(), Some(login.refused(login.version())));
+        health.note_unreachable("a:1", why(), Some(login.refused(login.version())));
         assert!(health.refuses_login());
         let before = login.version();
         login.replace(Auth::Nkey("another.nk".into()));
         assert!(!health.refuses_login());
         // This attempt began before the login was replaced.
-        health.cannot_reach("a:1", why(), Some(login.refused(before)));
+        health.note_unreachable("a:1", why(), Some(login.refused(before)));
         assert!(!health.refuses_login());
-        health.cannot_reach("a:1", why(), Some(login.refused(login.version())));
+        health.note_unreachable("a:1", why(), Some(login.refused(login.version())));
         assert!(health.refuses_login());
         login.replace(Auth::Nkey("another.nk".into()));
         assert!(health.refuses_login(), "it is the same");
@@ -376,9 +386,9 @@ mod tests {
     fn one_that_is_just_being_connected_to_is_not_away() {
         let health = BrokerHealth::default();
         assert!(!health.is_away());
-        health.cannot_reach("a:1", "refused".into(), None);
+        health.note_unreachable("a:1", "refused".into(), None);
         assert!(health.is_away());
-        health.reached();
+        health.note_reached();
         health.connected.store(true, Ordering::Relaxed);
         health.connects.fetch_add(1, Ordering::Relaxed);
         assert!(!health.is_away());
@@ -389,21 +399,24 @@ mod tests {
     #[test]
     fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
         let health = BrokerHealth::default();
-        assert!(!health.hears_since(u64::MAX), "nothing was subscribed to");
-        let asked = clock::now_ms();
-        health.heard(asked);
         assert!(
-            !health.hears_since(asked),
+            !health.has_subscriptions_since(u64::MAX),
+            "nothing was subscribed to"
+        );
+        let asked = clock::now_ms();
+        health.note_heard(asked);
+        assert!(
+            !health.has_subscriptions_since(asked),
             "the marker may have gone out before"
         );
-        health.heard(asked + 1);
-        assert!(health.hears_since(asked));
+        health.note_heard(asked + 1);
+        assert!(health.has_subscriptions_since(asked));
         // A later subscription doesn't change what is known about earlier ones.
-        assert!(!health.hears_since(asked + 1));
-        assert!(health.hears_since(asked));
+        assert!(!health.has_subscriptions_since(asked + 1));
+        assert!(health.has_subscriptions_since(asked));
         // On a new connection, the broker has none of the subscriptions yet.
         health.connected_at.store(asked + 2, Ordering::Relaxed);
-        assert!(!health.hears_since(asked));
+        assert!(!health.has_subscriptions_since(asked));
     }
 
     #[test]
@@ -420,7 +433,7 @@ mod tests {
         ));
         assert!(!health.hello_is_forbidden(acme) && !health.hello_is_forbidden(chosen));
         assert!(health.hello_is_forbidden(zeta));
-        health.connected();
+        health.note_connected();
         assert!(!health.hello_is_forbidden(zeta));
         health.complaint("permissions violation for publish to \"acme.presence-nodes.hello\"");
         assert!(health.hello_is_forbidden(acme));
@@ -431,15 +444,15 @@ mod tests {
     #[test]
     fn a_broker_that_takes_short_messages_alone_is_of_no_use() {
         let health = BrokerHealth::default();
-        assert_eq!(health.short_bodies(), None);
+        assert_eq!(health.body_limit_error(), None);
         // This is the limit with a max_payload of 1,024.
-        health.takes_bodies(0);
-        let why = health.short_bodies().unwrap_or_default();
+        health.set_body_bytes_max(0);
+        let why = health.body_limit_error().unwrap_or_default();
         assert!(
             why.contains("max_payload") && why.contains("2048 bytes"),
             "{why}"
         );
-        health.takes_bodies(BODY_BYTES_MIN);
-        assert_eq!(health.short_bodies(), None);
+        health.set_body_bytes_max(BODY_BYTES_MIN);
+        assert_eq!(health.body_limit_error(), None);
     }
 }

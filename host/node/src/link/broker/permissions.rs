@@ -29,7 +29,7 @@ use needed::needed;
 const REPLY: &str = "_R_.presence";
 
 /// How long the broker has to answer a test.
-const TRIAL: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a permission is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +122,7 @@ pub(super) fn refusal(text: &str) -> Option<Refusal<'_>> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BrokerErrorKind {
     /// The answer to a test.
-    Trial,
+    TestAnswer,
     /// A permission that the node needs, and that wasn't known to be forbidden.
     New(String),
     /// A permission that was known to be forbidden.
@@ -198,14 +198,14 @@ pub(crate) struct Permissions {
     /// Permissions to publish that were refused for a subject that a client chose, such as a reply
     /// subject. They count as forbidden only after the node's own test was refused, too.
     suspected: Mutex<BTreeSet<usize>>,
-    trials: AtomicU64,
-    trial: Mutex<Trial>,
+    tests: AtomicU64,
+    test: Mutex<PermissionTest>,
     answered: Notify,
 }
 
 /// The test in progress.
 #[derive(Debug, Default)]
-struct Trial {
+struct PermissionTest {
     number: u64,
     /// Whether each tested permission is granted, by its index.
     verdicts: BTreeMap<usize, bool>,
@@ -213,7 +213,7 @@ struct Trial {
     marks: u32,
     /// Whether the broker refused a mark because of its subject. Then it isn't known whether it
     /// refuses reply subjects below `_R_.`, too.
-    is_deaf_to_replies: bool,
+    mark_refused: bool,
     /// The subject on which marks are published: an inbox of this process.
     mark: String,
 }
@@ -264,19 +264,19 @@ impl Permissions {
         };
         let mut tokens = rest.split('.').skip(1);
         let number = tokens.next().and_then(|token| token.parse().ok());
-        let mut trial = self.trial();
-        if number == Some(trial.number) {
+        let mut test = self.test();
+        if number == Some(test.number) {
             match tokens.next() {
-                Some("mark") => trial.marks += 1,
+                Some("mark") => test.marks += 1,
                 Some(place) => {
                     let place = place.parse().ok();
-                    trial.verdicts.extend(place.map(|place| (place, true)));
+                    test.verdicts.extend(place.map(|place| (place, true)));
                 }
                 None => {}
             }
             self.answered.notify_one();
         }
-        BrokerErrorKind::Trial
+        BrokerErrorKind::TestAnswer
     }
 
     fn note_refusal(&self, operation: Operation, subject: &str) -> BrokerErrorKind {
@@ -287,17 +287,17 @@ impl Permissions {
         let permission = self.permission(place);
         let sample = permission.as_ref().map(|permission| &permission.sample);
         let is_sample = sample.is_some_and(|sample| sample.eq_ignore_ascii_case(subject));
-        let mut trial = self.trial();
-        let is_mark = operation == Operation::Publish && trial.mark.eq_ignore_ascii_case(subject);
+        let mut test = self.test();
+        let is_mark = operation == Operation::Publish && test.mark.eq_ignore_ascii_case(subject);
         if is_mark {
-            trial.marks += 1;
-            trial.is_deaf_to_replies = true;
+            test.marks += 1;
+            test.mark_refused = true;
         }
         if is_mark || is_sample {
-            trial.verdicts.insert(place, false);
+            test.verdicts.insert(place, false);
             self.answered.notify_one();
         }
-        drop(trial);
+        drop(test);
         let mut forbidden = self.forbidden();
         if forbidden.contains_key(&place) {
             return BrokerErrorKind::Known;
@@ -313,7 +313,7 @@ impl Permissions {
 
     /// Notes a new connection. The broker judges all subscriptions again, so forbidden ones are
     /// forgotten. A forbidden permission to publish stays until a test or a publication succeeds.
-    pub(crate) fn connected(&self) {
+    pub(crate) fn note_connected(&self) {
         let needed = self.needed();
         let is_publish = |place: &usize| {
             let needed = needed.get(*place);
@@ -383,17 +383,17 @@ impl Permissions {
     }
 
     async fn attempt(&self, client: &Client, places: &[usize]) -> BTreeMap<usize, bool> {
-        let number = self.trials.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.tests.fetch_add(1, Ordering::Relaxed) + 1;
         let mark = client.new_inbox();
-        *self.trial() = Trial {
+        *self.test() = PermissionTest {
             number,
             mark: mark.clone(),
-            ..Trial::default()
+            ..PermissionTest::default()
         };
-        let subscribed = timeout(TRIAL, async {
+        let subscribed = timeout(TEST_TIMEOUT, async {
             self.mark(client, number, &mark, 1).await?;
             // Publish tests are sent only if the broker is known to deliver none of them.
-            let may_publish = !self.trial().is_deaf_to_replies;
+            let may_publish = !self.test().mark_refused;
             let mut subscribed = Vec::new();
             for place in places {
                 let Some(permission) = self.permission(*place) else {
@@ -416,7 +416,7 @@ impl Permissions {
             Some(subscribed)
         });
         let subscribed = subscribed.await.ok().flatten();
-        let mut verdicts = std::mem::take(&mut *self.trial()).verdicts;
+        let mut verdicts = std::mem::take(&mut *self.test()).verdicts;
         for (place, _) in subscribed.into_iter().flatten() {
             // The broker would have reported a refusal before it answered the last mark.
             verdicts.entry(place).or_insert(true);
@@ -434,7 +434,7 @@ impl Permissions {
         client.flush().await.ok()?;
         loop {
             let answered = self.answered.notified();
-            if self.trial().marks >= marks {
+            if self.test().marks >= marks {
                 return Some(());
             }
             answered.await;
@@ -453,8 +453,8 @@ impl Permissions {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn trial(&self) -> MutexGuard<'_, Trial> {
-        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    fn test(&self) -> MutexGuard<'_, PermissionTest> {
+        self.test.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -538,7 +538,7 @@ mod tests {
         let permissions = permissions();
         permissions.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
         permissions.note("Permissions Violation for Publish to \"Acme.presence.events\"");
-        permissions.connected();
+        permissions.note_connected();
         let left: Vec<_> = permissions.forbidden_to(Some("Acme"));
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].0.subject, "Acme.presence.events");

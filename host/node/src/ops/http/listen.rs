@@ -50,14 +50,14 @@ const BODY_BYTES_MAX: u64 = 4_096;
 /// The wait after the system has refused to accept a connection.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Serves in the background, and runs the future `beside` on the same thread.
+/// Serves in the background, and runs the future `background` on the same thread.
 ///
 /// # Errors
 /// If the system refuses a thread or a poll.
 pub(super) fn serve(
     listener: TcpListener,
     routes: Router,
-    beside: impl Future<Output = ()> + Send + 'static,
+    background: impl Future<Output = ()> + Send + 'static,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
@@ -71,7 +71,7 @@ pub(super) fn serve(
     };
     let routes = routes.layer(from_fn(without_body));
     tasks.thread("http", move || {
-        runtime.block_on(async { tokio::join!(accept(&listener, &routes), beside) });
+        runtime.block_on(async { tokio::join!(accept(&listener, &routes), background) });
     })
 }
 
@@ -244,10 +244,10 @@ mod tests {
         let address = served_with(routes.route("/events", get(events)));
         let mut listener = TcpStream::connect(address).unwrap();
         listener.write_all(b"GET /events HTTP/1.0\r\n\r\n").unwrap();
-        let mut told = String::new();
+        let mut received = String::new();
         let mut listener = std::io::BufReader::new(listener);
-        while !told.ends_with("1\n") {
-            assert!(listener.read_line(&mut told).unwrap() > 0, "{told}");
+        while !received.ends_with("1\n") {
+            assert!(listener.read_line(&mut received).unwrap() > 0, "{received}");
         }
         // Twice the limit, and all of them newer.
         let flood: Vec<_> = (0..2 * CONNECTIONS_MAX)
@@ -255,7 +255,7 @@ mod tests {
             .collect();
         assert!(said(address, GET).starts_with("HTTP/1.0 200"));
         for _ in 0..3 {
-            assert!(listener.read_line(&mut told).unwrap() > 0, "it goes on");
+            assert!(listener.read_line(&mut received).unwrap() > 0, "it goes on");
         }
         drop(flood);
     }

@@ -250,7 +250,7 @@ fn plugins(text: &mut Exposition, status: &Status) {
     let revision = store.and_then(|store| store.in_force());
     let revision = revision.map_or(0, |it| it.revision);
     text.value("presence_pipeline_revision", revision);
-    let is_away = store.is_some_and(|store| store.away().is_some());
+    let is_away = store.is_some_and(|store| store.unreadable().is_some());
     text.value("presence_plugin_store_away", u8::from(is_away));
     let refused = read(&status.refused_swaps);
     text.value("presence_pipeline_refusals_total", refused);
@@ -266,8 +266,8 @@ fn plugins(text: &mut Exposition, status: &Status) {
         (&stage.plugin.name, u8::from(quarantined))
     });
     text.values("presence_plugin_quarantined", "plugin", quarantined);
-    let beside = running.beside.iter();
-    let stages = beside.flat_map(|it| it.generation.blueprint.stages());
+    let candidate = running.candidate.iter();
+    let stages = candidate.flat_map(|it| it.generation.blueprint.stages());
     let quarantined = stages.filter(|stage| !running.blueprint.has_same(stage));
     let quarantined = quarantined.map(|stage| {
         let quarantined = stage.in_quarantine();

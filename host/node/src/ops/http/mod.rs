@@ -28,7 +28,7 @@ use presence_sandbox::Latency;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::beside::report::ShadowRun;
+use crate::candidate::report::ShadowRun;
 use crate::clock;
 use crate::directory;
 use crate::directory::request::AnswerFetcher;
@@ -44,8 +44,8 @@ use crate::store;
 use crate::store::page::PageStore;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
-use crate::tenant::ask::{Counts, QueryService};
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::ask::{QueryService, QuestionCounts};
+use crate::tenant::quotas::ExceededLog;
 use crate::tenant::stream_intake::StreamHealth;
 use crate::tenant::{RunningPipelines, Tenant};
 use page::Pages;
@@ -53,7 +53,7 @@ use page::Pages;
 pub(crate) use metrics::{Account as AccountFigures, Exposition};
 #[cfg(feature = "otlp")]
 pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
-pub(crate) use tenants::{SharedAccount, TenantPhase, Tenants, serve as serve_tenants};
+pub(crate) use tenants::{SharedAccount, TenantPhase, TenantStatuses, serve as serve_tenants};
 
 /// The state of a running node or tenant, as the endpoints report it.
 pub(crate) struct Status {
@@ -77,7 +77,7 @@ pub(crate) struct Status {
     /// The last shadow.
     pub(crate) shadow: Mutex<Option<ShadowRun>>,
     /// Counts of the results of questions.
-    pub(crate) asked: Arc<Counts>,
+    pub(crate) asked: Arc<QuestionCounts>,
     /// Answers questions, once the node serves.
     pub(crate) questions: OnceLock<Arc<QueryService>>,
     /// The plugin store for the page, once the node serves and if it follows one.
@@ -85,10 +85,10 @@ pub(crate) struct Status {
     /// The last alerts.
     alerts: Alerts,
     /// How long messages take from their arrival to the publication.
-    passage: Arc<Latency>,
-    letters: Arc<RecentDeadLetters>,
+    publish_latency: Arc<Latency>,
+    dead_letters: Arc<RecentDeadLetters>,
     /// What the tenant's quotas have refused.
-    exceeded: Arc<Exceeded>,
+    exceeded: Arc<ExceededLog>,
     explains: Arc<AtomicBool>,
     /// The fleet that the node belongs to. `None` if it serves alone.
     fleet: Option<Arc<Fleet>>,
@@ -138,7 +138,7 @@ pub(crate) struct StatusBoard {
     /// Why the node doesn't serve yet.
     waits: Mutex<String>,
     /// Whether it waits because another node serves.
-    yields: AtomicBool,
+    waits_for_other_node: AtomicBool,
     /// When it had asked for all of its subscriptions, by the host's clock.
     subscribed_at: OnceLock<u64>,
     status: OnceLock<Arc<Status>>,
@@ -151,14 +151,14 @@ impl StatusBoard {
             broker,
             about,
             waits: Mutex::new(STARTING.into()),
-            yields: AtomicBool::new(false),
+            waits_for_other_node: AtomicBool::new(false),
             subscribed_at: OnceLock::new(),
             status: OnceLock::new(),
         }
     }
 
     /// Notes why the node can't serve yet. Each new reason is logged.
-    pub(crate) fn wait_for(&self, why: String) {
+    pub(crate) fn set_wait_reason(&self, why: String) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         if *waits != why {
             tracing::warn!("{why}");
@@ -167,12 +167,13 @@ impl StatusBoard {
     }
 
     /// Notes whether this node waits because another one serves.
-    pub(crate) fn set_yields(&self, yields: bool) {
-        self.yields.store(yields, Ordering::Relaxed);
+    pub(crate) fn set_waits_for_other_node(&self, waits_for_other_node: bool) {
+        self.waits_for_other_node
+            .store(waits_for_other_node, Ordering::Relaxed);
     }
 
     /// The node is about to serve: reports this status from now on.
-    pub(crate) fn show(&self, status: Arc<Status>) {
+    pub(crate) fn set_status(&self, status: Arc<Status>) {
         // It is set only once.
         let _ = self.status.set(status);
     }
@@ -183,7 +184,7 @@ impl StatusBoard {
     }
 
     /// The tenant has asked for all of its subscriptions.
-    pub(crate) fn subscribed(&self) {
+    pub(crate) fn note_subscribed(&self) {
         // It is set only once.
         let _ = self.subscribed_at.set(clock::now_ms());
     }
@@ -191,7 +192,7 @@ impl StatusBoard {
     /// Whether the broker is known to have the tenant's subscriptions.
     pub(crate) fn is_subscribed(&self) -> bool {
         let subscribed_at = self.subscribed_at.get();
-        subscribed_at.is_some_and(|at| self.broker.hears_since(*at))
+        subscribed_at.is_some_and(|at| self.broker.has_subscriptions_since(*at))
     }
 
     /// The permissions that the tenant needs and the broker denies, each with how long that has
@@ -271,8 +272,8 @@ impl Status {
             asked: Arc::default(),
             questions: OnceLock::new(),
             page_store: OnceLock::new(),
-            passage: Arc::clone(&tenant.passage),
-            letters: Arc::clone(&tenant.letters),
+            publish_latency: Arc::clone(&tenant.publish_latency),
+            dead_letters: Arc::clone(&tenant.dead_letters),
             exceeded: Arc::clone(&tenant.exceeded),
             explains: Arc::clone(&tenant.explains),
             fleet: tenant.fleet.clone(),
@@ -323,7 +324,7 @@ pub(crate) fn serve(config: &Config, board: Arc<StatusBoard>, tasks: &Tasks) -> 
         .with_state(board)
         .merge(page::routes(Arc::clone(&pages)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, pages.look(), tasks)
+    listen::serve(listener, routes, pages.refresh_forever(), tasks)
 }
 
 /// Binds the configured address. `None` if there is none, or if the default one can't be bound.

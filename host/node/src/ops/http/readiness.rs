@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Status, StatusBoard};
-use crate::beside::Mode;
+use crate::candidate::Mode;
 use crate::tenant::stream_intake::StreamHealth;
 
 /// How long a thread may be at one task before it counts as stuck, in milliseconds. A call of a
@@ -27,8 +27,8 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     if is_connected && !status.is_ready() {
         let fleet = status.fleet.as_ref();
         let ownerless = fleet.map_or(0, |fleet| fleet.ownerless());
-        let behind = fleet.map_or(0, |fleet| fleet.behind.load(Ordering::Relaxed));
-        reasons.push(match (ownerless, behind) {
+        let catching_up = fleet.map_or(0, |fleet| fleet.shards_catching_up.load(Ordering::Relaxed));
+        reasons.push(match (ownerless, catching_up) {
             (0, 0) => "starting or stopping".into(),
             (0, count) => format!("starting or stopping: {count} shards are catching up"),
             (count, _) => {
@@ -40,7 +40,7 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
         let what = "NATS is not known to have the node's subscriptions yet";
         reasons.push(what.into());
     }
-    reasons.extend(status.broker.short_bodies().filter(|_| is_connected));
+    reasons.extend(status.broker.body_limit_error().filter(|_| is_connected));
     if is_connected && let Some(silent_ms) = status.broker.silence() {
         let seconds = silent_ms / 1_000;
         reasons.push(format!("no message from NATS for {seconds} s"));
@@ -66,7 +66,12 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
             "the directory's service has not answered for {seconds} s: {why}"
         ));
     }
-    reasons.extend(status.store.as_ref().and_then(|store| store.nothing()));
+    reasons.extend(
+        status
+            .store
+            .as_ref()
+            .and_then(|store| store.why_none_in_force()),
+    );
     reasons.extend(withdrawn(status));
     reasons.extend(status.on_disk.unfollowed());
     if let Some((since, why)) = status.unwritten() {
@@ -100,7 +105,7 @@ fn unread(stream: &StreamHealth) -> Option<String> {
 
 /// Whether all problems last until somebody changes something: the login is refused, or there is no
 /// pipeline that may run.
-pub(super) fn lasts(board: &StatusBoard) -> bool {
+pub(super) fn needs_intervention(board: &StatusBoard) -> bool {
     if board.broker.refuses_login() {
         return true;
     }
@@ -119,9 +124,9 @@ pub(super) fn is_closed(status: &Status) -> bool {
     status
         .store
         .as_ref()
-        .is_some_and(|store| store.nothing().is_some())
+        .is_some_and(|store| store.why_none_in_force().is_some())
         || !withdrawn(status).is_empty()
-        || (directory.outage().is_some() && !directory.holds_something())
+        || (directory.outage().is_some() && !directory.has_entries())
 }
 
 /// The plugins of the active pipeline that may not run any more, with the reasons.
@@ -150,16 +155,16 @@ fn forbidden(board: &StatusBoard) -> impl Iterator<Item = String> {
 pub(super) fn notes(status: &Status) -> Vec<String> {
     let running = status.running.borrow().clone();
     let active = running.blueprint.stages().map(|stage| (stage, ""));
-    let beside = running.beside.iter().flat_map(|beside| {
-        let of = match beside.mode {
+    let candidate = running.candidate.iter().flat_map(|candidate| {
+        let of = match candidate.mode {
             Mode::Canary(_) => " of the canary",
             Mode::Shadow => " of the shadow",
         };
-        let stages = beside.generation.blueprint.stages();
+        let stages = candidate.generation.blueprint.stages();
         let own = stages.filter(|stage| !running.blueprint.has_same(stage));
         own.map(move |stage| (stage, of))
     });
-    let quarantined = active.chain(beside).filter(|(it, _)| it.in_quarantine());
+    let quarantined = active.chain(candidate).filter(|(it, _)| it.in_quarantine());
     quarantined
         .map(|(stage, of)| format!("plugin `{}`{of} is in quarantine", stage.plugin.name))
         .collect()

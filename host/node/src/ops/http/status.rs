@@ -8,9 +8,9 @@ use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 
 use super::{Status, StatusBoard, readiness};
-use crate::beside::meter::{Calls, Side};
-use crate::beside::report::Report;
-use crate::beside::{CandidatePipeline, Mode};
+use crate::candidate::meter::{Calls, Side};
+use crate::candidate::report::Report;
+use crate::candidate::{CandidatePipeline, Mode};
 use crate::fleet::Fleet;
 use crate::reload::on_disk::FileKind;
 
@@ -42,14 +42,14 @@ pub(super) fn of(board: &StatusBoard) -> Value {
 
 /// The reports, with examples, on the running canary or shadow, and on the last shadow.
 pub(super) fn reports(status: &Status) -> Value {
-    let running = status.running.borrow().beside.clone();
+    let running = status.running.borrow().candidate.clone();
     let shadow = status.shadow.lock();
     let shadow = shadow.unwrap_or_else(PoisonError::into_inner);
     let shadow = shadow
         .as_ref()
         .map(|it| it.to_json(running.as_ref(), &Report::of(&it.meter)));
-    let beside = running.as_ref().map(|it| Report::of(&it.meter));
-    json!({"shadow": shadow, "beside": beside})
+    let candidate = running.as_ref().map(|it| Report::of(&it.meter));
+    json!({"shadow": shadow, "beside": candidate})
 }
 
 /// The percentile `of_hundred` of the calls' duration, in microseconds.
@@ -59,12 +59,12 @@ fn micros(calls: &Calls, of_hundred: u64) -> Option<f64> {
 }
 
 /// The running canary or shadow.
-fn beside(beside: &CandidatePipeline) -> Value {
-    let percent = match beside.mode {
+fn candidate(candidate: &CandidatePipeline) -> Value {
+    let percent = match candidate.mode {
         Mode::Canary(share) => Some(share),
         Mode::Shadow => None,
     };
-    let stages = beside.generation.blueprint.stages();
+    let stages = candidate.generation.blueprint.stages();
     let pipeline = stages.map(|stage| {
         json!({
             "plugin": &*stage.plugin.name,
@@ -74,7 +74,7 @@ fn beside(beside: &CandidatePipeline) -> Value {
         })
     });
     let calls = |side| {
-        let calls = beside.meter.calls(side);
+        let calls = candidate.meter.calls(side);
         json!({
             "calls": calls.calls.load(Ordering::Relaxed),
             "failures": calls.failures.load(Ordering::Relaxed),
@@ -85,10 +85,10 @@ fn beside(beside: &CandidatePipeline) -> Value {
     json!({
         "kind": if percent.is_some() { "canary" } else { "shadow" },
         "percent": percent,
-        "generation": beside.generation.number,
+        "generation": candidate.generation.number,
         "pipeline": pipeline.collect::<Vec<_>>(),
         "calls": {"active": calls(Side::Active), "candidate": calls(Side::Candidate)},
-        "report": Report::figures(&beside.meter),
+        "report": Report::figures(&candidate.meter),
     })
 }
 
@@ -104,7 +104,7 @@ fn fleet(fleet: &Fleet, status: &Status) -> Value {
         "shards": fleet.shards,
         "nodes": nodes,
         "owned": status.shards.total(|figures| &figures.leads),
-        "inStep": status.shards.total(|figures| &figures.in_step),
+        "inStep": status.shards.total(|figures| &figures.synced),
         "ownerless": fleet.ownerless(),
         "inTouch": fleet.is_in_touch(),
         "leaseMs": fleet.settings.lease_ms,
@@ -151,9 +151,9 @@ fn serving(status: &Status, directory: &str) -> Value {
         "source": if status.store.is_some() { "store" } else { "folder" },
         "store": status.store.as_ref().map(|store| store.to_json()),
         "shadow": shadow.as_ref().map(|it| {
-            it.to_json(running.beside.as_ref(), &Report::figures(&it.meter))
+            it.to_json(running.candidate.as_ref(), &Report::figures(&it.meter))
         }),
-        "beside": running.beside.as_ref().map(beside),
+        "beside": running.candidate.as_ref().map(candidate),
         "alerts": status.alerts.count(),
         "directory": directory,
         "state": status.state.is_some(),

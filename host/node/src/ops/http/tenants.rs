@@ -35,7 +35,7 @@ pub(crate) enum TenantPhase {
 }
 
 /// The tenants of a process, by name.
-pub(crate) struct Tenants {
+pub(crate) struct TenantStatuses {
     node: String,
     configuration: Option<PathBuf>,
     started_ms: u64,
@@ -59,7 +59,7 @@ struct TenantEntry {
     own_account: bool,
     phase: TenantPhase,
     /// Why the current content of the tenant's section is not in force; empty if it is.
-    not_taken: String,
+    rejected_config: String,
     board: Option<Arc<StatusBoard>>,
     /// Whether a change of the tenant has been ordered and isn't done yet.
     is_changing: bool,
@@ -79,7 +79,9 @@ impl TenantEntry {
                 match (is_serving, reasons.is_empty()) {
                     (true, true) => ("serving", reasons),
                     (true, false) => ("impaired", reasons),
-                    (false, _) if board.yields.load(Ordering::Relaxed) => ("waiting", reasons),
+                    (false, _) if board.waits_for_other_node.load(Ordering::Relaxed) => {
+                        ("waiting", reasons)
+                    }
                     (false, _) => ("starting", reasons),
                 }
             }
@@ -89,9 +91,10 @@ impl TenantEntry {
 
 impl TenantEntry {
     /// Whether the tenant's problems last until somebody changes something.
-    fn lasts(&self) -> bool {
+    fn needs_intervention(&self) -> bool {
         let board = self.board.as_ref();
-        self.phase == TenantPhase::Begun && board.is_some_and(|it| readiness::lasts(it))
+        self.phase == TenantPhase::Begun
+            && board.is_some_and(|it| readiness::needs_intervention(it))
     }
 
     /// Whether the tenant is starting, and waits for nothing but its own start.
@@ -114,7 +117,7 @@ const STATES: [&str; 6] = [
     "starting", "waiting", "serving", "impaired", "paused", "refused",
 ];
 
-impl Tenants {
+impl TenantStatuses {
     /// The tenants of a process that has just started: none yet.
     pub(crate) fn new(
         config: &Config,
@@ -139,7 +142,7 @@ impl Tenants {
     }
 
     /// Notes the content of a tenant's section.
-    pub(crate) fn section(&self, name: &str, section: &TenantSection) {
+    pub(crate) fn note_section(&self, name: &str, section: &TenantSection) {
         let config = section.config.as_ref().ok();
         let prefix = config.and_then(|it| it.tenant.prefix.clone());
         let mut each = self.each();
@@ -147,30 +150,35 @@ impl Tenants {
             prefix: None,
             own_account: false,
             phase: TenantPhase::Begun,
-            not_taken: String::new(),
+            rejected_config: String::new(),
             board: None,
             is_changing: false,
         });
         if config.is_some() {
             (entry.prefix, entry.own_account) = (prefix, section.own_account);
-            entry.not_taken.clear();
+            entry.rejected_config.clear();
         }
     }
 
     /// Notes why the current content of a tenant's section is not in force. Returns whether that is
     /// news.
-    pub(crate) fn not_taken(&self, name: &str, why: &str) -> bool {
+    pub(crate) fn reject_config(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
             return false;
         };
-        let is_news = entry.not_taken != why;
-        entry.not_taken = why.to_owned();
+        let is_news = entry.rejected_config != why;
+        entry.rejected_config = why.to_owned();
         is_news
     }
 
     /// Notes the phase of a tenant.
-    pub(crate) fn is(&self, name: &str, phase: TenantPhase, board: Option<Arc<StatusBoard>>) {
+    pub(crate) fn set_phase(
+        &self,
+        name: &str,
+        phase: TenantPhase,
+        board: Option<Arc<StatusBoard>>,
+    ) {
         if let Some(entry) = self.each().get_mut(name) {
             (entry.phase, entry.board) = (phase, board);
             entry.is_changing = false;
@@ -178,7 +186,7 @@ impl Tenants {
     }
 
     /// Notes why a tenant can't be served. Returns whether that is news.
-    pub(crate) fn refuses(&self, name: &str, why: &str) -> bool {
+    pub(crate) fn note_refused(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
         let Some(entry) = each.get_mut(name) else {
             return false;
@@ -188,7 +196,7 @@ impl Tenants {
     }
 
     /// Notes whether a change of a tenant has been ordered and isn't done yet.
-    pub(crate) fn changes(&self, name: &str, is_changing: bool) {
+    pub(crate) fn set_changing(&self, name: &str, is_changing: bool) {
         if let Some(entry) = self.each().get_mut(name) {
             entry.is_changing = is_changing;
         }
@@ -200,7 +208,7 @@ impl Tenants {
     }
 
     /// Notes why the configuration file is not in force; empty if it is.
-    pub(crate) fn refused(&self, why: &str) {
+    pub(crate) fn set_file_refused(&self, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         why.clone_into(&mut refused);
     }
@@ -221,8 +229,8 @@ impl Tenants {
             "changing": entry.is_changing,
             "state": state,
             "reasons": reasons,
-            "lasts": entry.lasts(),
-            "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+            "lasts": entry.needs_intervention(),
+            "notTaken": (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config),
         }))
     }
 
@@ -275,10 +283,11 @@ impl Tenants {
             None => self.idle(state, name, reasons),
         };
         if let Some(about) = about.as_object_mut() {
-            let not_taken = (!entry.not_taken.is_empty()).then_some(&entry.not_taken);
+            let rejected_config =
+                (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config);
             about.insert(
                 "tenant".to_owned(),
-                json!({"name": name, "state": state, "notTaken": not_taken}),
+                json!({"name": name, "state": state, "notTaken": rejected_config}),
             );
         }
         about
@@ -315,7 +324,7 @@ impl Tenants {
                 "ownAccount": entry.own_account,
                 "state": state,
                 "reasons": reasons,
-                "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+                "notTaken": (!entry.rejected_config.is_empty()).then_some(&entry.rejected_config),
                 "status": entry.board.as_deref().map(status::of),
             })
         });
@@ -396,7 +405,11 @@ impl Tenants {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> anyhow::Result<()> {
+pub(crate) fn serve(
+    config: &Config,
+    tenants: Arc<TenantStatuses>,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let Some((address, listener)) = super::bind(config)? else {
         return Ok(());
     };
@@ -409,10 +422,10 @@ pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> an
         .with_state(tenants)
         .merge(page::routes(Arc::clone(&pages)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, pages.look(), tasks)
+    listen::serve(listener, routes, pages.refresh_forever(), tasks)
 }
 
-async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+async fn health(State(tenants): State<Arc<TenantStatuses>>) -> (StatusCode, String) {
     let mut stuck: Vec<_> = tenants
         .all()
         .iter()
@@ -427,7 +440,7 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
 
 /// `/readyz`: whether the process serves; with notes on tenants that have problems. Those don't
 /// make the process unready, so that the traffic of other tenants isn't sent elsewhere.
-async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+async fn ready(State(tenants): State<Arc<TenantStatuses>>) -> (StatusCode, String) {
     let (code, mut text) = answer(tenants.unready(), "ready\n");
     if code == StatusCode::OK {
         for (name, entry) in tenants.all() {
@@ -447,11 +460,11 @@ async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     (code, text)
 }
 
-async fn serve_metrics(State(tenants): State<Arc<Tenants>>) -> String {
+async fn serve_metrics(State(tenants): State<Arc<TenantStatuses>>) -> String {
     tenants.metrics().finish()
 }
 
-async fn serve_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {
+async fn serve_status(State(tenants): State<Arc<TenantStatuses>>, request: Request) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {

@@ -124,7 +124,7 @@ impl Walker {
             steps: steps.into_iter(),
         };
         node.work();
-        let pipelines = crate::beside::Pipelines::alone(generation.clone());
+        let pipelines = crate::candidate::Pipelines::alone(generation.clone());
         walker.tell(node, || Task::Pipelines(pipelines.clone()));
         walker
     }
@@ -264,13 +264,13 @@ fn two_tenants_on_a_thread_publish_what_each_does_alone() {
     let (mut messages, mut filtered) = (0, 0);
     for seed in 1..=WALKS {
         let walks = [walk(2 * seed), walk(2 * seed + 1)];
-        let join_problems = run(&walks, seed, stages);
+        let mixed = run(&walks, seed, stages);
         let apart = walks.iter().enumerate().flat_map(|(number, walk)| {
             run(std::slice::from_ref(walk), seed + number as u64, stages)
         });
         let apart: Vec<_> = apart.collect();
-        assert_eq!(join_problems, apart, "seed {seed}");
-        let all = join_problems.iter().flat_map(BTreeMap::values).flatten();
+        assert_eq!(mixed, apart, "seed {seed}");
+        let all = mixed.iter().flat_map(BTreeMap::values).flatten();
         for (subject, _, _) in all {
             messages += 1;
             filtered += usize::from(subject.contains("filtered"));

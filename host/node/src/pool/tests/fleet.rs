@@ -19,7 +19,7 @@ struct Scene {
     node: Node,
     shard: ShardHandle,
     lease: Arc<NodeLease>,
-    reports: UnboundedReceiver<(u32, Report)>,
+    reports: UnboundedReceiver<(u32, ShardReport)>,
 }
 
 const ADDRESS: Address = Address {
@@ -57,7 +57,7 @@ impl Scene {
         };
         let shard = ShardHandle::new(Arc::clone(&node.mailbox), ADDRESS, room);
         let hosted = HostedShard::new(
-            Cell::replica(known, (3, settings), names, links),
+            ShardOrReplica::replica(known, (3, settings), names, links),
             Generation {
                 number: 1,
                 blueprint: Arc::clone(&node.blueprint),
@@ -80,17 +80,17 @@ impl Scene {
     }
 
     fn role(&mut self, role: Role) {
-        self.shard.tell(FleetTask::Role(role));
+        self.shard.send_fleet_task(FleetTask::Role(role));
         self.node.work();
     }
 
     /// The shard leads, and one of its messages waits, because the lease has run out. The
     /// connection is a new one: everything that may be published is handed over again.
-    fn has_a_message_wait(&mut self) {
+    fn queue_message(&mut self) {
         self.lead(5);
         self.node.broker.set(|taken| taken.room = 0);
-        self.comes(1);
-        self.lease.set(0);
+        self.connect_user(1);
+        self.lease.set_until(0);
         self.node.broker.set(|taken| {
             taken.room = 100;
             taken.link += 1;
@@ -100,20 +100,20 @@ impl Scene {
 
     /// The node owns the shard in this epoch, and its lease lasts for a minute.
     fn lead(&mut self, epoch: u64) {
-        self.lease.set(clock::now_ms() + 60_000);
+        self.lease.set_until(clock::now_ms() + 60_000);
         let before = Before::default();
         self.role(Role::Lead { epoch, before });
     }
 
     /// A user comes online.
-    fn comes(&mut self, user: usize) {
+    fn connect_user(&mut self, user: usize) {
         offer(&self.shard, connects(user, 1, None));
         self.node.work();
     }
 
     /// A user comes online by a message of the input stream. `deliveries`: how often it was
     /// delivered.
-    fn comes_by_stream(&mut self, user: usize, deliveries: usize) {
+    fn connect_user_from_stream(&mut self, user: usize, deliveries: usize) {
         let mut batch = connects(user, 1, None);
         let header = format!("7 {}", receipt(user, deliveries));
         let receipt = Receipt::of_header(&header, "in").unwrap();
@@ -145,20 +145,20 @@ impl Scene {
 #[test]
 fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
     let mut scene = Scene::new();
-    scene.comes(1);
+    scene.connect_user(1);
     assert!(scene.online().is_empty(), "nobody owns it here");
     scene.lead(5);
-    scene.comes(2);
+    scene.connect_user(2);
     assert_eq!(scene.online(), [format!("shard/3 {} 1", BASE + 5_000)]);
     let told = scene.node.broker.on("presence.shard.3.told");
     assert_eq!(told, ["", ""], "it begins, and a user is online");
     assert_eq!(scene.reports(), ["Leads", "Holds(Some(5))"]);
     scene.role(Role::None);
-    scene.comes(3);
+    scene.connect_user(3);
     assert_eq!(scene.online().len(), 1);
     assert_eq!(scene.reports(), ["Holds(None)"]);
     scene.lead(9);
-    scene.comes(4);
+    scene.connect_user(4);
     let last = scene.online().pop().unwrap();
     assert!(
         last.starts_with(&format!("shard/3 {} ", BASE + 9_000)),
@@ -179,10 +179,10 @@ fn the_owner_alone_acknowledges_a_message_behind_all_that_came_of_it() {
         owner: "other".into(),
     };
     scene.role(follow);
-    scene.comes_by_stream(1, 1);
+    scene.connect_user_from_stream(1, 1);
     assert!(scene.published().is_empty(), "another node owns it");
     scene.lead(5);
-    scene.comes_by_stream(2, 1);
+    scene.connect_user_from_stream(2, 1);
     let published = scene.published();
     let acknowledged = receipt(2, 1);
     assert_eq!(published.last(), Some(&acknowledged), "{published:?}");
@@ -190,12 +190,12 @@ fn the_owner_alone_acknowledges_a_message_behind_all_that_came_of_it() {
     assert!(!published.contains(&receipt(1, 1)));
     // They are delivered again, and nothing is published twice.
     for user in [1, 2] {
-        scene.comes_by_stream(user, 2);
+        scene.connect_user_from_stream(user, 2);
         assert_eq!(scene.published().last(), Some(&receipt(user, 2)));
     }
     assert_eq!(scene.online().len(), 2);
     scene.role(Role::Resign { epoch: 5 });
-    scene.comes_by_stream(3, 1);
+    scene.connect_user_from_stream(3, 1);
     assert!(!scene.published().contains(&receipt(3, 1)));
 }
 
@@ -237,8 +237,8 @@ fn an_owner_that_has_lost_its_lease_acknowledges_nothing() {
     let mut scene = Scene::new();
     scene.lead(5);
     scene.node.broker.set(|taken| taken.room = 0);
-    scene.comes_by_stream(1, 1);
-    scene.lease.set(0);
+    scene.connect_user_from_stream(1, 1);
+    scene.lease.set_until(0);
     scene.role(Role::None);
     scene.node.broker.set(|taken| {
         taken.room = 100;
@@ -254,7 +254,7 @@ fn a_message_on_which_nodes_may_fail_is_acknowledged_before_it_is_handled() {
     let mut scene = Scene::new();
     scene.lead(5);
     let before = scene.published().len();
-    scene.comes_by_stream(1, 20);
+    scene.connect_user_from_stream(1, 20);
     let published = scene.published();
     assert_eq!(
         published.get(before),
@@ -267,7 +267,7 @@ fn a_message_on_which_nodes_may_fail_is_acknowledged_before_it_is_handled() {
 #[test]
 fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_anothers() {
     let mut scene = Scene::new();
-    scene.has_a_message_wait();
+    scene.queue_message();
     assert!(scene.online().is_empty(), "whose the shard is, isn't known");
     scene.role(Role::None);
     scene.node.work();
@@ -278,9 +278,9 @@ fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_
 #[test]
 fn what_waits_goes_out_when_the_lease_is_renewed() {
     let mut scene = Scene::new();
-    scene.has_a_message_wait();
+    scene.queue_message();
     assert!(scene.online().is_empty());
-    scene.lease.set(clock::now_ms() + 60_000);
+    scene.lease.set_until(clock::now_ms() + 60_000);
     scene.node.work();
     assert_eq!(scene.online().len(), 1);
     assert_eq!(scene.lease.dropped(), 0);
@@ -288,9 +288,9 @@ fn what_waits_goes_out_when_the_lease_is_renewed() {
 
 /// A message of the fleet waits for the node's lease, and a message of another tenant is behind it.
 /// Returns a function that counts how often the latter was published.
-fn in_the_way(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
+fn block_outbox(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
     let other = scene.node.tenant(1);
-    scene.has_a_message_wait();
+    scene.queue_message();
     offer(&other.handles[0], connects(7, 1, None));
     scene.node.work();
     move |node| node.broker.count(ONLINE, &other)
@@ -299,7 +299,7 @@ fn in_the_way(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
 #[test]
 fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
     let mut scene = Scene::new();
-    let published = in_the_way(&mut scene);
+    let published = block_outbox(&mut scene);
     assert_eq!(published(&scene.node), 1, "the other's");
     assert_eq!(scene.node.broker.on(ONLINE).len(), 1, "and nothing else is");
     assert_eq!(scene.lease.dropped(), 0, "the lease may be renewed");
@@ -312,8 +312,8 @@ fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
     scene.node.work();
     assert!(scene.lease.dropped() > 0);
     // The shard continues, with a gap in its numbers.
-    scene.lease.set(clock::now_ms() + 60_000);
-    scene.comes(2);
+    scene.lease.set_until(clock::now_ms() + 60_000);
+    scene.connect_user(2);
     let numbers = scene.online();
     let gone = format!("shard/3 {} 1", BASE + 5_000);
     let expected = format!("shard/3 {} 2", BASE + 5_000);
@@ -326,12 +326,14 @@ fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
 #[test]
 fn what_waits_aside_goes_out_in_its_order_when_the_lease_is_renewed() {
     let mut scene = Scene::new();
-    let published = in_the_way(&mut scene);
+    let published = block_outbox(&mut scene);
     assert_eq!(published(&scene.node), 1);
     // The shard resigns. It must report this when the broker has everything that it published.
-    scene.lease.set(clock::now_ms() + 60_000);
+    scene.lease.set_until(clock::now_ms() + 60_000);
     offer(&scene.shard, connects(2, 1, None));
-    scene.shard.tell(FleetTask::Role(Role::Resign { epoch: 5 }));
+    scene
+        .shard
+        .send_fleet_task(FleetTask::Role(Role::Resign { epoch: 5 }));
     scene.node.acknowledge();
     scene.node.work();
     let of_fleet = |scene: &Scene| {
@@ -355,7 +357,7 @@ fn what_waits_aside_goes_out_in_its_order_when_the_lease_is_renewed() {
 #[test]
 fn a_node_that_is_no_part_of_a_fleet_any_more_keeps_nobody_waiting() {
     let mut scene = Scene::new();
-    let published = in_the_way(&mut scene);
+    let published = block_outbox(&mut scene);
     scene.lease.end();
     scene.node.work();
     assert_eq!(published(&scene.node), 1);
@@ -369,11 +371,13 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
     scene.reports();
     // This input waits in the shard's lane.
     offer(&scene.shard, connects(77, 1, None));
-    scene.shard.tell(FleetTask::Asked("other".into(), 1));
+    scene
+        .shard
+        .send_fleet_task(FleetTask::SnapshotRequest("other".into(), 1));
     scene.node.work();
     let reports = std::iter::from_fn(|| scene.reports.try_recv().ok());
     let chunks = reports.filter_map(|(_, report)| match report {
-        Report::Chunk(node, bytes) => Some((node, bytes)),
+        ShardReport::Chunk(node, bytes) => Some((node, bytes)),
         _ => None,
     });
     let chunks: Vec<_> = chunks.collect();
@@ -387,14 +391,14 @@ fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
 fn a_shard_has_resigned_when_the_broker_has_all_that_it_published() {
     let mut scene = Scene::new();
     scene.lead(5);
-    scene.comes(1);
+    scene.connect_user(1);
     scene.role(Role::Resign { epoch: 5 });
     let resigned = "Resigned { epoch: 5, seq: 2 }";
     assert!(!scene.reports().contains(&resigned.to_owned()));
     scene.node.acknowledge();
     scene.node.work();
     assert_eq!(scene.reports(), [resigned]);
-    scene.comes(2);
+    scene.connect_user(2);
     assert_eq!(scene.online().len(), 1, "it decides nothing any more");
 }
 
@@ -402,7 +406,7 @@ fn a_shard_has_resigned_when_the_broker_has_all_that_it_published() {
 fn a_shard_that_panics_says_whether_it_was_owned_and_knows_nothing_any_more() {
     let mut scene = Scene::new();
     scene.lead(5);
-    scene.comes(1);
+    scene.connect_user(1);
     scene.reports();
     let panics = |scene: &mut Scene| {
         let mailbox = &scene.node.mailbox;

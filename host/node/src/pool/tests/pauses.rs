@@ -6,10 +6,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use presence_core::quota::Rate;
 use presence_sandbox::{Engine, Plugin, Stage, set_pause_work};
 
-use super::super::rounds::Turn;
+use super::super::scheduler::Turn;
 use super::super::work::PanicPoint;
 use super::*;
-use crate::beside::Pipelines;
+use crate::candidate::Pipelines;
 
 const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
 
@@ -17,7 +17,7 @@ const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.was
 const STEP_NS: u64 = 1_000_000;
 
 /// Gives a tenant with one shard a pipeline with one filter.
-fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
+fn use_filter(node: &mut Node, tenant: u32) -> Engine {
     node.work();
     let engine = Engine::new().unwrap();
     let plugin = Arc::new(Plugin::load(&engine, "rule", CONTACTS).unwrap());
@@ -51,7 +51,7 @@ fn scene(is_known: bool) -> Scene {
 
 fn scene_on(mut node: Node, is_known: bool) -> Scene {
     let (busy, other) = (node.tenant(1), node.tenant(1));
-    let engine = by_a_rule(&mut node, 0);
+    let engine = use_filter(&mut node, 0);
     if is_known {
         offer(&other.handles[0], connects(0, 1, None));
         node.work();
@@ -151,7 +151,7 @@ fn a_panic_of_the_thread_itself_in_a_pause_ends_the_thread_and_is_no_failure_of_
 fn the_other_shards_of_the_tenant_wait_for_the_call_as_does_the_shard_itself() {
     let mut node = Node::new(1 << 20, STEP_NS);
     let busy = node.tenant(2);
-    let _engine = by_a_rule(&mut node, 0);
+    let _engine = use_filter(&mut node, 0);
     offer(&busy.handles[0], connects(0, 1, None));
     assert!(node.worker.check_for_work());
     let turn = node.worker.next().unwrap();
@@ -178,7 +178,7 @@ fn a_call_goes_on_for_as_long_between_two_pauses_as_its_tenant_has_time() {
     };
     let busy = node.tenant_with(1, Arc::default(), common, || None);
     let other = node.tenant(1);
-    let _engine = by_a_rule(&mut node, 0);
+    let _engine = use_filter(&mut node, 0);
     offer(&other.handles[0], connects(0, 1, None));
     node.work();
     offer(&busy.handles[0], connects(0, 1, None));

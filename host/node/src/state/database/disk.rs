@@ -25,7 +25,7 @@ pub(crate) struct Disk {
     found: Mutex<Found>,
     given_up: Condvar,
     /// As `given_up`, for async tasks.
-    told: Notify,
+    gave_up: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,11 +56,11 @@ impl Disk {
     pub(crate) fn give_up(&self) {
         self.lock().waits = false;
         self.given_up.notify_all();
-        self.told.notify_waiters();
+        self.gave_up.notify_waiters();
     }
 
     /// Notes that nothing can be written, and why. Each new reason is logged.
-    pub(crate) fn fails(&self, why: String) {
+    pub(crate) fn note_failure(&self, why: String) {
         let mut found = self.lock();
         let since = match &found.outage {
             Some((_, known)) if *known == why => return,
@@ -75,7 +75,7 @@ impl Disk {
     }
 
     /// Notes that everything has been written.
-    pub(crate) fn works(&self) {
+    pub(crate) fn note_success(&self) {
         let mut found = self.lock();
         found.is_full = false;
         if let Some((since, _)) = found.outage.take()
@@ -103,11 +103,11 @@ impl Disk {
 
     /// Like [`Self::rest`], for async tasks.
     pub(crate) async fn resting(&self, wait: Duration) -> bool {
-        let mut told = pin!(self.told.notified());
-        told.as_mut().enable();
+        let mut woken = pin!(self.gave_up.notified());
+        woken.as_mut().enable();
         if self.lock().waits {
             // Whether the wait was over or given up is checked below.
-            let _ = timeout(wait, told).await;
+            let _ = timeout(wait, woken).await;
         }
         self.lock().waits
     }
@@ -154,7 +154,7 @@ impl<B> Waiting<B> {
                 done => return done,
             };
             self.disk
-                .fails(format!("there is no room on the disk: {error}"));
+                .note_failure(format!("there is no room on the disk: {error}"));
             self.disk.lock().is_full = true;
             if !self.disk.rest(RETRY) {
                 return Err(error);
@@ -361,7 +361,7 @@ mod tests {
             world.room.store(u64::MAX, Ordering::SeqCst);
             writing.join().unwrap().unwrap();
         });
-        world.disk.works();
+        world.disk.note_success();
         assert!(world.disk.outage().is_none());
         // The database that waited can be used further.
         write(&world.database).unwrap();
@@ -385,12 +385,12 @@ mod tests {
     #[test]
     fn an_outage_lasts_from_its_first_reason() {
         let disk = Disk::of("the state");
-        disk.fails("no room".into());
+        disk.note_failure("no room".into());
         let (first, _) = disk.outage().unwrap();
-        disk.fails("gone".into());
+        disk.note_failure("gone".into());
         let (second, why) = disk.outage().unwrap();
         assert!(why == "gone" && second >= first);
-        disk.works();
+        disk.note_success();
         assert!(disk.outage().is_none());
     }
 }

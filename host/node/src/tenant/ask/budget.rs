@@ -51,7 +51,7 @@ impl Budget {
     }
 
     /// Waits until no question is in progress.
-    pub(crate) async fn is_idle(&self) {
+    pub(crate) async fn until_idle(&self) {
         let all = u32::try_from(self.questions_max).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         let _ = self.questions.acquire_many(all).await;
@@ -103,6 +103,6 @@ mod tests {
         assert!(first.grow(5_000));
         drop(first);
         assert_eq!(budget.bytes.load(Ordering::Relaxed), 0);
-        budget.is_idle().await;
+        budget.until_idle().await;
     }
 }

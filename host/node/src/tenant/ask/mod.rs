@@ -31,7 +31,7 @@ use crate::link::hello::INBOX;
 use crate::link::reply_guard::ReplyGuard;
 use crate::pool::Shards;
 use crate::pool::log_limiter::LogLimiter;
-use crate::tenant::quotas::Exceeded;
+use crate::tenant::quotas::ExceededLog;
 
 pub(crate) use budget::{Budget, BudgetShare};
 pub(crate) use query::PendingQuery;
@@ -46,7 +46,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: usize = 4_096;
 
 /// The least time between two log lines about refused questions, in milliseconds.
-const OVERLOAD_TOLD_MS: u64 = 10_000;
+const OVERLOAD_LOG_EVERY_MS: u64 = 10_000;
 
 /// The error if a shard couldn't answer because it has failed or was stopped.
 const NOT_ANSWERED: &str = "the part of the node that knows these users is starting again, or \
@@ -54,7 +54,7 @@ const NOT_ANSWERED: &str = "the part of the node that knows these users is start
 
 /// Counts of questions by their outcome.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct QuestionCounts {
     pub(crate) answered: AtomicU64,
     pub(crate) refused: AtomicU64,
     /// Refused because there was no room.
@@ -84,10 +84,10 @@ pub(crate) struct QueryService {
     pub(crate) answers_are_fetched: bool,
     /// Whether requests for explanations are answered.
     pub(crate) explains: Arc<AtomicBool>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) counts: Arc<QuestionCounts>,
     /// The limit on questions per second.
     pub(crate) queries: Rate,
-    pub(crate) exceeded: Arc<Exceeded>,
+    pub(crate) exceeded: Arc<ExceededLog>,
     /// The limit on questions in progress.
     pub(crate) budget: Arc<Budget>,
     /// Held while a question is read, split, or answered. Only one question is in such a step at a
@@ -248,7 +248,7 @@ impl QuestionReader {
             self.take(received);
         }
         // Waits for the questions in progress.
-        self.service.budget.is_idle().await;
+        self.service.budget.until_idle().await;
     }
 
     /// Starts to answer a question. It never waits: otherwise, questions would wait in the
@@ -298,7 +298,7 @@ impl QuestionReader {
     fn overloaded(&self, reply: String) {
         let counts = &self.service.counts;
         counts.overloaded.fetch_add(1, Ordering::Relaxed);
-        if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
+        if let Some(refused) = self.overload.line(OVERLOAD_LOG_EVERY_MS) {
             tracing::warn!(
                 refused,
                 "more queries arrive than can be answered, and some are refused as `overloaded`: \

@@ -25,7 +25,7 @@ struct SplitQuery {
     users: Vec<ByteString>,
     pieces: Vec<Piece>,
     /// The place of each user's answer: the piece, and the index in it.
-    spots: Vec<(usize, usize)>,
+    answer_places: Vec<(usize, usize)>,
 }
 
 /// A part of a query for one shard.
@@ -89,7 +89,7 @@ impl PendingQuery {
                 self.give_up();
             }
         }
-        self.release();
+        self.finish_piece();
     }
 
     /// Whether it needn't be answered any more.
@@ -103,12 +103,12 @@ impl PendingQuery {
     }
 
     /// Handles a piece that isn't answered, because the query was given up.
-    pub(crate) fn pass_over(self: Arc<Self>) {
-        self.release();
+    pub(crate) fn skip_piece(self: Arc<Self>) {
+        self.finish_piece();
     }
 
     /// Drops a reference. The last one hands back the query.
-    fn release(self: Arc<Self>) {
+    fn finish_piece(self: Arc<Self>) {
         if let Some(asking) = Arc::into_inner(self) {
             // The requester may have given up.
             let _ = asking.done.send(FinishedQuery {
@@ -124,7 +124,7 @@ impl SplitQuery {
     fn new(viewer: ByteString, users: Vec<ByteString>, service: &QueryService) -> Self {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut filling = vec![None; service.shards.iter().len()];
-        let spots = users.iter().enumerate().map(|(place, user)| {
+        let answer_places = users.iter().enumerate().map(|(place, user)| {
             let shard = service.shards.place_of(user);
             let known: Option<usize> = filling.get(shard).copied().flatten();
             let is_open = |piece: &usize| {
@@ -149,10 +149,10 @@ impl SplitQuery {
             piece.users.push(place);
             (number, piece.users.len() - 1)
         });
-        let spots = spots.collect();
+        let answer_places = answer_places.collect();
         Self {
             viewer,
-            spots,
+            answer_places,
             pieces,
             users,
         }
@@ -160,7 +160,7 @@ impl SplitQuery {
 
     /// The answers in the order of the request.
     fn in_order(&self) -> impl Iterator<Item = &[u8]> {
-        self.spots
+        self.answer_places
             .iter()
             .filter_map(|(piece, place)| self.pieces.get(*piece)?.answers.get()?.get(*place))
     }
@@ -282,7 +282,7 @@ impl QueryService {
                 return Err(Refusal::overloaded());
             }
         }
-        asking.release();
+        asking.finish_piece();
         let Ok(answered) = answered.await else {
             return Ok(None);
         };

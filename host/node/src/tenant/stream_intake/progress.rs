@@ -1,8 +1,8 @@
 //! How far the input stream has been read, and where reading continues.
 
 use crate::clock;
-use crate::link::input_stream::Begin;
-use crate::state::position::{Positions, ShardOf, Taken};
+use crate::link::input_stream::ReadFrom;
+use crate::state::position::{Positions, ReadPositions, ShardOf};
 
 /// By how much the broker's clock may be behind this node's, in milliseconds, when messages are
 /// selected by time.
@@ -26,12 +26,12 @@ struct Read {
     /// When reading began: the number up to which everything had been taken.
     begun_at: u64,
     /// Which of the next messages were taken before a restart.
-    taken: Option<Taken>,
+    taken: Option<ReadPositions>,
 }
 
 /// Why the reading begins where it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
+pub(super) enum BeginReason {
     /// No stream was read before.
     First,
     /// After the messages that were taken.
@@ -55,22 +55,22 @@ impl Progress {
 
     /// Where to begin in a stream. `made_at`: its creation time. `last`: the number of its last
     /// message.
-    pub(super) fn begin(&mut self, made_at: u64, last: u64) -> (Begin, Beginning) {
-        let lost_end = Begin::Since(self.in_order_at.saturating_sub(CLOCKS_MS));
+    pub(super) fn begin(&mut self, made_at: u64, last: u64) -> (ReadFrom, BeginReason) {
+        let lost_end = ReadFrom::Since(self.in_order_at.saturating_sub(CLOCKS_MS));
         let (end, next) = match &self.read {
             Some(read) if read.stream == made_at => (read.next.saturating_sub(1), read.next),
-            Some(_) => return (Begin::At(1), Beginning::OtherStream),
+            Some(_) => return (ReadFrom::At(1), BeginReason::OtherStream),
             None => match self.positions.of(made_at) {
                 Some(taken) => (taken.last(), taken.all_up_to() + 1),
                 None if self.positions.is_empty() => {
-                    return (Begin::Since(self.in_order_at), Beginning::First);
+                    return (ReadFrom::Since(self.in_order_at), BeginReason::First);
                 }
-                None => return (Begin::At(1), Beginning::OtherStream),
+                None => return (ReadFrom::At(1), BeginReason::OtherStream),
             },
         };
         match end > last {
-            true => (lost_end, Beginning::LostEnd),
-            false => (Begin::At(next), Beginning::Continued),
+            true => (lost_end, BeginReason::LostEnd),
+            false => (ReadFrom::At(next), BeginReason::Continued),
         }
     }
 
@@ -80,11 +80,11 @@ impl Progress {
         &mut self,
         made_at: u64,
         (first, next): (u64, u64),
-        (begin, why): (Begin, Beginning),
+        (begin, why): (ReadFrom, BeginReason),
     ) -> u64 {
         let wanted = match begin {
-            Begin::At(wanted) => Some(wanted.max(1)),
-            Begin::Since(_) => None,
+            ReadFrom::At(wanted) => Some(wanted.max(1)),
+            ReadFrom::Since(_) => None,
         };
         let is_other = self.read.as_ref().is_some_and(|it| it.stream != made_at);
         let taken = match (&mut self.read, wanted) {
@@ -101,9 +101,9 @@ impl Progress {
             begun_at: next.saturating_sub(1),
             taken,
         });
-        self.is_in_order();
+        self.note_in_order();
         match (why, wanted) {
-            (Beginning::Continued, Some(wanted)) => next - wanted,
+            (BeginReason::Continued, Some(wanted)) => next - wanted,
             // Messages that another stream removed earlier don't count as lost.
             _ => 0,
         }
@@ -118,17 +118,17 @@ impl Progress {
         read.next = read.next.max(sequence.saturating_add(1));
         // No later message was taken before the restart.
         read.taken.take_if(|taken| taken.last() < sequence);
-        self.is_in_order();
+        self.note_in_order();
         missing
     }
 
     /// Notes that the stream is in order now.
-    pub(super) fn is_in_order(&mut self) {
+    pub(super) fn note_in_order(&mut self) {
         self.in_order_at = clock::wall_now_us() / 1_000;
     }
 
     /// Which of the next messages were taken before a restart.
-    pub(super) fn taken(&self) -> Option<&Taken> {
+    pub(super) fn taken(&self) -> Option<&ReadPositions> {
         self.read.as_ref()?.taken.as_ref()
     }
 
@@ -184,19 +184,19 @@ mod tests {
     fn the_first_time_what_was_stored_since_the_node_last_ran_is_wanted() {
         let mut progress = Progress::new(Positions::default(), 5_000);
         let begin = progress.begin(MADE, 40);
-        assert_eq!(begin, (Begin::Since(5_000), Beginning::First));
+        assert_eq!(begin, (ReadFrom::Since(5_000), BeginReason::First));
         assert_eq!(progress.begun(MADE, (3, 30), begin), 0);
         assert_eq!((progress.next(), progress.upto(ONE)), (30, 29));
         assert_eq!([progress.pass(30), progress.pass(33)], [0, 2]);
         let again = progress.begin(MADE, 40);
-        assert_eq!(again, (Begin::At(34), Beginning::Continued));
+        assert_eq!(again, (ReadFrom::At(34), BeginReason::Continued));
     }
 
     #[test]
     fn a_start_goes_on_behind_what_all_have_taken_and_a_shard_never_goes_back() {
         let mut progress = Progress::new(stored([10, 20]), 0);
         let begin = progress.begin(MADE, 20);
-        assert_eq!(begin, (Begin::At(11), Beginning::Continued));
+        assert_eq!(begin, (ReadFrom::At(11), BeginReason::Continued));
         assert_eq!(progress.begun(MADE, (1, 11), begin), 0);
         assert_eq!(progress.upto(ONE), 20);
         progress.pass(11);
@@ -220,14 +220,14 @@ mod tests {
         // All messages were taken, and were removed afterwards.
         let mut progress = Progress::new(stored([10, 10]), 0);
         let begin = progress.begin(MADE, 10);
-        assert_eq!(begin, (Begin::At(11), Beginning::Continued));
+        assert_eq!(begin, (ReadFrom::At(11), BeginReason::Continued));
         assert_eq!(progress.begun(MADE, (11, 11), begin), 0);
     }
 
     #[test]
     fn another_stream_is_taken_from_its_begin() {
         let mut progress = Progress::new(stored([10, 20]), 0);
-        let other = (Begin::At(1), Beginning::OtherStream);
+        let other = (ReadFrom::At(1), BeginReason::OtherStream);
         assert_eq!(progress.begin(MADE + 1, 4), other);
         assert_eq!(progress.begun(MADE + 1, (3, 3), other), 0);
         assert_eq!((progress.next(), progress.upto(ONE)), (3, 2));
@@ -243,14 +243,14 @@ mod tests {
     fn a_stream_that_lost_its_end_is_taken_from_when_it_was_in_order() {
         let mut progress = Progress::new(stored([10, 20]), 9_000);
         let begin = progress.begin(MADE, 19);
-        assert_eq!(begin, (Begin::Since(8_000), Beginning::LostEnd));
+        assert_eq!(begin, (ReadFrom::Since(8_000), BeginReason::LostEnd));
         assert_eq!(progress.begun(MADE, (1, 18), begin), 0);
         assert!(progress.taken().is_none());
         assert_eq!(progress.upto(ONE), 17);
         // The same while the node runs.
         progress.pass(18);
         let (begin, why) = progress.begin(MADE, 12);
-        assert_eq!(why, Beginning::LostEnd);
-        assert!(matches!(begin, Begin::Since(ms) if ms > 9_000));
+        assert_eq!(why, BeginReason::LostEnd);
+        assert!(matches!(begin, ReadFrom::Since(ms) if ms > 9_000));
     }
 }

@@ -18,7 +18,7 @@ fn contacts(user: u32) -> Question {
 }
 
 impl Cache {
-    fn wants(&mut self, users: &[u32]) -> bool {
+    fn want_users(&mut self, users: &[u32]) -> bool {
         self.want(users.iter().map(|user| contacts(*user)))
     }
 
@@ -30,9 +30,9 @@ impl Cache {
 
     /// A reply comes, is read, and its answer is put into the directory.
     fn answer(&mut self, user: u32, now: u64) {
-        self.replied(&contacts(user), now, Bytes::new());
+        self.on_reply(&contacts(user), now, Bytes::new());
         assert_eq!(self.taken(), [(user, true)]);
-        self.settle(&contacts(user), now, None);
+        self.on_reply_read(&contacts(user), now, None);
     }
 
     /// What has arrived: the user, and whether it is a reply.
@@ -45,9 +45,9 @@ impl Cache {
 
     /// Reports for all questions whose time is up whether they are used. Returns their number.
     fn check(&mut self, now: u64, is_used: bool) -> usize {
-        let due = self.due(now);
+        let due = self.take_due(now);
         due.iter()
-            .for_each(|question| self.checked(question, is_used));
+            .for_each(|question| self.on_use_checked(question, is_used));
         due.len()
     }
 
@@ -59,14 +59,14 @@ impl Cache {
 #[test]
 fn a_question_is_asked_once_and_no_more_than_the_limit_at_a_time() {
     let mut cache = cache();
-    assert!(cache.wants(&[1, 2, 3, 1]));
-    assert!(!cache.wants(&[2, 3]));
+    assert!(cache.want_users(&[1, 2, 3, 1]));
+    assert!(!cache.want_users(&[2, 3]));
     assert_eq!(cache.asked(0), [1, 2]);
     assert_eq!(cache.asked(1), [0u32; 0]);
-    assert!(!cache.wants(&[1]));
+    assert!(!cache.want_users(&[1]));
     cache.answer(1, 5);
     assert_eq!(cache.asked(5), [3]);
-    assert!(!cache.wants(&[1]), "it is at hand");
+    assert!(!cache.want_users(&[1]), "it is at hand");
     assert_eq!(cache.figures(), (1, 2, false));
     assert_eq!(cache.ids().iter().collect::<Vec<_>>(), [1, 2, 3]);
 }
@@ -74,7 +74,7 @@ fn a_question_is_asked_once_and_no_more_than_the_limit_at_a_time() {
 #[test]
 fn an_answer_in_use_is_asked_again_when_its_time_is_up_and_stands_until_then() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.answer(1, 5);
     assert_eq!(cache.next_deadline(), Some(5 + TTL_MS));
@@ -89,13 +89,13 @@ fn an_answer_in_use_is_asked_again_when_its_time_is_up_and_stands_until_then() {
 #[test]
 fn an_answer_that_nobody_uses_is_dropped_and_asked_anew_when_it_is_wanted() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.check(TTL_MS, false);
     assert_eq!(cache.figures(), (0, 0, false));
     assert!(cache.ids().contains(1), "it is still to be taken away");
-    assert!(cache.wants(&[1]));
+    assert!(cache.want_users(&[1]));
     assert_eq!(cache.taken(), [(1, false)]);
     assert_eq!(cache.asked(TTL_MS), [1]);
 }
@@ -103,20 +103,20 @@ fn an_answer_that_nobody_uses_is_dropped_and_asked_anew_when_it_is_wanted() {
 #[test]
 fn while_the_service_is_away_one_question_at_a_time_finds_out_whether_it_is_back() {
     let mut cache = cache();
-    cache.wants(&[1, 2, 3]);
+    cache.want_users(&[1, 2, 3]);
     assert_eq!(cache.asked(0), [1, 2]);
-    cache.unanswered(&contacts(1), 100, "nobody there");
-    cache.unanswered(&contacts(2), 100, "nobody there");
+    cache.on_no_reply(&contacts(1), 100, "nobody there");
+    cache.on_no_reply(&contacts(2), 100, "nobody there");
     assert!(cache.is_away());
     assert_eq!(cache.asked(100), [0u32; 0]);
     assert_eq!(cache.next_deadline(), Some(350), "both failed at once");
     assert_eq!(cache.asked(349), [0u32; 0]);
     assert_eq!(cache.asked(350), [3]);
-    cache.unanswered(&contacts(3), 350, "nobody there");
+    cache.on_no_reply(&contacts(3), 350, "nobody there");
     assert_eq!(cache.check(350, true), 2);
     assert_eq!(cache.asked(849), [0u32; 0], "it waits for twice as long");
     assert_eq!(cache.asked(850), [1]);
-    cache.replied(&contacts(1), 860, Bytes::new());
+    cache.on_reply(&contacts(1), 860, Bytes::new());
     assert!(!cache.is_away());
     assert_eq!(cache.asked(860), [2, 3], "all that waited are asked");
 }
@@ -124,11 +124,11 @@ fn while_the_service_is_away_one_question_at_a_time_finds_out_whether_it_is_back
 #[test]
 fn waits_grow_to_a_limit_and_begin_anew_after_an_answer() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     let (mut now, mut waits) = (0, Vec::new());
     for _ in 0..8 {
         assert_eq!(cache.asked(now), [1]);
-        cache.unanswered(&contacts(1), now, "nobody there");
+        cache.on_no_reply(&contacts(1), now, "nobody there");
         let at = cache.next_deadline().unwrap();
         waits.push(at - now);
         now = at;
@@ -140,26 +140,26 @@ fn waits_grow_to_a_limit_and_begin_anew_after_an_answer() {
     cache.answer(1, now);
     cache.invalidate(None);
     cache.asked(now + 1);
-    cache.unanswered(&contacts(1), now + 1, "nobody there");
+    cache.on_no_reply(&contacts(1), now + 1, "nobody there");
     assert_eq!(cache.next_deadline(), Some(now + 251));
 }
 
 #[test]
 fn a_question_that_goes_unanswered_among_others_waits_alone() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(2, 50);
-    cache.unanswered(&contacts(1), 100, "no answer within 100 ms");
+    cache.on_no_reply(&contacts(1), 100, "no answer within 100 ms");
     assert!(!cache.is_away());
-    cache.wants(&[3]);
+    cache.want_users(&[3]);
     assert_eq!(cache.asked(100), [3]);
 }
 
 #[test]
 fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
     let mut cache = cache();
-    cache.wants(&[1, 2, 3]);
+    cache.want_users(&[1, 2, 3]);
     assert_eq!(cache.asked(0), [1, 2]);
     cache.answer(1, 0);
     cache.answer(2, 0);
@@ -167,10 +167,10 @@ fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
     cache.answer(3, 1);
     cache.check(TTL_MS + 1, true);
     assert_eq!(cache.asked(TTL_MS + 1), [1, 2]);
-    cache.unanswered(&contacts(1), TTL_MS + 2, "nobody there");
+    cache.on_no_reply(&contacts(1), TTL_MS + 2, "nobody there");
     // A question under way may still be answered. One that waits for its turn won't be.
     assert_eq!(cache.taken(), [(3, false), (1, false)]);
-    cache.unanswered(&contacts(2), TTL_MS + 2, "nobody there");
+    cache.on_no_reply(&contacts(2), TTL_MS + 2, "nobody there");
     assert_eq!(cache.taken(), [(2, false)]);
     assert_eq!(cache.figures(), (0, 3, true));
 }
@@ -178,13 +178,13 @@ fn an_old_answer_that_cannot_be_had_again_is_taken_away() {
 #[test]
 fn while_the_service_is_away_what_is_fresh_stands_and_what_was_invalidated_does_not() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.answer(2, 0);
-    cache.wants(&[3]);
+    cache.want_users(&[3]);
     cache.asked(1);
-    cache.unanswered(&contacts(3), 1, "nobody there");
+    cache.on_no_reply(&contacts(3), 1, "nobody there");
     assert_eq!(cache.taken(), []);
     cache.invalidate(Some(&contacts(2)));
     assert_eq!(cache.taken(), [(2, false)]);
@@ -194,7 +194,7 @@ fn while_the_service_is_away_what_is_fresh_stands_and_what_was_invalidated_does_
 #[test]
 fn what_is_invalidated_is_asked_again_at_once() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
     cache.answer(2, 0);
@@ -211,13 +211,13 @@ fn what_is_invalidated_is_asked_again_at_once() {
 #[test]
 fn what_was_said_before_an_invalidation_is_not_taken() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
     cache.invalidate(Some(&contacts(1)));
-    cache.replied(&contacts(1), 1, Bytes::new());
+    cache.on_reply(&contacts(1), 1, Bytes::new());
     assert_eq!(cache.taken(), []);
     assert_eq!(cache.asked(1), [1]);
-    cache.replied(&contacts(1), 2, Bytes::new());
+    cache.on_reply(&contacts(1), 2, Bytes::new());
     cache.invalidate(None);
     assert_eq!(cache.taken(), []);
     assert_eq!(cache.asked(2), [1]);
@@ -228,12 +228,12 @@ fn what_was_said_before_an_invalidation_is_not_taken() {
 #[test]
 fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 0);
-    cache.replied(&contacts(2), 0, Bytes::new());
+    cache.on_reply(&contacts(2), 0, Bytes::new());
     cache.taken();
-    cache.settle(&contacts(2), 0, Some("not a list".into()));
+    cache.on_reply_read(&contacts(2), 0, Some("not a list".into()));
     assert_eq!((cache.refused, cache.is_away()), (1, false));
     assert_eq!(cache.next_deadline(), Some(250));
     // No shard needs the answer any more.
@@ -244,12 +244,12 @@ fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
 #[test]
 fn a_service_of_which_nothing_can_be_read_is_as_good_as_away() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     for user in [1, 2] {
-        cache.replied(&contacts(user), 0, Bytes::new());
+        cache.on_reply(&contacts(user), 0, Bytes::new());
         cache.taken();
-        cache.settle(&contacts(user), 0, Some("not a list".into()));
+        cache.on_reply_read(&contacts(user), 0, Some("not a list".into()));
     }
     assert_eq!(cache.outage(999), None, "it may be for a moment");
     assert_eq!(cache.outage(1_000), Some((1_000, "not a list".into())));
@@ -262,15 +262,15 @@ fn a_service_of_which_nothing_can_be_read_is_as_good_as_away() {
 #[test]
 fn when_the_broker_is_back_everything_is_asked_again() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
     cache.answer(1, 10);
-    cache.unanswered(&contacts(2), 100, "no answer");
-    cache.wants(&[3]);
+    cache.on_no_reply(&contacts(2), 100, "no answer");
+    cache.want_users(&[3]);
     cache.asked(100);
-    cache.unanswered(&contacts(3), 200, "no answer");
+    cache.on_no_reply(&contacts(3), 200, "no answer");
     assert!(cache.is_away());
-    cache.reconnected();
+    cache.on_reconnect();
     assert_eq!(cache.taken(), []);
     assert_eq!(cache.asked(201), [2, 3]);
     cache.answer(2, 202);
@@ -280,15 +280,15 @@ fn when_the_broker_is_back_everything_is_asked_again() {
 #[test]
 fn a_service_that_is_away_is_said_to_be_with_the_last_reason_until_it_answers() {
     let mut cache = cache();
-    cache.wants(&[1]);
+    cache.want_users(&[1]);
     cache.asked(0);
-    cache.unanswered(&contacts(1), 100, "nobody responds");
+    cache.on_no_reply(&contacts(1), 100, "nobody responds");
     assert_eq!(cache.outage(1_099), None, "it may only be late");
     let away = |ms, why: &str| Some((ms, why.to_owned()));
     assert_eq!(cache.outage(1_100), away(1_000, "nobody responds"));
     assert_eq!(cache.check(350, true), 1);
     assert_eq!(cache.asked(350), [1]);
-    cache.unanswered(&contacts(1), 5_350, "no answer within 5000 ms");
+    cache.on_no_reply(&contacts(1), 5_350, "no answer within 5000 ms");
     assert_eq!(cache.outage(5_350), away(5_250, "no answer within 5000 ms"));
     let retry_at = cache.next_deadline().unwrap();
     cache.check(retry_at, true);
@@ -300,17 +300,17 @@ fn a_service_that_is_away_is_said_to_be_with_the_last_reason_until_it_answers() 
 #[test]
 fn it_is_noticed_that_the_service_is_back_though_nobody_needs_an_answer_any_more() {
     let mut cache = cache();
-    cache.wants(&[1, 2]);
+    cache.want_users(&[1, 2]);
     cache.asked(0);
-    cache.unanswered(&contacts(1), 100, "gone");
-    cache.unanswered(&contacts(2), 100, "gone");
+    cache.on_no_reply(&contacts(1), 100, "gone");
+    cache.on_no_reply(&contacts(2), 100, "gone");
     // No shard needs the answers any more.
     let mut asked = Vec::new();
     while asked.len() < 4 {
         let now = cache.next_deadline().unwrap();
         cache.check(now, false);
         for user in cache.asked(now) {
-            cache.unanswered(&contacts(user), now + 1, "gone");
+            cache.on_no_reply(&contacts(user), now + 1, "gone");
             asked.push(user);
         }
         assert!(now < 60_000);
@@ -337,10 +337,10 @@ fn no_more_questions_wait_than_there_is_room_for() {
     let mut cache = cache();
     let count = u32::try_from(READY_MAX).unwrap();
     assert!(cache.want((0..count).map(contacts)));
-    assert!(!cache.wants(&[count]));
+    assert!(!cache.want_users(&[count]));
     assert_eq!(cache.figures().1, READY_MAX);
     // Once two have been asked, there is room for two.
     assert_eq!(cache.asked(0), [0, 1]);
-    assert!(cache.wants(&[count, count + 1]));
-    assert!(!cache.wants(&[count + 2]));
+    assert!(cache.want_users(&[count, count + 1]));
+    assert!(!cache.want_users(&[count + 2]));
 }

@@ -238,14 +238,17 @@ mod tests {
             include_str!("runtime.rs"),
         ];
         let names = sources.iter().flat_map(|source| source.split('"'));
-        let told: BTreeSet<_> = names
+        let listed_names: BTreeSet<_> = names
             .filter(|it| it.starts_with("presence_") || it.starts_with("process_"))
             .collect();
         let lines = HELP.lines().filter_map(|line| line.split_once(' '));
         let documented: Vec<_> = lines.map(|(name, _)| name).collect();
         assert_eq!(documented.len(), HELP.lines().count());
-        assert_eq!(documented.len(), told.len(), "each once");
-        assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), told);
+        assert_eq!(documented.len(), listed_names.len(), "each once");
+        assert_eq!(
+            documented.into_iter().collect::<BTreeSet<_>>(),
+            listed_names
+        );
     }
 
     #[test]

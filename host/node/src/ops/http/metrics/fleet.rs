@@ -10,9 +10,9 @@ pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     text.value("presence_fleet_nodes", nodes);
     let owned = status.shards.total(|figures| &figures.leads);
     text.value("presence_fleet_shards_owned", owned);
-    let in_step = status.shards.total(|figures| &figures.in_step);
-    text.value("presence_fleet_shards_in_step", in_step);
-    text.value("presence_fleet_shards_told", fleet.told());
+    let synced = status.shards.total(|figures| &figures.synced);
+    text.value("presence_fleet_shards_in_step", synced);
+    text.value("presence_fleet_shards_told", fleet.forwarded_shards());
     text.value("presence_fleet_shards_ownerless", fleet.ownerless());
     let figures = &fleet.figures;
     text.value("presence_fleet_in_touch", u8::from(fleet.is_in_touch()));
@@ -29,7 +29,7 @@ pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     let wrong = read(&figures.wrong_shard);
     text.value("presence_fleet_wrong_shard_total", wrong);
     text.value("presence_fleet_refused_total", read(&figures.refused));
-    let dropped = read(&figures.told_dropped);
+    let dropped = read(&figures.updates_dropped);
     text.value("presence_fleet_told_dropped_total", dropped);
     text.value("presence_fleet_fenced_total", fleet.lease.dropped());
 }

@@ -59,8 +59,12 @@ pub(super) fn decisions(text: &mut Exposition, status: &Status) {
     text.histograms("presence_plugin_call_seconds", "plugin", latencies);
     let fuel = plugins.iter().map(|(name, it)| (*name, it.fuel()));
     text.values("presence_plugin_call_fuel_total", "plugin", fuel);
-    let passage = status.passage.histogram();
-    text.histograms("presence_intake_to_publish_seconds", "", [("", passage)]);
+    let publish_latency = status.publish_latency.histogram();
+    text.histograms(
+        "presence_intake_to_publish_seconds",
+        "",
+        [("", publish_latency)],
+    );
     text.value("presence_pending_decisions", status.pending());
     let waited_ms = status.oldest_pending_ms().unwrap_or_default();
     let seconds = waited_ms as f64 / 1e3;

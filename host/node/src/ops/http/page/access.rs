@@ -15,7 +15,7 @@ use super::super::is_address;
 use crate::pool::log_limiter::LogLimiter;
 
 /// The shortest time between two log lines about wrong tokens, in milliseconds.
-const WRONG_TOLD_MS: u64 = 10_000;
+const LOG_EVERY_MS: u64 = 10_000;
 
 /// The response to a refused request: its status, and why.
 pub(super) type Refusal = (StatusCode, &'static str);
@@ -100,7 +100,7 @@ impl PageAccess {
         if self.token.as_ref().is_some_and(is_right) {
             return Ok(Requester::Operator);
         }
-        if let Some(times) = self.wrong.line(WRONG_TOLD_MS) {
+        if let Some(times) = self.wrong.line(LOG_EVERY_MS) {
             tracing::warn!(times, "[http] was given a token that is not admin_token");
         }
         Err((StatusCode::UNAUTHORIZED, "the token is wrong\n"))

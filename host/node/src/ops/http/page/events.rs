@@ -52,7 +52,7 @@ impl Page {
     }
 
     /// Notes the current state, and sends it to those who listen.
-    pub(super) fn look(&self) {
+    pub(super) fn refresh(&self) {
         let (at, exposition) = (clock::now_ms(), self.exposition());
         {
             let mut seen = self.events.seen();
@@ -103,14 +103,14 @@ impl Page {
         event("hello", &format!("{hello},\"samples\":{samples}}}"))
     }
 
-    /// The last dead letters, if there are new ones since the count `told`, which is updated.
-    fn letters(&self, requester: Requester, told: &mut Option<u64>) -> Option<Bytes> {
+    /// The last dead letters, if there are new ones since the count `sent`, which is updated.
+    fn letters(&self, requester: Requester, sent: &mut Option<u64>) -> Option<Bytes> {
         let status = self.status()?;
-        if *told == Some(status.letters.noted()) {
+        if *sent == Some(status.dead_letters.noted()) {
             return None;
         }
-        let (noted, letters) = status.letters.newest();
-        *told = Some(noted);
+        let (noted, letters) = status.dead_letters.newest();
+        *sent = Some(noted);
         let names = self.access().names_users_to(requester);
         let letters = letters.into_iter().map(|letter| match names {
             true => json!({
@@ -126,13 +126,17 @@ impl Page {
                 "reason": letter.reason,
             }),
         });
-        let told = json!({"names": names, "letters": letters.collect::<Vec<_>>()});
-        Some(event("letters", &told.to_string()))
+        let body = json!({"names": names, "letters": letters.collect::<Vec<_>>()});
+        Some(event("letters", &body.to_string()))
     }
 
     /// Sends events to a reader for a while. `after`: the time of the newest sample that it has.
     /// `None` if there are too many listeners.
-    pub(super) fn tell(self: &Arc<Self>, requester: Requester, after: u64) -> Option<Response> {
+    pub(super) fn stream_events(
+        self: &Arc<Self>,
+        requester: Requester,
+        after: u64,
+    ) -> Option<Response> {
         let permits = Arc::clone(&self.shared.listeners);
         let permit = permits.try_acquire_owned().ok()?;
         let listener = Listener {
@@ -173,29 +177,29 @@ impl Listener {
     /// What is sent next. `None` once the listener's time is over.
     async fn next(&mut self) -> Option<Bytes> {
         let page = Arc::clone(&self.page);
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         match self.begins_after.take() {
             Some(after) => {
-                told.extend_from_slice(&page.hello(self.requester, after));
-                told.extend_from_slice(&self.tenants.borrow_and_update());
+                events.extend_from_slice(&page.hello(self.requester, after));
+                events.extend_from_slice(&self.tenants.borrow_and_update());
                 let now = page.now(clock::now_ms(), &page.exposition());
-                told.extend_from_slice(&now);
+                events.extend_from_slice(&now);
             }
             None => {
                 timeout_at(self.until, self.now.changed())
                     .await
                     .ok()?
                     .ok()?;
-                told.extend_from_slice(&self.now.borrow_and_update());
+                events.extend_from_slice(&self.now.borrow_and_update());
                 if self.tenants.has_changed().unwrap_or_default() {
-                    told.extend_from_slice(&self.tenants.borrow_and_update());
+                    events.extend_from_slice(&self.tenants.borrow_and_update());
                 }
             }
         }
         if let Some(letters) = page.letters(self.requester, &mut self.letters) {
-            told.extend_from_slice(&letters);
+            events.extend_from_slice(&letters);
         }
-        Some(told.into())
+        Some(events.into())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::store::FoundRevision;
 use crate::store::page::{PageAction, PageStore};
 
 /// How many of the newest revisions are sent.
-const TOLD_MAX: usize = 50;
+const REVISIONS_MAX: usize = 50;
 
 /// A request to roll back to this revision's pipeline, provided that `seen` is still the newest.
 #[derive(Deserialize)]
@@ -59,7 +59,7 @@ pub(super) async fn serve_history(State(pages): State<Arc<Pages>>, request: Requ
             json_of(json!({
                 "ok": true,
                 "newest": holds(&revisions).map(|it| it.revision),
-                "revisions": told(&revisions, names),
+                "revisions": revisions_json(&revisions, names),
                 "alerts": alerts,
             }))
         }
@@ -160,10 +160,10 @@ fn holds(revisions: &[FoundRevision]) -> Option<&Revision> {
     newest.find_map(|it| it.revision.as_ref().ok())
 }
 
-fn told(revisions: &[FoundRevision], names: bool) -> Vec<Value> {
+fn revisions_json(revisions: &[FoundRevision], names: bool) -> Vec<Value> {
     let newest = holds(revisions);
-    let told = revisions.iter().rev().take(TOLD_MAX);
-    let told = told.map(|found| match &found.revision {
+    let body = revisions.iter().rev().take(REVISIONS_MAX);
+    let body = body.map(|found| match &found.revision {
         Ok(revision) => json!({
             "revision": found.number,
             "when": revision.when,
@@ -182,7 +182,7 @@ fn told(revisions: &[FoundRevision], names: bool) -> Vec<Value> {
         }),
         Err(error) => json!({"revision": found.number, "error": format!("{error:#}")}),
     });
-    told.collect()
+    body.collect()
 }
 
 fn json_of(value: Value) -> Response {

@@ -139,7 +139,7 @@ impl Page {
 pub(super) fn routes(pages: Arc<Pages>) -> Router {
     Router::new()
         .route("/", get(|| async { Html(INDEX) }))
-        .route("/page/events", get(tell))
+        .route("/page/events", get(stream_events))
         .route("/page/explain", post(explain))
         .route("/page/history", get(history::serve_history))
         .route("/page/rollback", post(history::roll_back))
@@ -175,7 +175,7 @@ async fn asset(Path(name): Path<String>) -> Response {
 }
 
 /// Opens the event stream.
-async fn tell(State(pages): State<Arc<Pages>>, request: Request) -> Response {
+async fn stream_events(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let page = pages.page(&parts);
     // Listeners are few. Requests that another page made the browser send must not take their
@@ -185,13 +185,13 @@ async fn tell(State(pages): State<Arc<Pages>>, request: Request) -> Response {
         Err(refused) => return refused.into_response(),
     };
     let after = pages::query(&parts, "after").and_then(|at| at.parse().ok());
-    let Some(told) = page.tell(requester, after.unwrap_or_default()) else {
+    let Some(response) = page.stream_events(requester, after.unwrap_or_default()) else {
         let why = "too many pages of this node are open: close one\n";
         return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     };
     pages.sample(&page);
     pages.name_tenants();
-    told
+    response
 }
 
 /// Explains why a viewer can or can't see a user, as `presence.explain` does.

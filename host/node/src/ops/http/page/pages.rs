@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::super::tenants::Tenants;
+use super::super::tenants::TenantStatuses;
 use super::super::{StatusBoard, status};
 use super::Page;
 use super::access::PageAccess;
@@ -32,7 +32,7 @@ pub(super) enum Owner {
     /// The node, which has a single tenant.
     Node(Arc<StatusBoard>),
     /// The tenant of this name, if it exists.
-    Tenant(Arc<Tenants>, String),
+    Tenant(Arc<TenantStatuses>, String),
 }
 
 impl Owner {
@@ -79,7 +79,7 @@ pub(in crate::ops::http) struct Pages {
 enum PagesOf {
     Node(Arc<Page>),
     /// The tenants, and the pages for which samples are kept, the one opened last at the end.
-    Tenants(Arc<Tenants>, Mutex<Vec<Arc<Page>>>),
+    Tenants(Arc<TenantStatuses>, Mutex<Vec<Arc<Page>>>),
 }
 
 impl Pages {
@@ -94,7 +94,10 @@ impl Pages {
     }
 
     /// The pages of a node with several tenants.
-    pub(in crate::ops::http) fn of_tenants(config: &Config, tenants: Arc<Tenants>) -> Arc<Self> {
+    pub(in crate::ops::http) fn of_tenants(
+        config: &Config,
+        tenants: Arc<TenantStatuses>,
+    ) -> Arc<Self> {
         let shared = Shared::new(config);
         let of = PagesOf::Tenants(tenants, Mutex::default());
         Arc::new(Self { shared, of })
@@ -104,7 +107,7 @@ impl Pages {
     pub(super) fn page(&self, request: &Parts) -> Arc<Page> {
         let (tenants, sampled) = match &self.of {
             PagesOf::Node(page) => return Arc::clone(page),
-            PagesOf::Tenants(tenants, sampled) => (tenants, held(sampled)),
+            PagesOf::Tenants(tenants, sampled) => (tenants, lock(sampled)),
         };
         let named = query(request, "tenant").or_else(|| tenants.first());
         let name = named.unwrap_or_default();
@@ -120,7 +123,7 @@ impl Pages {
         let PagesOf::Tenants(_, sampled) = &self.of else {
             return;
         };
-        let mut sampled = held(sampled);
+        let mut sampled = lock(sampled);
         sampled.retain(|it| it.owner.tenant() != page.owner.tenant());
         if sampled.len() >= SAMPLED_MAX
             && let Some(oldest) = sampled.iter().position(|it| !it.is_listened_to())
@@ -131,17 +134,17 @@ impl Pages {
     }
 
     /// Notes the current state for the pages every second. It never returns.
-    pub(in crate::ops::http) async fn look(self: Arc<Self>) {
+    pub(in crate::ops::http) async fn refresh_forever(self: Arc<Self>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             self.name_tenants();
             match &self.of {
-                PagesOf::Node(page) => page.look(),
+                PagesOf::Node(page) => page.refresh(),
                 PagesOf::Tenants(_, sampled) => {
-                    let pages = held(sampled).clone();
-                    pages.iter().for_each(|page| page.look());
+                    let pages = lock(sampled).clone();
+                    pages.iter().for_each(|page| page.refresh());
                 }
             }
         }
@@ -157,12 +160,12 @@ impl Pages {
         }
         let each = tenants.names_and_states().into_iter();
         let each = each.map(|(name, state)| json!({"name": name, "state": state}));
-        let told = json!({"tenants": each.collect::<Vec<_>>()});
-        let told = event("tenants", &told.to_string());
+        let event_text = json!({"tenants": each.collect::<Vec<_>>()});
+        let event_text = event("tenants", &event_text.to_string());
         self.shared.tenants.send_if_modified(|before| {
-            let is_news = *before != told;
+            let is_news = *before != event_text;
             if is_news {
-                *before = told;
+                *before = event_text;
             }
             is_news
         });
@@ -186,7 +189,7 @@ pub(super) fn query(request: &Parts, name: &str) -> Option<String> {
     Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use crate::pool::FleetTask;
 
 /// Tasks of shards, in the order in which they arrived.
-pub(crate) struct Behind {
+pub(crate) struct DeferredTasks {
     /// `None` outside of a fleet.
     tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
     /// The tasks that aren't due yet, each with the number of read messages at which it is due.
@@ -18,7 +18,7 @@ pub(crate) struct Behind {
     queue: u64,
 }
 
-impl Behind {
+impl DeferredTasks {
     /// `queue`: the greatest number of messages that may wait to be read.
     pub(crate) fn new(
         tasks: Option<mpsc::UnboundedReceiver<(u32, FleetTask)>>,
@@ -81,19 +81,19 @@ mod tests {
     #[tokio::test]
     async fn a_task_comes_behind_all_that_had_arrived() {
         let (sender, tasks) = mpsc::unbounded_channel();
-        let mut behind = Behind::new(Some(tasks), 10);
-        assert!(behind.after(100).is_none());
+        let mut deferred = DeferredTasks::new(Some(tasks), 10);
+        assert!(deferred.after(100).is_none());
         sender.send((1, FleetTask::Lease)).unwrap();
-        assert!(behind.after(101).is_none());
+        assert!(deferred.after(101).is_none());
         sender.send((2, FleetTask::Lease)).unwrap();
-        assert!(behind.after(110).is_none());
-        assert_eq!(behind.after(111).map(shard), Some(1));
-        assert!(behind.after(111).is_none());
+        assert!(deferred.after(110).is_none());
+        assert_eq!(deferred.after(111).map(shard), Some(1));
+        assert!(deferred.after(111).is_none());
         sender.send((3, FleetTask::Lease)).unwrap();
         // No message waits any more.
         for expected in [2, 3] {
-            behind.arrives(111).await;
-            assert_eq!(behind.take().map(shard), Some(expected));
+            deferred.arrives(111).await;
+            assert_eq!(deferred.take().map(shard), Some(expected));
         }
     }
 }

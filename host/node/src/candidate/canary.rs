@@ -12,7 +12,7 @@ use super::meter::{Meter, Side};
 use crate::clock;
 
 /// How often the rules are checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// How much time between two checks counts as watched at most, in milliseconds: a process that was
 /// suspended has not watched.
@@ -56,7 +56,7 @@ impl CanaryMonitor {
     }
 
     fn at(policy: CanaryPolicy, meter: Arc<Meter>, now: u64) -> Self {
-        let mut looks = interval(LOOK);
+        let mut looks = interval(CHECK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             analysis: CanaryAnalysis::new(policy.abort_on.clone(), &meter, now),

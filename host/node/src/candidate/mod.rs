@@ -42,7 +42,7 @@ pub(crate) struct CandidatePipeline {
 #[derive(Clone)]
 pub(crate) struct Pipelines {
     pub(crate) active: Generation,
-    pub(crate) beside: Option<CandidatePipeline>,
+    pub(crate) candidate: Option<CandidatePipeline>,
 }
 
 impl Pipelines {
@@ -50,16 +50,19 @@ impl Pipelines {
     pub(crate) fn alone(active: Generation) -> Self {
         Self {
             active,
-            beside: None,
+            candidate: None,
         }
     }
 
     /// Which pipeline decides on which users, by generation numbers.
     pub(crate) fn assignment(&self) -> Assignment {
-        let candidate = self.beside.as_ref().and_then(|beside| match beside.mode {
-            Mode::Canary(share) => Some((beside.generation.number, share)),
-            Mode::Shadow => None,
-        });
+        let candidate = self
+            .candidate
+            .as_ref()
+            .and_then(|candidate| match candidate.mode {
+                Mode::Canary(share) => Some((candidate.generation.number, share)),
+                Mode::Shadow => None,
+            });
         Assignment {
             active: self.active.number,
             candidate,
@@ -69,18 +72,18 @@ impl Pipelines {
     /// Whether the enrichers change each user's events in the same way as with other pipelines.
     pub(crate) fn has_same_enrichers(&self, other: &Self) -> bool {
         let same = |a: &Generation, b: &Generation| a.blueprint.has_same_enrichers(&b.blueprint);
-        let (own, others) = (self.candidate(), other.candidate());
+        let (mine, theirs) = (self.for_canary_users(), other.for_canary_users());
         let has_same_share = self.assignment().candidate.map(|it| it.1)
             == other.assignment().candidate.map(|it| it.1);
         same(&self.active, &other.active)
-            && same(own, others)
-            && (has_same_share || same(&self.active, own))
+            && same(mine, theirs)
+            && (has_same_share || same(&self.active, mine))
     }
 
     /// The pipeline that decides on users in a canary's share. Without a canary, the active one.
-    fn candidate(&self) -> &Generation {
-        let beside = self.beside.as_ref();
-        let canary = beside.filter(|beside| matches!(beside.mode, Mode::Canary(_)));
+    fn for_canary_users(&self) -> &Generation {
+        let candidate = self.candidate.as_ref();
+        let canary = candidate.filter(|candidate| matches!(candidate.mode, Mode::Canary(_)));
         canary.map_or(&self.active, |canary| &canary.generation)
     }
 }

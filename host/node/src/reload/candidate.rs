@@ -25,13 +25,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
 use super::store::KEEP;
-use crate::beside::canary::{CanaryMonitor, CanaryPolicy, End};
-use crate::beside::report::ShadowRun;
-use crate::beside::{CandidatePipeline, Mode, Pipelines};
+use crate::candidate::canary::{CanaryMonitor, CanaryPolicy, End};
+use crate::candidate::report::ShadowRun;
+use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 use crate::clock;
 use crate::link::alerts::Alerts;
 use crate::store::state::StoreState;
-use crate::store::{LOOK_MAX, Store, WriteResult, next_number};
+use crate::store::{SCANNED_MAX, Store, WriteResult, next_number};
 use crate::tasks::blocking;
 pub(crate) use change::PipelineChange;
 use change::{ActiveChoice, CanaryChoice};
@@ -41,7 +41,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the time for which a canary has been watched is written to disk, in milliseconds of
 /// that time.
-const KEPT_EVERY_MS: u64 = 10_000;
+const SAVE_EVERY_MS: u64 = 10_000;
 
 /// An order about shadows.
 pub(crate) enum ShadowOrder {
@@ -69,7 +69,7 @@ pub(super) struct ShadowTime(Option<Instant>);
 
 impl ShadowTime {
     /// Waits until the shadow's time is over.
-    pub(super) async fn is_over(&mut self) {
+    pub(super) async fn until_over(&mut self) {
         match self.0 {
             Some(until) => sleep_until(until).await,
             None => std::future::pending().await,
@@ -79,14 +79,14 @@ impl ShadowTime {
 
 /// The canary's state on this node.
 pub(super) struct Canary {
-    kept: Arc<StoreCache>,
+    cache: Arc<StoreCache>,
     /// The candidate that runs, if any.
     running: Option<Candidate>,
     /// Decides when the canary ends by itself.
     watch: Option<CanaryMonitor>,
     /// The task that writes the watched time to disk, and the time written last.
     keeping: Option<JoinHandle<()>>,
-    kept_ms: u64,
+    saved_ms: u64,
     /// The future that writes a canary's end to the store.
     writing: Option<BoxFuture<'static, ()>>,
     /// The last canary that has ended on this node, and why. It doesn't begin again, even if it is
@@ -95,13 +95,13 @@ pub(super) struct Canary {
 }
 
 impl Canary {
-    pub(super) fn new(kept: Arc<StoreCache>) -> Self {
+    pub(super) fn new(cache: Arc<StoreCache>) -> Self {
         Self {
-            kept,
+            cache,
             running: None,
             watch: None,
             keeping: None,
-            kept_ms: 0,
+            saved_ms: 0,
             writing: None,
             ended: None,
         }
@@ -109,7 +109,7 @@ impl Canary {
 
     /// Waits until the canary ends by itself. Meanwhile, it drives a pending write of an earlier
     /// end.
-    pub(super) async fn ends(&mut self) -> End {
+    pub(super) async fn next_end(&mut self) -> End {
         loop {
             let Self { watch, writing, .. } = self;
             let looked = async {
@@ -141,22 +141,22 @@ impl Canary {
             return;
         };
         let is_writing = self.keeping.as_ref().is_some_and(|it| !it.is_finished());
-        if is_writing || watched_ms < self.kept_ms.saturating_add(KEPT_EVERY_MS) {
+        if is_writing || watched_ms < self.saved_ms.saturating_add(SAVE_EVERY_MS) {
             return;
         }
-        self.kept_ms = watched_ms;
-        let kept = Arc::clone(&self.kept);
+        self.saved_ms = watched_ms;
+        let cache = Arc::clone(&self.cache);
         let canary = SavedCanary {
             candidate,
             watched_ms,
             ended: None,
         };
-        self.keeping = Some(blocking(move || kept.save_canary(&canary)));
+        self.keeping = Some(blocking(move || cache.save_canary(&canary)));
     }
 
     /// Writes to disk that a canary has ended on this node.
     async fn keep_end(&mut self, candidate: Candidate, why: String) {
-        let (kept, before) = (Arc::clone(&self.kept), self.keeping.take());
+        let (cache, before) = (Arc::clone(&self.cache), self.keeping.take());
         let canary = SavedCanary {
             candidate,
             watched_ms: 0,
@@ -166,7 +166,7 @@ impl Canary {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            let _ = blocking(move || kept.save_canary(&canary)).await;
+            let _ = blocking(move || cache.save_canary(&canary)).await;
         };
         // A disk may hang.
         if timeout(KEEP, keep).await.is_err() {
@@ -214,14 +214,14 @@ impl Reload {
         let running = self.tenant.running.borrow().clone();
         let before = Pipelines::from(&running);
         let canary = running
-            .beside
+            .candidate
             .clone()
             .filter(|it| matches!(it.mode, Mode::Canary(_)));
         let needs_canary = matches!(change.active, ActiveChoice::Candidate)
             || (matches!(change.candidate, CanaryChoice::Same) && candidate.is_some());
         if needs_canary && canary.is_none() {
             // The canary has ended while this was loaded.
-            self.load_pipeline(Loader::stamp(&self.config));
+            self.load_pipeline(Loader::fingerprint(&self.config));
             return ApplyResult::Again;
         }
         let had_canary = canary.is_some();
@@ -232,7 +232,7 @@ impl Reload {
             (ActiveChoice::Same | ActiveChoice::Candidate, _) => before.active.clone(),
         };
         let mode = candidate.as_ref().map(|it| Mode::Canary(it.percent));
-        let beside = match (change.candidate, mode) {
+        let pipeline = match (change.candidate, mode) {
             (CanaryChoice::New(blueprint, chain), Some(mode)) => Some(CandidatePipeline {
                 generation: self.tenant.next_generation(blueprint),
                 mode,
@@ -244,7 +244,10 @@ impl Reload {
             }
             _ => None,
         };
-        let after = Pipelines { active, beside };
+        let after = Pipelines {
+            active,
+            candidate: pipeline,
+        };
         if after.assignment() == before.assignment() {
             // The pipelines stay, but the canary's rules may have changed.
             self.watch(candidate, 0);
@@ -274,8 +277,8 @@ impl Reload {
         let Some(candidate) = wanted.and_then(|it| it.candidate.clone()) else {
             return;
         };
-        let (kept, which) = (Arc::clone(&self.canary.kept), candidate.clone());
-        let kept = blocking(move || kept.canary(&which)).await;
+        let (cache, which) = (Arc::clone(&self.canary.cache), candidate.clone());
+        let kept = blocking(move || cache.canary(&which)).await;
         let kept = kept.ok().flatten();
         let watched_ms = kept.as_ref().map_or(0, |it| it.watched_ms);
         match kept.and_then(|it| it.ended) {
@@ -291,9 +294,9 @@ impl Reload {
     /// Watches a canary. `watched_ms`: for how long it was watched on this node before. If the same
     /// canary runs already, its current time counts instead.
     fn watch(&mut self, candidate: Option<Candidate>, watched_ms: u64) {
-        let beside = self.tenant.running.borrow().beside.clone();
-        let beside = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
-        let (candidate, beside) = candidate.zip(beside).unzip();
+        let pipeline = self.tenant.running.borrow().candidate.clone();
+        let pipeline = pipeline.filter(|it| matches!(it.mode, Mode::Canary(_)));
+        let (candidate, pipeline) = candidate.zip(pipeline).unzip();
         let canary = &mut self.canary;
         let before = canary.watch.as_ref().and_then(CanaryMonitor::watched_ms);
         let is_same = |it: &Candidate| {
@@ -309,14 +312,14 @@ impl Reload {
             promote_after_ms: candidate.promote_after_ms,
             watched_ms,
         });
-        let watched = policy.zip(beside);
-        canary.watch = watched.map(|(policy, beside)| CanaryMonitor::new(policy, beside.meter));
+        let watched = policy.zip(pipeline);
+        canary.watch = watched.map(|(policy, pipeline)| CanaryMonitor::new(policy, pipeline.meter));
         canary.running = candidate;
-        canary.kept_ms = watched_ms;
+        canary.saved_ms = watched_ms;
     }
 
     /// Carries out an order about shadows.
-    pub(super) async fn order_shadow(&mut self, order: ShadowOrder) {
+    pub(super) async fn on_shadow_order(&mut self, order: ShadowOrder) {
         match order {
             ShadowOrder::Begin(shadow) => self.begin_shadow(*shadow).await,
             ShadowOrder::End(answer) => {
@@ -333,7 +336,7 @@ impl Reload {
     /// Begins a shadow, if possible.
     async fn begin_shadow(&mut self, shadow: Shadow) {
         let running = self.tenant.running.borrow().clone();
-        let mode = running.beside.as_ref().map(|it| it.mode);
+        let mode = running.candidate.as_ref().map(|it| it.mode);
         let refused = match mode {
             Some(Mode::Canary(_)) => Some("a canary runs: end it first"),
             Some(Mode::Shadow) => Some(
@@ -352,7 +355,7 @@ impl Reload {
             let _ = shadow.answer.send(Err(why.into()));
             return;
         }
-        let beside = CandidatePipeline {
+        let pipeline = CandidatePipeline {
             generation: self.tenant.next_generation(shadow.blueprint),
             mode: Mode::Shadow,
             meter: Arc::default(),
@@ -363,7 +366,7 @@ impl Reload {
             digest: shadow.digest,
             from: clock::now_ms(),
             lasts: shadow.lasts,
-            meter: Arc::clone(&beside.meter),
+            meter: Arc::clone(&pipeline.meter),
         };
         tracing::info!(
             plugin = ran.plugin,
@@ -373,9 +376,12 @@ impl Reload {
         self.status.show_shadow(ran);
         self.shadow.0 = Some(Instant::now() + shadow.lasts);
         let active = Pipelines::from(&running).active;
-        let beside = Some(beside);
+        let pipeline = Some(pipeline);
         self.tenant
-            .set_pipelines(Pipelines { active, beside })
+            .set_pipelines(Pipelines {
+                active,
+                candidate: pipeline,
+            })
             .await;
         let _ = shadow.answer.send(Ok(()));
     }
@@ -384,8 +390,8 @@ impl Reload {
     pub(super) async fn end_shadow(&mut self) -> bool {
         self.shadow.0 = None;
         let running = self.tenant.running.borrow().clone();
-        let beside = running.beside.as_ref();
-        let is_there = beside.is_some_and(|it| it.mode == Mode::Shadow);
+        let pipeline = running.candidate.as_ref();
+        let is_there = pipeline.is_some_and(|it| it.mode == Mode::Shadow);
         if is_there {
             let active = Pipelines::from(&running).active;
             self.tenant.set_pipelines(Pipelines::alone(active)).await;
@@ -485,18 +491,18 @@ impl CanaryEnd {
                     written = &mut written => written,
                     // An aborted canary is out already, so the alert doesn't have to wait.
                     () = sleep(AGAIN), if !self.is_promoted => {
-                        self.tell(&mut alert);
+                        self.raise_alert(&mut alert);
                         written.await
                     }
                 }
             };
             match written {
-                Ok(EndWritten::Done) => return self.tell(&mut alert),
+                Ok(EndWritten::Done) => return self.raise_alert(&mut alert),
                 Ok(EndWritten::ByOthers) => return,
                 Ok(EndWritten::NotYet) => {}
                 Err(error) => {
                     if !self.is_promoted {
-                        self.tell(&mut alert);
+                        self.raise_alert(&mut alert);
                     }
                     if !std::mem::replace(&mut is_said, true) {
                         tracing::warn!("the end of a canary can't be written yet: {error:#}");
@@ -508,14 +514,14 @@ impl CanaryEnd {
     }
 
     /// Raises the alert, if it wasn't raised yet.
-    fn tell(&self, alert: &mut Option<(&'static str, Value)>) {
+    fn raise_alert(&self, alert: &mut Option<(&'static str, Value)>) {
         if let Some((what, about)) = alert.take() {
             self.alerts.raise(what, about);
         }
     }
 
     async fn try_write(&self) -> anyhow::Result<EndWritten> {
-        let revisions = self.store.revisions(LOOK_MAX).await?;
+        let revisions = self.store.revisions(SCANNED_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| it.revision.as_ref().ok());
         // This happens if the bucket was lost. The canary is then still in force.
@@ -552,7 +558,7 @@ impl CanaryEnd {
         };
         Ok(match self.store.write(&next).await? {
             WriteResult::Done => EndWritten::Done,
-            WriteResult::Taken(_) => EndWritten::NotYet,
+            WriteResult::Conflict(_) => EndWritten::NotYet,
         })
     }
 

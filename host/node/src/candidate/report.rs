@@ -49,7 +49,7 @@ pub(crate) struct ShadowRun {
 impl ShadowRun {
     /// The shadow as JSON, with its report.
     pub(crate) fn to_json(&self, running: Option<&CandidatePipeline>, report: &Report) -> Value {
-        let is_it = |beside: &CandidatePipeline| Arc::ptr_eq(&beside.meter, &self.meter);
+        let is_it = |candidate: &CandidatePipeline| Arc::ptr_eq(&candidate.meter, &self.meter);
         json!({
             "plugin": self.plugin,
             "digest": self.digest,

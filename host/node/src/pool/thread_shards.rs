@@ -10,13 +10,13 @@ use super::hosted_shard::HostedShard;
 
 /// The shards of one thread.
 #[derive(Default)]
-pub(super) struct Residents {
+pub(super) struct ThreadShards {
     shards: HashMap<Address, Option<Box<HostedShard>>, FixedState>,
     /// How many shards each tenant has on this thread.
     tenants: HashMap<u32, usize, FixedState>,
 }
 
-impl Residents {
+impl ThreadShards {
     /// Adds a shard.
     pub(super) fn place(&mut self, address: Address, hosted: Box<HostedShard>) {
         if self.shards.insert(address, Some(hosted)).is_none() {

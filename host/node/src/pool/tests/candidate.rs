@@ -8,9 +8,9 @@ use presence_sandbox::{Engine, Plugin, Stage, set_pause_work};
 use serde_json::Value;
 
 use super::*;
-use crate::beside::meter::{Meter, Side};
-use crate::beside::report::Report;
-use crate::beside::{CandidatePipeline, Mode, Pipelines};
+use crate::candidate::meter::{Meter, Side};
+use crate::candidate::report::Report;
+use crate::candidate::{CandidatePipeline, Mode, Pipelines};
 
 const SHOWN: &str = "presence.filtered.user_online";
 const HIDDEN: &str = "presence.filtered.user_offline";
@@ -110,8 +110,8 @@ impl World {
         }
     }
 
-    fn beside(&mut self, mode: Mode) {
-        let beside = CandidatePipeline {
+    fn run_candidate(&mut self, mode: Mode) {
+        let candidate = CandidatePipeline {
             generation: self.candidate.clone(),
             mode,
             meter: Arc::clone(&self.meter),
@@ -119,12 +119,12 @@ impl World {
         };
         self.task(Task::Pipelines(Pipelines {
             active: self.active(),
-            beside: Some(beside),
+            candidate: Some(candidate),
         }));
     }
 
     fn canary(&mut self, places: u16) {
-        self.beside(Mode::Canary(Share::of_places(places)));
+        self.run_candidate(Mode::Canary(Share::of_places(places)));
     }
 
     fn alone(&mut self, generation: Generation) {
@@ -199,7 +199,7 @@ fn a_canary_that_traps_closes_its_share_alone() {
 #[test]
 fn a_shadow_publishes_nothing_and_says_what_it_would() {
     let mut world = World::new(20, CONTACTS);
-    world.beside(Mode::Shadow);
+    world.run_candidate(Mode::Shadow);
     world.connect(0, 20);
     assert_eq!(world.compare(), 20);
     assert_eq!(world.published(), [0, 0]);
@@ -227,7 +227,7 @@ fn a_shadow_publishes_nothing_and_says_what_it_would() {
 fn a_shadow_is_asked_about_users_on_whom_an_earlier_decision_holds() {
     let mut world = World::new(20, CONTACTS);
     world.connect(0, 20);
-    world.beside(Mode::Shadow);
+    world.run_candidate(Mode::Shadow);
     world.compare();
     let (compared, reused) = (world.compare(), world.reused());
     world.say(Kind::Disconnect, "c");
@@ -239,7 +239,7 @@ fn a_shadow_is_asked_about_users_on_whom_an_earlier_decision_holds() {
 #[test]
 fn a_shadow_that_traps_is_counted_and_harms_nobody() {
     let mut world = World::new(20, TRAP);
-    world.beside(Mode::Shadow);
+    world.run_candidate(Mode::Shadow);
     world.connect(0, 20);
     world.compare();
     assert_eq!(world.node.broker.on(ONLINE).len(), 20);
@@ -252,7 +252,7 @@ fn a_shadow_that_traps_is_counted_and_harms_nobody() {
 #[test]
 fn what_there_is_no_time_to_compare_is_counted() {
     let mut world = World::new(0, CONTACTS);
-    world.beside(Mode::Shadow);
+    world.run_candidate(Mode::Shadow);
     world.connect(0, 250);
     world.connect(250, 50);
     assert_eq!(world.meter.skipped(), 300 - 256);

@@ -27,7 +27,7 @@ const NS_PER_US: u64 = 1_000;
 
 /// Shards that have something to do, by tenant.
 #[derive(Debug, Default)]
-pub(super) struct Rounds {
+pub(super) struct Scheduler {
     /// The tenants that wait, in the order of their turns.
     queue: VecDeque<u32>,
     tenants: HashMap<u32, Tenant, FixedState>,
@@ -37,7 +37,7 @@ pub(super) struct Rounds {
     /// It is the first of the queue when the pause ends.
     paused: Option<(u32, i64)>,
     /// The tenants that have no turn in the current pause, because their calls may be slow.
-    put_off: Vec<u32>,
+    deferred: Vec<u32>,
     /// Whether the first of the queue has got its time for this round.
     is_begun: bool,
 }
@@ -66,7 +66,7 @@ pub(super) struct Turn {
     pub(super) limit_ns: u64,
 }
 
-impl Rounds {
+impl Scheduler {
     /// Adds a shard that has something to do. It must not be waiting already.
     pub(super) fn push(&mut self, shard: Address, share: &Arc<ThreadShare>) {
         let tenant = self.tenants.entry(shard.tenant);
@@ -87,7 +87,7 @@ impl Rounds {
     /// Pauses the turn of a tenant. `ns`: how much of the turn's time hasn't been counted yet.
     /// Others have their turns until this tenant would have its next.
     pub(super) fn pause(&mut self, tenant: u32, now_ns: u64, ns: u64) {
-        self.took(tenant, now_ns, ns);
+        self.charge(tenant, now_ns, ns);
         let mut left_ns = 0;
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             // It leaves the rest of its time to the tenants that wait.
@@ -119,7 +119,7 @@ impl Rounds {
         let mut has_ns = 0;
         if let Some(tenant) = self.tenants.get_mut(&number) {
             has_ns = u64::try_from(tenant.left_ns).unwrap_or(0);
-            if !self.put_off.is_empty() {
+            if !self.deferred.is_empty() {
                 let given_ns = tenant.left_ns.saturating_sub(left_ns);
                 tenant.owes_ns = tenant.owes_ns.saturating_add(given_ns);
             }
@@ -129,8 +129,8 @@ impl Rounds {
             self.queue.rotate_left(place + 1);
             self.queue.pop_back();
         }
-        for put_off in self.put_off.drain(..).rev() {
-            self.queue.push_front(put_off);
+        for deferred in self.deferred.drain(..).rev() {
+            self.queue.push_front(deferred);
         }
         self.queue.push_front(number);
         self.is_begun = true;
@@ -153,7 +153,7 @@ impl Rounds {
             };
             let is_paused = self.paused.is_some_and(|(it, _)| it == *first);
             if self.paused.is_some() && !is_paused && tenant.share.is_slow(now_ns) {
-                self.put_off.extend(self.queue.pop_front());
+                self.deferred.extend(self.queue.pop_front());
                 self.is_begun = false;
                 continue;
             }
@@ -231,7 +231,7 @@ impl Rounds {
     }
 
     /// Counts the time of a tenant's turn.
-    pub(super) fn took(&mut self, tenant: u32, now_ns: u64, ns: u64) {
+    pub(super) fn charge(&mut self, tenant: u32, now_ns: u64, ns: u64) {
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             let used_ns = tenant.unspent_ns.saturating_add(ns);
             tenant.share.spend(now_ns, used_ns / NS_PER_US);
@@ -250,10 +250,10 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn push(rounds: &mut Rounds, shard: Address) {
+    fn push(scheduler: &mut Scheduler, shard: Address) {
         let share = Arc::<ThreadShare>::default();
         share.note_quick();
-        rounds.push(shard, &share);
+        scheduler.push(shard, &share);
     }
 
     fn address(tenant: u32, shard: u32) -> Address {
@@ -263,18 +263,18 @@ mod tests {
     /// Lets tenants work in virtual time until `until_ns`. Each turn of a tenant takes as long as
     /// `turns_ns` says, and there is always more to do. Returns how long each has worked.
     fn busy(turns_ns: &[u64], until_ns: u64) -> Vec<u64> {
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         for tenant in 0..turns_ns.len() {
-            push(&mut rounds, address(tenant as u32, 0));
+            push(&mut scheduler, address(tenant as u32, 0));
         }
         let (mut now, mut worked) = (0, vec![0; turns_ns.len()]);
         while now < until_ns {
-            let turn = rounds.next(0).unwrap();
+            let turn = scheduler.next(0).unwrap();
             let tenant = turn.shard.tenant;
             let ns = turns_ns[tenant as usize];
             (now, worked[tenant as usize]) = (now + ns, worked[tenant as usize] + ns);
-            rounds.took(tenant, 0, ns);
-            push(&mut rounds, turn.shard);
+            scheduler.charge(tenant, 0, ns);
+            push(&mut scheduler, turn.shard);
         }
         worked
     }
@@ -301,26 +301,26 @@ mod tests {
     fn one_that_has_little_to_do_waits_for_no_more_than_a_round_of_the_others() {
         let (flooding, quiet) = (1..=3_u32, 9);
         let turn_ns = 5 * MS;
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         for tenant in flooding.clone() {
-            (0..4).for_each(|shard| push(&mut rounds, address(tenant, shard)));
+            (0..4).for_each(|shard| push(&mut scheduler, address(tenant, shard)));
         }
         let (mut now, mut asked_at, mut waits) = (0, None, Vec::new());
         for step in 0..3_000_u64 {
             if step % 7 == 0 && asked_at.is_none() {
-                push(&mut rounds, address(quiet, 0));
+                push(&mut scheduler, address(quiet, 0));
                 asked_at = Some(now);
             }
-            let turn = rounds.next(0).unwrap();
+            let turn = scheduler.next(0).unwrap();
             if turn.shard.tenant == quiet {
                 waits.push(now - asked_at.take().unwrap());
                 now += MS / 10;
-                rounds.took(quiet, 0, MS / 10);
+                scheduler.charge(quiet, 0, MS / 10);
             } else {
                 assert!(turn.limit_ns > 0);
                 now += turn_ns;
-                rounds.took(turn.shard.tenant, 0, turn_ns);
-                push(&mut rounds, turn.shard);
+                scheduler.charge(turn.shard.tenant, 0, turn_ns);
+                push(&mut scheduler, turn.shard);
             }
         }
         assert!(waits.len() > 300);
@@ -330,34 +330,34 @@ mod tests {
 
     #[test]
     fn shards_of_a_tenant_take_turns_and_one_tenant_alone_pays_nothing_back() {
-        let mut rounds = Rounds::default();
-        (0..3).for_each(|shard| push(&mut rounds, address(1, shard)));
+        let mut scheduler = Scheduler::default();
+        (0..3).for_each(|shard| push(&mut scheduler, address(1, shard)));
         for shard in [0, 1, 2, 0, 1] {
-            let turn = rounds.next(0).unwrap();
+            let turn = scheduler.next(0).unwrap();
             assert_eq!(turn.shard, address(1, shard));
             assert_eq!(turn.limit_ns, QUANTUM_NS as u64);
-            rounds.took(1, 0, 500 * MS);
-            push(&mut rounds, turn.shard);
+            scheduler.charge(1, 0, 500 * MS);
+            push(&mut scheduler, turn.shard);
         }
     }
 
     #[test]
     fn what_was_overdrawn_is_paid_back_once_others_wait() {
-        let mut rounds = Rounds::default();
-        push(&mut rounds, address(1, 0));
-        rounds.next(0).unwrap();
-        rounds.took(1, 0, 20 * MS);
-        push(&mut rounds, address(2, 0));
-        push(&mut rounds, address(1, 0));
+        let mut scheduler = Scheduler::default();
+        push(&mut scheduler, address(1, 0));
+        scheduler.next(0).unwrap();
+        scheduler.charge(1, 0, 20 * MS);
+        push(&mut scheduler, address(2, 0));
+        push(&mut scheduler, address(1, 0));
         let mut others = 0;
         loop {
-            let turn = rounds.next(0).unwrap();
+            let turn = scheduler.next(0).unwrap();
             if turn.shard.tenant == 1 {
                 break;
             }
             others += 1;
-            rounds.took(2, 0, MS);
-            push(&mut rounds, turn.shard);
+            scheduler.charge(2, 0, MS);
+            push(&mut scheduler, turn.shard);
         }
         assert!((17..=20).contains(&others), "{others}");
     }
@@ -366,17 +366,17 @@ mod tests {
     fn a_tenant_of_twice_the_weight_gets_twice_the_time() {
         let shares = [1, 2, 5]
             .map(|weight| Arc::new(ThreadShare::new(weight, Rate::default(), Arc::default())));
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         for (tenant, share) in shares.iter().enumerate() {
-            rounds.push(address(tenant as u32, 0), share);
+            scheduler.push(address(tenant as u32, 0), share);
         }
         let mut worked = [0; 3];
         for _ in 0..8_000 {
-            let turn = rounds.next(0).unwrap();
+            let turn = scheduler.next(0).unwrap();
             let tenant = turn.shard.tenant as usize;
             worked[tenant] += 1;
-            rounds.took(turn.shard.tenant, 0, MS);
-            rounds.push(turn.shard, &shares[tenant]);
+            scheduler.charge(turn.shard.tenant, 0, MS);
+            scheduler.push(turn.shard, &shares[tenant]);
         }
         assert!(
             worked
@@ -392,68 +392,71 @@ mod tests {
         let cpu = Rate::new(100_000, 10_000);
         let limited = Arc::new(ThreadShare::new(1, cpu, Arc::default()));
         let other = Arc::<ThreadShare>::default();
-        let mut rounds = Rounds::default();
-        rounds.push(address(1, 0), &limited);
-        rounds.push(address(2, 0), &other);
+        let mut scheduler = Scheduler::default();
+        scheduler.push(address(1, 0), &limited);
+        scheduler.push(address(2, 0), &other);
         let (mut now, mut worked) = (1_000 * MS, [0; 3]);
         let end = now + 1_000 * MS;
         while now < end {
-            let turn = rounds.next(now).unwrap();
+            let turn = scheduler.next(now).unwrap();
             let tenant = turn.shard.tenant;
             now += MS;
             worked[tenant as usize] += 1;
-            rounds.took(tenant, now, MS);
-            rounds.push(turn.shard, if tenant == 1 { &limited } else { &other });
+            scheduler.charge(tenant, now, MS);
+            scheduler.push(turn.shard, if tenant == 1 { &limited } else { &other });
         }
         // A tenth of the time, plus what was saved up before.
         assert!((100..=120).contains(&worked[1]), "{worked:?}");
         // Alone on the thread, it has to wait as well, but not when it is about to end.
-        while rounds.next(now).is_some_and(|turn| turn.shard.tenant == 2) {}
-        rounds.took(1, now, 100 * MS);
-        rounds.push(address(1, 1), &limited);
-        while rounds.next(now).is_some() {}
-        let free_at = rounds.free_at_ns().unwrap();
+        while scheduler
+            .next(now)
+            .is_some_and(|turn| turn.shard.tenant == 2)
+        {}
+        scheduler.charge(1, now, 100 * MS);
+        scheduler.push(address(1, 1), &limited);
+        while scheduler.next(now).is_some() {}
+        let free_at = scheduler.free_at_ns().unwrap();
         assert!(limited.is_resting() && free_at > now);
-        assert!(rounds.next(free_at - 1).is_none());
-        limited.lift();
-        assert_eq!(rounds.next(now).unwrap().shard.tenant, 1);
-        assert!(!limited.is_resting() && rounds.free_at_ns().is_none());
+        assert!(scheduler.next(free_at - 1).is_none());
+        limited.remove_cpu_limit();
+        assert_eq!(scheduler.next(now).unwrap().shard.tenant, 1);
+        assert!(!limited.is_resting() && scheduler.free_at_ns().is_none());
     }
 
     /// Which tenants have a turn in a pause of tenant 1, whose turn has taken `ns`.
-    fn in_pause(rounds: &mut Rounds, ns: u64) -> Vec<u32> {
-        rounds.pause(1, 0, ns);
+    fn in_pause(scheduler: &mut Scheduler, ns: u64) -> Vec<u32> {
+        scheduler.pause(1, 0, ns);
         let mut had = Vec::new();
-        while let Some(turn) = rounds.next(0) {
+        while let Some(turn) = scheduler.next(0) {
             had.push(turn.shard.tenant);
-            rounds.took(turn.shard.tenant, 0, MS / 4);
-            push(rounds, turn.shard);
+            scheduler.charge(turn.shard.tenant, 0, MS / 4);
+            push(scheduler, turn.shard);
         }
-        rounds.resume();
+        scheduler.resume();
         had
     }
 
     #[test]
     fn while_a_turn_is_paused_others_have_theirs_as_if_it_had_ended() {
-        let mut rounds = Rounds::default();
-        (0..2).for_each(|shard| push(&mut rounds, address(1, shard)));
-        assert_eq!(rounds.next(0).unwrap().shard, address(1, 0));
-        assert!(in_pause(&mut rounds, 5 * MS).is_empty(), "nobody waits");
+        let mut scheduler = Scheduler::default();
+        (0..2).for_each(|shard| push(&mut scheduler, address(1, shard)));
+        assert_eq!(scheduler.next(0).unwrap().shard, address(1, 0));
+        assert!(in_pause(&mut scheduler, 5 * MS).is_empty(), "nobody waits");
         for tenant in [2, 3] {
-            push(&mut rounds, address(tenant, 0));
+            push(&mut scheduler, address(tenant, 0));
         }
-        let had = in_pause(&mut rounds, 5 * MS);
+        let had = in_pause(&mut scheduler, 5 * MS);
         let of = |tenant| had.iter().filter(|it| **it == tenant).count();
         assert_eq!(of(1), 0, "its own shards wait");
         assert!((19..=21).contains(&of(2)) && of(2) == of(3), "{had:?}");
         // It continues, and pays for the time that it takes from now on.
-        rounds.took(1, 0, 2 * MS);
-        push(&mut rounds, address(1, 0));
+        scheduler.charge(1, 0, 2 * MS);
+        push(&mut scheduler, address(1, 0));
         let next: Vec<_> = (0..16)
             .map(|_| {
-                let turn = rounds.next(0).unwrap();
-                rounds.took(turn.shard.tenant, 0, MS / 4);
-                push(&mut rounds, turn.shard);
+                let turn = scheduler.next(0).unwrap();
+                scheduler.charge(turn.shard.tenant, 0, MS / 4);
+                push(&mut scheduler, turn.shard);
                 turn.shard.tenant
             })
             .collect();
@@ -462,18 +465,18 @@ mod tests {
 
     #[test]
     fn in_a_pause_nobody_has_a_turn_whose_calls_take_long() {
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         for tenant in [1, 2, 3] {
-            push(&mut rounds, address(tenant, 0));
+            push(&mut scheduler, address(tenant, 0));
         }
-        assert_eq!(rounds.next(0).unwrap().shard.tenant, 1);
-        rounds.note_slow(2, 0);
-        let had = in_pause(&mut rounds, MS);
+        assert_eq!(scheduler.next(0).unwrap().shard.tenant, 1);
+        scheduler.note_slow(2, 0);
+        let had = in_pause(&mut scheduler, MS);
         assert!(had.len() >= 3 && had.iter().all(|it| *it == 3), "{had:?}");
-        rounds.took(1, 0, 0);
+        scheduler.charge(1, 0, 0);
         let next = (0..2).map(|_| {
-            let turn = rounds.next(0).unwrap();
-            rounds.took(turn.shard.tenant, 0, MS / 4);
+            let turn = scheduler.next(0).unwrap();
+            scheduler.charge(turn.shard.tenant, 0, MS / 4);
             turn.shard.tenant
         });
         assert!(
@@ -485,36 +488,36 @@ mod tests {
     /// Tenant 1 has turns of 100 ms, which pause every millisecond. The turns of others take 1 ms
     /// and don't pause. Returns how long each has worked until `until_ns`.
     fn with_pauses(slow: &[u32], quick: &[u32], until_ns: u64) -> HashMap<u32, u64> {
-        let mut rounds = Rounds::default();
-        push(&mut rounds, address(1, 0));
+        let mut scheduler = Scheduler::default();
+        push(&mut scheduler, address(1, 0));
         for tenant in slow.iter().chain(quick) {
-            push(&mut rounds, address(*tenant, 0));
+            push(&mut scheduler, address(*tenant, 0));
         }
         let (mut now, mut worked) = (0, HashMap::<u32, u64>::new());
-        let mut work = |rounds: &mut Rounds, tenant, now: &mut u64| {
+        let mut work = |scheduler: &mut Scheduler, tenant, now: &mut u64| {
             *now += MS;
             *worked.entry(tenant).or_default() += MS;
             if tenant != 1 {
-                rounds.took(tenant, 0, MS);
-                push(rounds, address(tenant, 0));
+                scheduler.charge(tenant, 0, MS);
+                push(scheduler, address(tenant, 0));
             }
         };
         while now < until_ns {
-            slow.iter().for_each(|it| rounds.note_slow(*it, 0));
-            let turn = rounds.next(0).unwrap();
+            slow.iter().for_each(|it| scheduler.note_slow(*it, 0));
+            let turn = scheduler.next(0).unwrap();
             if turn.shard.tenant != 1 {
-                work(&mut rounds, turn.shard.tenant, &mut now);
+                work(&mut scheduler, turn.shard.tenant, &mut now);
                 continue;
             }
             for _ in 0..100 {
-                work(&mut rounds, 1, &mut now);
-                rounds.pause(1, 0, MS);
-                while let Some(turn) = rounds.next(0) {
-                    work(&mut rounds, turn.shard.tenant, &mut now);
+                work(&mut scheduler, 1, &mut now);
+                scheduler.pause(1, 0, MS);
+                while let Some(turn) = scheduler.next(0) {
+                    work(&mut scheduler, turn.shard.tenant, &mut now);
                 }
-                rounds.resume();
+                scheduler.resume();
             }
-            push(&mut rounds, address(1, 0));
+            push(&mut scheduler, address(1, 0));
         }
         worked
     }
@@ -533,38 +536,38 @@ mod tests {
 
     #[test]
     fn who_has_no_turn_in_pauses_waits_for_no_more_than_a_round_of_those_who_pause() {
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         let busy = 1..=30_u32;
         busy.clone()
-            .for_each(|it| push(&mut rounds, address(it, 0)));
+            .for_each(|it| push(&mut scheduler, address(it, 0)));
         // Nothing is known about its speed yet.
-        rounds.push(address(99, 0), &Arc::default());
+        scheduler.push(address(99, 0), &Arc::default());
         for _ in 0..1_000 {
-            let tenant = rounds.next(0).unwrap().shard.tenant;
+            let tenant = scheduler.next(0).unwrap().shard.tenant;
             if tenant == 99 {
                 return;
             }
-            rounds.pause(tenant, 0, MS);
-            while let Some(turn) = rounds.next(0) {
-                rounds.took(turn.shard.tenant, 0, MS);
-                push(&mut rounds, turn.shard);
+            scheduler.pause(tenant, 0, MS);
+            while let Some(turn) = scheduler.next(0) {
+                scheduler.charge(turn.shard.tenant, 0, MS);
+                push(&mut scheduler, turn.shard);
             }
-            rounds.resume();
-            rounds.took(tenant, 0, MS / 10);
-            push(&mut rounds, address(tenant, 0));
+            scheduler.resume();
+            scheduler.charge(tenant, 0, MS / 10);
+            push(&mut scheduler, address(tenant, 0));
         }
         panic!("it has no turn");
     }
 
     #[test]
     fn who_has_nothing_to_do_takes_no_room() {
-        let mut rounds = Rounds::default();
+        let mut scheduler = Scheduler::default();
         for tenant in 0..100 {
-            push(&mut rounds, address(tenant, 0));
+            push(&mut scheduler, address(tenant, 0));
         }
-        while let Some(turn) = rounds.next(0) {
-            rounds.took(turn.shard.tenant, 0, 100 * MS);
+        while let Some(turn) = scheduler.next(0) {
+            scheduler.charge(turn.shard.tenant, 0, 100 * MS);
         }
-        assert!(rounds.tenants.is_empty() && rounds.queue.is_empty());
+        assert!(scheduler.tenants.is_empty() && scheduler.queue.is_empty());
     }
 }

@@ -25,14 +25,14 @@ const RENEW: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The lock: the right to redrive the letters of a stream, for as long as it is renewed.
-pub struct RedriveTurn<'a>(&'a DlqStream);
+pub struct RedriveLock<'a>(&'a DlqStream);
 
-impl<'a> RedriveTurn<'a> {
+impl<'a> RedriveLock<'a> {
     /// Takes the lock. `None` if somebody else holds it.
     ///
     /// # Errors
     /// If the server refuses.
-    pub async fn take(letters: &'a DlqStream) -> anyhow::Result<Option<Self>> {
+    pub async fn acquire(letters: &'a DlqStream) -> anyhow::Result<Option<Self>> {
         let stream = letters.access.context.get_stream_no_info(letters.name());
         let stream = stream.await?;
         let made = stream.create_consumer_strict(pull::Config {
@@ -52,7 +52,7 @@ impl<'a> RedriveTurn<'a> {
             Ok(_) => Ok(Some(Self(letters))),
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => Ok(None),
             Err(error) => {
-                let error = letters.access.complained(error.into());
+                let error = letters.access.with_broker_error(error.into());
                 Err(error.context("can't make sure that no other redrive runs"))
             }
         }
@@ -67,7 +67,9 @@ impl<'a> RedriveTurn<'a> {
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{NAME}", self.0.name());
         let body = Bytes::from_static(br#"{"batch": 1, "no_wait": true}"#);
         let asked = request::ask(&access.client, &subject, body, ANSWER, |_| Some(()));
-        let asked = asked.await.map_err(|error| access.complained(error.into()));
+        let asked = asked
+            .await
+            .map_err(|error| access.with_broker_error(error.into()));
         asked.context("another redrive may run now, and this one stops: the rest of the letters stay as they are")
     }
 

@@ -14,24 +14,24 @@ pub(crate) const EVERY: Duration = Duration::from_millis(500);
 
 /// Runs periodic checks. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Lookout(Arc<Mutex<Vec<Look>>>);
+pub(crate) struct PeriodicChecks(Arc<Mutex<Vec<Check>>>);
 
 /// A periodic check of a tenant.
-struct Look {
+struct Check {
     name: &'static str,
     /// Returns whether to go on. It must not block.
-    look: Box<dyn FnMut() -> bool + Send>,
+    check: Box<dyn FnMut() -> bool + Send>,
     /// The tenant's span, in which the check logs.
     span: Span,
     tasks: Tasks,
 }
 
-impl Lookout {
+impl PeriodicChecks {
     /// Starts a task that runs the checks for as long as the node runs.
     pub(crate) fn start(tasks: &Tasks) -> Self {
-        let lookout = Self::default();
-        tasks.spawn("lookout", lookout.clone().run());
-        lookout
+        let periodic_checks = Self::default();
+        tasks.spawn("lookout", periodic_checks.clone().run());
+        periodic_checks
     }
 
     /// Adds a check of a tenant, which runs until it returns `false`. If it panics, that counts as
@@ -40,17 +40,17 @@ impl Lookout {
         &self,
         tasks: &Tasks,
         name: &'static str,
-        look: impl FnMut() -> bool + Send + 'static,
+        check: impl FnMut() -> bool + Send + 'static,
     ) {
-        self.all().push(Look {
+        self.all().push(Check {
             name,
-            look: Box::new(look),
+            check: Box::new(check),
             span: Span::current(),
             tasks: tasks.clone(),
         });
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<Look>> {
+    fn all(&self) -> MutexGuard<'_, Vec<Check>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -58,24 +58,24 @@ impl Lookout {
         let mut ticks = interval(EVERY);
         loop {
             ticks.tick().await;
-            self.look();
+            self.run_all();
         }
     }
 
-    fn look(&self) {
-        let mut looks = std::mem::take(&mut *self.all());
-        looks.retain_mut(Look::goes_on);
+    fn run_all(&self) {
+        let mut checks = std::mem::take(&mut *self.all());
+        checks.retain_mut(Check::runs_again);
         let mut all = self.all();
-        looks.append(&mut all);
-        *all = looks;
+        checks.append(&mut all);
+        *all = checks;
     }
 }
 
-impl Look {
-    fn goes_on(&mut self) -> bool {
-        let look = || self.span.in_scope(&mut self.look);
-        match catch_unwind(AssertUnwindSafe(look)) {
-            Ok(goes_on) => goes_on,
+impl Check {
+    fn runs_again(&mut self) -> bool {
+        let check = || self.span.in_scope(&mut self.check);
+        match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(runs_again) => runs_again,
             Err(panic) => {
                 let why = tasks::message(&*panic);
                 self.tasks
@@ -92,16 +92,16 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_panics_fails_alone_and_one_that_is_done_is_looked_at_no_more() {
-        let lookout = Lookout::default();
+        let periodic_checks = PeriodicChecks::default();
         let (frail, mut faults) = Tasks::new();
         let (other, _faults) = Tasks::new();
-        lookout.add(&frail, "frail", || panic!("a number"));
-        lookout.add(&other, "done", || false);
-        lookout.add(&other, "lasting", || true);
-        lookout.look();
+        periodic_checks.add(&frail, "frail", || panic!("a number"));
+        periodic_checks.add(&other, "done", || false);
+        periodic_checks.add(&other, "lasting", || true);
+        periodic_checks.run_all();
         let fault = faults.next().await.to_string();
         assert_eq!(fault, "the task `frail` has failed: a number");
-        let left: Vec<_> = lookout.all().iter().map(|it| it.name).collect();
+        let left: Vec<_> = periodic_checks.all().iter().map(|it| it.name).collect();
         assert_eq!(left, ["lasting"]);
     }
 }

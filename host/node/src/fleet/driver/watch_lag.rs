@@ -2,7 +2,7 @@
 
 /// What this node has written, and what the watch has reported.
 #[derive(Debug, Default)]
-pub(super) struct Silence {
+pub(super) struct WatchLag {
     /// The greatest revision that the watch has reported.
     seen: u64,
     /// The greatest revision of this node's writes that the watch has not reported, and since when
@@ -10,9 +10,9 @@ pub(super) struct Silence {
     unseen: Option<(u64, u64)>,
 }
 
-impl Silence {
+impl WatchLag {
     /// This node has written this revision. The watch may have reported it before the answer came.
-    pub(super) fn wrote(&mut self, revision: u64, now: u64) {
+    pub(super) fn note_written(&mut self, revision: u64, now: u64) {
         if revision > self.seen {
             let since = self.unseen.map_or(now, |(_, since)| since);
             self.unseen = Some((revision, since));
@@ -20,7 +20,7 @@ impl Silence {
     }
 
     /// The watch has reported this revision, and so all revisions before it.
-    pub(super) fn saw(&mut self, revision: u64) {
+    pub(super) fn note_reported(&mut self, revision: u64) {
         self.seen = self.seen.max(revision);
         self.unseen.take_if(|(written, _)| *written <= revision);
     }
@@ -38,16 +38,16 @@ mod tests {
 
     #[test]
     fn a_watch_that_tells_of_a_write_before_or_after_its_answer_is_not_silent() {
-        let mut silence = Silence::default();
-        silence.saw(4);
-        silence.wrote(4, 100);
-        assert!(!silence.is_longer_than(50, 1_000), "it was told first");
-        silence.wrote(6, 200);
-        silence.wrote(7, 240);
-        assert!(!silence.is_longer_than(50, 250));
-        silence.saw(6);
-        assert!(silence.is_longer_than(50, 251), "7 is missing");
-        silence.saw(7);
-        assert!(!silence.is_longer_than(50, 1_000));
+        let mut watch_lag = WatchLag::default();
+        watch_lag.note_reported(4);
+        watch_lag.note_written(4, 100);
+        assert!(!watch_lag.is_longer_than(50, 1_000), "it was told first");
+        watch_lag.note_written(6, 200);
+        watch_lag.note_written(7, 240);
+        assert!(!watch_lag.is_longer_than(50, 250));
+        watch_lag.note_reported(6);
+        assert!(watch_lag.is_longer_than(50, 251), "7 is missing");
+        watch_lag.note_reported(7);
+        assert!(!watch_lag.is_longer_than(50, 1_000));
     }
 }

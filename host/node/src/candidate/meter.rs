@@ -155,7 +155,7 @@ impl Calls {
     }
 
     /// Counts a failed enricher. The event continued without it.
-    pub(crate) fn failed(&self, failure: &Failure) {
+    pub(crate) fn count_failure(&self, failure: &Failure) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.note_failure(failure);
     }
@@ -193,7 +193,7 @@ impl PipelineTotals {
 
 impl ComparisonTotals {
     /// Counts a comparison. Returns whether an example of it is wanted.
-    pub(crate) fn decided(&mut self, now: u64, user: Id, difference: &Difference) -> bool {
+    pub(crate) fn count_comparison(&mut self, now: u64, user: Id, difference: &Difference) -> bool {
         self.decisions += 1;
         let last = Last {
             at: now,
@@ -248,9 +248,9 @@ mod tests {
     #[test]
     fn a_user_counts_as_they_were_last_decided_on_and_only_for_a_while() {
         let mut compared = ComparisonTotals::default();
-        assert!(compared.decided(10, Id(1), &difference(&[7], &[])));
-        assert!(!compared.decided(20, Id(1), &difference(&[], &[])));
-        assert!(compared.decided(30, Id(2), &difference(&[7], &[8])));
+        assert!(compared.count_comparison(10, Id(1), &difference(&[7], &[])));
+        assert!(!compared.count_comparison(20, Id(1), &difference(&[], &[])));
+        assert!(compared.count_comparison(30, Id(2), &difference(&[7], &[8])));
         let users = Users {
             compared: 2,
             hidden: 1,
@@ -270,11 +270,11 @@ mod tests {
             ..Difference::default()
         };
         for user in 0..3 {
-            compared.decided(1, Id(user), &many);
+            compared.count_comparison(1, Id(user), &many);
         }
         assert_eq!((compared.lost.len(), compared.left_out), (600_000, 2));
         for user in 0..200_000 {
-            compared.decided(1, Id(user), &Difference::default());
+            compared.count_comparison(1, Id(user), &Difference::default());
         }
         assert_eq!(compared.users.len(), USERS_MAX);
     }

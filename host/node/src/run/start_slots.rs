@@ -18,18 +18,18 @@ const STARTING_MAX: usize = 64;
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The places for tenants that start.
-pub(super) struct StartRoom(Arc<Semaphore>);
+pub(super) struct StartSlots(Arc<Semaphore>);
 
 /// A tenant's place among the starting ones. It is free again once the tenant is served.
-pub(super) struct StartPlace(Mutex<Option<oneshot::Sender<Infallible>>>);
+pub(super) struct StartSlot(Mutex<Option<oneshot::Sender<Infallible>>>);
 
-impl StartRoom {
+impl StartSlots {
     pub(super) fn new() -> Self {
         Self(Arc::new(Semaphore::new(STARTING_MAX)))
     }
 
     /// Waits for a place.
-    pub(super) async fn place(&self, tasks: &Tasks) -> StartPlace {
+    pub(super) async fn acquire(&self, tasks: &Tasks) -> StartSlot {
         let permit = Arc::clone(&self.0).acquire_owned().await;
         let (given_back, over) = oneshot::channel();
         tasks.spawn_ending("start", async move {
@@ -37,11 +37,11 @@ impl StartRoom {
             let _ = timeout(START_PATIENCE, over).await;
             drop(permit);
         });
-        StartPlace(Mutex::new(Some(given_back)))
+        StartSlot(Mutex::new(Some(given_back)))
     }
 }
 
-impl StartPlace {
+impl StartSlot {
     /// The place of a single tenant, which needs none.
     pub(super) fn of_one() -> Self {
         Self(Mutex::default())
@@ -62,24 +62,24 @@ mod tests {
 
     #[tokio::test]
     async fn few_tenants_start_at_a_time_and_one_that_waits_gives_its_place_away() {
-        let (room, (tasks, _faults)) = (StartRoom::new(), Tasks::new());
+        let (slots, (tasks, _faults)) = (StartSlots::new(), Tasks::new());
         let mut places = Vec::new();
         for _ in 0..STARTING_MAX {
-            places.push(room.place(&tasks).await);
+            places.push(slots.acquire(&tasks).await);
         }
         assert!(
-            room.place(&tasks).now_or_never().is_none(),
+            slots.acquire(&tasks).now_or_never().is_none(),
             "there is no room"
         );
         // One tenant is served.
         places[0].give_back();
-        room.place(&tasks).await.give_back();
+        slots.acquire(&tasks).await.give_back();
         // One tenant has ended.
         drop(places.pop());
-        let _kept = room.place(&tasks).await;
+        let _kept = slots.acquire(&tasks).await;
         // All of them wait for something else, until their time is over.
         for _ in 0..STARTING_MAX {
-            places.push(room.place(&tasks).await);
+            places.push(slots.acquire(&tasks).await);
         }
     }
 }

@@ -9,7 +9,7 @@ use presence_config::{Config, Stage};
 use presence_rules::loader::{Attempt, Loader};
 use presence_sandbox::Blueprint;
 
-use crate::beside::Mode;
+use crate::candidate::Mode;
 use crate::reload::pipeline::with_chain;
 use crate::tenant::RunningPipelines;
 
@@ -74,8 +74,8 @@ impl PipelineChange {
         running: &RunningPipelines,
         attempt: &Attempt,
     ) -> anyhow::Result<Self> {
-        let beside = running.beside.as_ref();
-        let canary = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
+        let candidate = running.candidate.as_ref();
+        let canary = candidate.filter(|it| matches!(it.mode, Mode::Canary(_)));
         // A canary that may not run any more is loaded again, and the load reports why it may not.
         let canary = canary.filter(|it| {
             let with = with_chain(config, &it.chain);
@@ -112,7 +112,7 @@ impl PipelineChange {
             (ActiveChoice::Same | ActiveChoice::Candidate, _) => &*running.blueprint,
         };
         let with = with_chain(config, &chain);
-        let loaded = loader.attempt_beside(&with, before, attempt);
+        let loaded = loader.load_candidate(&with, before, attempt);
         Ok(Self {
             active,
             candidate: CanaryChoice::New(loaded.map_err(join_problems)?, chain.into()),

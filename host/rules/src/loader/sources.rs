@@ -10,14 +10,14 @@ use presence_config::{Config, Plugins, Source, Stage};
 use presence_sandbox::manifest::Role;
 use presence_sandbox::{Manifest, sha256};
 
-use super::trust::Proof;
+use super::trust::Provenance;
 use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
 use crate::store_cache::{STORE, StoreCache};
 
 /// What a stage will be loaded from.
 #[derive(Debug)]
-pub struct FoundPlugin {
+pub struct ResolvedPlugin {
     /// The plugin's name in the configuration.
     pub name: String,
     /// Its version and its role, if it has a manifest that can be read.
@@ -29,21 +29,23 @@ pub struct FoundPlugin {
 }
 
 /// What each stage will be loaded from, in order.
-pub fn found_plugins(config: &Config) -> Vec<FoundPlugin> {
+pub fn resolve_plugins(config: &Config) -> Vec<ResolvedPlugin> {
     let stages = config.pipeline.iter();
     if config.follows_store() {
-        let kept = StoreCache::of(config);
-        let stored = |stage| found_in_store(&kept, &config.plugins, stage);
+        let cache = StoreCache::of(config);
+        let stored = |stage| resolve_stored(&cache, &config.plugins, stage);
         return stages.map(stored).collect();
     }
-    stages.map(|stage| found(&config.plugins, stage)).collect()
+    stages
+        .map(|stage| resolve(&config.plugins, stage))
+        .collect()
 }
 
 /// The stages in one line, in order: each plugin with its version, its source and the beginning
 /// of its digest, or with why it wasn't found.
-pub fn survey(config: &Config) -> String {
-    let stages = found_plugins(config);
-    let stages: Vec<_> = stages.iter().map(FoundPlugin::line).collect();
+pub fn describe_sources(config: &Config) -> String {
+    let stages = resolve_plugins(config);
+    let stages: Vec<_> = stages.iter().map(ResolvedPlugin::line).collect();
     stages.join(" → ")
 }
 
@@ -54,7 +56,9 @@ pub fn misnamed_files(config: &Config) -> Vec<String> {
     let warnings = stages.filter_map(|stage| {
         let (name, path) = (&*stage.plugin, file(&config.plugins.dir, &stage.plugin));
         let bytes = regular_file::read(&path, Some(limit(&config.plugins))).ok()?;
-        Proof::of(&bytes).holds(&config.plugins).ok()?;
+        Provenance::of(&bytes)
+            .check_signature(&config.plugins)
+            .ok()?;
         misnamed(&path, name, &Manifest::read(name, &bytes).ok()?.name)
     });
     warnings.collect::<BTreeSet<_>>().into_iter().collect()
@@ -72,36 +76,36 @@ pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
     })
 }
 
-fn found_in_store(kept: &StoreCache, plugins: &Plugins, stage: &Stage) -> FoundPlugin {
+fn resolve_stored(cache: &StoreCache, plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
     let name = &*stage.plugin;
     let Some(digest) = &stage.digest else {
-        return FoundPlugin::none(name, "no digest".into());
+        return ResolvedPlugin::none(name, "no digest".into());
     };
-    match kept.plugin(digest, limit(plugins)) {
-        Ok(bytes) => FoundPlugin::vouched(plugins, name, STORE, &bytes),
-        Err(error) => FoundPlugin::none(name, format!("{error:#}")),
+    match cache.plugin(digest, limit(plugins)) {
+        Ok(bytes) => ResolvedPlugin::of_trusted(plugins, name, STORE, &bytes),
+        Err(error) => ResolvedPlugin::none(name, format!("{error:#}")),
     }
 }
 
-fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {
+fn resolve(plugins: &Plugins, stage: &Stage) -> ResolvedPlugin {
     let name = &*stage.plugin;
     let from_program = || match built_in(name) {
-        Some(bytes) => FoundPlugin::of(name, BUILT_IN, bytes),
-        None => FoundPlugin::none(name, "missing".into()),
+        Some(bytes) => ResolvedPlugin::of(name, BUILT_IN, bytes),
+        None => ResolvedPlugin::none(name, "missing".into()),
     };
     if stage.source == Some(Source::BuiltIn) {
         return from_program();
     }
     let path = file(&plugins.dir, name);
     match regular_file::read(&path, Some(limit(plugins))) {
-        Ok(bytes) => FoundPlugin::vouched(plugins, name, &path.display().to_string(), &bytes),
+        Ok(bytes) => ResolvedPlugin::of_trusted(plugins, name, &path.display().to_string(), &bytes),
         Err(error) if error.is_missing() && stage.source.is_none() => from_program(),
-        Err(error) if error.is_missing() => FoundPlugin::none(name, "missing".into()),
-        Err(error) => FoundPlugin::none(name, format!("unreadable: {error}")),
+        Err(error) if error.is_missing() => ResolvedPlugin::none(name, "missing".into()),
+        Err(error) => ResolvedPlugin::none(name, format!("unreadable: {error}")),
     }
 }
 
-impl FoundPlugin {
+impl ResolvedPlugin {
     /// Whether it may be a redactor. A plugin without a readable manifest may be one.
     pub fn may_redact(&self) -> bool {
         let role = self.manifest.as_ref().map(|(_, role)| *role);
@@ -121,8 +125,8 @@ impl FoundPlugin {
 
     /// As [`Self::of`], but without the manifest if the plugin isn't trusted: its bytes are not
     /// parsed then.
-    fn vouched(plugins: &Plugins, name: &str, source: &str, bytes: &[u8]) -> Self {
-        match Proof::of(bytes).holds(plugins) {
+    fn of_trusted(plugins: &Plugins, name: &str, source: &str, bytes: &[u8]) -> Self {
+        match Provenance::of(bytes).check_signature(plugins) {
             Ok(()) => Self::of(name, source, bytes),
             Err(_) => Self {
                 name: name.into(),

@@ -2,7 +2,7 @@
 //!
 //! Both are one [`Shard`], and are used alike where the difference doesn't matter. A replica
 //! decides and publishes only while its node owns the shard. Its messages to other nodes are sent
-//! by the fleet's task ([`Report`]).
+//! by the fleet's task ([`ShardReport`]).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::link::shared_input::Receipt;
 
 /// A shard, alone or in a fleet.
 #[expect(clippy::large_enum_variant, reason = "it is in a box itself")]
-pub(crate) enum Cell {
+pub(crate) enum ShardOrReplica {
     Alone(Shard),
     Replica(Box<HostedReplica>),
 }
@@ -36,22 +36,22 @@ pub(crate) struct FleetLinks {
     /// The node's lease.
     pub(crate) lease: Arc<NodeLease>,
     /// The channel for the shards' reports, each with the shard's number.
-    pub(crate) reports: mpsc::UnboundedSender<(u32, Report)>,
+    pub(crate) reports: mpsc::UnboundedSender<(u32, ShardReport)>,
     /// The number from which epochs count.
     pub(crate) epoch_base: u64,
 }
 
 /// A report of a shard to the fleet's task.
 #[derive(Debug)]
-pub(crate) enum Report {
+pub(crate) enum ShardReport {
     /// The epoch of the owner whose whole state this replica holds, also if it is the owner itself.
     /// `None` if it doesn't.
-    Holds(Option<u64>),
+    InSync(Option<u64>),
     /// This owner has resigned. The broker has everything that it published, up to the update with
     /// this number.
     Resigned { epoch: u64, seq: u64 },
     /// A node must be asked for a snapshot.
-    Ask { node: Arc<str>, nonce: u64 },
+    RequestSnapshot { node: Arc<str>, nonce: u64 },
     /// A piece of a snapshot for a node.
     Chunk(Arc<str>, Vec<u8>),
     /// The owner must be told that this replica holds its whole state, up to the update with this
@@ -83,8 +83,8 @@ pub(crate) struct HostedReplica {
     names: Arc<Names>,
     links: FleetLinks,
     /// Outputs that are still to be carried out.
-    wants: Vec<Out>,
-    /// Receipts of the input stream to acknowledge after `wants`.
+    outputs: Vec<Out>,
+    /// Receipts of the input stream to acknowledge after `outputs`.
     receipts: Vec<Receipt>,
     /// The messages that were acknowledged recently.
     acknowledged: Acknowledged,
@@ -93,19 +93,19 @@ pub(crate) struct HostedReplica {
     /// The fence for publishing, and its epoch: the one in which it last led.
     fence: Option<(u64, Arc<EpochFence>)>,
     /// What was last reported.
-    holds: Option<u64>,
+    synced_epoch: Option<u64>,
     takes_heartbeats: bool,
     role: Role,
     /// The nodes that ask for a snapshot: the node, the number of its question, and when it
     /// arrived. The snapshot is taken when everything that had arrived by then is handled. The node
     /// relies on that.
-    asked: Vec<(Arc<str>, u64, u64)>,
+    snapshot_requests: Vec<(Arc<str>, u64, u64)>,
     /// Set once it has resigned: the epoch, the number of its last update, and the place behind all
     /// that it published.
     resigned: Option<(u64, u64, u64)>,
 }
 
-impl Deref for Cell {
+impl Deref for ShardOrReplica {
     type Target = Shard;
 
     fn deref(&self) -> &Shard {
@@ -116,7 +116,7 @@ impl Deref for Cell {
     }
 }
 
-impl DerefMut for Cell {
+impl DerefMut for ShardOrReplica {
     fn deref_mut(&mut self) -> &mut Shard {
         match self {
             Self::Alone(shard) => shard,
@@ -125,7 +125,7 @@ impl DerefMut for Cell {
     }
 }
 
-impl Cell {
+impl ShardOrReplica {
     /// A shard outside of a fleet.
     pub(crate) fn alone(shard: Shard) -> Self {
         Self::Alone(shard)
@@ -145,15 +145,15 @@ impl Cell {
             settings,
             names,
             links,
-            wants: Vec::new(),
+            outputs: Vec::new(),
             receipts: Vec::new(),
             acknowledged: Acknowledged::default(),
             until: 0,
             fence: None,
-            holds: None,
+            synced_epoch: None,
             takes_heartbeats: true,
             role: Role::None,
-            asked: Vec::new(),
+            snapshot_requests: Vec::new(),
             resigned: None,
         }))
     }
@@ -168,8 +168,8 @@ impl Cell {
         match self {
             Self::Alone(shard) => shard.handle(now, input, rules, out),
             Self::Replica(hosted) => {
-                hosted.look_at_lease(now);
-                hosted.replica.input(now, input, rules, &mut hosted.wants);
+                hosted.check_lease(now);
+                hosted.replica.input(now, input, rules, &mut hosted.outputs);
             }
         }
     }
@@ -178,9 +178,9 @@ impl Cell {
         match self {
             Self::Alone(shard) => shard.advance(now, rules, out),
             Self::Replica(hosted) => {
-                hosted.look_at_lease(now);
-                hosted.give_snapshots(now);
-                hosted.replica.advance(now, rules, &mut hosted.wants);
+                hosted.check_lease(now);
+                hosted.begin_snapshots(now);
+                hosted.replica.advance(now, rules, &mut hosted.outputs);
             }
         }
     }
@@ -189,8 +189,10 @@ impl Cell {
         match self {
             Self::Alone(shard) => shard.next_deadline(),
             Self::Replica(hosted) => {
-                let asked = hosted.asked.iter().map(|(_, _, at)| *at);
-                asked.chain(hosted.replica.next_deadline()).min()
+                let snapshot_requests = hosted.snapshot_requests.iter().map(|(_, _, at)| *at);
+                snapshot_requests
+                    .chain(hosted.replica.next_deadline())
+                    .min()
             }
         }
     }
@@ -218,9 +220,9 @@ impl Cell {
         match self {
             Self::Alone(shard) => Some(shard.query(now, viewer, users, rules, out)),
             Self::Replica(hosted) => {
-                hosted.look_at_lease(now);
-                let (replica, wants) = (&mut hosted.replica, &mut hosted.wants);
-                replica.query(now, viewer, users, rules, wants)
+                hosted.check_lease(now);
+                let (replica, outputs) = (&mut hosted.replica, &mut hosted.outputs);
+                replica.query(now, viewer, users, rules, outputs)
             }
         }
     }
@@ -236,9 +238,9 @@ impl Cell {
         match self {
             Self::Alone(shard) => Some(shard.explain(now, viewer, user, rules, out)),
             Self::Replica(hosted) => {
-                hosted.look_at_lease(now);
-                let (replica, wants) = (&mut hosted.replica, &mut hosted.wants);
-                replica.explain(now, (viewer, user), rules, wants)
+                hosted.check_lease(now);
+                let (replica, outputs) = (&mut hosted.replica, &mut hosted.outputs);
+                replica.explain(now, (viewer, user), rules, outputs)
             }
         }
     }
@@ -266,13 +268,13 @@ impl Cell {
     }
 
     /// Begins again without any state, because it has failed.
-    pub(super) fn begin_anew(&mut self, keep_records: bool) {
+    pub(super) fn reset(&mut self, keep_records: bool) {
         match self {
             Self::Alone(shard) => {
                 *shard = shard.replacement();
                 shard.keep_records(keep_records);
             }
-            Self::Replica(hosted) => hosted.begin_anew(),
+            Self::Replica(hosted) => hosted.reset(),
         }
     }
 
@@ -293,7 +295,7 @@ impl Cell {
     }
 
     /// Whether it is a standby that holds the owner's whole state.
-    pub(super) fn is_in_step(&self) -> bool {
+    pub(super) fn is_synced(&self) -> bool {
         match self {
             Self::Alone(_) => false,
             Self::Replica(hosted) => {
@@ -306,7 +308,7 @@ impl Cell {
     pub(super) fn waiting_outputs(&self) -> usize {
         match self {
             Self::Alone(_) => 0,
-            Self::Replica(hosted) => hosted.wants.len(),
+            Self::Replica(hosted) => hosted.outputs.len(),
         }
     }
 
@@ -316,8 +318,8 @@ impl Cell {
             return 0;
         };
         let is_published =
-            |want: &&Out| matches!(want, Out::Shard(Output::Publish(_) | Output::Deliver(_)));
-        hosted.wants.iter().filter(is_published).count()
+            |output: &&Out| matches!(output, Out::Shard(Output::Publish(_) | Output::Deliver(_)));
+        hosted.outputs.iter().filter(is_published).count()
     }
 
     /// The replica. `None` if the shard is alone.
@@ -336,9 +338,9 @@ impl HostedReplica {
     }
 
     /// Carries out a task of the fleet.
-    pub(super) fn take(&mut self, now: u64, task: FleetTask) {
-        self.look_at_lease(now);
-        let (replica, wants) = (&mut self.replica, &mut self.wants);
+    pub(super) fn handle_task(&mut self, now: u64, task: FleetTask) {
+        self.check_lease(now);
+        let (replica, outputs) = (&mut self.replica, &mut self.outputs);
         match task {
             FleetTask::Role(role) => {
                 let epoch = match &role {
@@ -354,39 +356,39 @@ impl HostedReplica {
                 });
                 self.resigned = None;
                 self.role = role.clone();
-                replica.set_role(now, role, wants);
+                replica.set_role(now, role, outputs);
             }
             // The lease was checked above.
             FleetTask::Lease => {}
             FleetTask::SessionLost => replica.session_lost(),
-            FleetTask::Told(bytes) => {
-                if replica.told(now, &bytes, wants).is_err() {
+            FleetTask::Update(bytes) => {
+                if replica.told(now, &bytes, outputs).is_err() {
                     let what = "what the owner told can't be read, or is of another shard";
-                    self.report(Report::Refused(what.into()));
+                    self.report(ShardReport::Refused(what.into()));
                 }
             }
             FleetTask::Chunk(bytes) => {
-                if let Err(refusal) = replica.chunk(now, &bytes, wants) {
+                if let Err(refusal) = replica.chunk(now, &bytes, outputs) {
                     let what = format!("a snapshot is refused, and asked for again: {refusal}");
-                    self.report(Report::Refused(what));
+                    self.report(ShardReport::Refused(what));
                 }
             }
-            FleetTask::Asked(node, nonce) => {
+            FleetTask::SnapshotRequest(node, nonce) => {
                 // The node asks again, so it doesn't wait for an earlier answer.
-                self.asked.retain(|(other, ..)| *other != node);
-                self.asked.push((node, nonce, now));
+                self.snapshot_requests.retain(|(other, ..)| *other != node);
+                self.snapshot_requests.push((node, nonce, now));
             }
         }
     }
 
     /// Begins the snapshots for the nodes that asked at `now` or earlier. Everything that had
     /// arrived by then has been handled.
-    fn give_snapshots(&mut self, now: u64) {
-        let (replica, wants) = (&mut self.replica, &mut self.wants);
-        self.asked.retain(|(node, nonce, at)| {
+    fn begin_snapshots(&mut self, now: u64) {
+        let (replica, outputs) = (&mut self.replica, &mut self.outputs);
+        self.snapshot_requests.retain(|(node, nonce, at)| {
             let waits = *at > now;
             if !waits {
-                replica.asked(now, node, *nonce, wants);
+                replica.asked(now, node, *nonce, outputs);
             }
             waits
         });
@@ -408,31 +410,31 @@ impl HostedReplica {
         self.replica.is_leading(now) && self.acknowledged.has(epoch, receipt.place)
     }
 
-    /// Takes the receipts to acknowledge, after everything in `wants`.
-    pub(super) fn receipts(&mut self) -> Vec<Receipt> {
+    /// Takes the receipts to acknowledge, after everything in `outputs`.
+    pub(super) fn take_receipts(&mut self) -> Vec<Receipt> {
         std::mem::take(&mut self.receipts)
     }
 
     /// Takes the outputs to carry out.
-    pub(super) fn wants(&mut self) -> Vec<Out> {
-        std::mem::take(&mut self.wants)
+    pub(super) fn take_outputs(&mut self) -> Vec<Out> {
+        std::mem::take(&mut self.outputs)
     }
 
     /// Carries out an output for the rest of the fleet. `place`: the place behind all that the
     /// shard has published.
-    pub(super) fn carry_out(&mut self, want: Out, place: u64) {
-        let report = match want {
+    pub(super) fn carry_out(&mut self, output: Out, place: u64) {
+        let report = match output {
             // These are published by the caller.
             Out::Shard(_) | Out::Told(_) => return,
             Out::Resigned { epoch, seq } => {
                 self.resigned = Some((epoch, seq, place));
                 return;
             }
-            Out::Ask { node, nonce } => Report::Ask { node, nonce },
-            Out::Chunk(node, bytes) => Report::Chunk(node, bytes),
-            Out::Synced { node, epoch, seq } => Report::Synced { node, epoch, seq },
-            Out::Differed(difference) => Report::Differed(difference),
-            Out::Discard(discarded) => Report::Discard(discarded),
+            Out::Ask { node, nonce } => ShardReport::RequestSnapshot { node, nonce },
+            Out::Chunk(node, bytes) => ShardReport::Chunk(node, bytes),
+            Out::Synced { node, epoch, seq } => ShardReport::Synced { node, epoch, seq },
+            Out::Differed(difference) => ShardReport::Differed(difference),
+            Out::Discard(discarded) => ShardReport::Discard(discarded),
         };
         self.report(report);
     }
@@ -445,7 +447,7 @@ impl HostedReplica {
         }
         let fence = EpochFence::new(Arc::clone(&self.links.lease));
         self.fence = Some((epoch, Arc::clone(&fence)));
-        self.report(Report::Leads);
+        self.report(ShardReport::Leads);
         // The steps between leave room for epochs of viewers' own subjects, whose numbers can start
         // again.
         let epoch = self.links.epoch_base.saturating_add(epoch * EPOCH_STEP);
@@ -459,38 +461,38 @@ impl HostedReplica {
     }
 
     /// The broker has everything that it published before it resigned.
-    pub(super) fn is_acknowledged(&mut self) {
+    pub(super) fn report_resigned(&mut self) {
         if let Some((epoch, seq, _)) = self.resigned.take() {
-            self.report(Report::Resigned { epoch, seq });
+            self.report(ShardReport::Resigned { epoch, seq });
         }
     }
 
     /// Reports whether it holds the owner's state, and whether it takes in heartbeats, if that has
     /// changed.
     pub(super) fn report_state(&mut self) {
-        let holds = self.replica.holds();
-        if std::mem::replace(&mut self.holds, holds) != holds {
-            self.report(Report::Holds(holds));
+        let synced_epoch = self.replica.holds();
+        if std::mem::replace(&mut self.synced_epoch, synced_epoch) != synced_epoch {
+            self.report(ShardReport::InSync(synced_epoch));
         }
         let takes = self.replica.takes_heartbeats();
         if std::mem::replace(&mut self.takes_heartbeats, takes) != takes {
-            self.report(Report::TakesHeartbeats(takes));
+            self.report(ShardReport::TakesHeartbeats(takes));
         }
     }
 
-    fn report(&self, report: Report) {
+    fn report(&self, report: ShardReport) {
         // The fleet's task ends only with the node.
         let _ = self.links.reports.send((self.number, report));
     }
 
-    fn look_at_lease(&mut self, now: u64) {
+    fn check_lease(&mut self, now: u64) {
         let until = self.links.lease.until();
         if std::mem::replace(&mut self.until, until) != until {
-            self.replica.renewed(now, until, &mut self.wants);
+            self.replica.renewed(now, until, &mut self.outputs);
         }
     }
 
-    fn begin_anew(&mut self) {
+    fn reset(&mut self) {
         let fence = self.fence.take();
         if let Some((_, fence)) = &fence {
             fence.end();
@@ -498,13 +500,13 @@ impl HostedReplica {
         let shard = self.replica.shard().replacement();
         let (settings, names) = (self.settings.clone(), Arc::clone(&self.names));
         self.replica = Replica::new(self.number, settings, names, shard);
-        self.wants.clear();
+        self.outputs.clear();
         self.receipts.clear();
         self.acknowledged = Acknowledged::default();
-        self.asked.clear();
-        (self.until, self.resigned, self.holds) = (0, None, None);
+        self.snapshot_requests.clear();
+        (self.until, self.resigned, self.synced_epoch) = (0, None, None);
         self.role = Role::None;
         let led = fence.is_some();
-        self.report(Report::Failed { led });
+        self.report(ShardReport::Failed { led });
     }
 }

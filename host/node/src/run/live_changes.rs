@@ -8,15 +8,15 @@ use tokio::sync::watch;
 
 use super::account::Account;
 use super::tenants::DesiredState;
-use crate::ops::http::Tenants;
+use crate::ops::http::TenantStatuses;
 
 /// Returns when a change is wanted that needs a restart of the tenant. Other changes are passed on
-/// to the running tenant by `given`.
-pub(super) async fn other(
+/// to the running tenant by `live_config`.
+pub(super) async fn apply_changes_until_restart(
     wanted: &mut watch::Receiver<DesiredState>,
     (config, account): (&Arc<Config>, &Account),
-    given: &watch::Sender<Arc<Config>>,
-    (told, name): (&Tenants, &str),
+    live_config: &watch::Sender<Arc<Config>>,
+    (statuses, name): (&TenantStatuses, &str),
 ) {
     while wanted.changed().await.is_ok() {
         let order = wanted.borrow_and_update().clone();
@@ -37,8 +37,8 @@ pub(super) async fn other(
             // The tenant may be waiting for this login.
             account.access.log_in_by(&new);
         }
-        given.send_replace(new);
-        told.changes(name, false);
+        live_config.send_replace(new);
+        statuses.set_changing(name, false);
     }
 }
 

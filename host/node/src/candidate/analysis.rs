@@ -254,7 +254,9 @@ mod tests {
                     gained,
                     ..Difference::default()
                 };
-                meter.compared().decided(500, Id(user), &difference);
+                meter
+                    .compared()
+                    .count_comparison(500, Id(user), &difference);
             }
             let reason = analysis.evaluate(&meter, 1_000).unwrap();
             assert!(reason.contains(what), "{reason}");
