@@ -209,7 +209,9 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let running = {
             let (ticks, stop) = (ticks.clone(), Arc::clone(&stop));
-            thread::spawn(move || ticks.run(&engine, &stop))
+            thread::Builder::new()
+                .spawn(move || ticks.run(&engine, &stop))
+                .unwrap()
         };
         let end = {
             let ticks = ticks.clone();

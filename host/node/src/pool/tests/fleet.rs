@@ -152,11 +152,11 @@ fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
     assert_eq!(scene.online(), [format!("shard/3 {} 1", BASE + 5_000)]);
     let told = scene.node.broker.on("presence.shard.3.told");
     assert_eq!(told, ["", ""], "it begins, and a user is online");
-    assert_eq!(scene.reports(), ["Leads", "Holds(Some(5))"]);
+    assert_eq!(scene.reports(), ["Leads", "InSync(Some(5))"]);
     scene.role(Role::None);
     scene.connect_user(3);
     assert_eq!(scene.online().len(), 1);
-    assert_eq!(scene.reports(), ["Holds(None)"]);
+    assert_eq!(scene.reports(), ["InSync(None)"]);
     scene.lead(9);
     scene.connect_user(4);
     let last = scene.online().pop().unwrap();
