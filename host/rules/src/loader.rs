@@ -456,9 +456,13 @@ impl Loader {
         let note = note.map_or_else(String::new, |note| {
             format!(", or remove {} to have it forgotten", note.display())
         });
+        let (from, put) = match &*source {
+            STORE => ("the plugin store", "put its file there"),
+            file => (file, "put the file back"),
+        };
         anyhow::bail!(
-            "`{name}` {version} (sha256:{digest}) was last in force, from {source}, and {} does \
-             not exist: put the file back{instead}{note}",
+            "`{name}` {version} (sha256:{digest}) was last in force, from {from}, and {} does not \
+             exist: {put}{instead}{note}",
             path.display()
         )
     }
