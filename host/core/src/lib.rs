@@ -50,7 +50,7 @@ pub mod tracker;
 pub mod verdicts;
 
 pub use shard::{
-    Counters, Heard, Ignored, Input, Output, PluginFailed, Settings, Shard, ShardCursor,
-    UnreadableHeard,
+    Counters, HeartbeatBatch, Ignored, Input, Output, PluginFailed, Settings, Shard, ShardCursor,
+    UnreadableHeartbeats,
 };
 pub use step::Step;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use async_nats::{Event, Message, Subscriber};
 use futures_util::{FutureExt, StreamExt};
-use presence_core::fleet::sources::{Heard, Sources};
+use presence_core::fleet::sources::{SequenceCheck, Sources};
 use presence_core::publish::Subject;
 use presence_tests::client::Client;
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ impl Task {
                     while let Some(Some(message)) = self.filtered.next().now_or_never() {
                         self.hear(&message);
                     }
-                    self.hear_beacon(&beacon);
+                    self.check_beacon(&beacon);
                 }
                 Some(answer) = self.answers.next() => self.take_answer(&answer),
                 () = tokio::time::sleep_until(wakes_at.into()) => self.wakes().await,
@@ -169,15 +169,15 @@ impl Task {
 
     fn hear(&mut self, message: &Message) {
         if let Some(heard) = self.heard(message)
-            && heard != Heard::Next
-            && heard != Heard::Old
+            && heard != SequenceCheck::Next
+            && heard != SequenceCheck::Old
         {
             self.notice();
         }
     }
 
     /// Handles a message. `None` if it isn't a host's message about one of the users.
-    fn heard(&mut self, message: &Message) -> Option<Heard> {
+    fn heard(&mut self, message: &Message) -> Option<SequenceCheck> {
         let counted = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
         let mut words = counted.split(' ');
         let (source, epoch, seq) = (words.next()?, words.next()?, words.next()?);
@@ -201,8 +201,8 @@ impl Task {
             viewers: viewers.clone(),
         });
         let source = self.number(source);
-        let heard = self.sources.hear(source, epoch, subject, seq);
-        if heard != Heard::Old {
+        let heard = self.sources.check(source, epoch, subject, seq);
+        if heard != SequenceCheck::Old {
             let own: Vec<_> = viewers
                 .into_iter()
                 .filter(|viewer| self.viewers.contains(viewer))
@@ -217,7 +217,7 @@ impl Task {
         Some(heard)
     }
 
-    fn hear_beacon(&mut self, message: &Message) {
+    fn check_beacon(&mut self, message: &Message) {
         let beacon: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
         let source = beacon.get("source").and_then(Value::as_str);
         let epoch = beacon.get("epoch").and_then(Value::as_u64);
@@ -234,8 +234,8 @@ impl Task {
         });
         let seqs = READ.into_iter().filter_map(seq);
         let source = self.number(source);
-        let heard = self.sources.hear_beacon(source, epoch, seqs);
-        if matches!(heard, Heard::New | Heard::Gap) {
+        let heard = self.sources.check_beacon(source, epoch, seqs);
+        if matches!(heard, SequenceCheck::New | SequenceCheck::Gap) {
             self.notice();
         }
     }

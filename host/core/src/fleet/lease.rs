@@ -117,7 +117,7 @@ impl Lease {
             return Renewal::Wait;
         }
         if let Some((step, since)) = self.under_way {
-            if now < since.saturating_add(self.patience_ms()) {
+            if now < since.saturating_add(self.answer_timeout_ms()) {
                 return Renewal::Wait;
             }
             // Only the entry can tell what has become of the write.
@@ -150,7 +150,7 @@ impl Lease {
             return None;
         }
         let at = match (self.under_way, self.held_from) {
-            (Some((_, since)), _) => since.saturating_add(self.patience_ms()),
+            (Some((_, since)), _) => since.saturating_add(self.answer_timeout_ms()),
             (None, Some(from)) if !self.is_doubtful && !self.is_stale => {
                 from.saturating_add(self.settings.lease_ms / 3)
             }
@@ -209,7 +209,7 @@ impl Lease {
     }
 
     /// How long to wait for an answer.
-    fn patience_ms(&self) -> u64 {
+    fn answer_timeout_ms(&self) -> u64 {
         self.settings.lease_ms / 6
     }
 }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     const SETTINGS: FleetSettings = FleetSettings {
-        heard_ms: 500,
+        relay_ms: 500,
         lease_ms: 600,
         margin_ms: 50,
         standbys: 1,

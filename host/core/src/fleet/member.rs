@@ -91,7 +91,7 @@ pub struct Member {
     leaving: Leaving,
     is_closed: bool,
     /// The earliest time for deleting the own lease, while the node leaves.
-    farewell_from: u64,
+    delete_lease_from: u64,
     /// Whether the node has begun to delete its lease: it has no part in any shard any more.
     is_retired: bool,
     until: Option<u64>,
@@ -104,8 +104,8 @@ pub struct Member {
 enum Write {
     Renewal(u64),
     Owner(u32),
-    Death,
-    Farewell,
+    ExpiredLeaseDeletion,
+    OwnLeaseDeletion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ enum Leaving {
     /// The node hands over the shards that it owns.
     Leaves,
     /// The node owns nothing any more, and its lease is being deleted.
-    Farewell,
+    DeletesLease,
     Left,
 }
 
@@ -134,7 +134,7 @@ impl Member {
             write_id: 0,
             leaving: Leaving::Stays,
             is_closed: false,
-            farewell_from: 0,
+            delete_lease_from: 0,
             is_retired: false,
             until: None,
             was_in_touch: false,
@@ -183,17 +183,17 @@ impl Member {
                     }
                 }
             }
-            Some(Write::Farewell) => match outcome {
+            Some(Write::OwnLeaseDeletion) => match outcome {
                 Outcome::Stored(_) | Outcome::Refused => {
                     self.leaving = Leaving::Left;
                     self.out.push(Output::Left);
                 }
                 Outcome::Unknown => {
                     self.leaving = Leaving::Leaves;
-                    self.farewell_from = now + self.settings.lease_ms / 6;
+                    self.delete_lease_from = now + self.settings.lease_ms / 6;
                 }
             },
-            Some(Write::Death) | None => {}
+            Some(Write::ExpiredLeaseDeletion) | None => {}
         }
         self.review(now);
     }
@@ -323,7 +323,7 @@ impl Member {
         let deaths = deaths.map(|(_, known)| known.seen_at.saturating_add(lasts_ms));
         let shards = self.shards.iter().filter_map(ShardView::next_deadline);
         let lease = self.lease.next_deadline(now).into_iter();
-        let farewell = (self.leaving == Leaving::Leaves).then_some(self.farewell_from);
+        let farewell = (self.leaving == Leaving::Leaves).then_some(self.delete_lease_from);
         let farewell = farewell.filter(|at| *at > now);
         deaths.chain(shards).chain(lease).chain(farewell).min()
     }
@@ -337,16 +337,16 @@ impl Member {
         let known = self.nodes.entry(Arc::clone(node)).or_default();
         if revision > known.revision {
             let session = |entry: &Option<NodeEntry>| entry.as_ref().map(|entry| entry.session);
-            let begins_anew = session(&known.entry) != session(&entry);
+            let session_changed = session(&known.entry) != session(&entry);
             *known = Known {
                 entry,
                 revision,
                 seen_at: now,
             };
-            if begins_anew {
+            if session_changed {
                 // What the node held in its earlier session, it doesn't hold now.
                 for shard in &mut self.shards {
-                    shard.begins_anew(node);
+                    shard.session_changed(node);
                 }
             }
         }
@@ -366,7 +366,7 @@ impl Member {
                         ..Known::default()
                     };
                     for shard in &mut self.shards {
-                        shard.begins_anew(node);
+                        shard.session_changed(node);
                     }
                 }
             }
@@ -383,7 +383,7 @@ impl Member {
         if self.leaving == Leaving::Left {
             return;
         }
-        if self.lease.is_lost() && self.leaving != Leaving::Farewell {
+        if self.lease.is_lost() && self.leaving != Leaving::DeletesLease {
             self.begin_session();
         }
         self.renew(now);
@@ -398,7 +398,7 @@ impl Member {
         if !self.is_retired {
             self.review_shards(now);
         }
-        self.say_farewell(now);
+        self.delete_own_lease(now);
     }
 
     fn begin_session(&mut self) {
@@ -412,7 +412,7 @@ impl Member {
     }
 
     fn renew(&mut self, now: u64) {
-        if matches!(self.leaving, Leaving::Farewell | Leaving::Left) {
+        if matches!(self.leaving, Leaving::DeletesLease | Leaving::Left) {
             return;
         }
         match self.lease.poll(now) {
@@ -463,7 +463,7 @@ impl Member {
             }
         }
         for (key, revision) in dead {
-            self.write(Write::Death, key, None, revision);
+            self.write(Write::ExpiredLeaseDeletion, key, None, revision);
         }
     }
 
@@ -511,8 +511,10 @@ impl Member {
 
     /// Deletes the node's own lease, if the node leaves and owns nothing any more, or no other node
     /// is there to take over. The others then needn't wait for the lease to expire.
-    fn say_farewell(&mut self, now: u64) {
-        if self.leaving != Leaving::Leaves || now < self.farewell_from || !self.is_known_to_leave()
+    fn delete_own_lease(&mut self, now: u64) {
+        if self.leaving != Leaving::Leaves
+            || now < self.delete_lease_from
+            || !self.is_known_to_leave()
         {
             return;
         }
@@ -523,7 +525,7 @@ impl Member {
         if others && self.shards.iter().any(owns) {
             return;
         }
-        self.leaving = Leaving::Farewell;
+        self.leaving = Leaving::DeletesLease;
         self.is_retired = true;
         let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
         let key = Key::Node(Arc::clone(&self.name));
@@ -532,7 +534,7 @@ impl Member {
                 self.out.push(Output::Role(shard.number(), role));
             }
         }
-        self.write(Write::Farewell, key, None, revision);
+        self.write(Write::OwnLeaseDeletion, key, None, revision);
     }
 
     /// Whether the node has seen in the bucket that its own entry says that it leaves.

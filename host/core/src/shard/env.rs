@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::heard::Heard;
+use super::heartbeats::HeartbeatBatch;
 use super::messages::with_other_keys;
 use super::settings::Settings;
 use super::types::{Counters, Output};
@@ -37,7 +37,7 @@ pub(super) struct Common {
     pub(super) inboxes: Inboxes,
     pub(super) counters: Counters,
     /// What has been heard of connections. `None`: it isn't kept.
-    pub(super) heard: Option<Heard>,
+    pub(super) heartbeats: Option<HeartbeatBatch>,
 }
 
 /// What one step works with.
@@ -49,7 +49,7 @@ pub(super) struct Env<'a> {
 
 impl Common {
     pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
-        let (users, connections) = match settings.counts_apart {
+        let (users, connections) = match settings.limits_per_shard {
             true => (settings.users.apart(), settings.connections.apart()),
             false => (settings.users.clone(), settings.connections.clone()),
         };
@@ -62,7 +62,7 @@ impl Common {
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
-            heard: None,
+            heartbeats: None,
         }
     }
 

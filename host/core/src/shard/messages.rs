@@ -92,7 +92,7 @@ impl Presence {
             _ => {}
         }
         if let Payload::Heartbeat { conn, metadata } = &payload
-            && let Some(heard) = &mut common.heard
+            && let Some(heard) = &mut common.heartbeats
         {
             let connection = (&*user, &**conn);
             // The timestamp as it counts here: standbys take the message later, when their clocks
@@ -361,7 +361,7 @@ impl Common {
 
 fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     let of_user = settings.tracker.connections_per_user_max;
-    let of_shard = match settings.counts_apart {
+    let of_shard = match settings.limits_per_shard {
         true => " in one shard of the fleet",
         false => "",
     };

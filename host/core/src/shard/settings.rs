@@ -40,7 +40,7 @@ pub struct Settings {
     pub connections: Cap,
     /// Whether this shard alone may have this many users and connections. It is so in a fleet,
     /// where an owner and its standbys have to refuse the same connections.
-    pub counts_apart: bool,
+    pub limits_per_shard: bool,
     /// How many viewers a user may have; 0: no limit.
     pub audience_max: u64,
     /// How many messages a second are taken. It is only for the text of rejections.
@@ -84,7 +84,7 @@ impl Default for Settings {
             dead_letters: Allowance::default(),
             users: Cap::default(),
             connections: Cap::default(),
-            counts_apart: false,
+            limits_per_shard: false,
             audience_max: 0,
             messages_per_s: 0,
             body_bytes_max: 1 << 20,

@@ -61,7 +61,7 @@ pub(super) struct Followed {
     is_copy: bool,
     /// Users who are expected.
     expected: BTreeMap<Id, Expected>,
-    /// Until when it is unsure, by the tracker's `heard_ms`.
+    /// Until when it is unsure, by the tracker's `receive_clock_ms`.
     unsure_until: u64,
     /// Whether there was no owner before.
     is_first: bool,
@@ -414,12 +414,12 @@ impl Presence {
     }
 
     fn be_unsure(&mut self, unsure_ms: u64, common: &Common) {
-        self.followed.unsure_until = common.tracker.heard_ms().saturating_add(unsure_ms);
+        self.followed.unsure_until = common.tracker.receive_clock_ms().saturating_add(unsure_ms);
     }
 
     fn unsure_ms(&self, common: &Common) -> u64 {
         let until = self.followed.unsure_until;
-        until.saturating_sub(common.tracker.heard_ms())
+        until.saturating_sub(common.tracker.receive_clock_ms())
     }
 
     /// Adds a placeholder for a user's unknown connections. `left`: the offline event, if the user

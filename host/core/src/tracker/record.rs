@@ -202,7 +202,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Reads the next `slots` slots at most, in the order of [`Self::all_records`]. With each live
-    /// connection comes the end of its lease, by [`Self::heard_ms`]. Connections that were opened
+    /// connection comes the end of its lease, by [`Self::receive_clock_ms`]. Connections that were opened
     /// after the cursor was made are skipped, in whatever slot they are: whoever handles those
     /// inputs again opens them, and in their order. Returns whether there is more.
     pub fn read(
@@ -250,11 +250,11 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// The time of the receive clock, in milliseconds since an arbitrary moment. Leases run by it.
-    pub fn heard_ms(&self) -> u64 {
+    pub fn receive_clock_ms(&self) -> u64 {
         self.receive_clock.clock()
     }
 
-    /// From when a lease counts that begins now, by the clock of [`Self::heard_ms`]: at most one
+    /// From when a lease counts that begins now, by the clock of [`Self::receive_clock_ms`]: at most one
     /// step ahead of it.
     pub fn lease_from(&self) -> u64 {
         self.receive_clock.begin(self.clock.now())

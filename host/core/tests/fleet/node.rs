@@ -9,7 +9,7 @@ use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{self, Key, Member};
-use presence_core::fleet::replica::{Difference, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{Difference, Replica, ReplicaOutput, ReplicaSettings, Role};
 use presence_core::message::{Message, Payload};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
@@ -35,7 +35,7 @@ pub(crate) const FLEET: FleetSettings = FleetSettings {
     margin_ms: 60,
     standbys: 1,
     digest_ms: 200,
-    heard_ms: 50,
+    relay_ms: 50,
     answer_ms: 120,
 };
 const BEACON_MS: u64 = 250;
@@ -232,9 +232,9 @@ impl Node {
             timeout_ms: TIMEOUT_MS,
             chunk_bytes: 300,
             // Some messages are longer, and are sent in pieces.
-            told_bytes: 120,
+            standby_message_bytes_max: 120,
             // Some shards have this number of heartbeats at times.
-            told_from: 2,
+            relay_heartbeats_min: 2,
             mutation: options.mutation,
         };
         let replicas = (0..SHARDS).map(|number| {
@@ -329,7 +329,7 @@ impl Process {
             }
             Arrival::Input(shard, message) => {
                 let is_heartbeat = matches!(message.payload, Payload::Heartbeat { .. });
-                if is_heartbeat && !self.replicas[shard as usize].takes_heartbeats() {
+                if is_heartbeat && !self.replicas[shard as usize].receives_heartbeats() {
                     return;
                 }
                 let reply = match message.payload {
@@ -342,7 +342,7 @@ impl Process {
             }
             Arrival::Told(shard, bytes) => {
                 self.with(shard, |replica, out| {
-                    replica.told(now, &bytes, out).unwrap();
+                    replica.receive(now, &bytes, out).unwrap();
                 });
             }
             Arrival::Ask { shard, node, nonce } => {
@@ -464,19 +464,19 @@ impl Process {
         self.carry_out(shard, out);
     }
 
-    fn all(&mut self, mut step: impl FnMut(&mut Replica, &mut Vec<Out>)) {
+    fn all(&mut self, mut step: impl FnMut(&mut Replica, &mut Vec<ReplicaOutput>)) {
         for shard in 0..SHARDS {
             self.with(shard, &mut step);
         }
     }
 
-    fn with(&mut self, shard: u32, step: impl FnOnce(&mut Replica, &mut Vec<Out>)) {
+    fn with(&mut self, shard: u32, step: impl FnOnce(&mut Replica, &mut Vec<ReplicaOutput>)) {
         let mut out = Vec::new();
         step(&mut self.replicas[shard as usize], &mut out);
         self.carry_out(shard, out);
     }
 
-    fn carry_out(&mut self, shard: u32, out: Vec<Out>) {
+    fn carry_out(&mut self, shard: u32, out: Vec<ReplicaOutput>) {
         let epoch = self.replicas[shard as usize].epoch();
         let holds = self.replicas[shard as usize].holds();
         self.member.holds(shard, holds);
@@ -484,16 +484,16 @@ impl Process {
         let me = Arc::clone(self.member.name());
         for out in out {
             let sent = match out {
-                Out::Shard(Output::Publish(publication)) => Sent::Publish {
+                ReplicaOutput::Shard(Output::Publish(publication)) => Sent::Publish {
                     shard,
                     epoch,
                     at: self.t,
                     publication,
                 },
-                Out::Shard(Output::Reply(to, _)) => Sent::Reply(to),
-                Out::Shard(_) | Out::Discard(_) => continue,
-                Out::Told(bytes) => Sent::Told(shard, bytes),
-                Out::Ask { node, nonce } => {
+                ReplicaOutput::Shard(Output::Reply(to, _)) => Sent::Reply(to),
+                ReplicaOutput::Shard(_) | ReplicaOutput::Discard(_) => continue,
+                ReplicaOutput::ToStandbys(bytes) => Sent::Told(shard, bytes),
+                ReplicaOutput::Ask { node, nonce } => {
                     let ask = Arrival::Ask {
                         shard,
                         node: Arc::clone(&me),
@@ -501,8 +501,8 @@ impl Process {
                     };
                     to(node, ask)
                 }
-                Out::Chunk(node, bytes) => to(node, Arrival::Chunk(shard, bytes)),
-                Out::Synced { node, epoch, seq } => {
+                ReplicaOutput::Chunk(node, bytes) => to(node, Arrival::Chunk(shard, bytes)),
+                ReplicaOutput::Synced { node, epoch, seq } => {
                     let synced = Arrival::Synced {
                         shard,
                         epoch,
@@ -511,11 +511,11 @@ impl Process {
                     };
                     to(node, synced)
                 }
-                Out::Resigned { epoch, seq } => {
+                ReplicaOutput::Resigned { epoch, seq } => {
                     self.resigned.push((shard, epoch, seq));
                     continue;
                 }
-                Out::Differed(difference) => {
+                ReplicaOutput::Differed(difference) => {
                     self.differed.push(difference);
                     continue;
                 }

@@ -17,7 +17,7 @@ use presence_config::subjects::Subjects;
 use presence_core::Input;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{Key, Member, Output};
-use presence_core::fleet::replica::{Before, Role};
+use presence_core::fleet::replica::{PreviousOwner, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -380,9 +380,9 @@ impl Driver {
         self.under_way.push(listens.boxed());
     }
 
-    fn note_owner(&mut self, shard: u32, epoch: u64, before: &Before) {
+    fn note_owner(&mut self, shard: u32, epoch: u64, before: &PreviousOwner) {
         let figures = &self.fleet.figures;
-        match &before.told {
+        match &before.handed_over {
             Some((node, _)) => {
                 figures.handovers.fetch_add(1, Ordering::Relaxed);
                 self.gains.handed_over += 1;
@@ -533,7 +533,7 @@ impl Driver {
             Report::Synced { node, epoch, seq } => {
                 self.say_synced(&node, shard, (epoch, seq));
             }
-            Report::TakesHeartbeats(takes) => self.takes_heartbeats(shard, takes),
+            Report::TakesHeartbeats(takes) => self.receives_heartbeats(shard, takes),
             Report::Differed(why) => {
                 let why = self.fleet.figures.catches_up(why);
                 tracing::debug!(shard, why, "a shard catches up");

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use presence_config::subjects::EPOCH_STEP;
 use presence_core::body::explain::ExplainReport;
 use presence_core::body::query::Answers;
-use presence_core::fleet::replica::{Difference, Discarded, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{
+    Difference, Discarded, Replica, ReplicaOutput, ReplicaSettings, Role,
+};
 use presence_core::names::Names;
 use presence_core::query::Explain;
 use presence_core::rules::Rules;
@@ -83,7 +85,7 @@ pub(crate) struct HostedReplica {
     names: Arc<Names>,
     links: FleetLinks,
     /// Outputs that are still to be carried out.
-    wants: Vec<Out>,
+    wants: Vec<ReplicaOutput>,
     /// Receipts of the input stream to acknowledge after `wants`.
     receipts: Vec<Receipt>,
     /// The messages that were acknowledged recently.
@@ -94,7 +96,7 @@ pub(crate) struct HostedReplica {
     fence: Option<(u64, Arc<EpochFence>)>,
     /// What was last reported.
     holds: Option<u64>,
-    takes_heartbeats: bool,
+    receives_heartbeats: bool,
     role: Role,
     /// The nodes that ask for a snapshot: the node, the number of its question, and when it
     /// arrived. The snapshot is taken when everything that had arrived by then is handled. The node
@@ -151,7 +153,7 @@ impl Cell {
             until: 0,
             fence: None,
             holds: None,
-            takes_heartbeats: true,
+            receives_heartbeats: true,
             role: Role::None,
             asked: Vec::new(),
             resigned: None,
@@ -315,8 +317,12 @@ impl Cell {
         let Self::Replica(hosted) = self else {
             return 0;
         };
-        let is_published =
-            |want: &&Out| matches!(want, Out::Shard(Output::Publish(_) | Output::Deliver(_)));
+        let is_published = |want: &&ReplicaOutput| {
+            matches!(
+                want,
+                ReplicaOutput::Shard(Output::Publish(_) | Output::Deliver(_))
+            )
+        };
         hosted.wants.iter().filter(is_published).count()
     }
 
@@ -360,7 +366,7 @@ impl HostedReplica {
             FleetTask::Lease => {}
             FleetTask::SessionLost => replica.session_lost(),
             FleetTask::Told(bytes) => {
-                if replica.told(now, &bytes, wants).is_err() {
+                if replica.receive(now, &bytes, wants).is_err() {
                     let what = "what the owner told can't be read, or is of another shard";
                     self.report(Report::Refused(what.into()));
                 }
@@ -414,25 +420,25 @@ impl HostedReplica {
     }
 
     /// Takes the outputs to carry out.
-    pub(super) fn wants(&mut self) -> Vec<Out> {
+    pub(super) fn wants(&mut self) -> Vec<ReplicaOutput> {
         std::mem::take(&mut self.wants)
     }
 
     /// Carries out an output for the rest of the fleet. `place`: the place behind all that the
     /// shard has published.
-    pub(super) fn carry_out(&mut self, want: Out, place: u64) {
+    pub(super) fn carry_out(&mut self, want: ReplicaOutput, place: u64) {
         let report = match want {
             // These are published by the caller.
-            Out::Shard(_) | Out::Told(_) => return,
-            Out::Resigned { epoch, seq } => {
+            ReplicaOutput::Shard(_) | ReplicaOutput::ToStandbys(_) => return,
+            ReplicaOutput::Resigned { epoch, seq } => {
                 self.resigned = Some((epoch, seq, place));
                 return;
             }
-            Out::Ask { node, nonce } => Report::Ask { node, nonce },
-            Out::Chunk(node, bytes) => Report::Chunk(node, bytes),
-            Out::Synced { node, epoch, seq } => Report::Synced { node, epoch, seq },
-            Out::Differed(difference) => Report::Differed(difference),
-            Out::Discard(discarded) => Report::Discard(discarded),
+            ReplicaOutput::Ask { node, nonce } => Report::Ask { node, nonce },
+            ReplicaOutput::Chunk(node, bytes) => Report::Chunk(node, bytes),
+            ReplicaOutput::Synced { node, epoch, seq } => Report::Synced { node, epoch, seq },
+            ReplicaOutput::Differed(difference) => Report::Differed(difference),
+            ReplicaOutput::Discard(discarded) => Report::Discard(discarded),
         };
         self.report(report);
     }
@@ -472,8 +478,8 @@ impl HostedReplica {
         if std::mem::replace(&mut self.holds, holds) != holds {
             self.report(Report::Holds(holds));
         }
-        let takes = self.replica.takes_heartbeats();
-        if std::mem::replace(&mut self.takes_heartbeats, takes) != takes {
+        let takes = self.replica.receives_heartbeats();
+        if std::mem::replace(&mut self.receives_heartbeats, takes) != takes {
             self.report(Report::TakesHeartbeats(takes));
         }
     }

@@ -218,7 +218,7 @@ impl Router {
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         let is_heartbeat = kind == Some(Kind::Heartbeat);
         let late_ms = self.late_ms;
-        let is_told = is_heartbeat && !self.fleet.takes_heartbeats(shard);
+        let is_told = is_heartbeat && !self.fleet.receives_heartbeats(shard);
         if !is_told && self.fleet.has_part(shard) {
             let sent = Sent {
                 shard,

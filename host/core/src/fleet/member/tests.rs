@@ -1,7 +1,7 @@
 use super::*;
 
 const SETTINGS: FleetSettings = FleetSettings {
-    heard_ms: 500,
+    relay_ms: 500,
     lease_ms: 600,
     margin_ms: 60,
     standbys: 1,

@@ -4,12 +4,12 @@ mod ends;
 mod heartbeats;
 mod long;
 mod pieces;
-mod said;
+mod statements;
 mod unsure;
 
 use super::*;
+use crate::fleet::standby_message::StandbyMessage;
 use crate::fleet::testing::{Everyone, message, shard};
-use crate::fleet::told::Told;
 use crate::message::Kind;
 use crate::publish::Subject;
 
@@ -19,7 +19,7 @@ const FOREVER: u64 = u64::MAX;
 /// A replica and its outputs.
 struct Side {
     replica: Replica,
-    out: Vec<Out>,
+    out: Vec<ReplicaOutput>,
 }
 
 impl Side {
@@ -28,12 +28,12 @@ impl Side {
         // The same ids have different numbers on each node.
         names.intern(node);
         let settings = ReplicaSettings {
-            told_from: 4,
+            relay_heartbeats_min: 4,
             fleet: FleetSettings::default(),
             node: node.into(),
             timeout_ms: 30_000,
             chunk_bytes: 100,
-            told_bytes: 10_000,
+            standby_message_bytes_max: 10_000,
             mutation: Mutation::None,
         };
         let shard = shard(&names);
@@ -43,7 +43,7 @@ impl Side {
         Self { replica, out }
     }
 
-    fn lead(&mut self, now: u64, epoch: u64, before: Before) {
+    fn lead(&mut self, now: u64, epoch: u64, before: PreviousOwner) {
         let role = Role::Lead { epoch, before };
         self.replica.set_role(now, role, &mut self.out);
         self.replica.advance(now, &mut Everyone, &mut self.out);
@@ -71,7 +71,7 @@ impl Side {
     fn viewers_told(&mut self) -> Vec<(String, bool)> {
         let mut told = Vec::new();
         for out in self.out.drain(..) {
-            if let Out::Shard(Output::Publish(publication)) = out {
+            if let ReplicaOutput::Shard(Output::Publish(publication)) = out {
                 let online = match publication.subject {
                     Subject::FilteredOnline => true,
                     Subject::FilteredOffline => false,
@@ -88,8 +88,8 @@ impl Side {
     fn tell(&mut self, other: &mut Self, now: u64) -> usize {
         let mut count = 0;
         for out in &self.out {
-            if let Out::Told(bytes) = out {
-                other.replica.told(now, bytes, &mut other.out).unwrap();
+            if let ReplicaOutput::ToStandbys(bytes) = out {
+                other.replica.receive(now, bytes, &mut other.out).unwrap();
                 count += 1;
             }
         }
@@ -100,7 +100,7 @@ impl Side {
     fn catch_up(&mut self, from: &mut Self, now: u64) {
         self.advance(now);
         let asked = self.out.iter().find_map(|out| match out {
-            Out::Ask { nonce, .. } => Some(*nonce),
+            ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
             _ => None,
         });
         let chunks = from.sends(now, asked.unwrap());
@@ -124,7 +124,7 @@ impl Side {
             let mut out = Vec::new();
             self.replica.send_snapshots(at.max(now), &mut out);
             chunks.extend(out.into_iter().filter_map(|out| match out {
-                Out::Chunk(_, bytes) => Some(bytes),
+                ReplicaOutput::Chunk(_, bytes) => Some(bytes),
                 _ => None,
             }));
         }
@@ -133,7 +133,7 @@ impl Side {
 
     fn reasons(&mut self) -> Vec<Difference> {
         let reasons = self.out.iter().filter_map(|out| match out {
-            Out::Differed(difference) => Some(*difference),
+            ReplicaOutput::Differed(difference) => Some(*difference),
             _ => None,
         });
         let reasons = reasons.collect();
@@ -145,7 +145,7 @@ impl Side {
 /// An owner with one user online, and a standby with the same state.
 fn pair() -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
     owner.hear(NOW, Kind::Connect, "ann", "c1");
     owner.out.clear();
@@ -172,7 +172,11 @@ fn what_is_published_is_told_before() {
         "bob",
         "c1",
     );
-    assert!(matches!(owner.out[0], Out::Told(_)), "{:?}", owner.out);
+    assert!(
+        matches!(owner.out[0], ReplicaOutput::ToStandbys(_)),
+        "{:?}",
+        owner.out
+    );
     assert_eq!(owner.tell(&mut standby, NOW + 2_001), 1);
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
     assert_eq!(standby.replica.shard().online_users(), 2);
@@ -196,12 +200,12 @@ fn a_takeover_tells_differences_alone() {
     standby.hear(NOW + 3_000, Kind::Disconnect, "bob", "c1");
     standby.hear(NOW + 3_001, Kind::Connect, "cyd", "c1");
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(NOW + 9_000, 8, before);
-    assert!(matches!(standby.out[0], Out::Told(_)));
+    assert!(matches!(standby.out[0], ReplicaOutput::ToStandbys(_)));
     let mut told = standby.viewers_told();
     told.sort();
     assert_eq!(told, [("bob".to_owned(), false), ("cyd".to_owned(), true)]);
@@ -312,7 +316,7 @@ fn who_is_handed_a_shard_waits_for_the_last_that_was_told() {
     owner
         .replica
         .set_role(NOW + 2_010, Role::Resign { epoch: 5 }, &mut owner.out);
-    let Some(Out::Resigned { epoch: 5, seq }) = owner.out.pop() else {
+    let Some(ReplicaOutput::Resigned { epoch: 5, seq }) = owner.out.pop() else {
         panic!("{:?}", owner.out);
     };
     owner.out.clear();
@@ -325,17 +329,17 @@ fn who_is_handed_a_shard_waits_for_the_last_that_was_told() {
         "c1",
     );
     assert_eq!(owner.viewers_told(), []);
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: Some(("owner".into(), seq)),
+        handed_over: Some(("owner".into(), seq)),
     };
     standby.lead(NOW + 2_020, 8, before);
     assert!(!standby.replica.is_leading(NOW + 2_020));
     for out in told {
-        if let Out::Told(bytes) = out {
+        if let ReplicaOutput::ToStandbys(bytes) = out {
             standby
                 .replica
-                .told(NOW + 2_030, &bytes, &mut standby.out)
+                .receive(NOW + 2_030, &bytes, &mut standby.out)
                 .unwrap();
         }
     }
@@ -359,12 +363,12 @@ fn an_owner_that_resigns_hears_whether_the_other_has_all() {
     owner
         .replica
         .set_role(NOW + 2_010, Role::Resign { epoch: 5 }, &mut owner.out);
-    let Some(Out::Resigned { seq, .. }) = owner.out.last() else {
+    let Some(ReplicaOutput::Resigned { seq, .. }) = owner.out.last() else {
         panic!("{:?}", owner.out);
     };
     let seq = *seq;
     owner.tell(&mut standby, NOW + 2_011);
-    let synced = Out::Synced {
+    let synced = ReplicaOutput::Synced {
         node: "owner".into(),
         epoch: 5,
         seq,
@@ -378,13 +382,20 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
     let resign = Role::Resign { epoch: 5 };
     owner.replica.set_role(NOW + 2_000, resign, &mut owner.out);
     owner.tell(&mut next, NOW + 2_001);
-    let Some(Out::Resigned { seq, .. }) = owner.out.last() else {
+    let Some(ReplicaOutput::Resigned { seq, .. }) = owner.out.last() else {
         panic!("{:?}", owner.out);
     };
-    let told = Some(("owner".into(), *seq));
+    let handed_over = Some(("owner".into(), *seq));
     owner.out.clear();
     // The next owner leads and tells before this node knows who owns the shard.
-    next.lead(NOW + 2_010, 8, Before { epoch: 5, told });
+    next.lead(
+        NOW + 2_010,
+        8,
+        PreviousOwner {
+            epoch: 5,
+            handed_over,
+        },
+    );
     both(
         &mut next,
         &mut owner,
@@ -395,7 +406,7 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
     );
     assert_eq!(next.tell(&mut owner, NOW + 2_012), 2);
     owner.follow(NOW + 2_020, 8, "standby");
-    let synced = Out::Synced {
+    let synced = ReplicaOutput::Synced {
         node: "standby".into(),
         epoch: 8,
         seq: 2,
@@ -409,9 +420,9 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
 #[test]
 fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
     let mut owner = Side::new("owner");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW, 8, before);
     // A heartbeat adopts one connection. There may be another one.
@@ -438,7 +449,7 @@ fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
 #[test]
 fn a_shards_first_owner_and_who_takes_over_from_it_in_step_answer_at_once() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    owner.lead(NOW, 8, PreviousOwner::default());
     owner.advance(NOW);
     let ask = |side: &mut Side| {
         let users = ["ann"].into_iter();
@@ -463,7 +474,7 @@ fn a_shards_first_owner_and_who_takes_over_from_it_in_step_answer_at_once() {
 #[test]
 fn one_that_has_no_part_any_more_forgets_what_it_held_after_a_timeout() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    owner.lead(NOW, 8, PreviousOwner::default());
     owner.hear(NOW, Kind::Connect, "ann", "c1");
     owner.replica.set_role(NOW, Role::None, &mut owner.out);
     assert!(owner.replica.holds().is_none());
@@ -478,19 +489,24 @@ fn one_that_has_no_part_any_more_forgets_what_it_held_after_a_timeout() {
 #[test]
 fn what_is_about_another_shard_or_damaged_is_refused() {
     let (_, mut standby) = pair();
-    let told = Told {
+    let told = StandbyMessage {
         shard: 4,
         epoch: 5,
         seq: 1,
         node: "owner".into(),
-        said: Said::Begin(0),
+        content: StandbyContent::Begin(0),
     };
     let bytes = told.encode();
-    assert!(standby.replica.told(NOW, &bytes, &mut standby.out).is_err());
     assert!(
         standby
             .replica
-            .told(NOW, &bytes[1..], &mut standby.out)
+            .receive(NOW, &bytes, &mut standby.out)
+            .is_err()
+    );
+    assert!(
+        standby
+            .replica
+            .receive(NOW, &bytes[1..], &mut standby.out)
             .is_err()
     );
     assert_eq!(standby.replica.holds(), Some(5));
@@ -501,9 +517,9 @@ fn what_is_about_another_shard_or_damaged_is_refused() {
 fn about_to_announce() -> Side {
     let (_, mut standby) = pair();
     standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     let role = Role::Lead { epoch: 8, before };
     standby
@@ -519,9 +535,9 @@ fn about_to_announce() -> Side {
 #[test]
 fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
     let mut next = about_to_announce();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 8,
-        told: None,
+        handed_over: None,
     };
     next.lead(NOW + 5_001, 9, before);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
@@ -534,9 +550,9 @@ fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
 fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
     let mut next = about_to_announce();
     next.hear(NOW + 5_000, Kind::Connect, "ann", "c2");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 8,
-        told: None,
+        handed_over: None,
     };
     next.lead(NOW + 5_001, 9, before);
     assert_eq!(next.viewers_told(), []);
@@ -548,9 +564,9 @@ fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
 fn unsure_pair() -> (Side, Side) {
     let (_, mut owner) = pair();
     owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 7,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW + 4_000, 8, before);
     assert_eq!(owner.viewers_told(), []);
@@ -573,9 +589,9 @@ fn who_is_expected_by_a_snapshot_is_expected_no_longer_once_heard_from() {
 fn who_is_told_to_have_left_is_expected_no_longer() {
     let (mut owner, mut next) = unsure_pair();
     owner.follow(NOW + 6_000, 9, "next");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 8,
-        told: None,
+        handed_over: None,
     };
     next.lead(NOW + 6_000, 9, before);
     next.advance(NOW + 40_000);

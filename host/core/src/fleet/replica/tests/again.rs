@@ -47,7 +47,7 @@ fn catches_up_from(
     meanwhile: &[(Kind, &str)],
 ) -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
     with_statuses(NOW, [&mut owner, &mut standby]);
     // These users are read before all others. Ann has connected and left.
@@ -85,7 +85,7 @@ fn catches_up_from(
 /// The number of the question for a snapshot.
 fn asked(standby: &Side) -> u64 {
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     asked.unwrap()
@@ -98,12 +98,12 @@ fn arrives(owner: &mut Side, standby: &mut Side) {
     }
     for out in std::mem::take(&mut owner.out) {
         match out {
-            Out::Chunk(_, chunk) => {
+            ReplicaOutput::Chunk(_, chunk) => {
                 let chunk = standby.replica.chunk(AT + 1_020, &chunk, &mut standby.out);
                 chunk.unwrap();
             }
-            Out::Told(told) => {
-                let told = standby.replica.told(AT + 1_005, &told, &mut standby.out);
+            ReplicaOutput::ToStandbys(told) => {
+                let told = standby.replica.receive(AT + 1_005, &told, &mut standby.out);
                 told.unwrap();
             }
             _ => {}
@@ -137,13 +137,13 @@ impl Side {
 #[test]
 fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.hear(NOW, Kind::Connect, "ann", "c1");
     standby.follow(AT, 5, "owner");
     let mut asks = |side: &mut Side, now: u64| {
         side.advance(now);
         let asked = side.out.drain(..).find_map(|out| match out {
-            Out::Ask { nonce, .. } => Some(nonce),
+            ReplicaOutput::Ask { nonce, .. } => Some(nonce),
             _ => None,
         });
         asked.map(|nonce| owner.sends(now, nonce))
@@ -199,9 +199,9 @@ fn what_was_stated_of_a_connected_user_who_has_left_since_holds_nowhere() {
         assert_eq!(stated(&owner), Vec::<String>::new());
         assert_eq!(stated(&standby), stated(&owner), "{parted}");
         standby.out.clear();
-        let before = Before {
+        let before = PreviousOwner {
             epoch: 5,
-            told: None,
+            handed_over: None,
         };
         standby.lead(AT + 9_000, 8, before);
         assert_eq!(standby.viewers_told(), [], "{parted}: nothing differs");
@@ -235,9 +235,9 @@ fn who_leaves_while_the_snapshot_is_read_has_no_status() {
 fn who_leaves_an_owner_that_has_resigned_is_gone_as_soon_as_another_leads() {
     let (_, mut standby) = after_resigning(&[(Kind::Connect, "ann")], &[(Kind::Disconnect, "ann")]);
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(AT + 9_000, 8, before);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
@@ -266,7 +266,7 @@ impl Rules for Waiting {
 #[test]
 fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they_left() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
     owner.hear(NOW, Kind::Connect, "ann", "c1");
     for (kind, conn) in [(Kind::Disconnect, "c1"), (Kind::Connect, "c2")] {
@@ -279,7 +279,7 @@ fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they
     owner.out.clear();
     standby.catch_up(&mut owner, AT + 1_501);
     standby.out.clear();
-    owner.replica.say_digest(&mut owner.out);
+    owner.replica.send_digest(&mut owner.out);
     owner.tell(&mut standby, AT + 1_502);
     assert_eq!(standby.reasons(), []);
 }
@@ -304,7 +304,7 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
     let begin = AT - 100_000;
     with_statuses(begin, [&mut owner, &mut standby]);
-    owner.lead(begin - 40_000, 5, Before::default());
+    owner.lead(begin - 40_000, 5, PreviousOwner::default());
     owner.advance(begin);
     let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
     for user in &users {
@@ -339,9 +339,9 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     }
     arrives(&mut owner, &mut standby);
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(AT + 9_000, 8, before);
     while standby.replica.is_due(AT + 9_000) {

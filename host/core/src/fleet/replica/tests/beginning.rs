@@ -20,9 +20,9 @@ fn beginning() -> Side {
     }
     standby.hear(NOW + 3_000, Kind::Connect, "new", "c1");
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     let role = Role::Lead { epoch: 8, before };
     standby.replica.set_role(AT, role, &mut standby.out);
@@ -98,7 +98,7 @@ fn a_snapshot_is_given_once_everyone_has_been_looked_after() {
     let mut side = beginning();
     let node: Arc<str> = "next".into();
     side.replica.asked(AT, &node, 1, &mut side.out);
-    let is_chunk = |out: &Out| matches!(out, Out::Chunk(..));
+    let is_chunk = |out: &ReplicaOutput| matches!(out, ReplicaOutput::Chunk(..));
     side.replica.send_snapshots(AT, &mut side.out);
     assert!(!side.out.iter().any(is_chunk));
     while side.replica.is_due(AT) {
@@ -129,7 +129,7 @@ fn one_that_leads_no_longer_gives_no_snapshot_without_what_it_has_still_to_annou
             asked(&mut side);
             side.advance(AT + 2);
             assert_eq!(side.replica.snapshots.next_at(), None);
-            let gives = |out: &Out| matches!(out, Out::Chunk(..));
+            let gives = |out: &ReplicaOutput| matches!(out, ReplicaOutput::Chunk(..));
             assert!(!side.out.iter().any(gives));
         }
     }

@@ -14,9 +14,9 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Takes over from the owner of epoch 5, which didn't hand the shard over.
 fn take_over(standby: &mut Side, now: u64) {
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(now, 8, before);
 }
@@ -45,7 +45,8 @@ fn pair_with_graces() -> (Side, Side) {
 }
 
 fn publications(side: &Side) -> usize {
-    let is_published = |out: &&Out| matches!(out, Out::Shard(Output::Publish(_)));
+    let is_published =
+        |out: &&ReplicaOutput| matches!(out, ReplicaOutput::Shard(Output::Publish(_)));
     side.out.iter().filter(is_published).count()
 }
 
@@ -157,12 +158,12 @@ fn started_again(side: &mut Side, now: u64) -> Side {
 
 /// A message of a node that owns nothing.
 fn forged(side: &mut Side, epoch: u64, seq: u64) -> Vec<u8> {
-    let told = Told {
+    let told = StandbyMessage {
         shard: 3,
         epoch,
         seq,
         node: "nobody".into(),
-        said: Said::Begin(side.replica.ledger_digest()),
+        content: StandbyContent::Begin(side.replica.ledger_digest()),
     };
     told.encode()
 }
@@ -174,7 +175,7 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
         let bytes = forged(&mut standby, epoch, seq);
         standby
             .replica
-            .told(NOW + 1_500, &bytes, &mut standby.out)
+            .receive(NOW + 1_500, &bytes, &mut standby.out)
             .unwrap();
     }
     let now = NOW + 2_000;
@@ -189,7 +190,7 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
     let bytes = forged(&mut standby, 8, u64::MAX - 1);
     standby
         .replica
-        .told(NOW + 3_000, &bytes, &mut standby.out)
+        .receive(NOW + 3_000, &bytes, &mut standby.out)
         .unwrap();
     assert_eq!(standby.reasons(), [Difference::Ledger]);
 }
@@ -212,7 +213,7 @@ fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told(
     owner
         .replica
         .set_role(NOW + 9_030, Role::None, &mut owner.out);
-    assert!(owner.replica.early.take(Some(u64::MAX)).is_empty());
+    assert!(owner.replica.held_messages.take(Some(u64::MAX)).is_empty());
 }
 
 #[test]
@@ -221,9 +222,9 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
     let now = NOW + 2_000;
     // The owner's last message doesn't arrive.
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: Some(("owner".into(), owner.replica.seq)),
+        handed_over: Some(("owner".into(), owner.replica.seq)),
     };
     let role = Role::Lead { epoch: 8, before };
     standby.out.clear();
@@ -231,7 +232,7 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
     standby.advance(now + 500);
     standby.advance(now + 1_000);
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     let chunks = owner.sends(now + 1_000, asked.unwrap());
@@ -320,7 +321,7 @@ fn a_snapshot_that_takes_long_gives_nobody_more_time() {
 #[test]
 fn a_snapshot_of_an_epoch_that_the_bucket_does_not_know_is_not_taken() {
     let mut other = Side::new("owner");
-    other.lead(NOW - 40_000, 9, Before::default());
+    other.lead(NOW - 40_000, 9, PreviousOwner::default());
     other.hear(NOW, Kind::Connect, "ann", "c1");
     let mut standby = Side::new("standby");
     standby.follow(NOW + 10, 5, "owner");
@@ -344,9 +345,9 @@ fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online
     next.advance(NOW + 40_000);
     assert_eq!(owner.viewers_told(), []);
     assert_eq!(owner.replica.shard().connections(), 0);
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 8,
-        told: None,
+        handed_over: None,
     };
     next.out.clear();
     next.lead(NOW + 41_000, 9, before);
@@ -362,9 +363,9 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     let (_, mut standby) = pair();
     standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     let role = Role::Lead { epoch: 8, before };
     let out = &mut standby.out;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tracker::TrackerSettings;
-use crate::{Heard, Settings};
+use crate::{HeartbeatBatch, Settings};
 
 const STEP_MS: u64 = 1_000;
 const CONNS: [&str; 5] = ["c1", "c2", "c3", "c4", "c5"];
@@ -39,12 +39,14 @@ impl Side {
     }
 
     /// The messages that haven't been passed on yet, in order.
-    fn said(&mut self) -> Vec<Said> {
-        let said = self.out.iter().filter_map(|out| match out {
-            Out::Told(bytes) => Some(Told::decode(bytes).unwrap().said),
+    fn contents(&mut self) -> Vec<StandbyContent> {
+        let contents = self.out.iter().filter_map(|out| match out {
+            ReplicaOutput::ToStandbys(bytes) => {
+                Some(StandbyMessage::decode(bytes).unwrap().content)
+            }
             _ => None,
         });
-        said.collect()
+        contents.collect()
     }
 
     /// The time left of a connection's lease.
@@ -59,7 +61,7 @@ impl Side {
 fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
     for conn in conns {
         owner.hear(now, Kind::Heartbeat, "ann", conn);
-        if standby.replica.takes_heartbeats() {
+        if standby.replica.receives_heartbeats() {
             standby.hear(now, Kind::Heartbeat, "ann", conn);
         }
     }
@@ -76,7 +78,7 @@ fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
 /// Lets time pass until the standby relies on being told of heartbeats. Returns that time.
 fn told_of_heartbeats(owner: &mut Side, standby: &mut Side) -> u64 {
     let mut now = NOW + 2_000;
-    while standby.replica.takes_heartbeats() {
+    while standby.replica.receives_heartbeats() {
         assert!(now < NOW + 20_000, "it still takes in heartbeats");
         second(owner, standby, now, &CONNS);
         now += 1_000;
@@ -92,7 +94,7 @@ fn leases_go_on_at_a_standby_by_what_it_is_told() {
     for now in (begun..begun + 40_000).step_by(1_000) {
         second(&mut owner, &mut standby, now, &CONNS[1..]);
     }
-    assert!(!standby.replica.takes_heartbeats());
+    assert!(!standby.replica.receives_heartbeats());
     assert_eq!([&owner, &standby].map(|it| it.left("c1")), [None, None]);
     for conn in &CONNS[1..] {
         let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left(conn).unwrap());
@@ -117,7 +119,7 @@ fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock
     assert_eq!(standby.left("c1"), Some(left));
     assert!(standby.replica.next_deadline().unwrap() <= silent);
     standby.advance(silent);
-    assert!(standby.replica.takes_heartbeats());
+    assert!(standby.replica.receives_heartbeats());
     assert_eq!(standby.left("c1"), Some(left));
     // From now on, the standby's own receive clock counts.
     let later = silent + STEP_MS;
@@ -133,23 +135,23 @@ fn who_owns_or_hands_over_a_shard_takes_in_heartbeats() {
     owner
         .replica
         .set_role(now, Role::Resign { epoch: 5 }, &mut owner.out);
-    let said = owner.said();
+    let contents = owner.contents();
     assert!(
-        matches!(&said[..], [Said::Heard { goes_on: false, entries, .. }, Said::Digest { .. }] if !entries.is_empty()),
-        "{said:?}"
+        matches!(&contents[..], [StandbyContent::Heartbeats { goes_on: false, entries, .. }, StandbyContent::Digest { .. }] if !entries.is_empty()),
+        "{contents:?}"
     );
     owner.tell(&mut standby, now + 1);
-    assert!(standby.replica.takes_heartbeats());
+    assert!(standby.replica.receives_heartbeats());
 
     let (mut owner, mut standby) = pair_that_hears();
     let now = told_of_heartbeats(&mut owner, &mut standby);
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(now + 5_000, 8, before);
-    assert!(standby.replica.takes_heartbeats());
-    assert!(owner.replica.takes_heartbeats());
+    assert!(standby.replica.receives_heartbeats());
+    assert!(owner.replica.receives_heartbeats());
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn few_heartbeats_are_not_told() {
     let (mut owner, mut standby) = pair_that_hears();
     let begun = told_of_heartbeats(&mut owner, &mut standby);
     let mut now = begun;
-    while !standby.replica.takes_heartbeats() {
+    while !standby.replica.receives_heartbeats() {
         assert!(now < begun + 20_000, "it is still told");
         second(&mut owner, &mut standby, now, &[]);
         now += 500;
@@ -167,8 +169,8 @@ fn few_heartbeats_are_not_told() {
         now += 1_000;
         owner.advance(now);
     }
-    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
-    assert!(!owner.said().iter().any(is_heard), "{:?}", owner.out);
+    let is_heard = |content: &StandbyContent| matches!(content, StandbyContent::Heartbeats { .. });
+    assert!(!owner.contents().iter().any(is_heard), "{:?}", owner.out);
 }
 
 #[test]
@@ -176,10 +178,16 @@ fn what_viewers_are_told_for_a_heartbeat_comes_after_it() {
     let (mut owner, mut standby) = pair_that_hears();
     let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
     owner.hear(now, Kind::Heartbeat, "bob", "c1");
-    let said = owner.said();
+    let contents = owner.contents();
     assert!(
-        matches!(&said[..], [Said::Heard { .. }, Said::Changes(_)]),
-        "{said:?}"
+        matches!(
+            &contents[..],
+            [
+                StandbyContent::Heartbeats { .. },
+                StandbyContent::Changes(_)
+            ]
+        ),
+        "{contents:?}"
     );
     owner.tell(&mut standby, now + 1);
     assert!(standby.replica.shard().leases().any(|it| &**it.0 == "bob"));
@@ -203,24 +211,24 @@ fn times_out(sender_ahead_ms: u64) {
     standby.take(came + 5, connect(came));
     owner.tell(&mut standby, came + 5);
     now -= 1_000;
-    let mut said = Vec::new();
-    while said.is_empty() {
+    let mut contents = Vec::new();
+    while contents.is_empty() {
         assert!(now < came + 40_000, "it hasn't ended");
         now += 1_000;
         second(&mut owner, &mut standby, now, &CONNS);
         let end = now + 900;
         owner.take(end, Input::ReceivedUpTo { at: end });
         owner.advance(end);
-        said = owner.said();
-        said.retain(|it| matches!(it, Said::Changes(_)));
+        contents = owner.contents();
+        contents.retain(|it| matches!(it, StandbyContent::Changes(_)));
         owner.tell(&mut standby, end);
     }
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), false)]);
-    assert!(!standby.replica.takes_heartbeats());
+    assert!(!standby.replica.receives_heartbeats());
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(now + 1_000, 8, before);
     assert_eq!(standby.viewers_told(), [], "ahead by {sender_ahead_ms} ms");
@@ -237,18 +245,18 @@ fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
     }
     // The standby receives the connect before it is told of the timeout.
     let seq = owner.replica.seq + 1;
-    let mut heard = Heard::default();
+    let mut heard = HeartbeatBatch::default();
     heard.expired("ann", "c1", NOW + 1_000);
-    let said = Said::Heard {
+    let content = StandbyContent::Heartbeats {
         clock: 0,
         goes_on: true,
         entries: heard.into_entries(),
     };
-    let bytes = owner.replica.encode(seq, said).unwrap();
+    let bytes = owner.replica.encode(seq, content).unwrap();
     standby.hear(now + 600, Kind::Connect, "ann", "c1");
     standby
         .replica
-        .told(now + 610, &bytes, &mut standby.out)
+        .receive(now + 610, &bytes, &mut standby.out)
         .unwrap();
     assert!(standby.left("c1").is_some());
 }
@@ -308,7 +316,7 @@ fn a_further_connection_that_a_heartbeat_brings_is_told_at_once() {
     // Later heartbeats of a known connection may wait.
     owner.out.clear();
     owner.hear(now + 2, Kind::Heartbeat, "ann", "c9");
-    assert_eq!(owner.said(), []);
+    assert_eq!(owner.contents(), []);
 }
 
 #[test]
@@ -335,7 +343,7 @@ fn a_standby_goes_on_being_told_where_heartbeats_come_all_at_once_and_seldom() {
         let is_time = (now - begun).is_multiple_of(14_000);
         let conns: &[_] = if is_time { &CONNS } else { &[] };
         second(&mut owner, &mut standby, now, conns);
-        assert!(!standby.replica.takes_heartbeats(), "{}", now - begun);
+        assert!(!standby.replica.receives_heartbeats(), "{}", now - begun);
     }
 }
 
@@ -344,13 +352,16 @@ fn what_is_heard_and_cannot_be_read_is_a_reason_to_catch_up() {
     let (mut owner, mut standby) = pair_that_hears();
     let now = told_of_heartbeats(&mut owner, &mut standby);
     let seq = owner.replica.seq + 1;
-    let said = Said::Heard {
+    let content = StandbyContent::Heartbeats {
         clock: 0,
         goes_on: true,
         entries: vec![0, 200, 1],
     };
-    let bytes = owner.replica.encode(seq, said).unwrap();
-    standby.replica.told(now, &bytes, &mut standby.out).unwrap();
+    let bytes = owner.replica.encode(seq, content).unwrap();
+    standby
+        .replica
+        .receive(now, &bytes, &mut standby.out)
+        .unwrap();
     assert_eq!(standby.reasons(), [Difference::Mismatch]);
 }
 
@@ -371,8 +382,8 @@ fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back()
         "c1",
     );
     owner.advance(now);
-    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
-    assert!(owner.said().iter().any(is_heard));
+    let is_heard = |content: &StandbyContent| matches!(content, StandbyContent::Heartbeats { .. });
+    assert!(owner.contents().iter().any(is_heard));
     owner.tell(&mut standby, now);
     let connections = [&owner, &standby].map(|it| it.replica.shard().connections());
     assert_eq!(connections, [CONNS.len() - 1; 2]);
@@ -408,8 +419,11 @@ fn metadata_of_a_connection_that_goes_on_is_no_news_where_there_are_no_statuses(
     let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
     owner.hear(now, Kind::Heartbeat, "ann", "c1");
     owner.hear(now, Kind::Connect, "bob", "c1");
-    let said = owner.said();
-    assert!(matches!(&said[..], [Said::Changes(_)]), "{said:?}");
+    let contents = owner.contents();
+    assert!(
+        matches!(&contents[..], [StandbyContent::Changes(_)]),
+        "{contents:?}"
+    );
 }
 
 #[test]
@@ -424,11 +438,17 @@ fn what_is_compared_comes_behind_all_that_has_been_heard() {
     owner.advance(now - 1);
     owner.out.clear();
     owner.hear(now - 1, Kind::Heartbeat, "ann", "c1");
-    assert_eq!(owner.said(), []);
+    assert_eq!(owner.contents(), []);
     owner.advance(now);
-    let said = owner.said();
+    let contents = owner.contents();
     assert!(
-        matches!(said[..], [Said::Heard { .. }, Said::Digest { .. }]),
-        "{said:?}"
+        matches!(
+            contents[..],
+            [
+                StandbyContent::Heartbeats { .. },
+                StandbyContent::Digest { .. }
+            ]
+        ),
+        "{contents:?}"
     );
 }

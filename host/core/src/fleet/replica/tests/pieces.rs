@@ -27,10 +27,13 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
         let mut chunks = 0;
         for out in owner.out.drain(..) {
             match out {
-                Out::Told(bytes) => {
-                    standby.replica.told(now, &bytes, &mut standby.out).unwrap();
+                ReplicaOutput::ToStandbys(bytes) => {
+                    standby
+                        .replica
+                        .receive(now, &bytes, &mut standby.out)
+                        .unwrap();
                 }
-                Out::Chunk(_, bytes) => {
+                ReplicaOutput::Chunk(_, bytes) => {
                     chunks += 1;
                     standby
                         .replica
@@ -60,9 +63,9 @@ fn one_that_takes_over_decides_on_a_few_users_before_it_takes_the_next_input() {
         both(&mut owner, &mut standby, now, Kind::Connect, &user, "c1");
     }
     owner.tell(&mut standby, NOW + 2_001);
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     let now = NOW + 9_000;
     standby.lead(now, 8, before);
@@ -91,7 +94,7 @@ fn one_that_gets_no_snapshot_asks_less_and_less_often() {
     for after in (0..25_000).step_by(100) {
         standby.advance(NOW + after);
         let asks = standby.out.drain(..);
-        let asks = asks.filter(|out| matches!(out, Out::Ask { .. }));
+        let asks = asks.filter(|out| matches!(out, ReplicaOutput::Ask { .. }));
         asked.extend(asks.map(|_| after));
     }
     // After half a timeout, the replica listens anew before it asks.

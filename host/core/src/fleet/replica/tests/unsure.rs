@@ -12,7 +12,7 @@ const STATEMENT_MS: u64 = 3_000;
 /// The first owner of a shard, and a standby that has caught up in the first seconds.
 fn first_pair(earlier: impl FnOnce(&mut Side)) -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW, 5, Before::default());
+    owner.lead(NOW, 5, PreviousOwner::default());
     owner.advance(NOW);
     for side in [&mut owner, &mut standby] {
         let tracker = TrackerSettings {
@@ -51,9 +51,9 @@ fn logout(user: &str, at: u64) -> Input {
 }
 
 fn take_over(side: &mut Side, now: u64) {
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     side.lead(now, 8, before);
     settle(side, now);
@@ -69,7 +69,9 @@ fn settle(side: &mut Side, now: u64) {
 /// The bodies of the published departures.
 fn departures(side: &mut Side) -> Vec<serde_json::Value> {
     let published = side.out.drain(..).filter_map(|out| match out {
-        Out::Shard(Output::Publish(it)) if it.subject == Subject::Offline => Some(it.body),
+        ReplicaOutput::Shard(Output::Publish(it)) if it.subject == Subject::Offline => {
+            Some(it.body)
+        }
         _ => None,
     });
     published
@@ -152,9 +154,9 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     let again = |side: &mut Side, at: u64, epoch: u64, before: u64| {
         side.replica.set_role(at, Role::None, &mut side.out);
         side.input(at, Input::LostUpTo { at });
-        let before = Before {
+        let before = PreviousOwner {
             epoch: before,
-            told: None,
+            handed_over: None,
         };
         side.lead(at, epoch, before);
         settle(side, at);
@@ -170,9 +172,9 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
 #[test]
 fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known() {
     let mut owner = Side::new("owner");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW, 5, before);
     let settings = Settings {
@@ -202,9 +204,9 @@ fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known()
 #[test]
 fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_later() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW, 5, before);
     for user in ["ann", "bob"] {
@@ -216,7 +218,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     standby.follow(later(NOW + 2_500), 5, "owner");
     standby.advance(later(NOW + 6_000));
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     for chunk in owner.sends(NOW + 6_000, asked.unwrap()) {

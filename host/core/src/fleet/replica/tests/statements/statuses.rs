@@ -143,7 +143,7 @@ fn a_user_who_goes_leaves_nothing_to_compare() {
 /// Whether any publication contains the status.
 fn publishes_status(side: &mut Side) -> bool {
     side.out.drain(..).any(|out| match out {
-        Out::Shard(Output::Publish(it)) => {
+        ReplicaOutput::Shard(Output::Publish(it)) => {
             String::from_utf8_lossy(&it.body).contains("in a meeting")
         }
         _ => false,
@@ -158,9 +158,9 @@ fn said(side: &mut Side) -> usize {
 }
 
 fn take_over(side: &mut Side, now: u64, epoch: u64) {
-    let before = Before {
+    let before = PreviousOwner {
         epoch: side.replica.epoch(),
-        told: None,
+        handed_over: None,
     };
     side.lead(now, epoch, before);
     settle(side, now);
@@ -192,9 +192,9 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
 /// connection has ended. She may have other connections that haven't been heard from.
 fn pair_that_waits() -> (Side, Side) {
     let (mut first, mut second) = (Side::new("owner"), Side::new("standby"));
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
     first.lead(NOW, 5, before);
     with_statuses([&mut first, &mut second], 0);

@@ -49,9 +49,9 @@ fn what_an_application_said_last_holds_though_it_arrives_first() {
     assert!(told > 0);
     assert_eq!(owner.shown(now + 7, &USERS), [false, false, true]);
     standby.out.clear();
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     standby.lead(now + 9_000, 8, before);
     assert_eq!(standby.viewers_told(), [], "nothing differs");
@@ -80,7 +80,7 @@ fn a_sender_whose_clock_is_far_ahead_hides_and_shows_nobody_by_that() {
 #[test]
 fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    owner.lead(NOW, 8, PreviousOwner::default());
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     let ann = |online| ("ann".to_owned(), online);
@@ -92,9 +92,9 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
 
     // A later owner that doesn't know what was before waits, even for users who came by a connect.
     let mut owner = Side::new("owner");
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW, 8, before);
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
@@ -103,14 +103,14 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
 
     // So does a node that was the first owner, and has missed what happened since.
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    owner.lead(NOW, 8, PreviousOwner::default());
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
     owner
         .replica
         .set_role(NOW + 2_000, Role::None, &mut owner.out);
-    let before = Before {
+    let before = PreviousOwner {
         epoch: 9,
-        told: None,
+        handed_over: None,
     };
     owner.lead(NOW + 3_000, 12, before);
     owner.out.clear();
@@ -121,7 +121,7 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
 #[test]
 fn a_first_owner_that_lost_inputs_while_its_lease_was_over_waits_for_whom_it_has_not_heard() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    owner.lead(NOW, 8, PreviousOwner::default());
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
     assert_eq!(owner.viewers_told(), [("ann".to_owned(), true)]);
     let replica = &mut owner.replica;

@@ -40,7 +40,7 @@ struct Heartbeat<'a> {
 
 /// What was heard of connections, in this order, encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct HeartbeatBatch {
     entries: Vec<u8>,
     count: usize,
     is_news: bool,
@@ -49,9 +49,9 @@ pub struct Heard {
 
 /// Entries that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnreadableHeard;
+pub struct UnreadableHeartbeats;
 
-impl Heard {
+impl HeartbeatBatch {
     /// How many entries there are.
     pub fn count(&self) -> usize {
         self.count
@@ -73,7 +73,7 @@ impl Heard {
         self.has_changes
     }
 
-    /// The encoded entries, for [`Shard::follow_heard`].
+    /// The encoded entries, for [`Shard::apply_heartbeats`].
     pub fn into_entries(self) -> Vec<u8> {
         self.entries
     }
@@ -119,27 +119,27 @@ impl Heard {
 }
 
 impl Shard {
-    /// Sets whether what is heard of connections is kept from now on, for [`Self::take_heard`].
-    pub fn keep_heard(&mut self, keep: bool) {
+    /// Sets whether what is heard of connections is kept from now on, for [`Self::take_heartbeats`].
+    pub fn keep_heartbeats(&mut self, keep: bool) {
         self.common.tracker.keep_expired(keep);
-        self.common.heard = keep.then(Heard::default);
+        self.common.heartbeats = keep.then(HeartbeatBatch::default);
     }
 
     /// What has been heard since it was last taken. `None`: it isn't kept.
-    pub fn heard(&self) -> Option<&Heard> {
-        self.common.heard.as_ref()
+    pub fn heartbeats(&self) -> Option<&HeartbeatBatch> {
+        self.common.heartbeats.as_ref()
     }
 
     /// Takes what has been heard since the last call.
-    pub fn take_heard(&mut self) -> Heard {
-        let heard = self.common.heard.as_mut();
+    pub fn take_heartbeats(&mut self) -> HeartbeatBatch {
+        let heard = self.common.heartbeats.as_mut();
         heard.map(std::mem::take).unwrap_or_default()
     }
 
     /// The receive clock's time at `now`, in milliseconds. Leases run by it.
-    pub fn heard_ms(&mut self, now: u64) -> u64 {
+    pub fn receive_clock_ms(&mut self, now: u64) -> u64 {
         self.common.tracker.pass(now);
-        self.common.tracker.heard_ms()
+        self.common.tracker.receive_clock_ms()
     }
 
     /// The moment of the receive clock from which a lease counts that begins now, in milliseconds.
@@ -153,12 +153,12 @@ impl Shard {
     ///
     /// # Errors
     /// The entries can't be decoded. Those before the first bad one are taken in.
-    pub fn follow_heard(
+    pub fn apply_heartbeats(
         &mut self,
         now: u64,
         (gained_ms, late_ms): (Option<u64>, u64),
         entries: Vec<u8>,
-    ) -> Result<(), UnreadableHeard> {
+    ) -> Result<(), UnreadableHeartbeats> {
         let Self {
             common, presence, ..
         } = self;
@@ -173,7 +173,8 @@ impl Shard {
             |text: &str| ByteString::try_from(whole.slice_ref(text.as_bytes())).unwrap_or_default();
         let mut rest = &whole[..];
         while !rest.is_empty() {
-            let (entry, after) = postcard::take_from_bytes(rest).map_err(|_| UnreadableHeard)?;
+            let (entry, after) =
+                postcard::take_from_bytes(rest).map_err(|_| UnreadableHeartbeats)?;
             rest = after;
             let adopted = matches!(entry, Entry::Adopted(_));
             match entry {
@@ -229,7 +230,7 @@ impl Shard {
 impl Common {
     /// Keeps the connections that have timed out, if what is heard is kept.
     pub(super) fn note_expired(&mut self) {
-        let Some(heard) = &mut self.heard else {
+        let Some(heard) = &mut self.heartbeats else {
             return;
         };
         for (user, conn, timestamp) in self.tracker.take_expired() {

@@ -2,7 +2,7 @@
 //! derive from the shard's input.
 //!
 //! Each message has the shard, the epoch and a sequence number, without gaps within the epoch. The
-//! first message of an epoch is [`Said::Begin`]. A change is a record in the format of a restart,
+//! first message of an epoch is [`StandbyContent::Begin`]. A change is a record in the format of a restart,
 //! except that a user's viewers are given as the difference to the last message about them, with a
 //! digest before and after. So a correction for one viewer costs one viewer, however many there
 //! are. The viewers of a user who goes offline are kept with the departure, as long as the
@@ -27,7 +27,7 @@ use crate::record::Record;
 
 /// A message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct StandbyMessage {
     /// The shard.
     pub shard: u32,
     /// The epoch of its owner.
@@ -38,12 +38,12 @@ pub struct Told {
     /// The node that sends the message.
     pub node: Box<str>,
     /// The content.
-    pub said: Said,
+    pub content: StandbyContent,
 }
 
 /// The content of a message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Said {
+pub enum StandbyContent {
     /// An owner begins. The number is the digest of its ledger.
     Begin(u64),
     /// These changes are about to be published.
@@ -64,13 +64,13 @@ pub enum Said {
         bytes: Vec<u8>,
     },
     /// What the owner has received from connections.
-    Heard {
+    Heartbeats {
         /// The owner's receive clock, in milliseconds: when a lease starts that is renewed now.
         clock: u64,
         /// Whether the owner sends the next such message soon, so that standbys needn't receive
         /// heartbeats.
         goes_on: bool,
-        /// The encoded [`Heard`](crate::Heard).
+        /// The encoded [`HeartbeatBatch`](crate::HeartbeatBatch).
         #[serde(with = "as_bytes")]
         entries: Vec<u8>,
     },
@@ -102,7 +102,7 @@ const PIECES_BYTES_MAX: usize = 1 << 28;
 
 /// The pieces of an incomplete message.
 #[derive(Debug, Default)]
-pub struct Pieces(Vec<u8>);
+pub struct PartialMessage(Vec<u8>);
 
 /// Why a message can't be applied. A fresh snapshot repairs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub enum Mismatch {
     Result,
 }
 
-impl Told {
+impl StandbyMessage {
     /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         // Plain data in memory can always be encoded.
@@ -128,23 +128,25 @@ impl Told {
     /// If the bytes aren't such a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Mismatch> {
         match postcard::take_from_bytes(bytes) {
-            Ok((told, [])) => Ok(told),
+            Ok((message, [])) => Ok(message),
             Ok(_) | Err(_) => Err(Mismatch::Unreadable),
         }
     }
 }
 
 /// Cuts a message into pieces of at most `bytes_max` bytes.
-pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = Said> {
+pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = StandbyContent> {
     let parts = message.chunks(bytes_max.max(1));
     let last = parts.len().saturating_sub(1);
-    parts.enumerate().map(move |(number, part)| Said::Piece {
-        is_last: number == last,
-        bytes: part.to_vec(),
-    })
+    parts
+        .enumerate()
+        .map(move |(number, part)| StandbyContent::Piece {
+            is_last: number == last,
+            bytes: part.to_vec(),
+        })
 }
 
-impl Pieces {
+impl PartialMessage {
     /// Whether no piece is waiting for the rest of its message.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -154,7 +156,11 @@ impl Pieces {
     ///
     /// # Errors
     /// If the message can't be decoded, or is too long.
-    pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Option<Said>, Mismatch> {
+    pub fn take(
+        &mut self,
+        is_last: bool,
+        bytes: &[u8],
+    ) -> Result<Option<StandbyContent>, Mismatch> {
         if self.0.len() + bytes.len() > PIECES_BYTES_MAX {
             return Err(Mismatch::Unreadable);
         }
@@ -162,15 +168,15 @@ impl Pieces {
         if !is_last {
             return Ok(None);
         }
-        let whole = Told::decode(&std::mem::take(&mut self.0))?;
-        Ok(Some(whole.said))
+        let whole = StandbyMessage::decode(&std::mem::take(&mut self.0))?;
+        Ok(Some(whole.content))
     }
 }
 
-/// What viewers were told last, for each user. Owner and standby keep the same books.
+/// What viewers were told last, for each user. Owner and standby hold the same.
 #[derive(Debug, Default)]
-pub struct Books {
-    users: HashMap<Id, Booked, foldhash::fast::FixedState>,
+pub struct ToldViewers {
+    users: HashMap<Id, ToldUser, foldhash::fast::FixedState>,
     /// The viewers of users who have gone offline, as far as their departures are remembered.
     departed: HashMap<Id, Viewers, foldhash::fast::FixedState>,
     /// The viewers of users whose removal is part of the message that is being noted or taken.
@@ -180,7 +186,7 @@ pub struct Books {
 }
 
 #[derive(Debug)]
-struct Booked {
+struct ToldUser {
     viewers: Viewers,
     /// The user's share in the digest of all.
     share: u64,
@@ -193,17 +199,17 @@ struct Viewers {
     digest: u64,
 }
 
-impl Books {
-    /// The books of a ledger and of departures.
+impl ToldViewers {
+    /// Those of a ledger and of departures.
     pub fn of<'a>(
         entries: impl Iterator<Item = &'a LedgerEntry>,
         departures: impl Iterator<Item = &'a Departure>,
         names: &Names,
     ) -> Self {
-        let mut books = Self::default();
-        entries.for_each(|entry| books.put(entry, names));
-        departures.for_each(|departure| books.put_departed(departure, names));
-        books
+        let mut told_viewers = Self::default();
+        entries.for_each(|entry| told_viewers.put(entry, names));
+        departures.for_each(|departure| told_viewers.put_departed(departure, names));
+        told_viewers
     }
 
     /// Notes the entry of a ledger record, or the departure of a departure record.
@@ -223,7 +229,7 @@ impl Books {
     fn put(&mut self, entry: &LedgerEntry, names: &Names) {
         let (key, value) = without_viewers(entry, names);
         let viewers = Viewers::of(&entry.recipients, names);
-        self.book(entry.event.user, viewers, &key, &value);
+        self.insert(entry.event.user, viewers, &key, &value);
     }
 
     fn put_departed(&mut self, departure: &Departure, names: &Names) {
@@ -237,17 +243,17 @@ impl Books {
         self.departed.retain(|user, _| remembers(*user));
     }
 
-    /// The number of online users in the books.
+    /// The number of online users in here.
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether the books have no online user.
+    /// Whether no online user is in here.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// All ids in the books, as numbers.
+    /// All ids in here, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
         let mut seen = VisitedSets::default();
@@ -264,7 +270,7 @@ impl Books {
         self.digest
     }
 
-    /// Notes the records of one message, and returns them as changes against the books.
+    /// Notes the records of one message, and returns them as changes against what was noted before.
     pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<Change> {
         let changes = records.iter().map(|record| self.note_one(record, names));
         let changes = changes.collect();
@@ -280,7 +286,7 @@ impl Books {
                 let user = entry.event.user;
                 let (key, value) = without_viewers(entry, names);
                 let (difference, viewers) = self.difference(user, &entry.recipients, names);
-                self.book(user, viewers, &key, &value);
+                self.insert(user, viewers, &key, &value);
                 (key, Some(value), Some(difference))
             }
             Record::Departed {
@@ -316,7 +322,7 @@ impl Books {
     /// Applies the changes of one message, and returns the resulting records.
     ///
     /// # Errors
-    /// If a change doesn't fit the books.
+    /// If a change doesn't fit what was noted before.
     pub fn take(&mut self, changes: &[Change], names: &Names) -> Result<Vec<Record>, Mismatch> {
         let records = changes.iter().map(|change| self.take_one(change, names));
         let records = records.collect();
@@ -346,7 +352,7 @@ impl Books {
         let viewers = difference.apply(self.known(user), names)?;
         *recipients = viewers.recipients.clone();
         match &record {
-            Record::Ledger { .. } => self.book(user, viewers, &change.key, value),
+            Record::Ledger { .. } => self.insert(user, viewers, &change.key, value),
             _ => drop(self.departed.insert(user, viewers)),
         }
         Ok(record)
@@ -379,10 +385,10 @@ impl Books {
         (difference, viewers)
     }
 
-    fn book(&mut self, user: Id, viewers: Viewers, key: &[u8], value: &[u8]) {
+    fn insert(&mut self, user: Id, viewers: Viewers, key: &[u8], value: &[u8]) {
         let share = digest(&[key, value, &viewers.digest.to_le_bytes()]);
         self.digest = self.digest.wrapping_add(share);
-        let booked = Booked { viewers, share };
+        let booked = ToldUser { viewers, share };
         if let Some(before) = self.users.insert(user, booked) {
             self.digest = self.digest.wrapping_sub(before.share);
         }
