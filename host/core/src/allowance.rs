@@ -69,7 +69,7 @@ impl Allowance {
     /// Takes one letter at `now`. Returns whether it may be published; if not, it doesn't count.
     pub fn take_letter(&self, now: u64) -> bool {
         let mut state = self.state();
-        state.pass(now);
+        state.advance_to(now);
         let left = state.letters.checked_sub(1_000);
         state.letters = left.unwrap_or(state.letters);
         left.is_some()
@@ -100,7 +100,7 @@ impl Allowance {
 }
 
 impl State {
-    fn pass(&mut self, now: u64) {
+    fn advance_to(&mut self, now: u64) {
         let passed_ms = now.saturating_sub(self.at);
         self.at = self.at.max(now);
         self.refill(passed_ms);

@@ -17,7 +17,7 @@ use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 
 use self::order::Order;
-pub use self::order::{Periods, Said};
+pub use self::order::{MessageTime, ReorderLimits};
 
 /// What an application stated of a user.
 // Records store the index of a variant: a new variant comes last.
@@ -37,7 +37,7 @@ pub enum Statement {
 pub struct Statements {
     users: HashMap<Id, HeldStatement, foldhash::fast::FixedState>,
     /// The times of the statements and their users, the oldest first.
-    said: BTreeSet<(u64, Id)>,
+    by_time: BTreeSet<(u64, Id)>,
     changed: ChangedUsers,
     /// The order in which users were lately said to be online or offline. `None`: the order of
     /// arrival counts.
@@ -79,7 +79,7 @@ impl Statements {
     pub fn forget(&mut self, user: Id) {
         self.keep(user);
         if let Some(entry) = self.users.remove(&user) {
-            self.said.remove(&(entry.said_at, user));
+            self.by_time.remove(&(entry.said_at, user));
             self.changed.note(user, &entry.name);
         }
     }
@@ -101,19 +101,19 @@ impl Statements {
 
     /// The monotonic time of the oldest statement.
     pub fn oldest(&self) -> Option<u64> {
-        self.said.first().map(|(said_at, _)| *said_at)
+        self.by_time.first().map(|(said_at, _)| *said_at)
     }
 
     /// The oldest statement.
     pub fn first(&self) -> Option<(Id, &Name, Statement)> {
-        let (_, user) = self.said.first()?;
+        let (_, user) = self.by_time.first()?;
         let entry = self.users.get(user)?;
         Some((*user, &entry.name, entry.statement))
     }
 
     /// All statements and their times, the oldest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, u64, Statement)> {
-        let said = self.said.iter();
+        let said = self.by_time.iter();
         said.filter_map(|(said_at, user)| {
             let entry = self.users.get(user)?;
             Some((&entry.name, *said_at, entry.statement))
@@ -126,26 +126,26 @@ impl Statements {
     }
 
     /// Sets whether senders' clocks decide from now on in which order statements were made.
-    pub fn order(&mut self, by_clocks: bool) {
+    pub fn order_by_clocks(&mut self, by_clocks: bool) {
         self.order = by_clocks.then(Order::default);
     }
 
     /// Whether senders' clocks decide the order.
-    pub fn is_ordered(&self) -> bool {
+    pub fn orders_by_clocks(&self) -> bool {
         self.order.is_some()
     }
 
     /// Takes a message by which a user is offline, or online. Returns whether the opposite was said
     /// later, and arrived before this message, no longer ago than messages may be under way.
     /// `None`: it isn't remembered whether the opposite was said.
-    pub fn overtakes(
+    pub fn check_overtaken(
         &mut self,
         user: Id,
         is_offline: bool,
-        said: Said,
-        periods: Periods,
+        time: MessageTime,
+        limits: ReorderLimits,
     ) -> Option<bool> {
-        self.order.as_mut()?.take(user, is_offline, said, periods)
+        self.order.as_mut()?.take(user, is_offline, time, limits)
     }
 
     /// The statement about a user and its time, if it was made at this monotonic time or later.
@@ -209,7 +209,7 @@ impl Statements {
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
         self.keep(user);
         let name = name.clone();
-        self.said.insert((said_at, user));
+        self.by_time.insert((said_at, user));
         let entry = HeldStatement {
             name,
             said_at,

@@ -244,7 +244,7 @@ impl Replica {
         names: Arc<Names>,
         mut shard: Shard,
     ) -> Self {
-        shard.keep_told(true);
+        shard.keep_standby_records(true);
         Self {
             settings,
             number,
@@ -459,7 +459,7 @@ impl Replica {
         self.last_led_epoch = 0;
         self.snapshots = Snapshots::default();
         let mut nobody = self.shard.replacement();
-        nobody.keep_told(true);
+        nobody.keep_standby_records(true);
         self.exchange(nobody, ToldViewers::default(), out);
     }
 
@@ -491,7 +491,7 @@ impl Replica {
             // meanwhile, `is_complete` is false.
             let is_complete = self.is_complete;
             self.is_first &= is_complete;
-            self.shard.is_first(self.is_first);
+            self.shard.set_first_owner(self.is_first);
             self.announce_break(out);
             return self.lead(now, is_complete);
         }
@@ -511,7 +511,7 @@ impl Replica {
         let digest = self.ledger_digest();
         debug_assert_eq!(digest, self.rebuilt_told_viewers().digest());
         self.send(1, StandbyContent::Begin(digest), out);
-        self.shard.is_first(self.is_first);
+        self.shard.set_first_owner(self.is_first);
         self.lead(now, is_complete);
     }
 

@@ -190,10 +190,10 @@ impl SnapshotWriter {
             cursor: Some(shard.cursor()),
             read: Vec::new().into_iter(),
             fully_known: match is_first {
-                true => shard.came(),
+                true => shard.fully_known_users(),
                 false => Vec::new(),
             },
-            departures: shard.seem_to_have_left(),
+            departures: shard.pending_departures(),
             end: Some(end),
             written: Vec::new(),
             index: 0,
@@ -384,7 +384,7 @@ impl SnapshotReader {
             }
             self.begun.extend(&chunk.part);
             if let Some(end) = self.put(now, chunk.at, names)? {
-                self.shard.restored(now);
+                self.shard.finish_restore(now);
                 self.shard.set_unsure(end.unsure_ms);
                 let nobody = self.shard.replacement();
                 return Ok(Some(Snapshot {
@@ -431,8 +431,8 @@ impl SnapshotReader {
                 }
                 Item::Lease(user, conn, left_ms) => leases.push((user, conn, left_ms)),
                 Item::End(it) => end = Some(it),
-                Item::Stream(it) => self.shard.begin_with_stream(it),
-                Item::FullyKnown(user) => self.shard.has_come(&user),
+                Item::Stream(it) => self.shard.set_stream(it),
+                Item::FullyKnown(user) => self.shard.mark_fully_known(&user),
                 Item::PendingDeparture(key, value) => {
                     let record = Record::decode(&key, &value, names);
                     left.push(record.map_err(|_| Refusal::Unreadable)?);
@@ -448,7 +448,7 @@ impl SnapshotReader {
             self.shard.set_lease(now, &user, &conn, left_ms);
         }
         for record in left {
-            self.shard.seems_to_have_left(record);
+            self.shard.restore_pending_departure(record);
         }
         Ok(end)
     }

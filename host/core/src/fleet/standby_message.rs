@@ -2,10 +2,10 @@
 //! derive from the shard's input.
 //!
 //! Each message has the shard, the epoch and a sequence number, without gaps within the epoch. The
-//! first message of an epoch is [`StandbyContent::Begin`]. A change is a record in the format of a restart,
-//! except that a user's viewers are given as the difference to the last message about them, with a
-//! digest before and after. So a correction for one viewer costs one viewer, however many there
-//! are. The viewers of a user who goes offline are kept with the departure, as long as the
+//! first message of an epoch is [`StandbyContent::Begin`]. A change is a record in the format of a
+//! restart, except that a user's viewers are given as the difference to the last message about
+//! them, with a digest before and after. So a correction for one viewer costs one viewer, however
+//! many there are. The viewers of a user who goes offline are kept with the departure, as long as the
 //! departure is remembered. So no viewer is named when a user goes offline, or comes back to the
 //! same viewers.
 //!

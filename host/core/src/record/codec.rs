@@ -17,7 +17,7 @@ use crate::names::{Names, NamesGuard};
 use crate::recipients::{Recipients, ShownDigest};
 use crate::status::{OwnStatus, Status};
 use crate::step::Step;
-use crate::tracker::{self, Activity, Connected, StartsWithoutMessage, UserState};
+use crate::tracker::{self, Activity, Connected, SilentStarts, UserState};
 
 /// The variants are in the order in which records are restored.
 #[derive(Serialize, Deserialize)]
@@ -49,7 +49,7 @@ struct Live<'a> {
     metadata: Entries<'a>,
     order: i64,
     activity: Option<Activity>,
-    silence: Option<StartsWithoutMessage>,
+    silence: Option<SilentStarts>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,7 +71,7 @@ struct Online<'a> {
     #[serde(borrow)]
     metadata: Entries<'a>,
     told: Parts<'a>,
-    lag_ms: u64,
+    connect_delay_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,7 +127,7 @@ impl<'a> Connection<'a> {
                 activity,
                 order,
                 silence,
-                stored,
+                stream_seq,
             } => {
                 let live = Live {
                     opened: *opened,
@@ -137,51 +137,51 @@ impl<'a> Connection<'a> {
                     activity: *activity,
                     silence: *silence,
                 };
-                match *stored {
+                match *stream_seq {
                     0 => Self::Live(live),
-                    stored => Self::LiveByStream(live, stored),
+                    stream_seq => Self::LiveByStream(live, stream_seq),
                 }
             }
             Connected::Closed {
                 timestamp,
                 newest,
                 kept_since,
-                stored,
+                stream_seq,
             } => {
                 let closed = Closed {
                     timestamp: *timestamp,
                     newest: *newest,
                     kept_since: *kept_since,
                 };
-                match *stored {
+                match *stream_seq {
                     0 => Self::Closed(closed),
-                    stored => Self::ClosedByStream(closed, stored),
+                    stream_seq => Self::ClosedByStream(closed, stream_seq),
                 }
             }
         }
     }
 
     fn connected(self) -> Connected<Metadata> {
-        let live = |live: Live<'_>, stored| Connected::Live {
+        let live = |live: Live<'_>, stream_seq| Connected::Live {
             opened: live.opened,
             newest: live.newest,
             metadata: metadata_of(live.metadata),
             activity: live.activity,
             order: live.order,
             silence: live.silence,
-            stored,
+            stream_seq,
         };
-        let closed = |closed: Closed, stored| Connected::Closed {
+        let closed = |closed: Closed, stream_seq| Connected::Closed {
             timestamp: closed.timestamp,
             newest: closed.newest,
             kept_since: closed.kept_since,
-            stored,
+            stream_seq,
         };
         match self {
             Self::Live(it) => live(it, 0),
-            Self::LiveByStream(it, stored) => live(it, stored),
+            Self::LiveByStream(it, stream_seq) => live(it, stream_seq),
             Self::Closed(it) => closed(it, 0),
-            Self::ClosedByStream(it, stored) => closed(it, stored),
+            Self::ClosedByStream(it, stream_seq) => closed(it, stream_seq),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Record {
                     timestamp: entry.event.timestamp,
                     metadata: entries(&entry.event.metadata),
                     told: parts(&entry.recipients, &names),
-                    lag_ms: entry.lag_ms,
+                    connect_delay_ms: entry.connect_delay_ms,
                 });
                 stored(&Key::Ledger(user.as_str()), value.as_ref())
             }
@@ -284,7 +284,7 @@ impl Record {
                 };
                 let told = recipients_of(online.told, names);
                 let entry = Some(LedgerEntry {
-                    lag_ms: online.lag_ms,
+                    connect_delay_ms: online.connect_delay_ms,
                     ..LedgerEntry::new(Arc::new(event), told)
                 });
                 return Ok(Self::Ledger { user, entry });
@@ -335,7 +335,9 @@ impl Record {
                         metadata: metadata_of(step.metadata),
                     });
                     match step.next {
-                        Next::Announce(ours) => Step::Announce(event, ours),
+                        Next::Announce(broadcast_by_shard) => {
+                            Step::Announce(event, broadcast_by_shard)
+                        }
                         Next::Tell(told) => Step::Tell(event, recipients_of(told, names)),
                         Next::Show => Step::Show(event),
                     }
@@ -414,7 +416,7 @@ fn waiting<'a>(step: &'a Step, names: &'a NamesGuard<'_>) -> Waiting<'a> {
         },
         metadata: entries(&event.metadata),
         next: match step {
-            Step::Announce(_, ours) => Next::Announce(*ours),
+            Step::Announce(_, broadcast_by_shard) => Next::Announce(*broadcast_by_shard),
             Step::Tell(_, told) => Next::Tell(parts(told, names)),
             Step::Show(_) => Next::Show,
         },

@@ -89,8 +89,8 @@ impl Shard {
 
     /// Sets the stream to which the numbers of restored connections belong. Call it before they are
     /// restored.
-    pub fn begin_with_stream(&mut self, stream: u64) {
-        self.common.tracker.begin_with_stream(stream);
+    pub fn set_stream(&mut self, stream: u64) {
+        self.common.tracker.set_stream(stream);
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
@@ -114,7 +114,7 @@ impl Shard {
 
     /// Sets how much is left of the lease of a live connection, in milliseconds.
     pub fn set_lease(&mut self, now: u64, user: &str, conn: &str, left_ms: u64) {
-        self.common.tracker.pass(now);
+        self.common.tracker.advance_to(now);
         self.common.tracker.set_lease(user, conn, left_ms);
     }
 }
@@ -142,7 +142,7 @@ impl Presence {
             moment, deferred, ..
         } = cursor;
         let ledger = |entry: LedgerEntry| {
-            if let Some(next) = &entry.next {
+            if let Some(next) = &entry.untold_event {
                 deferred.insert(next.user, Arc::clone(next));
             }
             take(Record::Ledger {

@@ -87,7 +87,7 @@ impl Decisions {
             Some(keys) => KnownMetadata::some(&last.metadata, keys),
             None => KnownMetadata::all(&last.metadata),
         };
-        let settled = !(pending || status_waits || entry.unsettled);
+        let settled = !(pending || status_waits || entry.was_undecided);
         let admitted = match settled {
             true => entry.recipients.clone(),
             false => Recipients::default(),
@@ -254,7 +254,7 @@ impl Decisions {
             Reconciled::Published { differs } | Reconciled::Remaining { differs } => differs,
         };
         if differs {
-            self.ledger.note(user);
+            self.ledger.mark_changed(user);
         }
         match settled {
             Reconciled::Remaining { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),

@@ -73,7 +73,7 @@ impl Common {
         rules: &'a mut dyn Rules,
         out: &'a mut Vec<Output>,
     ) -> Env<'a> {
-        self.clock.pass(now);
+        self.clock.advance_to(now);
         Env {
             common: self,
             rules,
@@ -90,7 +90,7 @@ impl Common {
     pub(super) fn apply_broadcast(&mut self) {
         let broadcast = &self.settings.broadcast;
         self.tracker
-            .read_metadata_anew(|conn, given| with_other_keys(broadcast, conn, given));
+            .update_metadata(|conn, given| with_other_keys(broadcast, conn, given));
     }
 
     /// Makes an event of a user, whose id it interns.

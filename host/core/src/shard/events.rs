@@ -56,10 +56,10 @@ impl Events {
         }
     }
 
-    /// A user came online or went offline. `ours`: this shard found it, and broadcasts it;
+    /// A user came online or went offline. `broadcast_by_shard`: this shard found it, and broadcasts it;
     /// otherwise an application has stated and broadcast it.
-    pub(super) fn announce(&mut self, event: Event, ours: bool, env: &mut Env<'_>) {
-        self.begin(Step::Announce(Arc::new(event), ours), env);
+    pub(super) fn announce(&mut self, event: Event, broadcast_by_shard: bool, env: &mut Env<'_>) {
+        self.begin(Step::Announce(Arc::new(event), broadcast_by_shard), env);
     }
 
     /// Takes a step, or queues it behind the waiting ones of its user.
@@ -205,7 +205,9 @@ impl Events {
     /// Takes a step. Returns whether it is done; otherwise it waits.
     fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
         let taken = match step {
-            Step::Announce(event, ours) => self.try_announce(event, ours, until, env),
+            Step::Announce(event, broadcast_by_shard) => {
+                self.try_announce(event, broadcast_by_shard, until, env)
+            }
             Step::Tell(event, recipients) => try_tell(event, recipients, until, env),
             Step::Show(event) => self.try_show(event, until, env),
         };
@@ -220,16 +222,18 @@ impl Events {
     fn try_announce(
         &mut self,
         event: Arc<Event>,
-        ours: bool,
+        broadcast_by_shard: bool,
         until: u64,
         env: &mut Env<'_>,
     ) -> Result<(), PendingFetch> {
-        let event = self.updates.with_status(event, ours, env.common);
+        let event = self
+            .updates
+            .with_status(event, broadcast_by_shard, env.common);
         let enriched = match enrich(&event, until, env) {
             Ok(enriched) => enriched,
-            Err(questions) => return Err((Step::Announce(event, ours), questions)),
+            Err(questions) => return Err((Step::Announce(event, broadcast_by_shard), questions)),
         };
-        let event = broadcast(event, enriched, ours, env);
+        let event = broadcast(event, enriched, broadcast_by_shard, env);
         if event.change == Change::Online {
             self.updates.online(&event, env);
             return Ok(());
@@ -340,7 +344,12 @@ fn enrich(
 }
 
 /// Broadcasts an event with the changes of the enrichers, and returns that event.
-fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_>) -> Arc<Event> {
+fn broadcast(
+    plain: Arc<Event>,
+    enriched: Enriched,
+    broadcast_by_shard: bool,
+    env: &mut Env<'_>,
+) -> Arc<Event> {
     let mut shared = Arc::clone(&plain);
     if !enriched.changes.is_empty() {
         shared = Arc::new(plain.changed(&enriched.changes));
@@ -357,7 +366,7 @@ fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_
     }
     let body = Bytes::from(body);
     // An application has published its own event on its own subject already.
-    if ours {
+    if broadcast_by_shard {
         env.publish(subject(&shared), body.clone());
     }
     env.publish(Subject::Events, body);

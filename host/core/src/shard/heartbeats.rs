@@ -13,7 +13,7 @@ use super::env::Common;
 use super::messages::connection_metadata;
 use crate::message::Payload;
 use crate::metadata::LIMITS_MAX;
-use crate::tracker::{Effect, HeardElsewhere};
+use crate::tracker::{Effect, RemoteHeartbeat};
 
 /// What was heard of one connection.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +138,7 @@ impl Shard {
 
     /// The receive clock's time at `now`, in milliseconds. Leases run by it.
     pub fn receive_clock_ms(&mut self, now: u64) -> u64 {
-        self.common.tracker.pass(now);
+        self.common.tracker.advance_to(now);
         self.common.tracker.receive_clock_ms()
     }
 
@@ -162,10 +162,10 @@ impl Shard {
         let Self {
             common, presence, ..
         } = self;
-        common.clock.pass(now);
+        common.clock.advance_to(now);
         let now = common.now();
         if let Some(gained_ms) = gained_ms {
-            common.tracker.heard_for(now, gained_ms);
+            common.tracker.advance_remote(now, gained_ms);
         }
         let whole = Bytes::from(entries);
         // The text is a part of `whole`, and valid UTF-8.
@@ -188,11 +188,11 @@ impl Shard {
                     // The owner has checked it.
                     let read = || metadata.and_then(|text| LIMITS_MAX.read(part(text)).ok());
                     let broadcast = &common.settings.broadcast;
-                    let handled = common.tracker.heartbeat_elsewhere(
+                    let handled = common.tracker.heartbeat_remote(
                         now,
                         (user, conn),
                         timestamp,
-                        HeardElsewhere { adopted, late_ms },
+                        RemoteHeartbeat { adopted, late_ms },
                         || connection_metadata(broadcast, conn, read().as_ref()),
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
@@ -208,16 +208,16 @@ impl Shard {
                         conn: part(conn),
                         metadata: read(),
                     };
-                    presence.tracked(user, (timestamp, 0), &payload, handled, common);
+                    presence.apply_tracked(user, (timestamp, 0), &payload, handled, common);
                 }
                 Entry::Expired {
                     user,
                     conn,
                     timestamp,
                 } => {
-                    let ended = common.tracker.end_silent(now, user, conn, timestamp);
+                    let ended = common.tracker.expire_remote(now, user, conn, timestamp);
                     if let Some(transition) = ended {
-                        presence.missed(transition, common);
+                        presence.note_missed(transition, common);
                     }
                 }
             }

@@ -15,12 +15,12 @@ impl Shard {
     }
 
     /// Sets whether changes of what viewers were told are noted from now on, for
-    /// [`Self::take_told`], and no other changes. With that, other nodes pass on messages to this
+    /// [`Self::take_standby_records`], and no other changes. With that, other nodes pass on messages to this
     /// shard, too, and senders' clocks decide in which order statements were made.
-    pub fn keep_told(&mut self, keep: bool) {
+    pub fn keep_standby_records(&mut self, keep: bool) {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
-        self.presence.statements.order(keep);
+        self.presence.statements.order_by_clocks(keep);
         if keep {
             // As a rule, nothing is known yet. So it costs nothing to keep the digest from now on.
             self.common.tracker.live_digest();
@@ -54,10 +54,10 @@ impl Shard {
     /// corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.restore_part(now, down_ms, records);
-        self.restored(now);
+        self.finish_restore(now);
     }
 
-    /// As [`Self::restore`], for some of the records. Call [`Self::restored`] after the last of
+    /// As [`Self::restore`], for some of the records. Call [`Self::finish_restore`] after the last of
     /// them.
     pub fn restore_part(
         &mut self,
@@ -65,7 +65,7 @@ impl Shard {
         down_ms: u64,
         records: impl IntoIterator<Item = Record>,
     ) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         let now = self.common.now();
         let until = now + self.common.settings.answer_wait_ms;
         let Self {
@@ -74,7 +74,7 @@ impl Shard {
         let mut departures = Vec::new();
         for record in records {
             if let Record::Tracker(record) = record {
-                presence.is_restored(&record, common);
+                presence.restore_placeholder(&record, common);
                 common.tracker.restore(now, down_ms, record);
                 continue;
             }
@@ -110,13 +110,13 @@ impl Shard {
     }
 
     /// All records have been restored.
-    pub fn restored(&mut self, now: u64) {
-        self.common.clock.pass(now);
+    pub fn finish_restore(&mut self, now: u64) {
+        self.common.clock.advance_to(now);
         let now = self.common.now();
         let Self {
             common, presence, ..
         } = self;
-        common.tracker.restored();
+        common.tracker.finish_restore();
         // The settings may differ from those of the time when the records were made.
         common.apply_broadcast();
         let events = &mut presence.events;
@@ -151,7 +151,7 @@ impl Shard {
 
     /// Renews all leases, after a start.
     pub fn renew_leases(&mut self, now: u64) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         self.common.tracker.renew_leases(self.common.clock.now());
     }
 }
@@ -189,7 +189,9 @@ impl Presence {
         waiting.extend(ledger.take_deferred());
         records.extend(waiting.into_iter().map(|(id, user)| {
             let entry = ledger.get(id);
-            let deferred = entry.and_then(|entry| entry.next.clone()).map(Step::Show);
+            let deferred = entry
+                .and_then(|entry| entry.untold_event.clone())
+                .map(Step::Show);
             let steps = queue.steps(id).cloned().chain(deferred).collect();
             Record::Waiting { user, steps }
         }));

@@ -73,11 +73,11 @@ impl Updates {
 
     /// An online event with the user's current status in it. If viewers have been told of the user
     /// already, a change of the status is an update, which may have to wait. An application's own
-    /// event (not `ours`) can't be one, so it gets the status that viewers know.
+    /// event (not `broadcast_by_shard`) can't be one, so it gets the status that viewers know.
     pub(super) fn with_status(
         &mut self,
         event: Arc<Event>,
-        ours: bool,
+        broadcast_by_shard: bool,
         common: &Common,
     ) -> Arc<Event> {
         // Only an application describes a user without a connection.
@@ -89,7 +89,7 @@ impl Updates {
         }
         let told = self.decisions.ledger.get(event.user);
         let told = told.map(|entry| Arc::clone(&entry.event));
-        let waits = !ours || self.next_at(event.user, common).is_some();
+        let waits = !broadcast_by_shard || self.next_at(event.user, common).is_some();
         let reading = match told {
             Some(told) if waits => {
                 self.statuses.check_at(event.user, common.now());
@@ -131,7 +131,7 @@ impl Updates {
         if self.waits(user, common)
             && let Some(entry) = self.decisions.ledger.get_mut(user)
         {
-            entry.unsettled = true;
+            entry.was_undecided = true;
         }
         self.statuses.forget(user, name);
         self.decisions.forget_update(user);
@@ -201,7 +201,7 @@ impl Updates {
             return;
         };
         // Another connection is about to be shown, with the current status.
-        if entry.next.is_some() && common.settings.status.is_some() {
+        if entry.untold_event.is_some() && common.settings.status.is_some() {
             return;
         }
         let before = Arc::clone(&entry.event);

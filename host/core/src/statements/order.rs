@@ -21,7 +21,7 @@ use crate::names::Id;
 
 /// When something was said of a user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct MessageTime {
     /// By the sender's clock, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// The latest moment at which it may have been said, by this node's clock.
@@ -34,7 +34,7 @@ pub struct Said {
 
 /// How long messages may be under way.
 #[derive(Clone, Copy, Debug)]
-pub struct Periods {
+pub struct ReorderLimits {
     /// The limit for most messages, in milliseconds.
     pub within_ms: u64,
     /// The limit for messages that are said to be late, in milliseconds. What was said is
@@ -42,7 +42,7 @@ pub struct Periods {
     pub kept_ms: u64,
 }
 
-impl Said {
+impl MessageTime {
     /// The timestamps of this and of the other message, each no later than the latest moment,
     /// unless both are later.
     fn times(&self, other: &Self) -> (u64, u64) {
@@ -67,8 +67,8 @@ pub(super) struct Order {
 /// When a user was last said to be online, and to be offline.
 #[derive(Clone, Copy, Debug, Default)]
 struct Newest {
-    online: Said,
-    offline: Said,
+    online: MessageTime,
+    offline: MessageTime,
 }
 
 impl Order {
@@ -78,35 +78,35 @@ impl Order {
         &mut self,
         user: Id,
         is_offline: bool,
-        said: Said,
-        periods: Periods,
+        time: MessageTime,
+        limits: ReorderLimits,
     ) -> Option<bool> {
-        let kept_ms = periods.kept_ms.max(periods.within_ms);
-        self.forget(said.at, kept_ms);
-        let within_ms = periods.within_ms.saturating_add(said.delayed_ms);
+        let kept_ms = limits.kept_ms.max(limits.within_ms);
+        self.forget(time.at, kept_ms);
+        let within_ms = limits.within_ms.saturating_add(time.delayed_ms);
         let is_new = !self.users.contains_key(&user);
         let newest = self.users.entry(user).or_default();
         let (same, opposite) = match is_offline {
             true => (&mut newest.offline, newest.online),
             false => (&mut newest.online, newest.offline),
         };
-        let is_recent = opposite.timestamp > 0 && said.at <= opposite.at.saturating_add(within_ms);
-        let (then, now) = opposite.times(&said);
+        let is_recent = opposite.timestamp > 0 && time.at <= opposite.at.saturating_add(within_ms);
+        let (then, now) = opposite.times(&time);
         let is_later = match is_offline {
             true => then > now,
             false => then >= now,
         };
         // How much longer than the opposite this message was under way.
-        let longer_ms = then.saturating_sub(now) + said.at.saturating_sub(opposite.at);
-        let overtakes = is_recent && is_later && longer_ms <= within_ms;
-        let (then, now) = same.times(&said);
-        if now >= then || said.at > same.at.saturating_add(within_ms) {
-            *same = said;
+        let longer_ms = then.saturating_sub(now) + time.at.saturating_sub(opposite.at);
+        let is_overtaken = is_recent && is_later && longer_ms <= within_ms;
+        let (then, now) = same.times(&time);
+        if now >= then || time.at > same.at.saturating_add(within_ms) {
+            *same = time;
         }
         if is_new {
-            self.looks.push_back((said.at, user));
+            self.looks.push_back((time.at, user));
         }
-        (opposite.timestamp > 0).then_some(overtakes)
+        (opposite.timestamp > 0).then_some(is_overtaken)
     }
 
     /// The numbers of all ids in here.
@@ -139,13 +139,13 @@ mod tests {
 
     const ANN: Id = Id(1);
     const BOB: Id = Id(2);
-    const PERIODS: Periods = Periods {
+    const PERIODS: ReorderLimits = ReorderLimits {
         within_ms: 2_000,
         kept_ms: 9_000,
     };
 
-    fn said(timestamp: u64, at: u64) -> Said {
-        Said {
+    fn said(timestamp: u64, at: u64) -> MessageTime {
+        MessageTime {
             timestamp,
             latest: u64::MAX,
             at,
@@ -153,8 +153,8 @@ mod tests {
         }
     }
 
-    fn heard(timestamp: u64, latest: u64, at: u64) -> Said {
-        Said {
+    fn heard(timestamp: u64, latest: u64, at: u64) -> MessageTime {
+        MessageTime {
             timestamp,
             latest,
             at,
@@ -163,8 +163,14 @@ mod tests {
     }
 
     /// Whether a message counts.
-    fn counts(order: &mut Order, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
-        order.take(user, is_offline, said, periods) != Some(true)
+    fn counts(
+        order: &mut Order,
+        user: Id,
+        is_offline: bool,
+        said: MessageTime,
+        limits: ReorderLimits,
+    ) -> bool {
+        order.take(user, is_offline, said, limits) != Some(true)
     }
 
     #[test]
@@ -323,7 +329,7 @@ mod tests {
 
     #[test]
     fn what_a_stopped_node_held_counts_by_when_it_was_said() {
-        let late = |timestamp, at, delayed_ms| Said {
+        let late = |timestamp, at, delayed_ms| MessageTime {
             delayed_ms,
             ..said(timestamp, at)
         };

@@ -23,22 +23,22 @@
     reason = "slabs are indexed by keys that the tables and connections hold, never by an outdated one"
 )]
 
+mod activities;
 mod activity;
 mod changes;
 mod connection;
 mod damping;
-mod doing;
-mod elsewhere;
 mod expiry;
 mod places;
 mod quotas;
 mod receive_clock;
 mod record;
+mod remote;
 mod roster;
-mod shown;
-mod silence;
+mod shown_connection;
+mod silent_starts;
 mod slab;
-mod stored;
+mod stream_order;
 mod timer_queue;
 mod types;
 mod user;
@@ -52,12 +52,12 @@ pub use self::activity::Activity;
 use self::changes::UnsavedChanges;
 use self::connection::{Close, LiveConnection, Order, ReceivedAt, State};
 pub use self::damping::Damping;
-pub use self::elsewhere::HeardElsewhere;
 use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
 pub use self::record::{Connected, Cursor, TrackerRecord, UserState};
+pub use self::remote::RemoteHeartbeat;
 use self::roster::Roster;
-pub use self::silence::StartsWithoutMessage;
+pub use self::silent_starts::SilentStarts;
 use self::slab::Key;
 use self::timer_queue::TimerQueue;
 pub use self::types::{Effect, InputResult, Reason, TrackerSettings, Transition};
@@ -96,9 +96,9 @@ pub struct Tracker<M> {
     /// How many closes were forgotten early, since there was no room for them.
     closes_forgotten: u64,
     /// How many offlines were held back by damping, since their users flip.
-    held_back: u64,
+    damped_offlines: u64,
     /// How many graces are running.
-    graces: usize,
+    running_graces: usize,
     /// The stream to which the connections' message numbers belong. 0: none.
     stream: u64,
     /// Connections that have timed out since they were last taken. `None`: they are not kept.
@@ -123,8 +123,8 @@ impl<M: Clone> Tracker<M> {
             online_users: Held::default(),
             live_connections: Held::default(),
             closes_forgotten: 0,
-            held_back: 0,
-            graces: 0,
+            damped_offlines: 0,
+            running_graces: 0,
             stream: 0,
             expired: None,
         }
@@ -345,14 +345,14 @@ impl<M: Clone> Tracker<M> {
                     flips.flip(heard.at, &self.settings.damping)
                 }
             };
-            self.held_back += u64::from(held_ms > self.settings.grace_ms);
+            self.damped_offlines += u64::from(held_ms > self.settings.grace_ms);
             if held_ms.max(self.settings.grace_ms) > 0 {
                 user.pending = Some(Box::new(PendingOffline {
                     since: heard.lease_from,
                     reason,
                     held_ms,
                 }));
-                self.graces += 1;
+                self.running_graces += 1;
                 self.note_user(user_key);
                 self.queue_grace(user_key);
                 None
@@ -448,15 +448,15 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn advance(&mut self, now: u64) -> u64 {
-        self.clock.pass(now);
+        self.clock.advance_to(now);
         let now = self.clock.now();
-        self.receive_clock.pass(now);
+        self.receive_clock.advance_to(now);
         now
     }
 
     /// Makes a connection live.
     fn begin(&mut self, key: Key, mut life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
-        life.stored = self.roster.connections[key].stored();
+        life.stream_seq = self.roster.connections[key].stream_seq();
         let user_key = self.roster.connections[key].user;
         // A connection without an id is a placeholder, see `shard::standby`: its user is online
         // already, as far as viewers know. So no quota refuses it.
@@ -473,7 +473,7 @@ impl<M: Clone> Tracker<M> {
         user.see(life.newest);
         user.live += 1;
         let in_grace = user.pending.take().is_some();
-        self.graces -= usize::from(in_grace);
+        self.running_graces -= usize::from(in_grace);
         let transition = (user.live == 1 && !in_grace).then(|| Transition::Online {
             user: user.name.clone(),
             at: self.clock.stamp(),
@@ -546,7 +546,7 @@ impl<M: Clone> Tracker<M> {
                 State::Live(_) => false,
             },
             ignored: None,
-            stored: connection.stored(),
+            stream_seq: connection.stream_seq(),
         };
         self.roster.set_state(key, State::Closed(close));
         self.count_activity(key, said, None);

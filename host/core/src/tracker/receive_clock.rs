@@ -77,7 +77,7 @@ impl ReceiveClock {
     }
 
     /// Moves the time on to `now`. Without a step, the clock advances with it.
-    pub(super) fn pass(&mut self, now: u64) {
+    pub(super) fn advance_to(&mut self, now: u64) {
         if self.step_ms.is_none() {
             let since = now.saturating_sub(self.heard_up_to.unwrap_or(now));
             self.clock = self.clock.saturating_add(since);

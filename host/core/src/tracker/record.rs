@@ -15,7 +15,7 @@ use super::changes::UnsavedChanges;
 use super::connection::{Close, Connection, LiveConnection, ReceivedAt, SaveState, State};
 use super::places::OrderCounter;
 use super::roster::Roster;
-use super::silence::StartsWithoutMessage;
+use super::silent_starts::SilentStarts;
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
@@ -67,9 +67,9 @@ pub enum Connected<M> {
         /// Its order among the user's live connections: the highest is the newest.
         order: i64,
         /// The starts of the host since its last message. `None`: it has sent one in this run.
-        silence: Option<StartsWithoutMessage>,
+        silence: Option<SilentStarts>,
         /// The number, in the stream, of its last message, cut to 32 bits; 0: none.
-        stored: u32,
+        stream_seq: u32,
     },
     /// It was closed, and the close is remembered.
     Closed {
@@ -80,7 +80,7 @@ pub enum Connected<M> {
         /// When the close was handled, by the host's clock.
         kept_since: u64,
         /// As in `Live`.
-        stored: u32,
+        stream_seq: u32,
     },
 }
 
@@ -245,7 +245,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Moves the time on to `now`. A host that always receives has received everything up to then.
-    pub fn pass(&mut self, now: u64) {
+    pub fn advance_to(&mut self, now: u64) {
         self.advance(now);
     }
 
@@ -329,7 +329,7 @@ impl<M: Clone> Tracker<M> {
                         // Nobody is damped for what they did in an earlier run.
                         held_ms: 0,
                     }));
-                    self.graces += 1;
+                    self.running_graces += 1;
                     self.online_users.keep();
                     self.queue_grace(key);
                     // Its beginning has moved by the time for which the host was down: store that.
@@ -351,7 +351,7 @@ impl<M: Clone> Tracker<M> {
                 continue;
             };
             let silence = life.silence();
-            let mut silence = silence.unwrap_or_else(|| StartsWithoutMessage::from(at));
+            let mut silence = silence.unwrap_or_else(|| SilentStarts::from(at));
             let lease_ms = silence.lease_ms(at, timeout_ms);
             silence.starts = silence.starts.saturating_add(1);
             life.set_silence(Some(silence));
@@ -390,7 +390,7 @@ impl<M: Clone> Tracker<M> {
                 activity,
                 order,
                 silence,
-                stored,
+                stream_seq,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
@@ -412,14 +412,14 @@ impl<M: Clone> Tracker<M> {
                     life.set_typing_at(now);
                 }
                 life.set_silence(silence);
-                life.stored = stored;
+                life.stream_seq = stream_seq;
                 State::Live(life)
             }
             Connected::Closed {
                 timestamp,
                 newest,
                 kept_since,
-                stored,
+                stream_seq,
             } => State::Closed(Close {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
@@ -427,7 +427,7 @@ impl<M: Clone> Tracker<M> {
                 is_silent: false,
                 is_first: false,
                 ignored: None,
-                stored,
+                stream_seq,
             }),
         };
         self.roster.set_state(key, state);
@@ -446,14 +446,14 @@ impl<M: Clone> Tracker<M> {
     /// Up to when everything has been received, by the host's clock; `None` if no grace runs. The
     /// store has to keep it: how long a stored grace has run is measured up to this moment.
     pub fn graces_at(&self) -> Option<u64> {
-        (self.graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
+        (self.running_graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
     }
 
     /// The host has paused for `paused_ms`. With each pause, the stored beginning of a grace moves
     /// on, so the records of graces are noted as changed when the pauses add up to `PAUSE_MS`.
     pub(super) fn note_graces(&mut self, paused_ms: u64) {
         self.changes.paused_ms = self.changes.paused_ms.saturating_add(paused_ms);
-        if self.changes.paused_ms < PAUSE_MS || self.graces == 0 {
+        if self.changes.paused_ms < PAUSE_MS || self.running_graces == 0 {
             return;
         }
         self.changes.paused_ms = 0;
@@ -532,14 +532,14 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
                 activity: life.activity,
                 order: life.place.order,
                 silence: life.silence(),
-                stored: life.stored,
+                stream_seq: life.stream_seq,
             }
         }
         State::Closed(close) => Connected::Closed {
             timestamp: close.timestamp,
             newest: close.newest,
             kept_since: close.kept_since,
-            stored: close.stored,
+            stream_seq: close.stream_seq,
         },
     };
     Some(TrackerRecord::Connection {

@@ -42,7 +42,7 @@ impl World {
             let routers = self
                 .nodes
                 .iter()
-                .filter(|node| node.is_connected() && self.servers.pass(server, node.server));
+                .filter(|node| node.is_connected() && self.servers.advance_to(server, node.server));
             let routers: Vec<_> = routers.map(|node| node.number).collect();
             if !routers.is_empty() {
                 let router = routers[self.random.within(0, routers.len() as u64 - 1) as usize];
@@ -98,7 +98,7 @@ impl World {
 
     pub(crate) fn reaches(&self, from: End, server: usize, node: usize) -> bool {
         let it = &self.nodes[node];
-        from == End::Node(node) || (it.is_connected() && self.servers.pass(server, it.server))
+        from == End::Node(node) || (it.is_connected() && self.servers.advance_to(server, it.server))
     }
 
     pub(crate) fn deliver(&mut self, from: End, node: usize, arrival: Arrival) {
@@ -381,7 +381,7 @@ impl World {
     pub(crate) fn tell_clients(&mut self, node: usize, message: &ToClient, only: Option<usize>) {
         let server = self.nodes[node].server;
         for client in 0..VIEWERS {
-            let passes = self.servers.pass(server, self.clients[client].server);
+            let passes = self.servers.advance_to(server, self.clients[client].server);
             if only.is_some_and(|only| only != client) || !passes || self.is_lost(1) {
                 continue;
             }

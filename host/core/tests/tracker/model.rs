@@ -254,7 +254,7 @@ impl Model {
     }
 
     /// Lets time pass. A host that always hears has heard all of it.
-    fn pass(&mut self, now: u64) {
+    fn advance_to(&mut self, now: u64) {
         self.now = now;
         if self.settings.receive_step_ms.is_none() {
             self.relay_ms += (now - self.heard_up_to.unwrap()) as i64;
@@ -265,7 +265,7 @@ impl Model {
 
     /// The start of a lease that is renewed now, in heard time.
     fn lease_from(&mut self, now: u64) -> i64 {
-        self.pass(now);
+        self.advance_to(now);
         let step = self.settings.receive_step_ms.unwrap_or(0);
         let ahead = self.heard_up_to.map_or(step, |at| now.saturating_sub(at));
         self.relay_ms + ahead.min(step) as i64
@@ -282,7 +282,7 @@ impl Model {
     }
 
     fn listen(&mut self, now: u64, at: u64, gain_max: Option<u64>) {
-        self.pass(now);
+        self.advance_to(now);
         let (Some(step), Some(gain_max)) = (self.settings.receive_step_ms, gain_max) else {
             return;
         };
@@ -332,7 +332,7 @@ impl Model {
     /// Does all work that is due.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Transition<Metadata>> {
         let mut transitions = Vec::new();
-        self.pass(now);
+        self.advance_to(now);
         while let Some(task) = self.first_due() {
             match task {
                 Task::EndGrace(index) => {

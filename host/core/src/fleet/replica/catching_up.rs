@@ -129,14 +129,14 @@ impl Replica {
                 }
                 let mut shard = snapshot.shard;
                 shard.count_on(&self.shard);
-                shard.is_copy();
+                shard.set_from_snapshot();
                 self.exchange(shard, snapshot.told_viewers, out);
                 // The snapshots that are being sent are of the replaced shard.
                 self.snapshots = Snapshots::default();
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.partial = PartialMessage::default();
                 self.is_first = snapshot.is_first;
-                self.shard.is_first(self.is_first);
+                self.shard.set_first_owner(self.is_first);
                 self.is_complete = true;
                 self.differed = [0; PARTS];
                 self.replay(now, catching_up, out);
@@ -197,7 +197,7 @@ impl Replica {
         }
         self.nonce += 1;
         let mut shard = self.shard.replacement();
-        shard.keep_told(true);
+        shard.keep_standby_records(true);
         catching_up.reader = Some(SnapshotReader::new(self.number, self.nonce, shard));
         // An owner that is behind answers late, and only the last question.
         let doublings = catching_up.tries.saturating_sub(1).min(DOUBLINGS_MAX);
@@ -214,7 +214,7 @@ impl Replica {
     fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<ReplicaOutput>) {
         for (arrived, input) in catching_up.inputs {
             self.shard
-                .follow_again(now, later(input, now.saturating_sub(arrived)));
+                .follow_replayed(now, later(input, now.saturating_sub(arrived)));
         }
         self.relay.held_ms = now.saturating_sub(catching_up.since);
         let taken = catching_up.messages.into_iter().try_for_each(|message| {
@@ -228,7 +228,7 @@ impl Replica {
         if let Err(difference) = taken {
             return self.catch_up(now, difference, out);
         }
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if let Role::Follow { owner, epoch } = &self.role
             && self.epoch == *epoch
         {

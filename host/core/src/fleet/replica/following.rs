@@ -207,7 +207,7 @@ impl Replica {
         }
         self.shard.follow(now, input);
         // A replica that doesn't publish needs no changes for standbys.
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if !is_lost {
             return;
         }
@@ -233,7 +233,7 @@ impl Replica {
         }
         self.check_for_silence(now);
         self.shard.follow_time(now);
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if let Role::Follow { epoch, .. } = &self.role
             && self.epoch < *epoch
             && self.is_complete

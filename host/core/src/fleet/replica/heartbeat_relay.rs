@@ -1,11 +1,11 @@
 //! Heartbeats: which replicas receive them, and how the owner tells its standbys of them.
 //!
 //! Where there are many heartbeats, an owner tells its standbys in batches what it has received
-//! ([`HeartbeatBatch`](crate::HeartbeatBatch)), and how far its receive clock has advanced. The standbys then receive
-//! no heartbeats themselves, which would cost them as much as the owner. Their receive clocks
-//! advance by the owner's messages, and so stand still when the owner falls silent. The standbys
-//! receive heartbeats again as soon as they notice that, when another node owns the shard, or when
-//! there are only few heartbeats.
+//! ([`HeartbeatBatch`](crate::HeartbeatBatch)), and how far its receive clock has advanced. The
+//! standbys then receive no heartbeats themselves, which would cost them as much as the owner.
+//! Their receive clocks advance by the owner's messages, and so stand still when the owner falls
+//! silent. The standbys receive heartbeats again as soon as they notice that, when another node
+//! owns the shard, or when there are only few heartbeats.
 
 use super::{Mutation, Replica, ReplicaOutput, Role};
 use crate::Input;
@@ -17,8 +17,8 @@ const HEARD_BYTES: usize = 32 << 10;
 /// After how many intervals without a message the owner is considered silent.
 const SILENT_INTERVALS: u64 = 3;
 
-/// Fewer than `relay_heartbeats_min / FEW_PART` heartbeats in an interval are few. There must be few for
-/// half a timeout before the owner stops telling of them, since some senders send all their
+/// Fewer than `relay_heartbeats_min / FEW_PART` heartbeats in an interval are few. There must be
+/// few for half a timeout before the owner stops telling of them, since some senders send all their
 /// heartbeats at once, once in half a timeout.
 const FEW_PART: usize = 4;
 
@@ -198,7 +198,7 @@ impl Replica {
         let taken =
             self.shard
                 .apply_heartbeats(now, (gained_ms, silent_ms + self.relay.held_ms), entries);
-        self.shard.take_told();
+        self.shard.take_standby_records();
         taken.map_err(|_| Mismatch::Unreadable)?;
         if !goes_on {
             self.resume_heartbeats(now);

@@ -7,7 +7,7 @@ use crate::fleet::standby_message::{StandbyContent, StandbyMessage, pieces};
 impl Replica {
     /// Tells the standbys what is about to be published, and then has it published.
     pub(super) fn tell(&mut self, outputs: Vec<Output>, out: &mut Vec<ReplicaOutput>) {
-        let records = self.shard.take_told();
+        let records = self.shard.take_standby_records();
         if !records.is_empty() {
             self.relay_news(out);
             let changes = self.told_viewers.note(&records, &self.names);

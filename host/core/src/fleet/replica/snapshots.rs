@@ -70,7 +70,7 @@ impl Replica {
             // A replica that has stopped leading may still have to announce something that only it
             // knows.
             Role::Lead { epoch, .. } | Role::Resign { epoch } => {
-                self.epoch == *epoch && (self.is_leading || !self.shard.is_beginning())
+                self.epoch == *epoch && (self.is_leading || !self.shard.is_taking_over())
             }
         }
     }
@@ -78,7 +78,7 @@ impl Replica {
     /// Begins the snapshots that were asked for. A replica that has just begun to lead first
     /// announces what it missed: until then, only it knows that.
     fn begin_snapshots(&mut self, now: u64) {
-        if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_beginning()) {
+        if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_taking_over()) {
             return;
         }
         let may_give = self.may_give_snapshots();

@@ -1,10 +1,10 @@
 mod again;
-mod beginning;
 mod ends;
 mod heartbeats;
 mod long;
 mod pieces;
 mod statements;
+mod takeover;
 mod unsure;
 
 use super::*;
@@ -116,7 +116,7 @@ impl Side {
         self.replica.asked(now, &standby, nonce, &mut self.out);
         // Lets the replica finish its announcements first.
         let shard = &mut self.replica.shard;
-        while self.replica.is_leading && shard.is_beginning() {
+        while self.replica.is_leading && shard.is_taking_over() {
             shard.advance(now, &mut Everyone, &mut Vec::new());
         }
         let mut chunks = Vec::new();

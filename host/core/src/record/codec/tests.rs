@@ -41,13 +41,13 @@ fn records_have_the_bytes_of_their_format() {
             activity: None,
             order: 5,
             silence: None,
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Tracker(connection(Connected::Closed {
             timestamp: 1,
             newest: 2,
             kept_since: 3,
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Tracker(tracker::TrackerRecord::ReceivedAt {
             user: "ann".into(),
@@ -64,7 +64,7 @@ fn records_have_the_bytes_of_their_format() {
         Record::Ledger {
             user: name.clone(),
             entry: Some(LedgerEntry {
-                lag_ms: 300,
+                connect_delay_ms: 300,
                 ..LedgerEntry::new(Arc::clone(&event), told.clone())
             }),
         },
@@ -90,11 +90,11 @@ fn records_have_the_bytes_of_their_format() {
             metadata: metadata.clone(),
             activity: Some(Activity::Typing),
             order: -1,
-            silence: Some(StartsWithoutMessage {
+            silence: Some(SilentStarts {
                 since: 4,
                 starts: 3,
             }),
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Status {
             user: name,
@@ -110,7 +110,7 @@ fn records_have_the_bytes_of_their_format() {
             timestamp: 1,
             newest: 2,
             kept_since: 3,
-            stored: 9,
+            stream_seq: 9,
         })),
         Record::Tracker(connection(Connected::Live {
             opened: 1,
@@ -119,7 +119,7 @@ fn records_have_the_bytes_of_their_format() {
             activity: None,
             order: 5,
             silence: None,
-            stored: 9,
+            stream_seq: 9,
         })),
     ];
     let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";

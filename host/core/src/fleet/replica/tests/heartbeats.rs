@@ -137,7 +137,13 @@ fn who_owns_or_hands_over_a_shard_takes_in_heartbeats() {
         .set_role(now, Role::Resign { epoch: 5 }, &mut owner.out);
     let contents = owner.contents();
     assert!(
-        matches!(&contents[..], [StandbyContent::Heartbeats { goes_on: false, entries, .. }, StandbyContent::Digest { .. }] if !entries.is_empty()),
+        matches!(
+            &contents[..],
+            [
+                StandbyContent::Heartbeats { goes_on: false, entries, .. },
+                StandbyContent::Digest { .. },
+            ] if !entries.is_empty()
+        ),
         "{contents:?}"
     );
     owner.tell(&mut standby, now + 1);

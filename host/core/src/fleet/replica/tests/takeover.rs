@@ -26,7 +26,7 @@ fn beginning() -> Side {
     };
     let role = Role::Lead { epoch: 8, before };
     standby.replica.set_role(AT, role, &mut standby.out);
-    assert!(standby.replica.shard().is_beginning());
+    assert!(standby.replica.shard().is_taking_over());
     standby
 }
 
@@ -49,7 +49,7 @@ fn who_comes_meanwhile_is_told_of_at_once() {
     let mut side = beginning();
     side.hear(AT, Kind::Connect, "late", "c1");
     assert_eq!(side.viewers_told(), told(&[("late", true)]));
-    assert!(side.replica.shard().is_beginning());
+    assert!(side.replica.shard().is_taking_over());
     let mut others = tells(&mut side);
     others.sort();
     assert_eq!(
