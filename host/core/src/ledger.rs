@@ -12,8 +12,8 @@ use roaring::RoaringBitmap;
 use crate::audience::VisitedSets;
 use crate::changed::ChangedUsers;
 use crate::event::Event;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::recipients::Recipients;
 
 /// What is known of an online user, and what viewers were told.
@@ -61,7 +61,7 @@ pub struct Ledger {
     deferred: ChangedUsers,
     /// The readings of the ledger as it was at a moment. Each change of an entry calls
     /// [`Self::preserve_for_readers`] before.
-    readings: Readings<LedgerEntry>,
+    reads: SnapshotReads<LedgerEntry>,
 }
 
 /// What has changed in the ledger since that was last taken.
@@ -192,20 +192,20 @@ impl Ledger {
     }
 
     /// Begins a reading of the ledger as it is now, for [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
-        self.readings.begin(moment, self.user_numbers(), 0);
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
+        self.reads.begin(point, self.user_numbers(), 0);
     }
 
     /// Reads the next `count` entries at most, as they were at a moment. Returns whether any were
     /// left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(LedgerEntry),
     ) -> bool {
         let entry = |user| self.entries.get(&Id(user)).cloned();
-        self.readings.read(moment, count, entry, take)
+        self.reads.read(point, count, entry, take)
     }
 
     /// The online users, in a stable order.
@@ -236,11 +236,11 @@ impl Ledger {
         let mut seen = VisitedSets::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);
-            entry.recipients.audience().keep_in(&mut ids, &mut seen);
+            entry.recipients.audience().add_to(&mut ids, &mut seen);
         }
-        for entry in self.readings.kept() {
+        for entry in self.reads.kept() {
             ids.insert(entry.event.user.0);
-            entry.recipients.audience().keep_in(&mut ids, &mut seen);
+            entry.recipients.audience().add_to(&mut ids, &mut seen);
         }
         ids
     }
@@ -249,7 +249,7 @@ impl Ledger {
     /// get to it.
     fn preserve_for_readers(&mut self, user: Id) {
         let entries = &self.entries;
-        self.readings.keep(user.0, || entries.get(&user).cloned());
+        self.reads.keep(user.0, || entries.get(&user).cloned());
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Record {
         /// The user.
         user: Name,
         /// The status. `None`: it is no longer kept.
-        word: Option<OwnStatus>,
+        own_status: Option<OwnStatus>,
     },
     /// A user's events that wait in the queue. Empty if none waits.
     Waiting {

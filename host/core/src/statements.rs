@@ -13,8 +13,8 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use crate::changed::ChangedUsers;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
+use crate::read_point::{ReadPoint, SnapshotReads};
 
 use self::order::Order;
 pub use self::order::{MessageTime, ReorderLimits};
@@ -44,7 +44,7 @@ pub struct Statements {
     order: Option<Order>,
     /// The readings of the statements as they were at a moment. Each change of one calls
     /// [`Self::keep`] before.
-    readings: Readings<HeldStatement>,
+    reads: SnapshotReads<HeldStatement>,
 }
 
 #[derive(Clone, Debug)]
@@ -182,28 +182,28 @@ impl Statements {
     }
 
     /// Begins a reading of the statements as they are now, for [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.users().collect();
-        self.readings.begin(moment, users, 0);
+        self.reads.begin(point, users, 0);
     }
 
     /// Reads the next `count` statements at most, as they were at a moment. Returns whether any
     /// were left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(HeldStatement),
     ) -> bool {
         let held = |user| self.users.get(&Id(user)).cloned();
-        self.readings.read(moment, count, held, take)
+        self.reads.read(point, count, held, take)
     }
 
     /// Call it before the statement about a user changes: keeps it for readings that have yet
     /// to get to it.
     fn keep(&mut self, user: Id) {
         let users = &self.users;
-        self.readings.keep(user.0, || users.get(&user).cloned());
+        self.reads.keep(user.0, || users.get(&user).cloned());
     }
 
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {

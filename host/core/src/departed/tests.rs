@@ -113,11 +113,11 @@ fn a_place_of_nobodys_last_departure_is_read_as_it_was_when_another_takes_it() {
     for at in [7, 8] {
         note(&mut departed, "a", at);
     }
-    let moment = Moment::default();
-    departed.begin_reading(&moment);
+    let point = ReadPoint::default();
+    departed.begin_read(&point);
     note(&mut departed, "b", 9);
     let mut read = Vec::new();
-    while departed.read(&moment, 1, |departure| read.push(departure.timestamp)) {}
+    while departed.read(&point, 1, |departure| read.push(departure.timestamp)) {}
     assert_eq!(read, [8]);
 }
 

@@ -163,7 +163,7 @@ impl Lease {
     /// outcome is unknown, so the entry must be read.
     pub fn written(&mut self, count: u64, outcome: Outcome) {
         match outcome {
-            Outcome::Stored(revision) => self.is_stored(count, revision),
+            Outcome::Stored(revision) => self.note_stored(count, revision),
             Outcome::Refused | Outcome::Unknown => self.is_doubtful = true,
         }
         if count == self.count {
@@ -179,7 +179,7 @@ impl Lease {
             return;
         }
         match ours {
-            Some(count) => self.is_stored(count, revision),
+            Some(count) => self.note_stored(count, revision),
             // Before the first renewal, an entry of others only gives the revision to start from.
             None if self.held_from.is_none() => self.revision = revision,
             None if revision > self.revision => self.is_lost = true,
@@ -200,7 +200,7 @@ impl Lease {
         self.under_way = self.under_way.filter(|(step, _)| *step != Step::Read);
     }
 
-    fn is_stored(&mut self, count: u64, revision: u64) {
+    fn note_stored(&mut self, count: u64, revision: u64) {
         self.revision = self.revision.max(revision);
         if let Some(at) = self.sent.get(&count) {
             self.held_from = self.held_from.max(Some(*at));

@@ -115,14 +115,14 @@ pub enum ReplicaOutput {
         seq: u64,
     },
     /// Count that this replica's state differed from the owner's.
-    Differed(Difference),
+    Differed(CatchUpReason),
     /// Free this on a thread on which no event waits for it.
     Discard(Discarded),
 }
 
 /// Why a replica catches up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Difference {
+pub enum CatchUpReason {
     /// It has just begun to follow.
     Begins,
     /// A message of the owner is missing.
@@ -306,7 +306,7 @@ impl Replica {
                     (self.is_complete, self.epoch) = (true, *epoch);
                 } else if before == Role::None || (!self.is_complete && self.catching_up.is_none())
                 {
-                    self.catch_up(now, Difference::Begins, out);
+                    self.catch_up(now, CatchUpReason::Begins, out);
                 }
             }
             Role::Lead { .. } => {}
@@ -553,7 +553,7 @@ impl Replica {
         self.digest_at = since + wait_ms;
         // Messages that are still on their way get some time to arrive first.
         if now >= since + wait_ms / 4 && self.catching_up.is_none() {
-            self.catch_up(now, Difference::Gap, out);
+            self.catch_up(now, CatchUpReason::Gap, out);
         }
         true
     }

@@ -82,12 +82,12 @@ pub struct Change {
     key: Vec<u8>,
     /// The record, without viewers. `None`: the record is removed.
     value: Option<Vec<u8>>,
-    viewers: Option<Difference>,
+    viewers: Option<ViewersDelta>,
 }
 
 /// How the viewers who were told of a user, and what they were shown, have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Difference {
+struct ViewersDelta {
     /// The digests of all viewers, before and after.
     before: u64,
     after: u64,
@@ -260,7 +260,7 @@ impl ToldViewers {
         let online = self.users.iter().map(|(user, it)| (user, &it.viewers));
         for (user, viewers) in online.chain(&self.departed) {
             ids.insert(user.0);
-            viewers.recipients.audience().keep_in(&mut ids, &mut seen);
+            viewers.recipients.audience().add_to(&mut ids, &mut seen);
         }
         ids
     }
@@ -366,11 +366,11 @@ impl ToldViewers {
     }
 
     /// The difference between the viewers who were last told of a user and `to`.
-    fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (Difference, Viewers) {
+    fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (ViewersDelta, Viewers) {
         let nobody = Viewers::default();
         let from = self.known(user).unwrap_or(&nobody);
         let difference = match from.recipients.same(to) {
-            true => Difference {
+            true => ViewersDelta {
                 before: from.digest,
                 after: from.digest,
                 lost: Vec::new(),
@@ -430,7 +430,7 @@ impl Viewers {
     }
 }
 
-impl Difference {
+impl ViewersDelta {
     /// Applies the difference to the viewers who were last told of the user, if any are known.
     fn apply(&self, known: Option<&Viewers>, names: &Names) -> Result<Viewers, Mismatch> {
         let nobody = Viewers::default();
@@ -476,7 +476,7 @@ impl Difference {
     }
 }
 
-fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) -> Difference {
+fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) -> ViewersDelta {
     let named = |viewers: &Audience| -> Vec<String> {
         let names = names.read();
         let named = viewers.ids().filter_map(|id| names.name(id));
@@ -506,7 +506,7 @@ fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) ->
         after = after.wrapping_add(viewers_digest(&new, *shown, names));
         parts.push((shown.to_bytes(), named(&new)));
     }
-    Difference {
+    ViewersDelta {
         before,
         after,
         lost,

@@ -110,8 +110,8 @@ struct Waiting<'a> {
 enum Next<'a> {
     Announce(bool),
     #[serde(borrow)]
-    Tell(Parts<'a>),
-    Show,
+    Notify(Parts<'a>),
+    Reshow,
 }
 
 /// Keys, values as JSON text, and whether they may be broadcast.
@@ -226,11 +226,11 @@ impl Record {
                 });
                 stored(&Key::Departed(user.as_str()), value.as_ref())
             }
-            Self::Status { user, word } => {
-                let value: Option<SavedStatus<'_>> = word.as_ref().map(|word| {
-                    let status = word.status.as_ref();
+            Self::Status { user, own_status } => {
+                let value: Option<SavedStatus<'_>> = own_status.as_ref().map(|own_status| {
+                    let status = own_status.status.as_ref();
                     let saying = status.map(|status| (&*status.text, status.expires_at));
-                    (word.timestamp, saying)
+                    (own_status.timestamp, saying)
                 });
                 stored(&Key::Status(user.as_str()), value.as_ref())
             }
@@ -305,7 +305,7 @@ impl Record {
             }
             Key::Status(user) => {
                 let (timestamp, saying): SavedStatus<'_> = postcard::from_bytes(value)?;
-                let word = OwnStatus {
+                let own_status = OwnStatus {
                     timestamp,
                     status: saying.map(|(text, expires_at)| Status {
                         text: text.into(),
@@ -313,8 +313,8 @@ impl Record {
                     }),
                 };
                 let (_, user) = names.intern_name(user);
-                let word = Some(word);
-                return Ok(Self::Status { user, word });
+                let own_status = Some(own_status);
+                return Ok(Self::Status { user, own_status });
             }
             Key::Stated(user) => {
                 let statement = Some(postcard::from_bytes(value)?);
@@ -338,8 +338,8 @@ impl Record {
                         Next::Announce(broadcast_by_shard) => {
                             Step::Announce(event, broadcast_by_shard)
                         }
-                        Next::Tell(told) => Step::Tell(event, recipients_of(told, names)),
-                        Next::Show => Step::Show(event),
+                        Next::Notify(told) => Step::Notify(event, recipients_of(told, names)),
+                        Next::Reshow => Step::Reshow(event),
                     }
                 });
                 let steps = steps.collect();
@@ -379,7 +379,7 @@ impl Record {
             },
             Key::Status(user) => Self::Status {
                 user: name(user),
-                word: None,
+                own_status: None,
             },
             Key::Waiting(user) => Self::Waiting {
                 user: name(user),
@@ -417,8 +417,8 @@ fn waiting<'a>(step: &'a Step, names: &'a NamesGuard<'_>) -> Waiting<'a> {
         metadata: entries(&event.metadata),
         next: match step {
             Step::Announce(_, broadcast_by_shard) => Next::Announce(*broadcast_by_shard),
-            Step::Tell(_, told) => Next::Tell(parts(told, names)),
-            Step::Show(_) => Next::Show,
+            Step::Notify(_, told) => Next::Notify(parts(told, names)),
+            Step::Reshow(_) => Next::Reshow,
         },
     }
 }

@@ -13,9 +13,9 @@ use roaring::RoaringBitmap;
 use crate::changed::ChangedUsers;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::Event;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::pending_fetches::PendingFetches;
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::step::Step;
 
 /// The waiting steps of the shard's users.
@@ -33,7 +33,7 @@ pub(super) struct EventQueue {
     changed: ChangedUsers,
     /// The readings of the queues as they were at a moment. Each change of a queue calls
     /// [`Self::keep`] before.
-    readings: Readings<Vec<Step>>,
+    reads: SnapshotReads<Vec<Step>>,
 }
 
 impl EventQueue {
@@ -142,28 +142,28 @@ impl EventQueue {
     }
 
     /// Begins a reading of the queues as they are now, for [`Self::read`].
-    pub(super) fn begin_reading(&mut self, moment: &Moment) {
+    pub(super) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.queues.keys().map(|user| user.0).collect();
-        self.readings.begin(moment, users, 0);
+        self.reads.begin(point, users, 0);
     }
 
     /// Reads the steps of the next `count` users at most, as they were at a moment. Returns whether
     /// any were left.
     pub(super) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(Vec<Step>),
     ) -> bool {
         let steps = |user| waiting(&self.queues, Id(user));
-        self.readings.read(moment, count, steps, take)
+        self.reads.read(point, count, steps, take)
     }
 
     /// Call it before a user's queue changes: keeps the queue for readings that have yet to get to
     /// it.
     fn keep(&mut self, user: Id) {
         let queues = &self.queues;
-        self.readings.keep(user.0, || waiting(queues, user));
+        self.reads.keep(user.0, || waiting(queues, user));
     }
 
     /// All waiting steps of a user, in their order.
@@ -177,7 +177,7 @@ impl EventQueue {
         let mut steps = self.queues.get(&user)?.iter().rev();
         steps.find_map(|(step, _)| match step {
             Step::Announce(event, _) => Some(event),
-            Step::Tell(..) | Step::Show(_) => None,
+            Step::Notify(..) | Step::Reshow(_) => None,
         })
     }
 
@@ -222,7 +222,7 @@ impl EventQueue {
         let mut ids = self.fetches.ids();
         ids.extend(self.changed.ids());
         let waiting = self.queues.values().flatten().map(|(step, _)| step);
-        for step in waiting.chain(self.readings.kept().flatten()) {
+        for step in waiting.chain(self.reads.kept().flatten()) {
             ids |= step.ids();
         }
         ids

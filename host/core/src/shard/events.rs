@@ -56,8 +56,8 @@ impl Events {
         }
     }
 
-    /// A user came online or went offline. `broadcast_by_shard`: this shard found it, and broadcasts it;
-    /// otherwise an application has stated and broadcast it.
+    /// A user came online or went offline. `broadcast_by_shard`: this shard found it, and
+    /// broadcasts it; otherwise an application has stated and broadcast it.
     pub(super) fn announce(&mut self, event: Event, broadcast_by_shard: bool, env: &mut Env<'_>) {
         self.begin(Step::Announce(Arc::new(event), broadcast_by_shard), env);
     }
@@ -199,7 +199,7 @@ impl Events {
         let event = env
             .common
             .event(user, at, Change::Online, Metadata::default());
-        self.begin(Step::Show(Arc::new(event)), env);
+        self.begin(Step::Reshow(Arc::new(event)), env);
     }
 
     /// Takes a step. Returns whether it is done; otherwise it waits.
@@ -208,8 +208,8 @@ impl Events {
             Step::Announce(event, broadcast_by_shard) => {
                 self.try_announce(event, broadcast_by_shard, until, env)
             }
-            Step::Tell(event, recipients) => try_tell(event, recipients, until, env),
-            Step::Show(event) => self.try_show(event, until, env),
+            Step::Notify(event, recipients) => try_notify(event, recipients, until, env),
+            Step::Reshow(event) => self.try_reshow(event, until, env),
         };
         let Err((step, questions)) = taken else {
             return true;
@@ -243,10 +243,10 @@ impl Events {
         if recipients.is_empty() {
             return Ok(());
         }
-        try_tell(event, recipients, until, env)
+        try_notify(event, recipients, until, env)
     }
 
-    fn try_show(
+    fn try_reshow(
         &mut self,
         event: Arc<Event>,
         until: u64,
@@ -274,7 +274,7 @@ impl Events {
         });
         let enriched = match enrich(&plain, until, env) {
             Ok(enriched) => enriched,
-            Err(questions) => return Err((Step::Show(event), questions)),
+            Err(questions) => return Err((Step::Reshow(event), questions)),
         };
         for failure in &enriched.failures {
             env.plugin_failed(&plain, failure, None);
@@ -300,7 +300,7 @@ impl Events {
     }
 }
 
-fn try_tell(
+fn try_notify(
     event: Arc<Event>,
     recipients: Recipients,
     until: u64,
@@ -309,7 +309,7 @@ fn try_tell(
     let renditions = match env.ask_redactor(&event, recipients.audience()) {
         Decision::Decided(renditions, _) => renditions,
         Decision::CacheMiss(questions) if env.common.now() < until => {
-            return Err((Step::Tell(event, recipients), questions));
+            return Err((Step::Notify(event, recipients), questions));
         }
         Decision::CacheMiss(_) => Vec::new(),
         Decision::Failed(failure) => {

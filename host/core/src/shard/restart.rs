@@ -90,10 +90,10 @@ impl Shard {
                     }
                 }
                 Record::Departed { departure, .. } => departures.extend(departure),
-                Record::Status { user, word } => {
-                    if let Some(word) = word {
+                Record::Status { user, own_status } => {
+                    if let Some(own_status) = own_status {
                         let id = common.names.intern(user.as_str());
-                        updates.statuses.restore(id, &user, word);
+                        updates.statuses.restore(id, &user, own_status);
                     }
                 }
                 Record::Stated { user, statement } => {
@@ -182,8 +182,8 @@ impl Presence {
         ledger.take_changed(|user, entry| records.push(Record::Ledger { user, entry }));
         let departed = &mut decisions.departed;
         departed.take_changed(|user, departure| records.push(Record::Departed { user, departure }));
-        let words = updates.statuses.take_changed();
-        records.extend(words.map(|(user, word)| Record::Status { user, word }));
+        let own_statuses = updates.statuses.take_changed();
+        records.extend(own_statuses.map(|(user, own_status)| Record::Status { user, own_status }));
         // Events that are to be told later are told at once after a restart.
         let mut waiting = queue.take_changed();
         waiting.extend(ledger.take_deferred());
@@ -191,7 +191,7 @@ impl Presence {
             let entry = ledger.get(id);
             let deferred = entry
                 .and_then(|entry| entry.untold_event.clone())
-                .map(Step::Show);
+                .map(Step::Reshow);
             let steps = queue.steps(id).cloned().chain(deferred).collect();
             Record::Waiting { user, steps }
         }));

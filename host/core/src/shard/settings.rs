@@ -1,6 +1,6 @@
 //! The settings of a shard.
 
-use crate::allowance::Allowance;
+use crate::dead_letter_limit::DeadLetterLimit;
 use crate::quota::Cap;
 use crate::{status, tracker};
 
@@ -33,7 +33,7 @@ pub struct Settings {
     /// How many applications' statements may hold at a time.
     pub statements_max: usize,
     /// How many dead letters may be published.
-    pub dead_letters: Allowance,
+    pub dead_letters: DeadLetterLimit,
     /// How many users may be online by their connections, over all shards.
     pub users: Cap,
     /// How many connections may be live, over all shards.
@@ -81,7 +81,7 @@ impl Default for Settings {
             status: None,
             statement_ttl_ms: 24 * 60 * 60 * 1_000,
             statements_max: 1_000_000,
-            dead_letters: Allowance::default(),
+            dead_letters: DeadLetterLimit::default(),
             users: Cap::default(),
             connections: Cap::default(),
             limits_per_shard: false,

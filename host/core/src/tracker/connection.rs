@@ -204,7 +204,7 @@ impl Close {
     }
 
     /// Whether a heartbeat belongs to a new life of the connection, after this close.
-    pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
+    pub(super) fn accept_heartbeat(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
         let is_recent = self.is_recent(at, order.reorder_ms);
         let is_tie = timestamp == self.newest && !order.ties_close;
         if timestamp > self.newest || (is_recent && is_tie) {

@@ -64,7 +64,7 @@ pub use self::types::{Effect, InputResult, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
 use crate::message::StreamPlace;
-use crate::quota::{Cap, Held, Quota};
+use crate::quota::{Cap, CapHolder, Quota};
 
 /// A connection that has timed out: user, connection, and the newest timestamp in its messages.
 pub(crate) type ExpiredConnection = (Arc<str>, Box<str>, u64);
@@ -91,8 +91,8 @@ pub struct Tracker<M> {
     /// `LiveConnection::typing_at`.
     typing: BinaryHeap<Reverse<(u64, Key)>>,
     /// The users and connections of this tracker, counted against the limits of its tenant.
-    online_users: Held,
-    live_connections: Held,
+    online_users: CapHolder,
+    live_connections: CapHolder,
     /// How many closes were forgotten early, since there was no room for them.
     closes_forgotten: u64,
     /// How many offlines were held back by damping, since their users flip.
@@ -120,8 +120,8 @@ impl<M: Clone> Tracker<M> {
             orders: OrderCounter::default(),
             unlinked: Vec::new(),
             typing: BinaryHeap::new(),
-            online_users: Held::default(),
-            live_connections: Held::default(),
+            online_users: CapHolder::default(),
+            live_connections: CapHolder::default(),
             closes_forgotten: 0,
             damped_offlines: 0,
             running_graces: 0,
@@ -135,8 +135,8 @@ impl<M: Clone> Tracker<M> {
     #[must_use]
     pub fn within(self, users: &Cap, connections: &Cap) -> Self {
         Self {
-            online_users: Held::of(users),
-            live_connections: Held::of(connections),
+            online_users: CapHolder::of(users),
+            live_connections: CapHolder::of(connections),
             ..self
         }
     }
@@ -234,7 +234,7 @@ impl<M: Clone> Tracker<M> {
     /// An unknown connection is adopted: this host may have restarted, or have missed the connect.
     /// A closed one is adopted if the heartbeat is newer than all that is known of the connection,
     /// or if it has the same timestamp and arrives right after the close. If the sender's clock is
-    /// behind, the second newer heartbeat counts (`Close::is_followed_by`). `metadata` is called
+    /// behind, the second newer heartbeat counts (`Close::accept_heartbeat`). `metadata` is called
     /// only for an adoption; otherwise nothing is allocated.
     pub fn heartbeat(
         &mut self,
@@ -249,7 +249,7 @@ impl<M: Clone> Tracker<M> {
             (user, conn),
             timestamp,
             metadata,
-            Close::is_followed_by,
+            Close::accept_heartbeat,
         )
     }
 
@@ -519,9 +519,9 @@ impl<M: Clone> Tracker<M> {
     /// Counts one more live connection of a user, even if that exceeds a quota.
     fn take_in(&mut self, user: Key) {
         if !self.roster.users[user].is_online() {
-            self.online_users.keep();
+            self.online_users.take_unchecked();
         }
-        self.live_connections.keep();
+        self.live_connections.take_unchecked();
     }
 
     /// Marks a connection as closed, or replaces the close of a closed one.

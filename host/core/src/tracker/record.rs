@@ -330,7 +330,7 @@ impl<M: Clone> Tracker<M> {
                         held_ms: 0,
                     }));
                     self.running_graces += 1;
-                    self.online_users.keep();
+                    self.online_users.take_unchecked();
                     self.queue_grace(key);
                     // Its beginning has moved by the time for which the host was down: store that.
                     self.note_user(key);
@@ -401,9 +401,9 @@ impl<M: Clone> Tracker<M> {
                 if let Some(activity) = activity {
                     user.activities[activity as usize] += 1;
                 }
-                self.live_connections.keep();
+                self.live_connections.take_unchecked();
                 if user.live == 1 && user.pending.is_none() {
-                    self.online_users.keep();
+                    self.online_users.take_unchecked();
                 }
                 let mut life = LiveConnection::new(heard, opened.min(now), newest, metadata, order);
                 life.is_newest_saved = true;

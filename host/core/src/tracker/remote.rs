@@ -22,10 +22,10 @@ impl RemoteHeartbeat {
         if !close.is_silent && close.is_recent(at, self.late_ms) {
             // The heartbeat may have been sent before the close. The timestamps don't say: a host
             // takes a sender's timestamp as no later than its own time.
-            return self.adopted && close.is_followed_by(at, timestamp, order);
+            return self.adopted && close.accept_heartbeat(at, timestamp, order);
         }
         // The other host has handled that close, too.
-        self.adopted || close.is_followed_by(at, timestamp, order)
+        self.adopted || close.accept_heartbeat(at, timestamp, order)
     }
 }
 

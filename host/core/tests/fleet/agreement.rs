@@ -123,9 +123,9 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
         }
         Record::Status {
             user,
-            word: Some(word),
+            own_status: Some(own_status),
         } => {
-            let status = word
+            let status = own_status
                 .status
                 .as_ref()
                 .filter(|status| status.expires_at.is_none())?;

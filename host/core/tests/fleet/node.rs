@@ -9,7 +9,7 @@ use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{self, Key, Member};
-use presence_core::fleet::replica::{Difference, Replica, ReplicaOutput, ReplicaSettings, Role};
+use presence_core::fleet::replica::{CatchUpReason, Replica, ReplicaOutput, ReplicaSettings, Role};
 use presence_core::message::{Message, Payload};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
@@ -170,7 +170,7 @@ pub(crate) struct Process {
     /// For each shard: the end of the last period of reception that it wasn't told of.
     skipped: Vec<Option<u64>>,
     /// The reason of each time that a replica caught up.
-    pub(crate) differed: Vec<Difference>,
+    pub(crate) differed: Vec<CatchUpReason>,
     /// Whether the node is closed at times.
     closes: bool,
 }

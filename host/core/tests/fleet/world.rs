@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use presence_core::fleet::member::Key;
-use presence_core::fleet::replica::{Difference, Mutation};
+use presence_core::fleet::replica::{CatchUpReason, Mutation};
 use presence_core::publish::Subject;
 
 use crate::agreement;
@@ -270,7 +270,7 @@ impl World {
         // Unless a message is missing, an owner's message always fits the state of a standby.
         for node in &self.nodes {
             let differed = node.process.iter().flat_map(|it| &it.differed);
-            if differed.clone().any(|it| *it == Difference::Mismatch) {
+            if differed.clone().any(|it| *it == CatchUpReason::Mismatch) {
                 let what = format!("{} was told what doesn't fit what it holds", node.name);
                 self.oracle.violated(self.t, what);
             }

@@ -11,7 +11,7 @@ use presence_config::subjects::EPOCH_STEP;
 use presence_core::body::explain::ExplainReport;
 use presence_core::body::query::Answers;
 use presence_core::fleet::replica::{
-    Difference, Discarded, Replica, ReplicaOutput, ReplicaSettings, Role,
+    CatchUpReason, Discarded, Replica, ReplicaOutput, ReplicaSettings, Role,
 };
 use presence_core::names::Names;
 use presence_core::query::Explain;
@@ -66,7 +66,7 @@ pub(crate) enum Report {
     /// Whether it takes in heartbeats from now on. If not, the owner tells it of them.
     TakesHeartbeats(bool),
     /// Its state differs from the owner's, so it catches up.
-    Differed(Difference),
+    Differed(CatchUpReason),
     /// Its old state, which must be freed on another thread, so that no event waits for it.
     Discard(Discarded),
     /// A message of another node was refused: why.

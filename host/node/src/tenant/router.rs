@@ -182,7 +182,7 @@ impl Router {
     /// This node's part of the tenant's rate: it is divided equally among the living nodes.
     pub(super) fn part(&self) -> &Rate {
         self.part
-            .be_part_of(&self.messages, self.fleet.nodes().len() as u64);
+            .set_to_fraction_of(&self.messages, self.fleet.nodes().len() as u64);
         &self.part
     }
 

@@ -403,7 +403,7 @@ impl StreamRouter {
     async fn hand_on(&mut self, messages: Vec<SharedInput>) -> Result<(), OpenError> {
         let begun = Instant::now();
         let nodes = self.fleet.nodes().len() as u64;
-        self.pace.be_part_of(&self.messages, nodes);
+        self.pace.set_to_fraction_of(&self.messages, nodes);
         for _ in &messages {
             self.pace().await;
         }

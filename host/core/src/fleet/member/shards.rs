@@ -238,7 +238,7 @@ impl ShardView {
                 handed_over: handed_over.map(|(node, _, seq)| (Arc::from(&**node), *seq)),
             },
         };
-        if self.is_writing(now, fleet, outcome) {
+        if self.check_writing(now, fleet, outcome) {
             return match self.hand_over {
                 Some(_) => Role::Resign { epoch },
                 None => lead,
@@ -361,7 +361,7 @@ impl ShardView {
         let Some(place) = place.filter(|_| fleet.is_held) else {
             return role;
         };
-        if self.is_writing(now, fleet, outcome) {
+        if self.check_writing(now, fleet, outcome) {
             return role;
         }
         let place = place as u64;
@@ -389,7 +389,7 @@ impl ShardView {
 
     /// Whether a write is in progress. If its outcome doesn't become known in time, the entry is
     /// read.
-    fn is_writing(&mut self, now: u64, fleet: &Fleet<'_>, outcome: &mut ReviewOutcome) -> bool {
+    fn check_writing(&mut self, now: u64, fleet: &Fleet<'_>, outcome: &mut ReviewOutcome) -> bool {
         let wait_ms = fleet.settings.lease_ms / 3;
         match self.writing_since {
             Some(since) if now < since + wait_ms => {

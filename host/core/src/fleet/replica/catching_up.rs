@@ -11,7 +11,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::snapshots::Snapshots;
-use super::{Difference, Replica, ReplicaOutput, Role};
+use super::{CatchUpReason, Replica, ReplicaOutput, Role};
 use crate::Input;
 use crate::digest::PARTS;
 use crate::fleet::snapshot::{Refusal, SnapshotReader};
@@ -158,7 +158,7 @@ impl Replica {
     pub(super) fn catch_up(
         &mut self,
         now: u64,
-        difference: Difference,
+        difference: CatchUpReason,
         out: &mut Vec<ReplicaOutput>,
     ) {
         if self.skips(super::Mutation::NoCatchUp) {

@@ -1,6 +1,6 @@
 //! A replica that doesn't lead: it handles the same input, and applies the owner's messages.
 
-use super::{Difference, Mutation, Replica, ReplicaOutput, Role};
+use super::{CatchUpReason, Mutation, Replica, ReplicaOutput, Role};
 use crate::Input;
 use crate::digest::{PARTS, digest};
 use crate::fleet::standby_message::{Mismatch, PartialMessage, StandbyContent, StandbyMessage};
@@ -112,7 +112,7 @@ impl Replica {
         now: u64,
         message: StandbyMessage,
         out: &mut Vec<ReplicaOutput>,
-    ) -> Result<(), Difference> {
+    ) -> Result<(), CatchUpReason> {
         if message.epoch > self.epoch {
             return match message.content {
                 StandbyContent::Begin(digest)
@@ -126,8 +126,8 @@ impl Replica {
                     self.report(&message.node, out);
                     Ok(())
                 }
-                StandbyContent::Begin(_) => Err(Difference::Ledger),
-                _ => Err(Difference::Gap),
+                StandbyContent::Begin(_) => Err(CatchUpReason::Ledger),
+                _ => Err(CatchUpReason::Gap),
             };
         }
         match message.content {
@@ -143,18 +143,18 @@ impl Replica {
                     return Ok(());
                 }
                 if ledger != self.ledger_digest() {
-                    return Err(Difference::Ledger);
+                    return Err(CatchUpReason::Ledger);
                 }
                 self.compare(&connections)?;
                 self.report(&message.node, out);
                 Ok(())
             }
-            StandbyContent::Digest { .. } => Err(Difference::Gap),
+            StandbyContent::Digest { .. } => Err(CatchUpReason::Gap),
             _ if message.seq <= self.seq => Ok(()),
-            _ if message.seq > self.seq + 1 => Err(Difference::Gap),
+            _ if message.seq > self.seq + 1 => Err(CatchUpReason::Gap),
             content => {
                 let taken = self.apply_next(now, content);
-                taken.map_err(|_| Difference::Mismatch)?;
+                taken.map_err(|_| CatchUpReason::Mismatch)?;
                 self.seq = message.seq;
                 Ok(())
             }
@@ -217,7 +217,7 @@ impl Replica {
         }
         match &self.role {
             Role::Follow { .. } if self.is_complete => {
-                self.catch_up(now, Difference::LostInput, out);
+                self.catch_up(now, CatchUpReason::LostInput, out);
             }
             Role::Lead { .. } | Role::Resign { .. } => self.is_complete = false,
             Role::Follow { .. } | Role::None => {}
@@ -239,7 +239,7 @@ impl Replica {
             && self.is_complete
             && now >= self.digest_at
         {
-            self.catch_up(now, Difference::Silence, out);
+            self.catch_up(now, CatchUpReason::Silence, out);
         }
         self.ask(now, out);
     }
@@ -254,7 +254,7 @@ impl Replica {
         }
     }
 
-    fn compare(&mut self, theirs: &[u64; PARTS]) -> Result<(), Difference> {
+    fn compare(&mut self, theirs: &[u64; PARTS]) -> Result<(), CatchUpReason> {
         let ours = self.connections();
         let parts = ours.iter().zip(theirs).zip(&mut self.differed);
         let mut differ = false;
@@ -267,7 +267,7 @@ impl Replica {
         }
         if differ && !self.skips(Mutation::NoComparison) {
             self.differed = [0; PARTS];
-            return Err(Difference::Connections);
+            return Err(CatchUpReason::Connections);
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Side {
         chunks
     }
 
-    fn reasons(&mut self) -> Vec<Difference> {
+    fn reasons(&mut self) -> Vec<CatchUpReason> {
         let reasons = self.out.iter().filter_map(|out| match out {
             ReplicaOutput::Differed(difference) => Some(*difference),
             _ => None,
@@ -241,7 +241,7 @@ fn one_that_misses_something_catches_up() {
         "c1",
     );
     owner.tell(&mut standby, NOW + 2_101);
-    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
     assert_eq!(standby.replica.holds(), None);
     standby.catch_up(&mut owner, NOW + 3_000);
     assert_eq!(standby.replica.holds(), Some(5));
@@ -264,7 +264,7 @@ fn connections_that_go_on_differing_have_it_catch_up() {
         owner.tell(&mut standby, now);
         now += 6_000;
     }
-    assert_eq!(standby.reasons(), [Difference::Connections]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Connections]);
     standby.catch_up(&mut owner, now);
     assert_eq!(standby.replica.shard().connections(), 2);
 }
@@ -276,7 +276,7 @@ fn a_lost_input_is_a_reason_to_catch_up() {
     standby
         .replica
         .input(NOW + 2_000, lost, &mut Everyone, &mut standby.out);
-    assert_eq!(standby.reasons(), [Difference::LostInput]);
+    assert_eq!(standby.reasons(), [CatchUpReason::LostInput]);
 }
 
 #[test]

@@ -70,7 +70,10 @@ fn records_have_the_bytes_of_their_format() {
         },
         Record::Waiting {
             user: name.clone(),
-            steps: vec![Step::Tell(gone, told.clone()), Step::Announce(event, true)],
+            steps: vec![
+                Step::Notify(gone, told.clone()),
+                Step::Announce(event, true),
+            ],
         },
         Record::Departed {
             user: name.clone(),
@@ -98,7 +101,7 @@ fn records_have_the_bytes_of_their_format() {
         })),
         Record::Status {
             user: name,
-            word: Some(OwnStatus {
+            own_status: Some(OwnStatus {
                 timestamp: 8,
                 status: Some(Status {
                     text: "\"away\"".into(),

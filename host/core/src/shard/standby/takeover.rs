@@ -256,7 +256,7 @@ impl Presence {
         if is_online || events.queue.holds(user) {
             let at = common.clock.stamp();
             let event = common.event(name, at, Change::Online, Metadata::default());
-            events.queue_step(Step::Show(Arc::new(event)), common);
+            events.queue_step(Step::Reshow(Arc::new(event)), common);
         }
     }
 

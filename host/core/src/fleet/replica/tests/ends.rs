@@ -133,7 +133,7 @@ fn a_standby_that_missed_a_statement_catches_up() {
         owner.tell(&mut standby, now);
         now += 6_000;
     }
-    assert_eq!(standby.reasons(), [Difference::Connections]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Connections]);
     standby.catch_up(&mut owner, now);
     assert_eq!(statements(&standby), 1);
     // The standby hides the user whom the application hid.
@@ -192,7 +192,7 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
         .replica
         .receive(NOW + 3_000, &bytes, &mut standby.out)
         .unwrap();
-    assert_eq!(standby.reasons(), [Difference::Ledger]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Ledger]);
 }
 
 #[test]

@@ -368,7 +368,7 @@ fn what_is_heard_and_cannot_be_read_is_a_reason_to_catch_up() {
         .replica
         .receive(now, &bytes, &mut standby.out)
         .unwrap();
-    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Mismatch]);
 }
 
 #[test]
@@ -404,7 +404,7 @@ fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
     owner.out.clear();
     owner.hear(now - 390, Kind::Heartbeat, "ann", "c9");
     owner.tell(&mut standby, now - 390);
-    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
     owner.take(now, Input::ReceivedUpTo { at: now });
     owner.advance(now + 100);
     owner.tell(&mut standby, now + 100);

@@ -73,7 +73,7 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
             .receive(now, piece, &mut standby.out)
             .unwrap();
     }
-    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
 
     // The owner dies in the middle of a message: no viewer was told of Bob by then.
     let (mut owner, mut standby) = pair_of_pieces();
@@ -109,5 +109,5 @@ fn pieces_of_something_else_are_refused() {
         .replica
         .receive(NOW, &piece.encode(), &mut standby.out)
         .unwrap();
-    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Mismatch]);
 }

@@ -65,7 +65,7 @@ fn differs(owner: &mut Side, standby: &mut Side, since: u64, conns: &[&str]) -> 
     }
     let reasons = standby.reasons();
     assert!(
-        reasons.is_empty() || reasons == [Difference::Connections],
+        reasons.is_empty() || reasons == [CatchUpReason::Connections],
         "{reasons:?}"
     );
     !reasons.is_empty()
