@@ -431,7 +431,7 @@ impl Departed {
 
     /// Remembers a user's last departure, as the owner does. The owner says which departure is
     /// forgotten for it, see [`Self::forget`]: as a rule, this forgets none.
-    pub(crate) fn follow(&mut self, departure: Departure, names: &Names) {
+    pub(crate) fn apply(&mut self, departure: Departure, names: &Names) {
         let user = departure.user;
         let known = self.places.get(&user).copied();
         let Some(place) = known.or_else(|| self.free.pop()) else {

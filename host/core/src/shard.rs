@@ -326,7 +326,7 @@ impl Shard {
 
     fn change_settings(&mut self, settings: Settings) {
         let (common, updates) = (&mut self.common, &mut self.presence.events.updates);
-        common.tracker.reconfigure(settings.of_tracker());
+        common.tracker.reconfigure(settings.tracker_settings());
         let maxima = (settings.users.max(), settings.connections.max());
         common.tracker.change_maxima(maxima.0, maxima.1);
         let departed = &mut updates.decisions.departed;

@@ -54,7 +54,7 @@ impl Common {
             false => (settings.users.clone(), settings.connections.clone()),
         };
         Self {
-            tracker: Tracker::new(settings.of_tracker()).within(&users, &connections),
+            tracker: Tracker::new(settings.tracker_settings()).within(&users, &connections),
             settings,
             names,
             directory,

@@ -29,7 +29,7 @@ pub(super) struct EventQueue {
     /// When the first step of a queue has waited for long enough.
     timers: BTreeSet<(u64, Id)>,
     /// Users whose first step is to be tried again.
-    served: BTreeSet<Id>,
+    retriable: BTreeSet<Id>,
     changed: ChangedUsers,
     /// The readings of the queues as they were at a moment. Each change of a queue calls
     /// [`Self::keep`] before.
@@ -74,7 +74,7 @@ impl EventQueue {
         let (step, until) = first?;
         self.note(step.event());
         self.timers.remove(&(until, user));
-        self.served.remove(&user);
+        self.retriable.remove(&user);
         self.fetches.forget(user);
         Some((step, until))
     }
@@ -86,7 +86,10 @@ impl EventQueue {
     /// A user whose first step is to be tried again by now.
     pub(super) fn due(&self, now: u64) -> Option<Id> {
         let late = self.timers.first().filter(|(at, _)| *at <= now);
-        self.served.first().or(late.map(|(_, user)| user)).copied()
+        self.retriable
+            .first()
+            .or(late.map(|(_, user)| user))
+            .copied()
     }
 
     /// The users whose first step waits, in the order of its deadline.
@@ -96,7 +99,7 @@ impl EventQueue {
 
     /// When a step is to be tried again.
     pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
-        if !self.served.is_empty() {
+        if !self.retriable.is_empty() {
             return Some(now);
         }
         self.timers.first().map(|(at, _)| *at)
@@ -104,21 +107,21 @@ impl EventQueue {
 
     /// The rules have changed, and may ask for other answers: all first steps are tried again.
     pub(super) fn rules_changed(&mut self) {
-        self.served.extend(self.queues.keys());
+        self.retriable.extend(self.queues.keys());
     }
 
     /// Some users are decided on by other rules, which may ask for other answers: their first steps
     /// are tried again.
     pub(super) fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
         let moved = self.queues.keys().filter(|user| moves(**user));
-        self.served.extend(moved);
+        self.retriable.extend(moved);
     }
 
     /// The directory, which is asked on demand, has changed: steps that have got all of their
     /// answers are tried again.
     pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
-        let served = self.fetches.served(changes, directory);
-        self.served.extend(served);
+        let served = self.fetches.answered(changes, directory);
+        self.retriable.extend(served);
     }
 
     /// Whether a step waits for an answer.
@@ -212,7 +215,7 @@ impl EventQueue {
         };
         self.keep(user);
         self.timers.insert((until, user));
-        self.served.insert(user);
+        self.retriable.insert(user);
         let queue = steps.into_iter().map(|step| (step, until)).collect();
         self.queues.insert(user, queue);
     }

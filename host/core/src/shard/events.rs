@@ -59,16 +59,16 @@ impl Events {
     /// A user came online or went offline. `broadcast_by_shard`: this shard found it, and
     /// broadcasts it; otherwise an application has stated and broadcast it.
     pub(super) fn announce(&mut self, event: Event, broadcast_by_shard: bool, env: &mut Env<'_>) {
-        self.begin(Step::Announce(Arc::new(event), broadcast_by_shard), env);
+        self.take_or_queue(Step::Announce(Arc::new(event), broadcast_by_shard), env);
     }
 
     /// Takes a step, or queues it behind the waiting ones of its user.
-    fn begin(&mut self, step: Step, env: &mut Env<'_>) {
+    fn take_or_queue(&mut self, step: Step, env: &mut Env<'_>) {
         let until = env.common.now() + env.common.settings.answer_wait_ms;
         if self.queue.holds(step.event().user) {
             return self.queue.push(step, until);
         }
-        self.go(step, until, env);
+        self.try_step(step, until, env);
     }
 
     /// Queues a step behind all others of its user. It is taken soon.
@@ -91,7 +91,7 @@ impl Events {
                 break;
             };
             while let Some((step, until)) = self.queue.pop(user)
-                && self.go(step, until, env)
+                && self.try_step(step, until, env)
             {}
         }
     }
@@ -105,7 +105,7 @@ impl Events {
                 break;
             }
             while let Some((step, _)) = self.queue.pop(user) {
-                self.go(step, env.common.now(), env);
+                self.try_step(step, env.common.now(), env);
             }
         }
         self.queue.waiting().next().is_some()
@@ -199,11 +199,11 @@ impl Events {
         let event = env
             .common
             .event(user, at, Change::Online, Metadata::default());
-        self.begin(Step::Reshow(Arc::new(event)), env);
+        self.take_or_queue(Step::Reshow(Arc::new(event)), env);
     }
 
     /// Takes a step. Returns whether it is done; otherwise it waits.
-    fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
+    fn try_step(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
         let taken = match step {
             Step::Announce(event, broadcast_by_shard) => {
                 self.try_announce(event, broadcast_by_shard, until, env)
@@ -266,7 +266,7 @@ impl Events {
             (false, _) => shown.clone(),
             // It is too soon to tell a change of the status.
             (true, Some(_)) => StatusKeys::of(&before.metadata).put_into(shown),
-            (true, None) => updates.reading(&before, common).put_into(shown),
+            (true, None) => updates.current_status(&before, common).put_into(shown),
         };
         let plain = Arc::new(Event {
             metadata,

@@ -107,7 +107,7 @@ impl Presence {
             &payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-            refused = updates.take(&user, conn, timestamp, metadata, common);
+            refused = updates.apply_status(&user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.end_stated_online(&user, common);
@@ -161,7 +161,7 @@ impl Presence {
         }
         let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
         // If there is no room for the status, it is dropped.
-        let _ = updates.take(user, conn, timestamp, metadata, common);
+        let _ = updates.apply_status(user, conn, timestamp, metadata, common);
         self.lift_stated_offline(user, (timestamp, 0), payload, common)
     }
 

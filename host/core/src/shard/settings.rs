@@ -56,7 +56,7 @@ pub struct Settings {
 impl Settings {
     /// The settings of the tracker. A further connection is no event. It may change what is shown
     /// of its user at once only if statuses are told.
-    pub(super) fn of_tracker(&self) -> tracker::TrackerSettings {
+    pub(super) fn tracker_settings(&self) -> tracker::TrackerSettings {
         tracker::TrackerSettings {
             shows_newest: self.status.is_some(),
             ..self.tracker

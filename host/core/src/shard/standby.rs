@@ -160,7 +160,7 @@ impl Shard {
             Record::Departed {
                 departure: Some(departure),
                 ..
-            } => decisions.departed.follow(departure, &common.names),
+            } => decisions.departed.apply(departure, &common.names),
             Record::Departed { user, .. } => {
                 let user = common.names.intern(user.as_str());
                 decisions.departed.forget(user);
@@ -242,7 +242,7 @@ impl Shard {
 
     /// Sets for how long this shard is unsure, as the snapshot says from which it was made.
     pub fn set_unsure(&mut self, unsure_ms: u64) {
-        self.presence.be_unsure(unsure_ms, &self.common);
+        self.presence.set_unsure_for(unsure_ms, &self.common);
     }
 
     /// Starts the numbers of publications again, in a later epoch.
@@ -417,7 +417,7 @@ impl Presence {
         }
     }
 
-    fn be_unsure(&mut self, unsure_ms: u64, common: &Common) {
+    fn set_unsure_for(&mut self, unsure_ms: u64, common: &Common) {
         self.standby.unsure_until = common.tracker.receive_clock_ms().saturating_add(unsure_ms);
     }
 
@@ -510,7 +510,7 @@ impl Presence {
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-            updates.take(user, conn, sent.0, metadata, common);
+            updates.apply_status(user, conn, sent.0, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.end_stated_online(user, common);

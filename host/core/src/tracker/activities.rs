@@ -45,7 +45,7 @@ impl<M: Clone> Tracker<M> {
         self.roster
             .change_live(key, |life| life.activity = Some(activity));
         self.count_activity(key, before, Some(activity));
-        self.note(key);
+        self.mark_changed(key);
     }
 
     /// Turns typing into active, for connections that last reported typing `typing_ms` ago or
@@ -72,7 +72,7 @@ impl<M: Clone> Tracker<M> {
             self.roster
                 .change_live(key, |life| life.activity = Some(Activity::Active));
             self.count_activity(key, Some(Activity::Typing), Some(Activity::Active));
-            self.note(key);
+            self.mark_changed(key);
         }
     }
 
@@ -110,7 +110,7 @@ impl<M: Clone> Tracker<M> {
             {
                 self.roster.change_live(key, |life| life.activity = None);
                 self.count_activity(key, Some(activity), None);
-                self.note(key);
+                self.mark_changed(key);
             }
         }
         std::mem::take(&mut self.changed_activities)

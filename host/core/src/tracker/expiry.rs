@@ -208,7 +208,7 @@ impl<M: Clone> Tracker<M> {
     pub(super) fn finish_grace(&mut self, key: Key) -> Option<Transition<M>> {
         let pending = self.roster.users[key].pending.take()?;
         self.running_graces -= 1;
-        self.note_user(key);
+        self.mark_user_changed(key);
         let offline = self.go_offline(key, pending.reason, None);
         self.remove_user_if_spent(key);
         Some(offline)

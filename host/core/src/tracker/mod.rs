@@ -212,7 +212,7 @@ impl<M: Clone> Tracker<M> {
                     }
                 }
                 if is_newest || was_silent {
-                    self.note(key);
+                    self.mark_changed(key);
                 }
                 Effect::Renewed.into()
             }
@@ -224,7 +224,7 @@ impl<M: Clone> Tracker<M> {
                 let user = connection.user;
                 let order = self.order_opened(user, place);
                 let life = LiveConnection::new(heard, timestamp, timestamp, metadata(), order);
-                self.begin(key, life, Effect::Opened)
+                self.make_live(key, life, Effect::Opened)
             }
         }
     }
@@ -272,7 +272,7 @@ impl<M: Clone> Tracker<M> {
                 self.roster.users[connection.user].see(timestamp);
                 self.queue_lease(key);
                 if was_silent {
-                    self.note(key);
+                    self.mark_changed(key);
                 }
                 return Effect::Renewed.into();
             }
@@ -284,8 +284,14 @@ impl<M: Clone> Tracker<M> {
             // The time of the connect isn't known. With 0, any disconnect ends the connection.
             State::Unknown => 0,
         };
-        let life = LiveConnection::new(heard, opened, timestamp, metadata(), self.orders.adopted());
-        self.begin(key, life, Effect::Adopted)
+        let life = LiveConnection::new(
+            heard,
+            opened,
+            timestamp,
+            metadata(),
+            self.orders.next_adopted(),
+        );
+        self.make_live(key, life, Effect::Adopted)
     }
 
     /// A transport reports that a connection was closed.
@@ -331,7 +337,7 @@ impl<M: Clone> Tracker<M> {
         if !was_live {
             if let Some(pending) = user.pending.as_mut().filter(|_| is_newest) {
                 pending.reason = reason;
-                self.note_user(user_key);
+                self.mark_user_changed(user_key);
             }
             return Effect::Remembered.into();
         }
@@ -353,7 +359,7 @@ impl<M: Clone> Tracker<M> {
                     held_ms,
                 }));
                 self.running_graces += 1;
-                self.note_user(user_key);
+                self.mark_user_changed(user_key);
                 self.queue_grace(user_key);
                 None
             } else {
@@ -440,7 +446,7 @@ impl<M: Clone> Tracker<M> {
     /// counts as no later than the stamp.
     fn arrival(&mut self, now: u64, timestamp: u64) -> (ReceivedAt, u64) {
         let at = self.advance(now);
-        let lease_from = self.receive_clock.begin(at);
+        let lease_from = self.receive_clock.lease_start(at);
         (
             ReceivedAt { at, lease_from },
             timestamp.min(self.clock.stamp()),
@@ -455,14 +461,19 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Makes a connection live.
-    fn begin(&mut self, key: Key, mut life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
+    fn make_live(
+        &mut self,
+        key: Key,
+        mut life: LiveConnection<M>,
+        effect: Effect,
+    ) -> InputResult<M> {
         life.stream_seq = self.roster.connections[key].stream_seq();
         let user_key = self.roster.connections[key].user;
         // A connection without an id is a placeholder, see `shard::standby`: its user is online
         // already, as far as viewers know. So no quota refuses it.
         let stands_for_others = self.roster.connections[key].id.is_empty();
         if stands_for_others {
-            self.take_in(user_key);
+            self.admit_unchecked(user_key);
         } else if let Err(quota) = self.admit(user_key) {
             if matches!(self.roster.connections[key].state, State::Unknown) {
                 self.remove(key);
@@ -485,9 +496,9 @@ impl<M: Clone> Tracker<M> {
         if transition.is_none() && self.is_shown(key) {
             self.note_reshown(key);
         }
-        self.note(key);
+        self.mark_changed(key);
         if in_grace {
-            self.note_user(user_key);
+            self.mark_user_changed(user_key);
             // During the grace, the user kept the activity from before. The new connection replaces
             // it.
             self.changed_activities
@@ -517,7 +528,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Counts one more live connection of a user, even if that exceeds a quota.
-    fn take_in(&mut self, user: Key) {
+    fn admit_unchecked(&mut self, user: Key) {
         if !self.roster.users[user].is_online() {
             self.online_users.take_unchecked();
         }
@@ -554,7 +565,7 @@ impl<M: Clone> Tracker<M> {
         if was_shown && user.live > 0 {
             self.note_reshown(key);
         }
-        self.note(key);
+        self.mark_changed(key);
         self.queue_forgetting(key);
     }
 

@@ -158,7 +158,7 @@ impl ReceiveClock {
 
     /// The moment of this clock from which a lease or grace counts that begins at `now`. The clock
     /// will show it when everything up to `now` has been received.
-    pub(super) fn begin(&self, now: u64) -> u64 {
+    pub(super) fn lease_start(&self, now: u64) -> u64 {
         let step_ms = self.step_ms.unwrap_or(0);
         let ahead = self.heard_up_to.map(|at| now.saturating_sub(at));
         let ahead = ahead.map_or(step_ms, |ahead| ahead.min(step_ms));

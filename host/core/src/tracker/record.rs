@@ -219,7 +219,7 @@ impl<M: Clone> Tracker<M> {
             };
             let end = match &connection.state {
                 State::Live(life)
-                    if !connection.id.is_empty() && !cursor.orders.knows(life.place.order) =>
+                    if !connection.id.is_empty() && !cursor.orders.has_given(life.place.order) =>
                 {
                     continue;
                 }
@@ -257,7 +257,7 @@ impl<M: Clone> Tracker<M> {
     /// From when a lease counts that begins now, by the clock of [`Self::receive_clock_ms`]: at most one
     /// step ahead of it.
     pub fn lease_from(&self) -> u64 {
-        self.receive_clock.begin(self.clock.now())
+        self.receive_clock.lease_start(self.clock.now())
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
@@ -333,7 +333,7 @@ impl<M: Clone> Tracker<M> {
                     self.online_users.take_unchecked();
                     self.queue_grace(key);
                     // Its beginning has moved by the time for which the host was down: store that.
-                    self.note_user(key);
+                    self.mark_user_changed(key);
                 }
                 self.remove_user_if_spent(key);
             }
@@ -344,7 +344,7 @@ impl<M: Clone> Tracker<M> {
     /// connection isn't heard from over several starts, the later ones renew its lease for less.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
-        let begin = self.receive_clock.begin(at);
+        let begin = self.receive_clock.lease_start(at);
         let timeout_ms = self.settings.timeout_ms;
         for key in self.roster.connections.keys() {
             let State::Live(life) = &mut self.roster.connections[key].state else {
@@ -363,12 +363,12 @@ impl<M: Clone> Tracker<M> {
                 _ => begin.saturating_sub(timeout_ms - lease_ms),
             };
             self.queue_lease(key);
-            self.note(key);
+            self.mark_changed(key);
         }
     }
 
     fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
-        let lease_from = self.receive_clock.begin(now);
+        let lease_from = self.receive_clock.lease_start(now);
         let heard = ReceivedAt {
             at: now,
             lease_from,
@@ -459,13 +459,13 @@ impl<M: Clone> Tracker<M> {
         self.changes.paused_ms = 0;
         for key in self.roster.users.keys() {
             if self.roster.users[key].pending.is_some() {
-                self.note_user(key);
+                self.mark_user_changed(key);
             }
         }
     }
 
     /// Notes that a connection has changed.
-    pub(super) fn note(&mut self, key: Key) {
+    pub(super) fn mark_changed(&mut self, key: Key) {
         if !self.changes.wanted {
             return;
         }
@@ -477,12 +477,12 @@ impl<M: Clone> Tracker<M> {
         // none.
         let (newest, user) = (connection.newest(), connection.user);
         if newest < self.roster.users[user].last_seen {
-            self.note_user(user);
+            self.mark_user_changed(user);
         }
     }
 
     /// Notes that what is known of a user beyond their connections has changed.
-    pub(super) fn note_user(&mut self, key: Key) {
+    pub(super) fn mark_user_changed(&mut self, key: Key) {
         let changed = &mut self.roster.users[key].saving.changed;
         if self.changes.wanted && !std::mem::replace(changed, true) {
             self.changes.users.push(key);
@@ -501,7 +501,7 @@ impl<M: Clone> Tracker<M> {
         }
         // It may have been the only connection whose record says when the user was last seen.
         if connection.newest() >= user.last_seen && !user.is_spent() {
-            self.note_user(connection.user);
+            self.mark_user_changed(connection.user);
         }
         self.remove_user_if_spent(connection.user);
     }

@@ -60,7 +60,7 @@ impl<M: Clone> Tracker<M> {
                 continue;
             };
             life.metadata = metadata;
-            self.note(key);
+            self.mark_changed(key);
             if self.is_shown(key) {
                 self.note_reshown(key);
             }
@@ -73,7 +73,7 @@ impl<M: Clone> Tracker<M> {
         keys.sort_by_cached_key(|key| self.place(*key).map(|place| place.order));
         for key in keys {
             if let Some(place) = self.place(key) {
-                self.orders.know(place.order);
+                self.orders.advance_past(place.order);
                 self.link_newest(key);
             }
         }
@@ -110,7 +110,7 @@ impl<M: Clone> Tracker<M> {
         self.unlink(shown);
         self.change(shown, |place| place.order = without_mark(order));
         self.link_by_order(shown);
-        self.note(shown);
+        self.mark_changed(shown);
         (!self.is_shown(shown)).then_some(shown)
     }
 
@@ -144,7 +144,7 @@ impl<M: Clone> Tracker<M> {
                 place.order = MARK + without_mark(place.order)
             });
             self.link_newest(shown);
-            self.note(shown);
+            self.mark_changed(shown);
         }
     }
 
@@ -157,7 +157,7 @@ impl<M: Clone> Tracker<M> {
                 false => order,
             }
         });
-        self.note(key);
+        self.mark_changed(key);
     }
 
     /// Takes a live connection out of its user's list.

@@ -91,7 +91,7 @@ impl<M: Clone> Tracker<M> {
     /// newest one, unless connections that are newer in the stream were opened before it.
     pub(super) fn order_opened(&mut self, user: Key, place: Option<StreamPlace>) -> i64 {
         let Some(place) = place.filter(|place| place.stream == self.stream) else {
-            return self.orders.opened();
+            return self.orders.next_opened();
         };
         let mut opened = self.opened_of(user);
         let is_newer = |key: &Key| self.roster.connections[*key].has_taken(place.sequence);
@@ -99,7 +99,7 @@ impl<M: Clone> Tracker<M> {
         let older = opened.get(newer).map_or(0, |(order, _)| *order);
         opened.truncate(newer);
         let Some((next, _)) = opened.last() else {
-            return self.orders.opened();
+            return self.orders.next_opened();
         };
         let between = older.midpoint(*next);
         if between > older {
@@ -108,9 +108,9 @@ impl<M: Clone> Tracker<M> {
         // So many connects have come late to this place that no order is left for one more. A
         // snapshot that is being read lacks the connections whose order changes. The node that
         // takes the snapshot finds the difference, and takes another one.
-        let order = self.orders.opened();
+        let order = self.orders.next_opened();
         for (_, key) in opened.into_iter().rev() {
-            let order = self.orders.opened();
+            let order = self.orders.next_opened();
             self.reorder(key, order);
         }
         order

@@ -12,7 +12,7 @@ use crate::Input;
 use crate::fleet::standby_message::{Mismatch, StandbyContent};
 
 /// The maximum length of a batch in bytes, up to the entry of one more connection.
-const HEARD_BYTES: usize = 32 << 10;
+const RELAY_BYTES: usize = 32 << 10;
 
 /// After how many intervals without a message the owner is considered silent.
 const SILENT_INTERVALS: u64 = 3;
@@ -122,7 +122,7 @@ impl Replica {
             self.send_heartbeats(self.relay.is_relaying, out);
             self.relay.count = 0;
         } else if has_changes
-            || bytes >= HEARD_BYTES.min(self.settings.standby_message_bytes_max / 2)
+            || bytes >= RELAY_BYTES.min(self.settings.standby_message_bytes_max / 2)
         {
             self.send_heartbeats(true, out);
         }

@@ -43,7 +43,7 @@ impl Shard {
         } = self;
         common.tracker.advance_to(common.clock.now());
         if !sure {
-            presence.be_unsure(common.settings.tracker.timeout_ms, common);
+            presence.set_unsure_for(common.settings.tracker.timeout_ms, common);
         }
         let events = &presence.events;
         let mut users = events.updates.decisions.ledger.user_numbers();
