@@ -238,11 +238,11 @@ impl Run {
         let mut chunks = Vec::new();
         let begin = cpu();
         self.owner
-            .asked(self.now, &"standby".into(), nonce.unwrap(), &mut chunks);
+            .snapshot_requested(self.now, &"standby".into(), nonce.unwrap(), &mut chunks);
         self.snapshot = cpu() - begin;
         let mut bytes = 0;
         let of_standby = measure(|| {
-            while self.standby.holds().is_none() {
+            while self.standby.complete_epoch().is_none() {
                 for chunk in chunks.drain(..) {
                     if let ReplicaOutput::Chunk(_, chunk) = chunk {
                         bytes += chunk.len() as u64;

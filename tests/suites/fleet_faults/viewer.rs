@@ -168,16 +168,16 @@ impl Task {
     }
 
     fn hear(&mut self, message: &Message) {
-        if let Some(heard) = self.heard(message)
-            && heard != SequenceCheck::Next
-            && heard != SequenceCheck::Old
+        if let Some(check) = self.check(message)
+            && check != SequenceCheck::Next
+            && check != SequenceCheck::Old
         {
             self.notice();
         }
     }
 
     /// Handles a message. `None` if it isn't a host's message about one of the users.
-    fn heard(&mut self, message: &Message) -> Option<SequenceCheck> {
+    fn check(&mut self, message: &Message) -> Option<SequenceCheck> {
         let counted = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
         let mut words = counted.split(' ');
         let (source, epoch, seq) = (words.next()?, words.next()?, words.next()?);
@@ -201,8 +201,8 @@ impl Task {
             viewers: viewers.clone(),
         });
         let source = self.number(source);
-        let heard = self.sources.check(source, epoch, subject, seq);
-        if heard != SequenceCheck::Old {
+        let check = self.sources.check(source, epoch, subject, seq);
+        if check != SequenceCheck::Old {
             let own: Vec<_> = viewers
                 .into_iter()
                 .filter(|viewer| self.viewers.contains(viewer))
@@ -214,7 +214,7 @@ impl Task {
                 self.set(viewer, user, online, "event");
             }
         }
-        Some(heard)
+        Some(check)
     }
 
     fn check_beacon(&mut self, message: &Message) {
@@ -234,8 +234,8 @@ impl Task {
         });
         let seqs = READ.into_iter().filter_map(seq);
         let source = self.number(source);
-        let heard = self.sources.check_beacon(source, epoch, seqs);
-        if matches!(heard, SequenceCheck::New | SequenceCheck::Gap) {
+        let check = self.sources.check_beacon(source, epoch, seqs);
+        if matches!(check, SequenceCheck::New | SequenceCheck::Gap) {
             self.notice();
         }
     }

@@ -326,7 +326,7 @@ impl Replica {
             && had_held
             && self.epoch == *epoch
         {
-            self.report(owner, out);
+            self.report_synced(owner, out);
         }
         self.settle(now, out);
     }
@@ -431,7 +431,7 @@ impl Replica {
 
     /// The epoch of the owner whose complete state this replica holds. `None` if it holds no
     /// complete state.
-    pub fn holds(&self) -> Option<u64> {
+    pub fn complete_epoch(&self) -> Option<u64> {
         (self.is_complete && self.role != Role::None).then_some(self.epoch)
     }
 
@@ -460,11 +460,16 @@ impl Replica {
         self.snapshots = Snapshots::default();
         let mut nobody = self.shard.replacement();
         nobody.keep_standby_records(true);
-        self.exchange(nobody, ToldViewers::default(), out);
+        self.replace_shard(nobody, ToldViewers::default(), out);
     }
 
     /// Replaces the shard and its told_viewers, and discards the old ones.
-    fn exchange(&mut self, shard: Shard, told_viewers: ToldViewers, out: &mut Vec<ReplicaOutput>) {
+    fn replace_shard(
+        &mut self,
+        shard: Shard,
+        told_viewers: ToldViewers,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         let shard = std::mem::replace(&mut self.shard, shard);
         let told_viewers = std::mem::replace(&mut self.told_viewers, told_viewers);
         out.push(ReplicaOutput::Discard(Discarded(Arc::new((
@@ -495,7 +500,7 @@ impl Replica {
             self.announce_break(out);
             return self.lead(now, is_complete);
         }
-        if self.waits_for(now, &before, out) {
+        if self.wait_for_previous_owner(now, &before, out) {
             return;
         }
         let is_complete = self.is_complete && self.epoch == before.epoch && before.epoch > 0;
@@ -532,7 +537,7 @@ impl Replica {
 
     /// Whether to wait for the last messages of the previous owner, which handed the shard over to
     /// this node. The wait is short: an owner that isn't sure is better than none.
-    fn waits_for(
+    fn wait_for_previous_owner(
         &mut self,
         now: u64,
         before: &PreviousOwner,

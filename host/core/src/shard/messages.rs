@@ -53,12 +53,12 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
-            stored,
+            stream_place,
             delayed_ms,
         } = message;
         let sent = (timestamp, delayed_ms);
         let common = &mut *env.common;
-        if common.check_stream_duplicate(&user, &payload, stored) {
+        if common.check_stream_duplicate(&user, &payload, stream_place) {
             self.apply_overtaken(&user, timestamp, &payload, env);
             return Outcome::Taken;
         }
@@ -74,7 +74,7 @@ impl Presence {
             common.counters.stale += 1;
             return Outcome::Ignored(ignored(user, timestamp, payload));
         }
-        let handled = match track(&user, timestamp, &payload, stored, common) {
+        let handled = match track(&user, timestamp, &payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.apply_statement(stated, env);
@@ -292,7 +292,7 @@ pub(super) fn track(
     user: &str,
     timestamp: u64,
     payload: &Payload,
-    stored: Option<StreamPlace>,
+    stream_place: Option<StreamPlace>,
     common: &mut Common,
 ) -> Result<InputResult<Metadata>, Event> {
     let now = common.now();
@@ -301,7 +301,7 @@ pub(super) fn track(
         Payload::Connect { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
             let tracker = &mut common.tracker;
-            tracker.connect_at(now, (user, conn), timestamp, stored, keep)
+            tracker.connect_at(now, (user, conn), timestamp, stream_place, keep)
         }
         Payload::Heartbeat { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
@@ -330,7 +330,7 @@ pub(super) fn track(
             return Err(common.event(user, timestamp, change, metadata));
         }
     };
-    if let (Some(place), Some(conn)) = (stored, connection_of(payload)) {
+    if let (Some(place), Some(conn)) = (stream_place, connection_of(payload)) {
         common.tracker.note_stream_seq(user, conn, place);
     }
     Ok(handled)
@@ -352,9 +352,9 @@ impl Common {
         &mut self,
         user: &str,
         payload: &Payload,
-        stored: Option<StreamPlace>,
+        stream_place: Option<StreamPlace>,
     ) -> bool {
-        match (stored, connection_of(payload)) {
+        match (stream_place, connection_of(payload)) {
             (Some(place), Some(conn)) => self.tracker.check_stream_duplicate(user, conn, place),
             _ => false,
         }

@@ -145,7 +145,7 @@ impl Shard {
     }
 
     /// Continues the counters of another shard, whose place this one takes.
-    pub fn count_on(&mut self, other: &Self) {
+    pub fn continue_counters(&mut self, other: &Self) {
         self.common.counters = other.counters();
     }
 

@@ -447,11 +447,11 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
-            stored,
+            stream_place,
             delayed_ms,
         } = message;
         let sent = (timestamp, delayed_ms);
-        if common.check_stream_duplicate(&user, &payload, stored) {
+        if common.check_stream_duplicate(&user, &payload, stream_place) {
             if self.take_overtaken(&user, timestamp, &payload, common) {
                 self.standby.note_return(common.names.intern(&user), &user);
             }
@@ -463,7 +463,7 @@ impl Presence {
         {
             return;
         }
-        let handled = match track(&user, timestamp, &payload, stored, common) {
+        let handled = match track(&user, timestamp, &payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.note_statement(&stated, common);

@@ -51,7 +51,7 @@ pub(crate) struct Servers {
 
 impl Servers {
     /// Whether messages pass between two servers.
-    pub(crate) fn advance_to(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn are_linked(&self, a: usize, b: usize) -> bool {
         a == b || !(self.isolated[a] || self.isolated[b])
     }
 

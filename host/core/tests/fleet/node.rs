@@ -346,7 +346,9 @@ impl Process {
                 });
             }
             Arrival::Ask { shard, node, nonce } => {
-                self.with(shard, |replica, out| replica.asked(now, &node, nonce, out));
+                self.with(shard, |replica, out| {
+                    replica.snapshot_requested(now, &node, nonce, out)
+                });
             }
             Arrival::Chunk(shard, bytes) => {
                 self.with(shard, |replica, out| {
@@ -478,7 +480,7 @@ impl Process {
 
     fn carry_out(&mut self, shard: u32, out: Vec<ReplicaOutput>) {
         let epoch = self.replicas[shard as usize].epoch();
-        let holds = self.replicas[shard as usize].holds();
+        let holds = self.replicas[shard as usize].complete_epoch();
         self.member.holds(shard, holds);
         let to = |node, arrival| Sent::ToNode(node, Box::new(arrival));
         let me = Arc::clone(self.member.name());
@@ -576,7 +578,7 @@ impl Process {
     /// Writes the shards' records to the disk.
     fn flush(&mut self, now: u64, disk: &mut Disk) {
         for (number, replica) in (0..).zip(&mut self.replicas) {
-            if replica.holds().is_some() {
+            if replica.complete_epoch().is_some() {
                 let records = replica.shard_mut().all_records();
                 let stored = records.iter().map(|record| record.encode(&self.names));
                 let stored = stored.filter_map(|(key, value)| Some((key, value?)));

@@ -299,7 +299,8 @@ impl Cell {
         match self {
             Self::Alone(_) => false,
             Self::Replica(hosted) => {
-                matches!(hosted.role, Role::Follow { .. }) && hosted.replica.holds().is_some()
+                matches!(hosted.role, Role::Follow { .. })
+                    && hosted.replica.complete_epoch().is_some()
             }
         }
     }
@@ -392,7 +393,7 @@ impl HostedReplica {
         self.asked.retain(|(node, nonce, at)| {
             let waits = *at > now;
             if !waits {
-                replica.asked(now, node, *nonce, wants);
+                replica.snapshot_requested(now, node, *nonce, wants);
             }
             waits
         });
@@ -474,7 +475,7 @@ impl HostedReplica {
     /// Reports whether it holds the owner's state, and whether it takes in heartbeats, if that has
     /// changed.
     pub(super) fn report_state(&mut self) {
-        let holds = self.replica.holds();
+        let holds = self.replica.complete_epoch();
         if std::mem::replace(&mut self.holds, holds) != holds {
             self.report(Report::Holds(holds));
         }

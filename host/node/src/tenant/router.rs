@@ -412,8 +412,11 @@ impl Router {
         let reply = None;
         let rejection = match parsed {
             Ok(message) if self.is_of(&message.user, shard) => {
-                let stored = Some(receipt.place);
-                let message = Message { stored, ..message };
+                let stream_place = Some(receipt.place);
+                let message = Message {
+                    stream_place,
+                    ..message
+                };
                 return Input::Message { message, reply };
             }
             Ok(message) => self.wrong_shard(shard, &message.user),

@@ -54,11 +54,11 @@ impl CatchingUp {
         self.ask_at
     }
 
-    pub(super) fn hear(&mut self, now: u64, input: &Input, delay_ms: u64) {
+    pub(super) fn hold_input(&mut self, now: u64, input: &Input, delay_ms: u64) {
         if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
             self.inputs.push((now, input.clone()));
-            if self.held() > HELD_MAX {
-                self.begin_again(now, delay_ms);
+            if self.held_count() > HELD_MAX {
+                self.restart(now, delay_ms);
             }
         } else if let Some(reader) = &mut self.reader {
             // The assembly was made with the settings, directory and rules before this input.
@@ -66,7 +66,7 @@ impl CatchingUp {
         }
     }
 
-    fn held(&self) -> usize {
+    fn held_count(&self) -> usize {
         self.inputs.len() + self.messages.len()
     }
 
@@ -76,12 +76,12 @@ impl CatchingUp {
         reader.unwrap_or_default()
     }
 
-    pub(super) fn hold(&mut self, message: StandbyMessage) {
+    pub(super) fn hold_message(&mut self, message: StandbyMessage) {
         self.messages.push(message);
     }
 
     /// Drops what is held, and listens for at least `delay_ms` before the replica asks again.
-    pub(super) fn begin_again(&mut self, now: u64, delay_ms: u64) {
+    pub(super) fn restart(&mut self, now: u64, delay_ms: u64) {
         *self = Self {
             tries: self.tries,
             ..Self::new(now, self.ask_at.max(now + delay_ms))
@@ -128,9 +128,9 @@ impl Replica {
                     return Ok(());
                 }
                 let mut shard = snapshot.shard;
-                shard.count_on(&self.shard);
+                shard.continue_counters(&self.shard);
                 shard.set_from_snapshot();
-                self.exchange(shard, snapshot.told_viewers, out);
+                self.replace_shard(shard, snapshot.told_viewers, out);
                 // The snapshots that are being sent are of the replaced shard.
                 self.snapshots = Snapshots::default();
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
@@ -192,7 +192,7 @@ impl Replica {
         }
         // The input that is handled twice must not be older than a connection may be silent.
         if now > catching_up.since + timeout_ms / 2 {
-            catching_up.begin_again(now, delay_ms);
+            catching_up.restart(now, delay_ms);
             return;
         }
         self.nonce += 1;

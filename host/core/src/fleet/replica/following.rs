@@ -99,7 +99,7 @@ impl Replica {
         }
         self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hold(message);
+            catching_up.hold_message(message);
         } else if let Err(difference) = self.take(now, message, out) {
             self.catch_up(now, difference, out);
         }
@@ -123,7 +123,7 @@ impl Replica {
                     (self.epoch, self.seq) = (message.epoch, message.seq);
                     self.partial = PartialMessage::default();
                     self.differed = [0; PARTS];
-                    self.report(&message.node, out);
+                    self.report_synced(&message.node, out);
                     Ok(())
                 }
                 StandbyContent::Begin(_) => Err(CatchUpReason::Ledger),
@@ -139,14 +139,14 @@ impl Replica {
             } if message.seq == self.seq || self.skips(Mutation::NoCatchUp) => {
                 if self.skips(Mutation::NoCatchUp) {
                     self.seq = message.seq;
-                    self.report(&message.node, out);
+                    self.report_synced(&message.node, out);
                     return Ok(());
                 }
                 if ledger != self.ledger_digest() {
                     return Err(CatchUpReason::Ledger);
                 }
                 self.compare(&connections)?;
-                self.report(&message.node, out);
+                self.report_synced(&message.node, out);
                 Ok(())
             }
             StandbyContent::Digest { .. } => Err(CatchUpReason::Gap),
@@ -203,7 +203,7 @@ impl Replica {
         let is_lost = matches!(input, Input::LostUpTo { .. });
         let delay_ms = self.delay_ms();
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hear(now, &input, delay_ms);
+            catching_up.hold_input(now, &input, delay_ms);
         }
         self.shard.follow(now, input);
         // A replica that doesn't publish needs no changes for standbys.
@@ -213,7 +213,7 @@ impl Replica {
         }
         // The snapshot in progress lacks the lost input.
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.begin_again(now, delay_ms);
+            catching_up.restart(now, delay_ms);
         }
         match &self.role {
             Role::Follow { .. } if self.is_complete => {
@@ -244,7 +244,7 @@ impl Replica {
         self.ask(now, out);
     }
 
-    pub(super) fn report(&self, owner: &str, out: &mut Vec<ReplicaOutput>) {
+    pub(super) fn report_synced(&self, owner: &str, out: &mut Vec<ReplicaOutput>) {
         if self.is_complete && matches!(self.role, Role::Follow { .. }) {
             out.push(ReplicaOutput::Synced {
                 node: owner.into(),

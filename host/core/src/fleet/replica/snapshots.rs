@@ -46,7 +46,13 @@ impl Snapshots {
 impl Replica {
     /// Another node asks for a snapshot; `nonce` is the number of its question. [`Self::advance`]
     /// sends the snapshot. None is sent if this replica doesn't hold everything itself.
-    pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<ReplicaOutput>) {
+    pub fn snapshot_requested(
+        &mut self,
+        now: u64,
+        node: &Arc<str>,
+        nonce: u64,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         self.settle(now, out);
         if !self.may_give_snapshots() {
             return;

@@ -55,7 +55,7 @@ impl Side {
             .set_role(now, Role::Follow { epoch, owner }, &mut self.out);
     }
 
-    fn hear(&mut self, now: u64, kind: Kind, user: &str, conn: &str) {
+    fn handle(&mut self, now: u64, kind: Kind, user: &str, conn: &str) {
         self.input(now, message(kind, user, conn, now));
     }
 
@@ -113,7 +113,8 @@ impl Side {
     /// All chunks of the snapshot that the replica sends when it is asked.
     fn sends(&mut self, now: u64, nonce: u64) -> Vec<Vec<u8>> {
         let standby: Arc<str> = "standby".into();
-        self.replica.asked(now, &standby, nonce, &mut self.out);
+        self.replica
+            .snapshot_requested(now, &standby, nonce, &mut self.out);
         // Lets the replica finish its announcements first.
         let shard = &mut self.replica.shard;
         while self.replica.is_leading && shard.is_taking_over() {
@@ -147,18 +148,18 @@ fn pair() -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
     owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     owner.out.clear();
     standby.follow(NOW + 10, 5, "owner");
     standby.catch_up(&mut owner, NOW + 1_000);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     standby.out.clear();
     (owner, standby)
 }
 
 fn both(owner: &mut Side, standby: &mut Side, now: u64, kind: Kind, user: &str, conn: &str) {
-    owner.hear(now, kind, user, conn);
-    standby.hear(now, kind, user, conn);
+    owner.handle(now, kind, user, conn);
+    standby.handle(now, kind, user, conn);
 }
 
 #[test]
@@ -197,8 +198,8 @@ fn a_takeover_tells_differences_alone() {
     );
     owner.tell(&mut standby, NOW + 2_001);
     // The owner dies. Bob goes offline, and Cyd comes online.
-    standby.hear(NOW + 3_000, Kind::Disconnect, "bob", "c1");
-    standby.hear(NOW + 3_001, Kind::Connect, "cyd", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "bob", "c1");
+    standby.handle(NOW + 3_001, Kind::Connect, "cyd", "c1");
     standby.out.clear();
     let before = PreviousOwner {
         epoch: 5,
@@ -242,9 +243,9 @@ fn one_that_misses_something_catches_up() {
     );
     owner.tell(&mut standby, NOW + 2_101);
     assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
-    assert_eq!(standby.replica.holds(), None);
+    assert_eq!(standby.replica.complete_epoch(), None);
     standby.catch_up(&mut owner, NOW + 3_000);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     assert_eq!(standby.replica.shard().online_users(), 3);
 }
 
@@ -252,14 +253,14 @@ fn one_that_misses_something_catches_up() {
 fn connections_that_go_on_differing_have_it_catch_up() {
     let (mut owner, mut standby) = pair();
     // The standby misses the second connection. This changes nothing that the owner tells.
-    owner.hear(NOW + 2_000, Kind::Connect, "ann", "c2");
+    owner.handle(NOW + 2_000, Kind::Connect, "ann", "c2");
     let mut now = NOW + 10_000;
     for round in 0..3 {
         assert_eq!(standby.reasons(), [], "round {round}");
         owner.out.clear();
         // A heartbeat keeps the first connection live on both sides.
         both(&mut owner, &mut standby, now, Kind::Heartbeat, "ann", "c1");
-        owner.hear(now, Kind::Heartbeat, "ann", "c2");
+        owner.handle(now, Kind::Heartbeat, "ann", "c2");
         owner.advance(now);
         owner.tell(&mut standby, now);
         now += 6_000;
@@ -285,10 +286,10 @@ fn an_owner_decides_nothing_when_its_lease_has_ended() {
     owner
         .replica
         .renewed(NOW + 2_000, NOW + 5_000, &mut owner.out);
-    owner.hear(NOW + 4_999, Kind::Connect, "bob", "c1");
+    owner.handle(NOW + 4_999, Kind::Connect, "bob", "c1");
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
-    owner.hear(NOW + 5_000, Kind::Connect, "cyd", "c1");
-    owner.hear(NOW + 5_001, Kind::Disconnect, "bob", "c1");
+    owner.handle(NOW + 5_000, Kind::Connect, "cyd", "c1");
+    owner.handle(NOW + 5_001, Kind::Disconnect, "bob", "c1");
     assert!(!owner.replica.is_leading(NOW + 5_001));
     assert_eq!(owner.viewers_told(), []);
     // Nobody has taken the shard: the transitions that it saw meanwhile are announced now.
@@ -412,7 +413,7 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
         seq: 2,
     };
     assert!(owner.out.contains(&synced), "{:?}", owner.out);
-    assert_eq!(owner.replica.holds(), Some(8));
+    assert_eq!(owner.replica.complete_epoch(), Some(8));
     assert_eq!(owner.replica.shard().online_users(), 2);
     assert_eq!(owner.reasons(), []);
 }
@@ -426,8 +427,8 @@ fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
     };
     owner.lead(NOW, 8, before);
     // A heartbeat adopts one connection. There may be another one.
-    owner.hear(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
-    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c2");
+    owner.handle(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
+    owner.handle(NOW + 2_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(owner.viewers_told(), [("ann".to_owned(), true)]);
     let mut ask = |now| {
         let users = ["ann"].into_iter();
@@ -475,9 +476,9 @@ fn a_shards_first_owner_and_who_takes_over_from_it_in_step_answer_at_once() {
 fn one_that_has_no_part_any_more_forgets_what_it_held_after_a_timeout() {
     let mut owner = Side::new("owner");
     owner.lead(NOW, 8, PreviousOwner::default());
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     owner.replica.set_role(NOW, Role::None, &mut owner.out);
-    assert!(owner.replica.holds().is_none());
+    assert!(owner.replica.complete_epoch().is_none());
     assert_eq!(owner.replica.next_deadline(), Some(NOW + 30_000));
     owner.advance(NOW + 29_999);
     assert_eq!(owner.replica.shard().connections(), 1);
@@ -509,14 +510,14 @@ fn what_is_about_another_shard_or_damaged_is_refused() {
             .receive(NOW, &bytes[1..], &mut standby.out)
             .is_err()
     );
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 /// A standby that has seen ann leave begins to lead. Before it has announced anything, another node
 /// follows it.
 fn about_to_announce() -> Side {
     let (_, mut standby) = pair();
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     let before = PreviousOwner {
         epoch: 5,
         handed_over: None,
@@ -542,28 +543,28 @@ fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
     next.lead(NOW + 5_001, 9, before);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
     assert_eq!(next.replica.shard().connections(), 0);
-    next.hear(NOW + 6_000, Kind::Connect, "ann", "c2");
+    next.handle(NOW + 6_000, Kind::Connect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), true)]);
 }
 
 #[test]
 fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
     let mut next = about_to_announce();
-    next.hear(NOW + 5_000, Kind::Connect, "ann", "c2");
+    next.handle(NOW + 5_000, Kind::Connect, "ann", "c2");
     let before = PreviousOwner {
         epoch: 8,
         handed_over: None,
     };
     next.lead(NOW + 5_001, 9, before);
     assert_eq!(next.viewers_told(), []);
-    next.hear(NOW + 6_000, Kind::Disconnect, "ann", "c2");
+    next.handle(NOW + 6_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
 }
 
 /// An owner that isn't sure and expects ann, and another node that follows it.
 fn unsure_pair() -> (Side, Side) {
     let (_, mut owner) = pair();
-    owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     let before = PreviousOwner {
         epoch: 7,
         handed_over: None,
@@ -581,7 +582,7 @@ fn unsure_pair() -> (Side, Side) {
 fn who_is_expected_by_a_snapshot_is_expected_no_longer_once_heard_from() {
     let (_, mut next) = unsure_pair();
     assert_eq!(next.replica.shard().connections(), 1);
-    next.hear(NOW + 6_000, Kind::Connect, "ann", "c2");
+    next.handle(NOW + 6_000, Kind::Connect, "ann", "c2");
     assert_eq!(next.replica.shard().connections(), 1);
 }
 
@@ -597,6 +598,6 @@ fn who_is_told_to_have_left_is_expected_no_longer() {
     next.advance(NOW + 40_000);
     next.tell(&mut owner, NOW + 40_001);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
-    assert_eq!(owner.replica.holds(), Some(9));
+    assert_eq!(owner.replica.complete_epoch(), Some(9));
     assert_eq!(owner.replica.shard().connections(), 0);
 }

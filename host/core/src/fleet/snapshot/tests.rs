@@ -230,8 +230,11 @@ fn stored(kind: Kind, user: &str, at: u64, (stream, sequence): (u64, u64)) -> In
     let Input::Message { message, reply } = message(kind, user, "c1", at) else {
         unreachable!("it is a message");
     };
-    let stored = Some(StreamPlace { stream, sequence });
-    let message = Message { stored, ..message };
+    let stream_place = Some(StreamPlace { stream, sequence });
+    let message = Message {
+        stream_place,
+        ..message
+    };
     Input::Message { message, reply }
 }
 

@@ -62,10 +62,10 @@ fn forgotten(user: &str, names: &Names) -> Record {
 }
 
 /// A key, a value, and viewers by the digest of what they were shown.
-type Spoken = (Vec<u8>, Option<Vec<u8>>, Vec<(u64, Vec<String>)>);
+type EncodedRecord = (Vec<u8>, Option<Vec<u8>>, Vec<(u64, Vec<String>)>);
 
 /// The content of a record, by names, since the numbers of two nodes differ.
-fn said(record: &Record, names: &Names) -> Spoken {
+fn encoded(record: &Record, names: &Names) -> EncodedRecord {
     let mut parts = Vec::new();
     let mut bare = record.clone();
     let recipients = match &mut bare {
@@ -103,10 +103,13 @@ fn told_both(
 ) -> usize {
     let changes = ours.note(records, here);
     let taken = theirs.take(&changes, there).unwrap();
-    let said = |records: &[Record], names| -> Vec<_> {
-        records.iter().map(|record| said(record, names)).collect()
+    let all = |records: &[Record], names| -> Vec<_> {
+        records
+            .iter()
+            .map(|record| encoded(record, names))
+            .collect()
     };
-    assert_eq!(said(&taken, there), said(records, here));
+    assert_eq!(all(&taken, there), all(records, here));
     assert_eq!(ours.digest(), theirs.digest());
     postcard::to_allocvec(&changes).unwrap().len()
 }

@@ -52,10 +52,10 @@ fn catches_up_from(
     with_statuses(NOW, [&mut owner, &mut standby]);
     // These users are read before all others. Ann has connected and left.
     for number in 0..100 {
-        owner.hear(NOW, Kind::Connect, &format!("user-{number}"), "c1");
+        owner.handle(NOW, Kind::Connect, &format!("user-{number}"), "c1");
     }
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
-    owner.hear(NOW + 1, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW + 1, Kind::Disconnect, "ann", "c1");
     for (kind, user) in earlier {
         let nobody = &mut Side::new("nobody");
         owner.says(nobody, NOW + 2, *kind, user);
@@ -73,7 +73,7 @@ fn catches_up_from(
     }
     owner
         .replica
-        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
+        .snapshot_requested(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (kind, user) in meanwhile {
         owner.says(&mut standby, AT + 1_001, *kind, user);
@@ -109,7 +109,7 @@ fn arrives(owner: &mut Side, standby: &mut Side) {
             _ => {}
         }
     }
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 impl Side {
@@ -138,7 +138,7 @@ impl Side {
 fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
     owner.lead(NOW - 40_000, 5, PreviousOwner::default());
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     standby.follow(AT, 5, "owner");
     let mut asks = |side: &mut Side, now: u64| {
         side.advance(now);
@@ -159,7 +159,7 @@ fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again()
             .chunk(AT + 1_002, &chunk, &mut standby.out)
             .unwrap();
     }
-    assert_eq!(standby.replica.holds(), None);
+    assert_eq!(standby.replica.complete_epoch(), None);
     let chunks = asks(&mut standby, AT + 9_000).unwrap();
     for chunk in chunks {
         standby
@@ -167,7 +167,7 @@ fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again()
             .chunk(AT + 9_000, &chunk, &mut standby.out)
             .unwrap();
     }
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 fn stated(side: &Side) -> Vec<String> {
@@ -268,7 +268,7 @@ fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they
     let mut owner = Side::new("owner");
     owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     for (kind, conn) in [(Kind::Disconnect, "c1"), (Kind::Connect, "c2")] {
         let input = message(kind, "ann", conn, AT + 1_000);
         let out = &mut owner.out;
@@ -308,20 +308,20 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     owner.advance(begin);
     let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
     for user in &users {
-        owner.hear(begin, Kind::Connect, user, "c1");
+        owner.handle(begin, Kind::Connect, user, "c1");
     }
     owner.input(begin, connect("ann", "c1", begin));
     // The slots of two closed connections are reused, that of the first one last.
-    owner.hear(begin + 1, Kind::Disconnect, "user-99", "c1");
-    owner.hear(begin + 2, Kind::Disconnect, "user-5", "c1");
+    owner.handle(begin + 1, Kind::Disconnect, "user-99", "c1");
+    owner.handle(begin + 2, Kind::Disconnect, "user-5", "c1");
     for now in (begin..=AT).step_by(10_000) {
         for user in users
             .iter()
             .filter(|user| !["user-5", "user-99"].contains(&&***user))
         {
-            owner.hear(now, Kind::Heartbeat, user, "c1");
+            owner.handle(now, Kind::Heartbeat, user, "c1");
         }
-        owner.hear(now, Kind::Heartbeat, "ann", "c1");
+        owner.handle(now, Kind::Heartbeat, "ann", "c1");
         owner.advance(now);
     }
     standby.follow(AT, 5, "owner");
@@ -330,7 +330,7 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     owner.out.clear();
     owner
         .replica
-        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
+        .snapshot_requested(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (now, conn) in [(AT + 1_001, "c2"), (AT + 1_002, "c3")] {
         for side in [&mut owner, &mut standby] {

@@ -9,12 +9,12 @@ fn pair_of_pieces() -> (Side, Side) {
     (owner, standby)
 }
 
-fn told(side: &mut Side) -> Vec<Vec<u8>> {
-    let told = side.out.drain(..).filter_map(|out| match out {
+fn standby_messages(side: &mut Side) -> Vec<Vec<u8>> {
+    let standby_messages = side.out.drain(..).filter_map(|out| match out {
         ReplicaOutput::ToStandbys(bytes) => Some(bytes),
         _ => None,
     });
-    told.collect()
+    standby_messages.collect()
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn a_long_message_goes_in_pieces_that_come_to_the_same() {
     let (mut owner, mut standby) = pair_of_pieces();
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let pieces = told(&mut owner);
+    let pieces = standby_messages(&mut owner);
     assert!(pieces.len() > 2, "{}", pieces.len());
     let (last, others) = pieces.split_last().unwrap();
     for piece in others {
@@ -36,14 +36,14 @@ fn a_long_message_goes_in_pieces_that_come_to_the_same() {
     // While a message is incomplete, nobody gets a snapshot.
     standby
         .replica
-        .asked(now, &"other".into(), 1, &mut Vec::new());
+        .snapshot_requested(now, &"other".into(), 1, &mut Vec::new());
     assert_eq!(standby.replica.snapshots.next_at(), None);
     standby
         .replica
         .receive(now, last, &mut standby.out)
         .unwrap();
     assert_eq!(standby.replica.shard().online_users(), 2);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 
     // Both hold the same, so the digests agree, and the next message fits.
     both(
@@ -65,7 +65,7 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
     let (mut owner, mut standby) = pair_of_pieces();
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let mut pieces = told(&mut owner);
+    let mut pieces = standby_messages(&mut owner);
     pieces.remove(1);
     for piece in &pieces {
         standby
@@ -78,7 +78,7 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
     // The owner dies in the middle of a message: no viewer was told of Bob by then.
     let (mut owner, mut standby) = pair_of_pieces();
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let pieces = told(&mut owner);
+    let pieces = standby_messages(&mut owner);
     standby
         .replica
         .receive(now, &pieces[0], &mut standby.out)

@@ -6,7 +6,7 @@ use super::*;
 fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them() {
     let (mut owner, _) = pair();
     for user in 0..30 {
-        owner.hear(NOW + 2_000, Kind::Connect, &format!("user-{user}"), "c1");
+        owner.handle(NOW + 2_000, Kind::Connect, &format!("user-{user}"), "c1");
     }
     owner.out.clear();
     let mut standby = Side::new("standby");
@@ -15,7 +15,7 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
     let mut now = NOW + 4_000;
     owner
         .replica
-        .asked(now, &"standby".into(), 1, &mut owner.out);
+        .snapshot_requested(now, &"standby".into(), 1, &mut owner.out);
     assert!(owner.out.is_empty(), "{:?}", owner.out);
     let mut pieces = 0;
     while let Some(at) = owner.replica.snapshots.next_at() {
@@ -47,7 +47,7 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
         pieces += 1;
     }
     assert!(pieces > 10);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     let users = standby.replica.shard().online_users();
     assert_eq!(users, owner.replica.shard().online_users());
     let digests = [&mut owner, &mut standby].map(|side| side.replica.ledger_digest());

@@ -87,7 +87,7 @@ fn reason(body: &serde_json::Value) -> &str {
 fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_hands() {
     // Ann came before the standby listened, and bob after that.
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "ann", "c1"));
     let at = NOW + 2_000;
     both(&mut owner, &mut standby, at, Kind::Connect, "bob", "c1");
     owner.tell(&mut standby, at);
@@ -107,7 +107,7 @@ fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_han
 fn who_is_waited_for_has_left_as_they_seemed_to() {
     // She may have other connections that haven't been heard from yet.
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Heartbeat, "ann", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Heartbeat, "ann", "c1"));
     let at = NOW + 2_000;
     owner.tell(&mut standby, at);
     take_over(&mut standby, at + 1_000);
@@ -130,7 +130,7 @@ fn who_is_waited_for_has_left_as_they_seemed_to() {
 #[test]
 fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "zoe", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "zoe", "c1"));
     let at = NOW + 2_000;
     both(&mut owner, &mut standby, at, Kind::Online, "ann", "c1");
     owner.tell(&mut standby, at);
@@ -143,7 +143,7 @@ fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
 
 #[test]
 fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
-    let (mut owner, _) = first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+    let (mut owner, _) = first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "ann", "c1"));
     // The owner stopped being unsure long ago.
     owner.replica.shard_mut().set_unsure(0);
     let ask = |side: &mut Side, at: u64| {
@@ -183,14 +183,14 @@ fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known()
     };
     owner.input(NOW, Input::Settings(Box::new(settings)));
     for user in ["ann", "bob"] {
-        owner.hear(NOW + 1_000, Kind::Online, user, "c1");
+        owner.handle(NOW + 1_000, Kind::Online, user, "c1");
     }
     assert_eq!(owner.viewers_told().len(), 2);
     settle(&mut owner, NOW + 1_000 + STATEMENT_MS);
     assert_eq!(owner.viewers_told(), []);
     // Ann has connected while nobody owned the shard.
     for seconds in [10, 20, 30] {
-        owner.hear(NOW + seconds * 1_000, Kind::Heartbeat, "ann", "c1");
+        owner.handle(NOW + seconds * 1_000, Kind::Heartbeat, "ann", "c1");
         settle(&mut owner, NOW + seconds * 1_000);
     }
     let gone = departures(&mut owner);
@@ -210,7 +210,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     };
     owner.lead(NOW, 5, before);
     for user in ["ann", "bob"] {
-        owner.hear(NOW + 1_000, Kind::Connect, user, "c1");
+        owner.handle(NOW + 1_000, Kind::Connect, user, "c1");
         owner.input(NOW + 2_000, logout(user, NOW + 2_000));
     }
     // The standby's clock is an hour ahead.
@@ -230,7 +230,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     take_over(&mut standby, later(NOW + 7_000));
     standby.out.clear();
     // Bob has another connection.
-    standby.hear(later(NOW + 8_000), Kind::Heartbeat, "bob", "c2");
+    standby.handle(later(NOW + 8_000), Kind::Heartbeat, "bob", "c2");
     settle(&mut standby, later(NOW + 37_000));
     let gone = departures(&mut standby);
     assert_eq!(gone.len(), 1);
