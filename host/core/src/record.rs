@@ -97,9 +97,9 @@ impl Record {
                 ..
             }) => since,
             Self::Stated {
-                statement: Some((said_at, _)),
+                statement: Some((stated_at, _)),
                 ..
-            } => said_at,
+            } => stated_at,
             _ => return,
         };
         *at = at.saturating_add_signed(ahead_ms);

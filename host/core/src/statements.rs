@@ -50,7 +50,7 @@ pub struct Statements {
 #[derive(Clone, Debug)]
 pub(crate) struct HeldStatement {
     pub(crate) name: Name,
-    pub(crate) said_at: u64,
+    pub(crate) stated_at: u64,
     pub(crate) statement: Statement,
 }
 
@@ -79,7 +79,7 @@ impl Statements {
     pub fn forget(&mut self, user: Id) {
         self.keep(user);
         if let Some(entry) = self.users.remove(&user) {
-            self.by_time.remove(&(entry.said_at, user));
+            self.by_time.remove(&(entry.stated_at, user));
             self.changed.note(user, &entry.name);
         }
     }
@@ -101,7 +101,7 @@ impl Statements {
 
     /// The monotonic time of the oldest statement.
     pub fn oldest(&self) -> Option<u64> {
-        self.by_time.first().map(|(said_at, _)| *said_at)
+        self.by_time.first().map(|(stated_at, _)| *stated_at)
     }
 
     /// The oldest statement.
@@ -113,16 +113,16 @@ impl Statements {
 
     /// All statements and their times, the oldest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, u64, Statement)> {
-        let said = self.by_time.iter();
-        said.filter_map(|(said_at, user)| {
+        let by_time = self.by_time.iter();
+        by_time.filter_map(|(stated_at, user)| {
             let entry = self.users.get(user)?;
-            Some((&entry.name, *said_at, entry.statement))
+            Some((&entry.name, *stated_at, entry.statement))
         })
     }
 
     /// Restores a statement that held before a restart.
-    pub fn restore(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
-        self.put(said_at, user, name, statement);
+    pub fn restore(&mut self, stated_at: u64, user: Id, name: &Name, statement: Statement) {
+        self.put(stated_at, user, name, statement);
     }
 
     /// Sets whether senders' clocks decide from now on in which order statements were made.
@@ -150,8 +150,8 @@ impl Statements {
 
     /// The statement about a user and its time, if it was made at this monotonic time or later.
     pub fn since(&self, at: u64, user: Id) -> Option<(u64, Statement)> {
-        let held = self.users.get(&user).filter(|held| held.said_at >= at)?;
-        Some((held.said_at, held.statement))
+        let held = self.users.get(&user).filter(|held| held.stated_at >= at)?;
+        Some((held.stated_at, held.statement))
     }
 
     /// Sets whether changes are noted from now on, for [`Self::take_changed`].
@@ -169,7 +169,7 @@ impl Statements {
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<(u64, Statement)>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
-            let statement = entry.map(|entry| (entry.said_at, entry.statement));
+            let statement = entry.map(|entry| (entry.stated_at, entry.statement));
             (user, statement)
         })
     }
@@ -206,13 +206,13 @@ impl Statements {
         self.reads.keep(user.0, || users.get(&user).cloned());
     }
 
-    fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
+    fn put(&mut self, stated_at: u64, user: Id, name: &Name, statement: Statement) {
         self.keep(user);
         let name = name.clone();
-        self.by_time.insert((said_at, user));
+        self.by_time.insert((stated_at, user));
         let entry = HeldStatement {
             name,
-            said_at,
+            stated_at,
             statement,
         };
         self.users.insert(user, entry);

@@ -90,16 +90,16 @@ pub struct StatusKeys {
 impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
     pub fn read(metadata: &'a CheckedMetadata) -> Self {
-        let mut said = Self::default();
+        let mut update = Self::default();
         if let Some(json) = metadata.get(ACTIVITY) {
-            said.activity = Activity::parse(json);
-            said.unknown += u64::from(said.activity.is_none());
+            update.activity = Activity::parse(json);
+            update.unknown += u64::from(update.activity.is_none());
         }
         if let Some(json) = metadata.get(STATUS) {
-            said.status = StatusRef::parse(json);
-            said.unknown += u64::from(said.status.is_none());
+            update.status = StatusRef::parse(json);
+            update.unknown += u64::from(update.status.is_none());
         }
-        said
+        update
     }
 }
 

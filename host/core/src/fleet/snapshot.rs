@@ -320,7 +320,7 @@ pub struct SnapshotReader {
     next: u32,
     digest: [u8; 32],
     /// The beginning of an item whose end has not arrived yet.
-    begun: Vec<u8>,
+    partial_item: Vec<u8>,
     shard: Shard,
     told_viewers: ToldViewers,
 }
@@ -337,7 +337,7 @@ impl SnapshotReader {
             waiting: BTreeMap::new(),
             next: 0,
             digest: [0; 32],
-            begun: Vec::new(),
+            partial_item: Vec::new(),
             shard,
             told_viewers: ToldViewers::default(),
         }
@@ -382,7 +382,7 @@ impl SnapshotReader {
             if self.digest != chunk.digest {
                 return Err(Refusal::Damaged);
             }
-            self.begun.extend(&chunk.part);
+            self.partial_item.extend(&chunk.part);
             if let Some(end) = self.put(now, chunk.at, names)? {
                 self.shard.finish_restore(now);
                 self.shard.set_unsure(end.unsure_ms);
@@ -418,7 +418,7 @@ impl SnapshotReader {
         let ahead_ms = i64::try_from(ahead).unwrap_or_default();
         let (mut records, mut leases, mut end) = (Vec::new(), Vec::new(), None);
         let mut left = Vec::new();
-        let mut rest = &*self.begun;
+        let mut rest = &*self.partial_item;
         while let Some((item, others)) = next_item(rest)? {
             match item {
                 _ if end.is_some() => return Err(Refusal::Unreadable),
@@ -440,8 +440,8 @@ impl SnapshotReader {
             }
             rest = others;
         }
-        let read = self.begun.len() - rest.len();
-        self.begun.drain(..read);
+        let read = self.partial_item.len() - rest.len();
+        self.partial_item.drain(..read);
         self.shard.restore_part(now, 0, records);
         for (user, conn, left_ms) in leases {
             let left_ms = left_ms.saturating_sub(passed_ms);

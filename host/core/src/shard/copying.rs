@@ -193,7 +193,7 @@ impl Presence {
         let stated = |held: HeldStatement| {
             take(Record::Stated {
                 user: held.name,
-                statement: Some((held.said_at, held.statement)),
+                statement: Some((held.stated_at, held.statement)),
             });
         };
         if self.statements.read(point, count, stated) {

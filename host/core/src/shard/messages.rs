@@ -211,9 +211,9 @@ impl Presence {
     ) -> bool {
         let sent = late.timestamp.min(late.latest);
         let since = late.at.saturating_sub(late.delayed_ms);
-        let contradicts = |(said_at, statement)| match statement {
+        let contradicts = |(stated_at, statement)| match statement {
             Statement::Online { timestamp } => is_offline && timestamp > sent,
-            Statement::Offline => !is_offline && common.clock.wall_at(said_at) >= sent,
+            Statement::Offline => !is_offline && common.clock.wall_at(stated_at) >= sent,
         };
         let opened = || common.tracker.last_opened(user);
         self.statements.since(since, id).is_some_and(contradicts)

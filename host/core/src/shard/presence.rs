@@ -54,7 +54,7 @@ impl Presence {
     pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
         let event = self.event_of(transition, env.common);
         let user = event.user;
-        let is_said_otherwise = match self.statements.get(user) {
+        let is_overridden = match self.statements.get(user) {
             // A heartbeat doesn't end an application's offline either. A user whom viewers know as
             // offline isn't announced as offline again.
             Some(Statement::Offline) => true,
@@ -64,11 +64,11 @@ impl Presence {
         };
         // An expected user is not waited for any longer.
         let event = self.standby.resolve_placeholder(event);
-        if !is_said_otherwise && self.defer_departure(&event, env.common) {
+        if !is_overridden && self.defer_departure(&event, env.common) {
             return;
         }
         self.forget_status(&event, env.common);
-        if !is_said_otherwise {
+        if !is_overridden {
             self.events.announce(event, true, env);
         }
     }
@@ -217,8 +217,8 @@ impl Presence {
 
     /// When the next statement may be over.
     pub(super) fn next_statement_end(&self, common: &Common) -> Option<u64> {
-        let said_at = self.statements.oldest()?;
-        Some(said_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
+        let stated_at = self.statements.oldest()?;
+        Some(stated_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
     }
 }
 

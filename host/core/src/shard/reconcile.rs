@@ -133,7 +133,7 @@ fn messages<'a>(
         let viewers = &rendition.audience;
         PendingMessages {
             rendition,
-            changed: before.shown_otherwise(viewers, ShownDigest::of(event, rendition)),
+            changed: before.shown_differently(viewers, ShownDigest::of(event, rendition)),
             gained: viewers.difference(before.audience()),
         }
     });

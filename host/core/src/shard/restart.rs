@@ -97,9 +97,9 @@ impl Shard {
                     }
                 }
                 Record::Stated { user, statement } => {
-                    if let Some((said_at, statement)) = statement {
+                    if let Some((stated_at, statement)) = statement {
                         let id = common.names.intern(user.as_str());
-                        statements.restore(said_at.min(now), id, &user, statement);
+                        statements.restore(stated_at.min(now), id, &user, statement);
                     }
                 }
                 Record::Waiting { steps, .. } => queue.restore(steps, until),

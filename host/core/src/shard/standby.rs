@@ -46,7 +46,7 @@ struct Placeholder {
     /// Since when they are online, in milliseconds since the Unix epoch.
     since: u64,
     /// The offline event, if they seem to have left.
-    left: Option<Event>,
+    pending_departure: Option<Event>,
 }
 
 /// What a shard remembers while it follows another one.
@@ -142,7 +142,7 @@ impl Shard {
                 presence.standby.drop_announced(entry.event.user, true);
                 let (name, shown) = (entry.event.name.as_str(), &entry.event.metadata);
                 // Otherwise, the owner may not have heard yet of the connection that is shown here.
-                if !is_shown_otherwise(name, shown, common) {
+                if !shows_differently(name, shown, common) {
                     presence.standby.reshown.remove(name);
                 }
                 decisions.ledger.put(entry);
@@ -196,7 +196,7 @@ impl Shard {
     /// The offlines of expected users who seem to have left, as records of waiting events.
     pub fn pending_departures(&self) -> Vec<Record> {
         let placeholders = self.presence.standby.placeholders.values();
-        let left = placeholders.filter_map(|it| it.left.clone());
+        let left = placeholders.filter_map(|it| it.pending_departure.clone());
         let record = |left: Event| Record::Waiting {
             user: left.name.clone(),
             steps: vec![Step::Announce(Arc::new(left), true)],
@@ -213,7 +213,7 @@ impl Shard {
         for step in steps {
             let left = step.event();
             if let Some(placeholder) = placeholders.get_mut(&left.user) {
-                placeholder.left = Some(Event::clone(left));
+                placeholder.pending_departure = Some(Event::clone(left));
             }
         }
     }
@@ -304,7 +304,7 @@ impl StandbyState {
     /// are offline now, and seemed to have left before, the earlier offline with the new timestamp.
     pub(super) fn resolve_placeholder(&mut self, event: Event) -> Event {
         let placeholder = self.placeholders.remove(&event.user);
-        match placeholder.and_then(|it| it.left) {
+        match placeholder.and_then(|it| it.pending_departure) {
             Some(left) if event.change != Change::Online => Event {
                 timestamp: event.timestamp,
                 ..left
@@ -354,7 +354,13 @@ impl Presence {
         {
             let placeholders = &mut self.standby.placeholders;
             let (since, left) = (*opened, None);
-            placeholders.insert(common.names.intern(user), Placeholder { since, left });
+            placeholders.insert(
+                common.names.intern(user),
+                Placeholder {
+                    since,
+                    pending_departure: left,
+                },
+            );
         }
     }
 
@@ -433,7 +439,13 @@ impl Presence {
         let left_ms = left.is_some().then(|| self.unsure_ms(common));
         let since = event.timestamp.min(common.clock.stamp());
         let placeholders = &mut self.standby.placeholders;
-        placeholders.insert(event.user, Placeholder { since, left });
+        placeholders.insert(
+            event.user,
+            Placeholder {
+                since,
+                pending_departure: left,
+            },
+        );
         let (tracker, name) = (&mut common.tracker, event.name.as_str());
         tracker.connect(now, name, PLACEHOLDER_ID, since, || event.metadata.clone());
         if let Some(left_ms) = left_ms {
@@ -579,7 +591,7 @@ impl Presence {
         };
         let event = entry.current();
         let is_expected = self.standby.placeholders.contains_key(&user);
-        if !is_expected && is_shown_otherwise(event.name.as_str(), &event.metadata, common) {
+        if !is_expected && shows_differently(event.name.as_str(), &event.metadata, common) {
             self.standby.reshown.insert(event.name.as_str().into());
         }
     }
@@ -587,10 +599,10 @@ impl Presence {
 
 /// Whether the metadata of a user's shown connection has an entry that `shown` lacks, or has with
 /// another value.
-fn is_shown_otherwise(user: &str, shown: &Metadata, common: &Common) -> bool {
+fn shows_differently(user: &str, shown: &Metadata, common: &Common) -> bool {
     let tracked = common.tracker.shown(user);
-    let mut said = tracked.into_iter().flat_map(Metadata::entries);
-    said.any(|entry| shown.get(entry.key) != Some(entry.value))
+    let mut entries = tracked.into_iter().flat_map(Metadata::entries);
+    entries.any(|entry| shown.get(entry.key) != Some(entry.value))
 }
 
 #[cfg(test)]

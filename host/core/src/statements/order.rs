@@ -139,12 +139,12 @@ mod tests {
 
     const ANN: Id = Id(1);
     const BOB: Id = Id(2);
-    const PERIODS: ReorderLimits = ReorderLimits {
+    const LIMITS: ReorderLimits = ReorderLimits {
         within_ms: 2_000,
         kept_ms: 9_000,
     };
 
-    fn said(timestamp: u64, at: u64) -> MessageTime {
+    fn time_of(timestamp: u64, at: u64) -> MessageTime {
         MessageTime {
             timestamp,
             latest: u64::MAX,
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    fn heard(timestamp: u64, latest: u64, at: u64) -> MessageTime {
+    fn received(timestamp: u64, latest: u64, at: u64) -> MessageTime {
         MessageTime {
             timestamp,
             latest,
@@ -167,10 +167,10 @@ mod tests {
         order: &mut Order,
         user: Id,
         is_offline: bool,
-        said: MessageTime,
+        time: MessageTime,
         limits: ReorderLimits,
     ) -> bool {
-        order.take(user, is_offline, said, limits) != Some(true)
+        order.take(user, is_offline, time, limits) != Some(true)
     }
 
     #[test]
@@ -184,30 +184,30 @@ mod tests {
                 &mut order,
                 ANN,
                 second.0,
-                heard(second.1, 600, 100),
-                PERIODS
+                received(second.1, 600, 100),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 first.0,
-                heard(first.1, 601, 101),
-                PERIODS
+                received(first.1, 601, 101),
+                LIMITS
             ));
             let mut order = Order::default();
             assert!(counts(
                 &mut order,
                 ANN,
                 first.0,
-                heard(first.1, 600, 100),
-                PERIODS
+                received(first.1, 600, 100),
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                heard(second.1, 601, 101),
-                PERIODS
+                received(second.1, 601, 101),
+                LIMITS
             ));
         }
     }
@@ -220,15 +220,15 @@ mod tests {
             &mut order,
             ANN,
             false,
-            heard(900_000, 900_100, 100),
-            PERIODS
+            received(900_000, 900_100, 100),
+            LIMITS
         ));
         assert!(counts(
             &mut order,
             ANN,
             true,
-            heard(840_500, 900_600, 600),
-            PERIODS
+            received(840_500, 900_600, 600),
+            LIMITS
         ));
         // The first clock is a second ahead.
         let mut order = Order::default();
@@ -236,30 +236,30 @@ mod tests {
             &mut order,
             ANN,
             false,
-            heard(901_000, 900_100, 100),
-            PERIODS
+            received(901_000, 900_100, 100),
+            LIMITS
         ));
         assert!(counts(
             &mut order,
             ANN,
             true,
-            heard(900_500, 900_600, 600),
-            PERIODS
+            received(900_500, 900_600, 600),
+            LIMITS
         ));
         // Of two messages that say the same, the later one is found in the same way.
         assert!(counts(
             &mut order,
             ANN,
             false,
-            heard(900_600, 900_700, 700),
-            PERIODS
+            received(900_600, 900_700, 700),
+            LIMITS
         ));
         assert!(!counts(
             &mut order,
             ANN,
             true,
-            heard(900_590, 900_710, 710),
-            PERIODS
+            received(900_590, 900_710, 710),
+            LIMITS
         ));
     }
 
@@ -271,38 +271,38 @@ mod tests {
                 &mut order,
                 ANN,
                 first.0,
-                said(first.1, 100),
-                PERIODS
+                time_of(first.1, 100),
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                said(second.1, 101),
-                PERIODS
+                time_of(second.1, 101),
+                LIMITS
             ));
             let mut order = Order::default();
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                said(second.1, 100),
-                PERIODS
+                time_of(second.1, 100),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 first.0,
-                said(first.1, 101),
-                PERIODS
+                time_of(first.1, 101),
+                LIMITS
             ));
             // Another user has an order of their own.
             assert!(counts(
                 &mut order,
                 BOB,
                 first.0,
-                said(first.1, 101),
-                PERIODS
+                time_of(first.1, 101),
+                LIMITS
             ));
         }
     }
@@ -310,19 +310,19 @@ mod tests {
     #[test]
     fn of_the_same_time_the_offline_is_the_later_one() {
         let mut order = Order::default();
-        assert!(counts(&mut order, ANN, false, said(10, 100), PERIODS));
-        assert!(counts(&mut order, ANN, true, said(10, 101), PERIODS));
-        assert!(!counts(&mut order, ANN, false, said(10, 102), PERIODS));
+        assert!(counts(&mut order, ANN, false, time_of(10, 100), LIMITS));
+        assert!(counts(&mut order, ANN, true, time_of(10, 101), LIMITS));
+        assert!(!counts(&mut order, ANN, false, time_of(10, 102), LIMITS));
     }
 
     #[test]
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
         let mut order = Order::default();
-        assert!(counts(&mut order, ANN, true, said(10, 100), PERIODS));
-        assert!(!counts(&mut order, ANN, false, said(10, 2_100), PERIODS));
-        assert!(counts(&mut order, ANN, false, said(10, 2_101), PERIODS));
+        assert!(counts(&mut order, ANN, true, time_of(10, 100), LIMITS));
+        assert!(!counts(&mut order, ANN, false, time_of(10, 2_100), LIMITS));
+        assert!(counts(&mut order, ANN, false, time_of(10, 2_101), LIMITS));
         assert_eq!(order.ids().count(), 1);
-        assert!(counts(&mut order, BOB, false, said(9, 11_102), PERIODS));
+        assert!(counts(&mut order, BOB, false, time_of(9, 11_102), LIMITS));
         assert_eq!(order.ids().collect::<Vec<_>>(), [BOB.0]);
         assert_eq!(order.looks.len(), 1);
     }
@@ -331,7 +331,7 @@ mod tests {
     fn what_a_stopped_node_held_counts_by_when_it_was_said() {
         let late = |timestamp, at, delayed_ms| MessageTime {
             delayed_ms,
-            ..said(timestamp, at)
+            ..time_of(timestamp, at)
         };
         for is_offline in [true, false] {
             let mut order = Order::default();
@@ -339,15 +339,15 @@ mod tests {
                 &mut order,
                 ANN,
                 is_offline,
-                said(900_300, 400),
-                PERIODS
+                time_of(900_300, 400),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 !is_offline,
                 late(900_000, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             // This is later than all that was said before, and nobody else may know of it.
             assert!(counts(
@@ -355,18 +355,18 @@ mod tests {
                 ANN,
                 !is_offline,
                 late(900_400, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 BOB,
                 !is_offline,
                 late(900_000, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             // What was said meanwhile is forgotten after a while.
             let forgotten = late(900_200, 16_001, 15_900);
-            assert_eq!(order.take(ANN, is_offline, forgotten, PERIODS), None);
+            assert_eq!(order.take(ANN, is_offline, forgotten, LIMITS), None);
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) enum State<M> {
 #[derive(Debug)]
 pub(super) struct LiveConnection<M> {
     /// When it was last heard from, by the host's clock.
-    pub(super) heard_at: u64,
+    pub(super) received_at: u64,
     /// The moment of the receive clock from which its lease counts. Liveness depends on it alone.
     pub(super) lease_from: u64,
     /// The timestamp of its newest connect, from which it has its metadata. An older disconnect
@@ -93,7 +93,7 @@ impl<M> LiveConnection<M> {
         order: i64,
     ) -> Self {
         Self {
-            heard_at: heard.at,
+            received_at: heard.at,
             lease_from: heard.lease_from,
             opened,
             newest: timestamp,
@@ -109,7 +109,7 @@ impl<M> LiveConnection<M> {
     /// Notes that it was heard from. Returns whether this is its first message since a start of the
     /// host.
     pub(super) fn renew(&mut self, heard: ReceivedAt, timestamp: u64) -> bool {
-        self.heard_at = heard.at;
+        self.received_at = heard.at;
         self.lease_from = heard.lease_from;
         if timestamp > self.newest {
             self.newest = timestamp;

@@ -437,7 +437,7 @@ impl<M: Clone> Tracker<M> {
     pub fn silent_ms(&self, now: u64, user: &str, conn: &str) -> Option<u64> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
-            State::Live(life) => Some(now.saturating_sub(life.heard_at)),
+            State::Live(life) => Some(now.saturating_sub(life.received_at)),
             State::Closed(_) | State::Unknown => None,
         }
     }
@@ -540,9 +540,9 @@ impl<M: Clone> Tracker<M> {
         let was_shown = self.is_shown(key);
         self.unlink(key);
         let connection = &self.roster.connections[key];
-        let mut said = None;
+        let mut activity = None;
         if let State::Live(life) = &connection.state {
-            said = life.activity;
+            activity = life.activity;
             self.roster.users[connection.user].live -= 1;
             self.live_connections.release();
         }
@@ -560,7 +560,7 @@ impl<M: Clone> Tracker<M> {
             stream_seq: connection.stream_seq(),
         };
         self.roster.set_state(key, State::Closed(close));
-        self.count_activity(key, said, None);
+        self.count_activity(key, activity, None);
         let user = &self.roster.users[self.roster.connections[key].user];
         if was_shown && user.live > 0 {
             self.note_reshown(key);

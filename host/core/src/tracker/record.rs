@@ -122,15 +122,15 @@ impl<M: Clone> Tracker<M> {
         let UnsavedChanges {
             connections,
             users,
-            gone_connections,
-            gone_users,
+            removed_connections,
+            removed_users,
             ..
         } = &self.changes;
         (self.changes.wanted && self.live_connections.count() > 0)
             || !(connections.is_empty()
                 && users.is_empty()
-                && gone_connections.is_empty()
-                && gone_users.is_empty())
+                && removed_connections.is_empty()
+                && removed_users.is_empty())
     }
 
     /// Takes the records of all that has changed since the last call, and the newest timestamps of
@@ -141,7 +141,7 @@ impl<M: Clone> Tracker<M> {
             changes, roster, ..
         } = self;
         let mut records = Vec::new();
-        for (user, conn) in changes.gone_connections.drain(..) {
+        for (user, conn) in changes.removed_connections.drain(..) {
             records.push(TrackerRecord::ReceivedAt {
                 user: Arc::clone(&user),
                 conn: Arc::clone(&conn),
@@ -150,7 +150,7 @@ impl<M: Clone> Tracker<M> {
             let state = None;
             records.push(TrackerRecord::Connection { user, conn, state });
         }
-        for user in changes.gone_users.drain(..) {
+        for user in changes.removed_users.drain(..) {
             records.push(TrackerRecord::User { user, state: None });
         }
         let taken = changes.connections.drain(..);
@@ -165,11 +165,11 @@ impl<M: Clone> Tracker<M> {
 
         let slots = roster.connections.slots();
         let count = slots.div_ceil(parts.max(1));
-        if changes.heard_from >= slots || count == slots {
-            changes.heard_from = 0;
+        if changes.next_slot >= slots || count == slots {
+            changes.next_slot = 0;
         }
         let users = &roster.users;
-        for connection in roster.connections.part(changes.heard_from, count) {
+        for connection in roster.connections.part(changes.next_slot, count) {
             if let State::Live(life) = &mut connection.state
                 && !std::mem::replace(&mut life.is_newest_saved, true)
             {
@@ -180,7 +180,7 @@ impl<M: Clone> Tracker<M> {
                 });
             }
         }
-        changes.heard_from += count;
+        changes.next_slot += count;
         records
     }
 
@@ -355,7 +355,7 @@ impl<M: Clone> Tracker<M> {
             let lease_ms = silence.lease_ms(at, timeout_ms);
             silence.starts = silence.starts.saturating_add(1);
             life.set_silence(Some(silence));
-            life.heard_at = at;
+            life.received_at = at;
             life.lease_from = match lease_ms {
                 // The lease is over at once: runs may be so short that the host receives nothing in
                 // any of them.
@@ -497,7 +497,7 @@ impl<M: Clone> Tracker<M> {
         let user = &self.roster.users[connection.user];
         if self.changes.wanted && connection.saving.saved {
             let names = (Arc::clone(&user.name), Arc::from(&*connection.id));
-            self.changes.gone_connections.push(names);
+            self.changes.removed_connections.push(names);
         }
         // It may have been the only connection whose record says when the user was last seen.
         if connection.newest() >= user.last_seen && !user.is_spent() {
@@ -512,7 +512,7 @@ impl<M: Clone> Tracker<M> {
             && self.changes.wanted
             && user.saving.saved
         {
-            self.changes.gone_users.push(user.name);
+            self.changes.removed_users.push(user.name);
         }
     }
 }

@@ -67,7 +67,7 @@ impl<M: Clone> Tracker<M> {
         };
         // This host has heard from it since. The timestamp alone doesn't say so: if a sender's
         // clock is ahead, each host takes its own time instead of the sender's.
-        let silent_ms = now.saturating_sub(life.heard_at);
+        let silent_ms = now.saturating_sub(life.received_at);
         if life.newest > timestamp && silent_ms < self.settings.timeout_ms / 2 {
             return None;
         }
