@@ -92,7 +92,7 @@ struct RateState {
     /// When everything used so far would be done at this rate.
     done_ns: AtomicU64,
     /// How many extra uses are allowed beside the rate.
-    more: AtomicU64,
+    extra: AtomicU64,
 }
 
 impl Rate {
@@ -136,8 +136,8 @@ impl Rate {
     /// Allows as many extra uses, at any time, as the rate allows in `ms` milliseconds. 0: no extra
     /// uses.
     pub fn allow_extra(&self, ms: u64) {
-        let more = self.per_s().saturating_mul(ms).div_ceil(1_000);
-        self.0.more.store(more, Ordering::Relaxed);
+        let extra = self.per_s().saturating_mul(ms).div_ceil(1_000);
+        self.0.extra.store(extra, Ordering::Relaxed);
     }
 
     /// Takes one use. Returns whether it is allowed now; if not, it doesn't count.
@@ -146,11 +146,11 @@ impl Rate {
         if ns_each == 0 {
             return true;
         }
-        let is_more = |more: u64| more.checked_sub(1);
-        let more = &self.0.more;
-        if more.load(Ordering::Relaxed) > 0
-            && more
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_more)
+        let take_one = |extra: u64| extra.checked_sub(1);
+        let extra = &self.0.extra;
+        if extra.load(Ordering::Relaxed) > 0
+            && extra
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one)
                 .is_ok()
         {
             return true;

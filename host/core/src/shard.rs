@@ -275,7 +275,7 @@ impl Shard {
         let (counted, tracker) = (&self.common.counters, &self.common.tracker);
         Counters {
             closes_forgotten: counted.closes_forgotten + tracker.closes_forgotten(),
-            held_back: counted.held_back + tracker.damped_offlines(),
+            damped_offlines: counted.damped_offlines + tracker.damped_offlines(),
             ..*counted
         }
     }

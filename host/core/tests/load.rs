@@ -352,7 +352,7 @@ fn a_user_who_flips_hundreds_of_times_a_second_is_held_online_and_then_offline_f
     let mut world = World::new(Settings::default());
     let (online, offline) = flip(&mut world, "flapper", 2_000, 2);
     assert_eq!((online, offline), (101, 100));
-    assert!(world.shard.counters().held_back >= 1_800);
+    assert!(world.shard.counters().damped_offlines >= 1_800);
     let last_seen = world.now - 1;
     // Other users aren't damped because of this.
     world.connect("ann", "c");

@@ -16,7 +16,7 @@ use super::FleetSettings;
 
 /// The outcome of a write into the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum WriteOutcome {
     /// It is stored under this revision.
     Stored(u64),
     /// The key's last revision was not the expected one.
@@ -161,10 +161,10 @@ impl Lease {
 
     /// Takes the outcome of a renewal. A refused one may have been preceded by an own renewal whose
     /// outcome is unknown, so the entry must be read.
-    pub fn written(&mut self, count: u64, outcome: Outcome) {
+    pub fn written(&mut self, count: u64, outcome: WriteOutcome) {
         match outcome {
-            Outcome::Stored(revision) => self.note_stored(count, revision),
-            Outcome::Refused | Outcome::Unknown => self.is_doubtful = true,
+            WriteOutcome::Stored(revision) => self.note_stored(count, revision),
+            WriteOutcome::Refused | WriteOutcome::Unknown => self.is_doubtful = true,
         }
         if count == self.count {
             self.under_way = self.under_way.filter(|(step, _)| *step != Step::Write);
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(lease.until(), None);
         // The time until the answer doesn't extend the lease.
         assert_eq!(lease.poll(1_090), Renewal::Wait);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         assert_eq!(lease.until(), Some(1_550));
         assert_eq!(lease.poll(1_199), Renewal::Wait);
         assert_eq!(lease.next_deadline(1_199), Some(1_200));
@@ -250,7 +250,7 @@ mod tests {
     fn a_renewal_without_an_answer_is_looked_up_before_the_next() {
         let mut lease = Lease::new(SETTINGS, 0);
         lease.poll(1_000);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         assert_eq!(lease.poll(1_200), send(2, 7));
         assert_eq!(lease.poll(1_300), Renewal::Read);
         // The renewal was stored.
@@ -264,9 +264,9 @@ mod tests {
     fn a_refusal_is_the_end_only_if_the_entry_is_anothers() {
         let mut lease = Lease::new(SETTINGS, 0);
         lease.poll(1_000);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         lease.poll(1_200);
-        lease.written(2, Outcome::Refused);
+        lease.written(2, WriteOutcome::Refused);
         assert_eq!(lease.poll(1_210), Renewal::Read);
         lease.seen(7, Some(1));
         lease.read();
@@ -282,7 +282,7 @@ mod tests {
     fn what_others_left_is_no_end_of_a_lease_that_has_not_begun() {
         let mut lease = Lease::new(SETTINGS, 0);
         assert_eq!(lease.poll(1_000), send(1, 0));
-        lease.written(1, Outcome::Refused);
+        lease.written(1, WriteOutcome::Refused);
         assert_eq!(lease.poll(1_010), Renewal::Read);
         lease.seen(41, None);
         lease.read();

@@ -21,12 +21,12 @@ use std::sync::Arc;
 pub use self::entries::{Key, NodeEntry, OwnerEntry};
 use self::shards::ShardView;
 use super::FleetSettings;
-use super::lease::{Lease, Outcome, Renewal};
+use super::lease::{Lease, Renewal, WriteOutcome};
 use super::replica::Role;
 
 /// What the node is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum MemberOutput {
     /// Write this into the bucket, if `revision` is still the key's last revision. Report the
     /// outcome by [`Member::written`].
     Write {
@@ -97,7 +97,7 @@ pub struct Member {
     until: Option<u64>,
     /// Whether the bucket was reached recently, as of the last check.
     was_in_touch: bool,
-    out: Vec<Output>,
+    out: Vec<MemberOutput>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,7 @@ impl Member {
     }
 
     /// Takes the outcome of a write.
-    pub fn written(&mut self, now: u64, id: u64, outcome: Outcome) {
+    pub fn written(&mut self, now: u64, id: u64, outcome: WriteOutcome) {
         match self.writes.remove(&id) {
             Some(Write::Renewal(count)) => {
                 self.lease.written(count, outcome);
@@ -178,17 +178,17 @@ impl Member {
             Some(Write::Owner(shard)) => {
                 if let Some(view) = self.shards.get_mut(shard as usize) {
                     view.written(now, outcome);
-                    if outcome != Outcome::Unknown {
-                        self.out.push(Output::Read(Key::Owner(shard)));
+                    if outcome != WriteOutcome::Unknown {
+                        self.out.push(MemberOutput::Read(Key::Owner(shard)));
                     }
                 }
             }
             Some(Write::OwnLeaseDeletion) => match outcome {
-                Outcome::Stored(_) | Outcome::Refused => {
+                WriteOutcome::Stored(_) | WriteOutcome::Refused => {
                     self.leaving = Leaving::Left;
-                    self.out.push(Output::Left);
+                    self.out.push(MemberOutput::Left);
                 }
-                Outcome::Unknown => {
+                WriteOutcome::Unknown => {
                     self.leaving = Leaving::Leaves;
                     self.delete_lease_from = now + self.settings.lease_ms / 6;
                 }
@@ -198,7 +198,7 @@ impl Member {
         self.review(now);
     }
 
-    /// Takes the result of [`Output::Read`]: the key's value, None if it was deleted, and its
+    /// Takes the result of [`MemberOutput::Read`]: the key's value, None if it was deleted, and its
     /// revision, 0 if it never existed. `None`: the key couldn't be read.
     pub fn read(&mut self, now: u64, key: &Key, found: Option<(Option<&str>, u64)>) {
         if let Some((value, revision)) = found {
@@ -252,7 +252,7 @@ impl Member {
         is_new
     }
 
-    /// The node leaves: it hands over the shards that it owns, and then outputs [`Output::Left`].
+    /// The node leaves: it hands over the shards that it owns, and then outputs [`MemberOutput::Left`].
     pub fn leave(&mut self, now: u64) {
         if self.leaving == Leaving::Stays {
             self.leaving = Leaving::Leaves;
@@ -267,7 +267,7 @@ impl Member {
     }
 
     /// What the node is to do, in order.
-    pub fn outputs(&mut self) -> impl Iterator<Item = Output> {
+    pub fn outputs(&mut self) -> impl Iterator<Item = MemberOutput> {
         self.out.drain(..)
     }
 
@@ -323,9 +323,13 @@ impl Member {
         let deaths = deaths.map(|(_, known)| known.seen_at.saturating_add(lasts_ms));
         let shards = self.shards.iter().filter_map(ShardView::next_deadline);
         let lease = self.lease.next_deadline(now).into_iter();
-        let farewell = (self.leaving == Leaving::Leaves).then_some(self.delete_lease_from);
-        let farewell = farewell.filter(|at| *at > now);
-        deaths.chain(shards).chain(lease).chain(farewell).min()
+        let lease_deletion = (self.leaving == Leaving::Leaves).then_some(self.delete_lease_from);
+        let lease_deletion = lease_deletion.filter(|at| *at > now);
+        deaths
+            .chain(shards)
+            .chain(lease)
+            .chain(lease_deletion)
+            .min()
     }
 
     fn node_changed(&mut self, now: u64, node: &Arc<str>, value: Option<&str>, revision: u64) {
@@ -392,7 +396,7 @@ impl Member {
         if until != self.until
             && let Some(until) = until
         {
-            self.out.push(Output::Until(until));
+            self.out.push(MemberOutput::Until(until));
         }
         self.until = until;
         if !self.is_retired {
@@ -408,7 +412,7 @@ impl Member {
         let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
         self.lease = Lease::new(self.settings, revision);
         self.until = None;
-        self.out.push(Output::SessionLost);
+        self.out.push(MemberOutput::SessionLost);
     }
 
     fn renew(&mut self, now: u64) {
@@ -428,7 +432,7 @@ impl Member {
             }
             Renewal::Read => {
                 let key = Key::Node(Arc::clone(&self.name));
-                self.out.push(Output::Read(key));
+                self.out.push(MemberOutput::Read(key));
             }
             Renewal::Wait => {}
         }
@@ -494,13 +498,13 @@ impl Member {
             let number = shard.number();
             let done = shard.review(now, &view);
             if let Some(role) = done.role {
-                self.out.push(Output::Role(number, role));
+                self.out.push(MemberOutput::Role(number, role));
             }
             if let Some((entry, revision)) = done.write {
                 wanted.push((number, entry, revision));
             }
             if done.read {
-                self.out.push(Output::Read(Key::Owner(number)));
+                self.out.push(MemberOutput::Read(Key::Owner(number)));
             }
         }
         for (shard, entry, revision) in wanted {
@@ -531,7 +535,7 @@ impl Member {
         let key = Key::Node(Arc::clone(&self.name));
         for shard in &mut self.shards {
             if let Some(role) = shard.retire() {
-                self.out.push(Output::Role(shard.number(), role));
+                self.out.push(MemberOutput::Role(shard.number(), role));
             }
         }
         self.write(Write::OwnLeaseDeletion, key, None, revision);
@@ -549,7 +553,7 @@ impl Member {
     fn write(&mut self, write: Write, key: Key, value: Option<String>, revision: u64) {
         self.write_id += 1;
         self.writes.insert(self.write_id, write);
-        self.out.push(Output::Write {
+        self.out.push(MemberOutput::Write {
             id: self.write_id,
             key,
             value,

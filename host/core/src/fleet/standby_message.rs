@@ -47,7 +47,7 @@ pub enum StandbyContent {
     /// An owner begins. The number is the digest of its ledger.
     Begin(u64),
     /// These changes are about to be published.
-    Changes(Vec<Change>),
+    Changes(Vec<RecordChange>),
     /// Digests of what the owner holds, for the standbys to compare.
     Digest {
         /// The digest of the ledger.
@@ -78,7 +78,7 @@ pub enum StandbyContent {
 
 /// A record that has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct RecordChange {
     key: Vec<u8>,
     /// The record, without viewers. `None`: the record is removed.
     value: Option<Vec<u8>>,
@@ -271,14 +271,14 @@ impl ToldViewers {
     }
 
     /// Notes the records of one message, and returns them as changes against what was noted before.
-    pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<Change> {
+    pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<RecordChange> {
         let changes = records.iter().map(|record| self.note_one(record, names));
         let changes = changes.collect();
         self.leaving.clear();
         changes
     }
 
-    fn note_one(&mut self, record: &Record, names: &Names) -> Change {
+    fn note_one(&mut self, record: &Record, names: &Names) -> RecordChange {
         let (key, value, viewers) = match record {
             Record::Ledger {
                 entry: Some(entry), ..
@@ -312,7 +312,7 @@ impl ToldViewers {
                 (key, value, None)
             }
         };
-        Change {
+        RecordChange {
             key,
             value,
             viewers,
@@ -323,14 +323,18 @@ impl ToldViewers {
     ///
     /// # Errors
     /// If a change doesn't fit what was noted before.
-    pub fn take(&mut self, changes: &[Change], names: &Names) -> Result<Vec<Record>, Mismatch> {
+    pub fn take(
+        &mut self,
+        changes: &[RecordChange],
+        names: &Names,
+    ) -> Result<Vec<Record>, Mismatch> {
         let records = changes.iter().map(|change| self.take_one(change, names));
         let records = records.collect();
         self.leaving.clear();
         records
     }
 
-    fn take_one(&mut self, change: &Change, names: &Names) -> Result<Record, Mismatch> {
+    fn take_one(&mut self, change: &RecordChange, names: &Names) -> Result<Record, Mismatch> {
         let unreadable = |_| Mismatch::Unreadable;
         let Some(value) = &change.value else {
             let record = Record::decode_gone(&change.key, names).map_err(unreadable)?;

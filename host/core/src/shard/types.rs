@@ -155,7 +155,7 @@ pub struct Counters {
     /// Closes forgotten early, since too many were remembered.
     pub closes_forgotten: u64,
     /// Offlines held back by damping, since their users flip.
-    pub held_back: u64,
+    pub damped_offlines: u64,
     /// Messages older than what is known of their connection.
     pub stale: u64,
     /// Reasons that are unknown.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::Key;
 
 /// The random number generator of a run: splitmix64.
@@ -77,13 +77,18 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn write(&mut self, key: &Key, value: Option<String>, revision: u64) -> Outcome {
+    pub(crate) fn write(
+        &mut self,
+        key: &Key,
+        value: Option<String>,
+        revision: u64,
+    ) -> WriteOutcome {
         let last = self.keys.get(key).map_or(0, |(_, revision)| *revision);
         if last != revision {
-            return Outcome::Refused;
+            return WriteOutcome::Refused;
         }
         self.revision += 1;
         self.keys.insert(key.clone(), (value, self.revision));
-        Outcome::Stored(self.revision)
+        WriteOutcome::Stored(self.revision)
     }
 }

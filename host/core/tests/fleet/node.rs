@@ -7,7 +7,7 @@ use std::sync::Arc;
 use presence_core::digest::digest;
 use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{self, Key, Member};
 use presence_core::fleet::replica::{CatchUpReason, Replica, ReplicaOutput, ReplicaSettings, Role};
 use presence_core::message::{Message, Payload};
@@ -75,7 +75,7 @@ pub(crate) enum Arrival {
         question: u64,
     },
     Changed(Key, Option<String>, u64),
-    Written(u64, Outcome),
+    Written(u64, WriteOutcome),
     Read(Key, Option<(Option<String>, u64)>),
     /// The node is connected again, after messages may have been lost.
     Reconnected,
@@ -542,9 +542,9 @@ impl Process {
         }
     }
 
-    fn carry_out_member(&mut self, now: u64, output: member::Output) {
+    fn carry_out_member(&mut self, now: u64, output: member::MemberOutput) {
         match output {
-            member::Output::Write {
+            member::MemberOutput::Write {
                 id,
                 key,
                 value,
@@ -555,8 +555,8 @@ impl Process {
                 value,
                 revision,
             }),
-            member::Output::Read(key) => self.sent.push(Sent::Read(key)),
-            member::Output::Role(shard, role) => {
+            member::MemberOutput::Read(key) => self.sent.push(Sent::Read(key)),
+            member::MemberOutput::Role(shard, role) => {
                 if matches!(role, Role::Lead { .. }) {
                     // A beacon is sent at once.
                     self.beacon_at = 0;
@@ -564,14 +564,14 @@ impl Process {
                 self.roles[shard as usize] = role.clone();
                 self.with(shard, |replica, out| replica.set_role(now, role, out));
             }
-            member::Output::Until(until) => {
+            member::MemberOutput::Until(until) => {
                 self.until = until;
                 self.all(|replica, out| replica.renewed(now, until, out));
             }
-            member::Output::SessionLost => {
+            member::MemberOutput::SessionLost => {
                 self.replicas.iter_mut().for_each(Replica::session_lost);
             }
-            member::Output::Left => self.sent.push(Sent::Left),
+            member::MemberOutput::Left => self.sent.push(Sent::Left),
         }
     }
 

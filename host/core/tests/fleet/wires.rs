@@ -1,7 +1,7 @@
 //! The messages between users, nodes, the bucket and clients, and which of them are lost.
 
 use presence_core::fleet::hash;
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{Key, OwnerEntry};
 use presence_core::fleet::replica::Role;
 use presence_core::message::{Message, Payload};
@@ -172,7 +172,7 @@ impl World {
                     self.nodes[node].held.push(sent);
                 }
                 Sent::Write { id, .. } => {
-                    let written = Arrival::Written(id, Outcome::Unknown);
+                    let written = Arrival::Written(id, WriteOutcome::Unknown);
                     self.at(self.t + 120, SimEvent::At(node, written));
                 }
                 Sent::Read(key) => {
@@ -273,9 +273,9 @@ impl World {
         let works = !it.is_cut && self.servers.has_majority(it.server);
         let outcome = match works {
             true => self.bucket.write(key, value.clone(), revision),
-            false => Outcome::Unknown,
+            false => WriteOutcome::Unknown,
         };
-        if let Outcome::Stored(revision) = outcome {
+        if let WriteOutcome::Stored(revision) = outcome {
             self.note(format_args!(
                 "{node} wrote {} {value:?} {revision}",
                 key.to_text()
@@ -305,8 +305,8 @@ impl World {
         }
         let is_lost = self.is_lost(2);
         let (at, outcome) = match outcome {
-            Outcome::Unknown => (self.t + 120, outcome),
-            _ if is_lost => (self.t + 120, Outcome::Unknown),
+            WriteOutcome::Unknown => (self.t + 120, outcome),
+            _ if is_lost => (self.t + 120, WriteOutcome::Unknown),
             _ => {
                 let to = End::Node(node);
                 let at = self

@@ -15,8 +15,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use presence_config::causes::Causes;
 use presence_config::subjects::Subjects;
 use presence_core::Input;
-use presence_core::fleet::lease::Outcome;
-use presence_core::fleet::member::{Key, Member, Output};
+use presence_core::fleet::lease::WriteOutcome;
+use presence_core::fleet::member::{Key, Member, MemberOutput};
 use presence_core::fleet::replica::{PreviousOwner, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -48,7 +48,7 @@ const REPORTS_MAX: usize = 256;
 
 /// The result of an operation that ran beside the driver's loop.
 enum Done {
-    Written(u64, Key, Outcome),
+    Written(u64, Key, WriteOutcome),
     Read(Key, Option<Change>),
     /// The attempt number, and the watch. `None`: the attempt failed.
     Watched(u64, Option<Box<BucketWatch>>),
@@ -279,9 +279,9 @@ impl Driver {
         });
     }
 
-    fn carry_out(&mut self, now: u64, output: Output) {
+    fn carry_out(&mut self, now: u64, output: MemberOutput) {
         match output {
-            Output::Write {
+            MemberOutput::Write {
                 id,
                 key,
                 value,
@@ -294,9 +294,9 @@ impl Driver {
                 };
                 self.under_way.push(written.boxed());
             }
-            Output::Read(key) => self.read(key),
-            Output::Role(shard, role) => self.role(shard, role),
-            Output::Until(until) => {
+            MemberOutput::Read(key) => self.read(key),
+            MemberOutput::Role(shard, role) => self.role(shard, role),
+            MemberOutput::Until(until) => {
                 let was_over = now >= self.fleet.lease.until();
                 self.fleet.lease.set(until);
                 if !self.is_announced {
@@ -309,7 +309,7 @@ impl Driver {
                     self.tell_all(|| FleetTask::Lease);
                 }
             }
-            Output::SessionLost => {
+            MemberOutput::SessionLost => {
                 self.fleet.lease.set(0);
                 self.fleet
                     .figures
@@ -321,7 +321,7 @@ impl Driver {
                 );
                 self.tell_all(|| FleetTask::SessionLost);
             }
-            Output::Left => {
+            MemberOutput::Left => {
                 tracing::info!("this node has left the fleet");
                 self.fleet.lease.set(0);
                 self.fleet.left.send_replace(true);
@@ -467,12 +467,12 @@ impl Driver {
         match done {
             Done::Written(id, key, outcome) => {
                 match outcome {
-                    Outcome::Stored(revision) if revision > 0 => {
+                    WriteOutcome::Stored(revision) if revision > 0 => {
                         self.silence.wrote(revision, now);
                     }
                     // Another node has changed the key, or it is gone: read the current value.
-                    Outcome::Refused => self.read(key),
-                    Outcome::Stored(_) | Outcome::Unknown => {}
+                    WriteOutcome::Refused => self.read(key),
+                    WriteOutcome::Stored(_) | WriteOutcome::Unknown => {}
                 }
                 self.member.written(now, id, outcome);
             }

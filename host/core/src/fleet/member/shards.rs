@@ -8,7 +8,7 @@ use super::Known;
 use super::entries::OwnerEntry;
 use crate::fleet::FleetSettings;
 use crate::fleet::hash;
-use crate::fleet::lease::Outcome;
+use crate::fleet::lease::WriteOutcome;
 use crate::fleet::replica::{PreviousOwner, Role};
 
 /// The previous epoch in the entry of an owner who can't know it. No owner ever has this epoch:
@@ -141,11 +141,11 @@ impl ShardView {
         self.vacant_since = None;
     }
 
-    pub(super) fn written(&mut self, now: u64, outcome: Outcome) {
+    pub(super) fn written(&mut self, now: u64, outcome: WriteOutcome) {
         match outcome {
             // The entry is read next, and says who owns the shard.
-            Outcome::Stored(_) | Outcome::Refused => self.writing_since = Some(now),
-            Outcome::Unknown => {
+            WriteOutcome::Stored(_) | WriteOutcome::Refused => self.writing_since = Some(now),
+            WriteOutcome::Unknown => {
                 self.writing_since = None;
                 self.is_doubtful = true;
             }

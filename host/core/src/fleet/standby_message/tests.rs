@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::departed::KnownMetadata;
-use crate::event::{Change as EventChange, Event, Reason};
+use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 
 fn entry(user: &str, timestamp: u64, parts: &[(&[&str], u8)], names: &Names) -> LedgerEntry {
@@ -14,7 +14,7 @@ fn entry(user: &str, timestamp: u64, parts: &[(&[&str], u8)], names: &Names) -> 
         user: id,
         name,
         timestamp,
-        change: EventChange::Online,
+        change: Change::Online,
         metadata: Metadata::parse(r#"{"device":"web"}"#, |_| true),
     };
     let recipients = Recipients::new(parts.iter().map(|(viewers, shown)| {

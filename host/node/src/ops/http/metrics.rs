@@ -157,7 +157,10 @@ fn shards(text: &mut Exposition, status: &Status) {
     text.value("presence_dead_letters_left_out_total", left_out);
     let closes = sum(|c| c.closes_forgotten);
     text.value("presence_closes_forgotten_total", closes);
-    text.value("presence_offlines_held_back_total", sum(|c| c.held_back));
+    text.value(
+        "presence_offlines_held_back_total",
+        sum(|c| c.damped_offlines),
+    );
     text.value("presence_stale_inputs_total", sum(|c| c.stale));
     let reasons = sum(|c| c.unknown_reasons);
     text.value("presence_unknown_reasons_total", reasons);
