@@ -194,7 +194,7 @@ impl Run {
         let mut out = Vec::new();
         let role = Role::Lead {
             epoch: 1,
-            before: PreviousOwner::default(),
+            previous: PreviousOwner::default(),
         };
         self.owner.set_role(self.now, role, &mut out);
         self.owner.renewed(self.now, FOR_EVER, &mut out);

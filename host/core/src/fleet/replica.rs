@@ -49,7 +49,7 @@ pub enum Role {
         /// The node's own epoch.
         epoch: u64,
         /// The previous owner.
-        before: PreviousOwner,
+        previous: PreviousOwner,
     },
     /// The node owns the shard and hands it over: it decides nothing any more.
     Resign {
@@ -480,7 +480,7 @@ impl Replica {
 
     /// Begins or stops leading, according to the role and the lease.
     fn settle(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
-        let Role::Lead { epoch, before } = &self.role else {
+        let Role::Lead { epoch, previous } = &self.role else {
             return;
         };
         let may_lead = now < self.until || self.skips(Mutation::NoLease);
@@ -490,7 +490,7 @@ impl Replica {
         if self.is_leading {
             return self.stop_leading();
         }
-        let (epoch, before) = (*epoch, before.clone());
+        let (epoch, previous) = (*epoch, previous.clone());
         if self.epoch == epoch {
             // The lease had expired, and no other node has taken the shard. If an input was lost
             // meanwhile, `is_complete` is false.
@@ -500,12 +500,12 @@ impl Replica {
             self.announce_break(out);
             return self.lead(now, is_complete);
         }
-        if self.wait_for_previous_owner(now, &before, out) {
+        if self.wait_for_previous_owner(now, &previous, out) {
             return;
         }
-        let is_complete = self.is_complete && self.epoch == before.epoch && before.epoch > 0;
-        self.is_first = before.epoch == 0 || (is_complete && self.is_first);
-        let is_successor = self.last_led_epoch > 0 && self.last_led_epoch == before.epoch;
+        let is_complete = self.is_complete && self.epoch == previous.epoch && previous.epoch > 0;
+        self.is_first = previous.epoch == 0 || (is_complete && self.is_first);
+        let is_successor = self.last_led_epoch > 0 && self.last_led_epoch == previous.epoch;
         self.has_ledger = self.is_first || (is_successor && self.has_ledger);
         self.last_led_epoch = epoch;
         self.catching_up = None;
@@ -540,13 +540,13 @@ impl Replica {
     fn wait_for_previous_owner(
         &mut self,
         now: u64,
-        before: &PreviousOwner,
+        previous: &PreviousOwner,
         out: &mut Vec<ReplicaOutput>,
     ) -> bool {
-        let Some((_, seq)) = &before.handed_over else {
+        let Some((_, seq)) = &previous.handed_over else {
             return false;
         };
-        let has_all = self.epoch == before.epoch && self.seq >= *seq;
+        let has_all = self.epoch == previous.epoch && self.seq >= *seq;
         if (self.is_complete && has_all) || self.skips(Mutation::NoCatchUp) {
             return false;
         }

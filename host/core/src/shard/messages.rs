@@ -67,7 +67,7 @@ impl Presence {
         {
             return Outcome::Refused(rejection);
         }
-        common.counters.taken(payload.kind());
+        common.counters.count_accepted(payload.kind());
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && self.check_overtaken(&user, sent, &payload, common)
         {

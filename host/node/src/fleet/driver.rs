@@ -340,8 +340,8 @@ impl Driver {
 
     /// The node's role in a shard changes. It subscribes to the shard before it takes the role.
     fn role(&mut self, shard: u32, role: Role) {
-        if let Role::Lead { epoch, before } = &role {
-            self.note_owner(shard, *epoch, before);
+        if let Role::Lead { epoch, previous } = &role {
+            self.note_owner(shard, *epoch, previous);
         }
         let Some((known, listening)) = self.roles.get_mut(shard as usize) else {
             return;
@@ -380,15 +380,15 @@ impl Driver {
         self.under_way.push(listens.boxed());
     }
 
-    fn note_owner(&mut self, shard: u32, epoch: u64, before: &PreviousOwner) {
+    fn note_owner(&mut self, shard: u32, epoch: u64, previous: &PreviousOwner) {
         let figures = &self.fleet.figures;
-        match &before.handed_over {
+        match &previous.handed_over {
             Some((node, _)) => {
                 figures.handovers.fetch_add(1, Ordering::Relaxed);
                 self.gains.handed_over += 1;
                 tracing::debug!(shard, epoch, from = &**node, "a shard was handed over");
             }
-            None if before.epoch > 0 => {
+            None if previous.epoch > 0 => {
                 figures.takeovers.fetch_add(1, Ordering::Relaxed);
                 self.gains.taken += 1;
                 tracing::debug!(shard, epoch, "a shard was taken over");

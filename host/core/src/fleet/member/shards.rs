@@ -233,7 +233,7 @@ impl ShardView {
         let handed_over = owner.handed_over.as_ref();
         let lead = Role::Lead {
             epoch,
-            before: PreviousOwner {
+            previous: PreviousOwner {
                 epoch: owner.before,
                 handed_over: handed_over.map(|(node, _, seq)| (Arc::from(&**node), *seq)),
             },

@@ -176,7 +176,7 @@ impl Replica {
     pub(super) fn ask(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
         let node = match &self.role {
             Role::Follow { owner, .. } => Arc::clone(owner),
-            Role::Lead { before, .. } => match &before.handed_over {
+            Role::Lead { previous, .. } => match &previous.handed_over {
                 Some((node, _)) => Arc::clone(node),
                 None => return,
             },

@@ -81,7 +81,7 @@ impl Replica {
         match &self.role {
             Role::Follow { epoch, .. } => Some(*epoch),
             // The previous owner may still have something to tell.
-            Role::Lead { epoch, before } => (self.epoch != *epoch).then_some(before.epoch),
+            Role::Lead { epoch, previous } => (self.epoch != *epoch).then_some(previous.epoch),
             // The next owner may begin before this node sees in the bucket who owns the shard.
             Role::Resign { epoch } => Some(*epoch),
             Role::None => None,

@@ -43,8 +43,8 @@ impl Side {
         Self { replica, out }
     }
 
-    fn lead(&mut self, now: u64, epoch: u64, before: PreviousOwner) {
-        let role = Role::Lead { epoch, before };
+    fn lead(&mut self, now: u64, epoch: u64, previous: PreviousOwner) {
+        let role = Role::Lead { epoch, previous };
         self.replica.set_role(now, role, &mut self.out);
         self.replica.advance(now, &mut Everyone, &mut self.out);
     }
@@ -201,11 +201,11 @@ fn a_takeover_tells_differences_alone() {
     standby.handle(NOW + 3_000, Kind::Disconnect, "bob", "c1");
     standby.handle(NOW + 3_001, Kind::Connect, "cyd", "c1");
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(NOW + 9_000, 8, before);
+    standby.lead(NOW + 9_000, 8, previous);
     assert!(matches!(standby.out[0], ReplicaOutput::ToStandbys(_)));
     let mut told = standby.viewers_told();
     told.sort();
@@ -330,11 +330,11 @@ fn who_is_handed_a_shard_waits_for_the_last_that_was_told() {
         "c1",
     );
     assert_eq!(owner.viewers_told(), []);
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: Some(("owner".into(), seq)),
     };
-    standby.lead(NOW + 2_020, 8, before);
+    standby.lead(NOW + 2_020, 8, previous);
     assert!(!standby.replica.is_leading(NOW + 2_020));
     for out in told {
         if let ReplicaOutput::ToStandbys(bytes) = out {
@@ -421,11 +421,11 @@ fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
 #[test]
 fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
     let mut owner = Side::new("owner");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    owner.lead(NOW, 8, before);
+    owner.lead(NOW, 8, previous);
     // A heartbeat adopts one connection. There may be another one.
     owner.handle(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
     owner.handle(NOW + 2_000, Kind::Disconnect, "ann", "c2");
@@ -518,11 +518,11 @@ fn what_is_about_another_shard_or_damaged_is_refused() {
 fn about_to_announce() -> Side {
     let (_, mut standby) = pair();
     standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     standby
         .replica
         .set_role(NOW + 4_000, role, &mut standby.out);
@@ -536,11 +536,11 @@ fn about_to_announce() -> Side {
 #[test]
 fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
     let mut next = about_to_announce();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 8,
         handed_over: None,
     };
-    next.lead(NOW + 5_001, 9, before);
+    next.lead(NOW + 5_001, 9, previous);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
     assert_eq!(next.replica.shard().connections(), 0);
     next.handle(NOW + 6_000, Kind::Connect, "ann", "c2");
@@ -551,11 +551,11 @@ fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
 fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
     let mut next = about_to_announce();
     next.handle(NOW + 5_000, Kind::Connect, "ann", "c2");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 8,
         handed_over: None,
     };
-    next.lead(NOW + 5_001, 9, before);
+    next.lead(NOW + 5_001, 9, previous);
     assert_eq!(next.viewers_told(), []);
     next.handle(NOW + 6_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
@@ -565,11 +565,11 @@ fn a_user_who_is_back_before_their_offline_is_announced_stays_online() {
 fn unsure_pair() -> (Side, Side) {
     let (_, mut owner) = pair();
     owner.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 7,
         handed_over: None,
     };
-    owner.lead(NOW + 4_000, 8, before);
+    owner.lead(NOW + 4_000, 8, previous);
     assert_eq!(owner.viewers_told(), []);
     let mut next = Side::new("next");
     next.follow(NOW + 4_000, 8, "standby");
@@ -590,11 +590,11 @@ fn who_is_expected_by_a_snapshot_is_expected_no_longer_once_heard_from() {
 fn who_is_told_to_have_left_is_expected_no_longer() {
     let (mut owner, mut next) = unsure_pair();
     owner.follow(NOW + 6_000, 9, "next");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 8,
         handed_over: None,
     };
-    next.lead(NOW + 6_000, 9, before);
+    next.lead(NOW + 6_000, 9, previous);
     next.advance(NOW + 40_000);
     next.tell(&mut owner, NOW + 40_001);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);

@@ -131,7 +131,9 @@ fn shards(text: &mut Exposition, status: &Status) {
     let total = |of: fn(&ShardFigures) -> &AtomicU64| status.shards.total(of);
     let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
     let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
-        let taken = counters.iter().filter_map(|c| c.taken.get(kind as usize));
+        let taken = counters
+            .iter()
+            .filter_map(|c| c.accepted.get(kind as usize));
         (label, taken.sum::<u64>())
     });
     text.values("presence_inputs_total", "kind", taken);

@@ -101,8 +101,8 @@ impl Scene {
     /// The node owns the shard in this epoch, and its lease lasts for a minute.
     fn lead(&mut self, epoch: u64) {
         self.lease.set(clock::now_ms() + 60_000);
-        let before = PreviousOwner::default();
-        self.role(Role::Lead { epoch, before });
+        let previous = PreviousOwner::default();
+        self.role(Role::Lead { epoch, previous });
     }
 
     /// A user comes online.

@@ -199,11 +199,11 @@ fn what_was_stated_of_a_connected_user_who_has_left_since_holds_nowhere() {
         assert_eq!(stated(&owner), Vec::<String>::new());
         assert_eq!(stated(&standby), stated(&owner), "{parted}");
         standby.out.clear();
-        let before = PreviousOwner {
+        let previous = PreviousOwner {
             epoch: 5,
             handed_over: None,
         };
-        standby.lead(AT + 9_000, 8, before);
+        standby.lead(AT + 9_000, 8, previous);
         assert_eq!(standby.viewers_told(), [], "{parted}: nothing differs");
     }
 }
@@ -235,11 +235,11 @@ fn who_leaves_while_the_snapshot_is_read_has_no_status() {
 fn who_leaves_an_owner_that_has_resigned_is_gone_as_soon_as_another_leads() {
     let (_, mut standby) = after_resigning(&[(Kind::Connect, "ann")], &[(Kind::Disconnect, "ann")]);
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(AT + 9_000, 8, before);
+    standby.lead(AT + 9_000, 8, previous);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
 }
 
@@ -339,11 +339,11 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     }
     arrives(&mut owner, &mut standby);
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(AT + 9_000, 8, before);
+    standby.lead(AT + 9_000, 8, previous);
     while standby.replica.is_due(AT + 9_000) {
         standby.advance(AT + 9_000);
     }

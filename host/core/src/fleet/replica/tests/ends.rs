@@ -14,11 +14,11 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Takes over from the owner of epoch 5, which didn't hand the shard over.
 fn take_over(standby: &mut Side, now: u64) {
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(now, 8, before);
+    standby.lead(now, 8, previous);
 }
 
 fn pair_with(settings: &Settings) -> (Side, Side) {
@@ -222,11 +222,11 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
     let now = NOW + 2_000;
     // The owner's last message doesn't arrive.
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: Some(("owner".into(), owner.replica.seq)),
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     standby.out.clear();
     standby.replica.set_role(now, role, &mut standby.out);
     standby.advance(now + 500);
@@ -345,12 +345,12 @@ fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online
     next.advance(NOW + 40_000);
     assert_eq!(owner.viewers_told(), []);
     assert_eq!(owner.replica.shard().connections(), 0);
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 8,
         handed_over: None,
     };
     next.out.clear();
-    next.lead(NOW + 41_000, 9, before);
+    next.lead(NOW + 41_000, 9, previous);
     assert_eq!(next.viewers_told(), []);
     // Once the user connects, the user goes offline when the connections end.
     next.handle(NOW + 42_000, Kind::Connect, "ann", "c2");
@@ -363,11 +363,11 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     let (_, mut standby) = pair();
     standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     let out = &mut standby.out;
     standby.replica.set_role(NOW + 4_000, role, out);
     // The process is stopped before it publishes anything, and continues when its lease is over.

@@ -151,11 +151,11 @@ fn who_owns_or_hands_over_a_shard_takes_in_heartbeats() {
 
     let (mut owner, mut standby) = pair_with_relay();
     let now = wait_for_relay(&mut owner, &mut standby);
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(now + 5_000, 8, before);
+    standby.lead(now + 5_000, 8, previous);
     assert!(standby.replica.receives_heartbeats());
     assert!(owner.replica.receives_heartbeats());
 }
@@ -232,11 +232,11 @@ fn times_out(sender_ahead_ms: u64) {
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), false)]);
     assert!(!standby.replica.receives_heartbeats());
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(now + 1_000, 8, before);
+    standby.lead(now + 1_000, 8, previous);
     assert_eq!(standby.viewers_told(), [], "ahead by {sender_ahead_ms} ms");
 }
 

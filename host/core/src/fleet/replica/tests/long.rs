@@ -83,11 +83,11 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
         .replica
         .receive(now, &pieces[0], &mut standby.out)
         .unwrap();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(now + 9_000, 8, before);
+    standby.lead(now + 9_000, 8, previous);
     assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
 }
 

@@ -63,12 +63,12 @@ fn one_that_takes_over_decides_on_a_few_users_before_it_takes_the_next_input() {
         both(&mut owner, &mut standby, now, Kind::Connect, &user, "c1");
     }
     owner.tell(&mut standby, NOW + 2_001);
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
     let now = NOW + 9_000;
-    standby.lead(now, 8, before);
+    standby.lead(now, 8, previous);
     let mut left = standby.replica.shard().backlog();
     assert!(left > 200, "{left}");
     while left > 0 {

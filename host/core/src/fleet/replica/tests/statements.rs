@@ -49,11 +49,11 @@ fn what_an_application_said_last_holds_though_it_arrives_first() {
     assert!(told > 0);
     assert_eq!(owner.shown(now + 7, &USERS), [false, false, true]);
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    standby.lead(now + 9_000, 8, before);
+    standby.lead(now + 9_000, 8, previous);
     assert_eq!(standby.viewers_told(), [], "nothing differs");
     assert_eq!(standby.shown(now + 9_001, &USERS), [false, false, true]);
 
@@ -92,11 +92,11 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
 
     // A later owner that doesn't know what was before waits, even for users who came by a connect.
     let mut owner = Side::new("owner");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    owner.lead(NOW, 8, before);
+    owner.lead(NOW, 8, previous);
     owner.handle(NOW + 1_000, Kind::Connect, "ann", "c1");
     owner.handle(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     assert_eq!(owner.viewers_told(), [ann(true)]);
@@ -108,11 +108,11 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     owner
         .replica
         .set_role(NOW + 2_000, Role::None, &mut owner.out);
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 9,
         handed_over: None,
     };
-    owner.lead(NOW + 3_000, 12, before);
+    owner.lead(NOW + 3_000, 12, previous);
     owner.out.clear();
     owner.handle(NOW + 4_000, Kind::Disconnect, "ann", "c1");
     assert_eq!(owner.viewers_told(), []);

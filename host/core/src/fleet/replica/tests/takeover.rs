@@ -20,11 +20,11 @@ fn taking_over() -> Side {
     }
     standby.handle(NOW + 3_000, Kind::Connect, "new", "c1");
     standby.out.clear();
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     standby.replica.set_role(AT, role, &mut standby.out);
     assert!(standby.replica.shard().is_taking_over());
     standby

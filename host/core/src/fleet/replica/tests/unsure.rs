@@ -51,11 +51,11 @@ fn logout(user: &str, at: u64) -> Input {
 }
 
 fn take_over(side: &mut Side, now: u64) {
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 5,
         handed_over: None,
     };
-    side.lead(now, 8, before);
+    side.lead(now, 8, previous);
     settle(side, now);
 }
 
@@ -154,11 +154,11 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     let again = |side: &mut Side, at: u64, epoch: u64, before: u64| {
         side.replica.set_role(at, Role::None, &mut side.out);
         side.input(at, Input::LostUpTo { at });
-        let before = PreviousOwner {
+        let previous = PreviousOwner {
             epoch: before,
             handed_over: None,
         };
-        side.lead(at, epoch, before);
+        side.lead(at, epoch, previous);
         settle(side, at);
         assert!(side.replica.shard().unsure_ms() > 0);
     };
@@ -172,11 +172,11 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
 #[test]
 fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known() {
     let mut owner = Side::new("owner");
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 4,
         handed_over: None,
     };
-    owner.lead(NOW, 5, before);
+    owner.lead(NOW, 5, previous);
     let settings = Settings {
         statement_ttl_ms: STATEMENT_MS,
         ..Settings::default()
@@ -204,11 +204,11 @@ fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known()
 #[test]
 fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_later() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 4,
         handed_over: None,
     };
-    owner.lead(NOW, 5, before);
+    owner.lead(NOW, 5, previous);
     for user in ["ann", "bob"] {
         owner.handle(NOW + 1_000, Kind::Connect, user, "c1");
         owner.input(NOW + 2_000, logout(user, NOW + 2_000));

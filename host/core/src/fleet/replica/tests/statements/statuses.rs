@@ -158,11 +158,11 @@ fn said(side: &mut Side) -> usize {
 }
 
 fn take_over(side: &mut Side, now: u64, epoch: u64) {
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: side.replica.epoch(),
         handed_over: None,
     };
-    side.lead(now, epoch, before);
+    side.lead(now, epoch, previous);
     settle(side, now);
 }
 
@@ -192,11 +192,11 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
 /// connection has ended. She may have other connections that haven't been heard from.
 fn pair_that_waits() -> (Side, Side) {
     let (mut first, mut second) = (Side::new("owner"), Side::new("standby"));
-    let before = PreviousOwner {
+    let previous = PreviousOwner {
         epoch: 4,
         handed_over: None,
     };
-    first.lead(NOW, 5, before);
+    first.lead(NOW, 5, previous);
     with_statuses([&mut first, &mut second], 0);
     first.input(NOW + 2_000, says(Kind::Connect, "c1", NOW + 2_000, STATUS));
     assert!(publishes_status(&mut first));
