@@ -96,7 +96,7 @@ struct Totals {
     others: u64,
     output_bytes: u64,
     told: u64,
-    standby_message_bytes_max: u64,
+    told_bytes: u64,
 }
 
 impl Totals {
@@ -113,7 +113,7 @@ impl Totals {
                 }
                 ReplicaOutput::ToStandbys(bytes) => {
                     self.told += 1;
-                    self.standby_message_bytes_max += (bytes.len() + FRAME_BYTES) as u64;
+                    self.told_bytes += (bytes.len() + FRAME_BYTES) as u64;
                     told.push(bytes);
                 }
                 _ => {}
@@ -387,7 +387,7 @@ impl Run {
             "others_per_s": per_s(totals.others),
             "output_bytes_per_s": per_s(totals.output_bytes),
             "told_per_s": per_s(totals.told),
-            "told_bytes_per_s": per_s(totals.standby_message_bytes_max),
+            "told_bytes_per_s": per_s(totals.told_bytes),
             "parse_ns_per_s": ns(totals.parse) / seconds,
             "owner_ns_per_s": ns(totals.owner) / seconds,
             "standby_ns_per_s": ns(totals.standby) / seconds,

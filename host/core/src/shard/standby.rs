@@ -11,11 +11,13 @@
 //! lead without all that the owner knew is *unsure* for one timeout. It can't know whether a
 //! connection is its user's last, so users who leave meanwhile are expected, too.
 
+mod placeholder;
 mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use self::placeholder::Placeholder;
 use self::takeover::Takeover;
 use super::Shard;
 use super::env::Common;
@@ -23,7 +25,7 @@ use super::messages::{is_needed, track};
 use super::presence::{Presence, statement_ended};
 use super::types::Input;
 use crate::departed::Departure;
-use crate::event::{Change, Event, Reason};
+use crate::event::{Change, Event};
 use crate::ledger::LedgerEntry;
 use crate::message::{Message, Payload};
 use crate::metadata::Metadata;
@@ -31,23 +33,11 @@ use crate::names::Id;
 use crate::publish::{Numbering, Subject};
 use crate::record::Record;
 use crate::step::Step;
-use crate::tracker::{Connected, Effect, InputResult, TrackerRecord, Transition};
+use crate::tracker::{Effect, InputResult, Transition};
 
 /// How many missed transitions there may be, beyond the number of users in the ledger, before those
 /// are forgotten that no viewer needs.
 const MISSED_MAX: usize = 1_024;
-
-/// The id of a placeholder. No other connection has it.
-const PLACEHOLDER_ID: &str = "";
-
-/// A user who is expected, and for whom there is a placeholder.
-#[derive(Debug)]
-struct Placeholder {
-    /// Since when they are online, in milliseconds since the Unix epoch.
-    since: u64,
-    /// The offline event, if they seem to have left.
-    pending_departure: Option<Event>,
-}
 
 /// What a shard remembers while it follows another one.
 #[derive(Debug, Default)]
@@ -300,19 +290,6 @@ impl StandbyState {
         }
     }
 
-    /// A user has a transition, and is expected no longer. Returns the event to announce: if they
-    /// are offline now, and seemed to have left before, the earlier offline with the new timestamp.
-    pub(super) fn resolve_placeholder(&mut self, event: Event) -> Event {
-        let placeholder = self.placeholders.remove(&event.user);
-        match placeholder.and_then(|it| it.pending_departure) {
-            Some(left) if event.change != Change::Online => Event {
-                timestamp: event.timestamp,
-                ..left
-            },
-            _ => event,
-        }
-    }
-
     /// A user is online by a connection. If viewers weren't told that the user had left, they know
     /// the user by an earlier connection.
     fn note_return(&mut self, user: Id, name: &str) {
@@ -324,46 +301,6 @@ impl StandbyState {
 }
 
 impl Presence {
-    /// A connection of a user was heard from that wasn't known: ends the placeholder. Returns the
-    /// offline, if the placeholder was the last connection.
-    pub(super) fn end_placeholder(
-        &mut self,
-        user: &str,
-        common: &mut Common,
-    ) -> Option<Transition<Metadata>> {
-        let placeholders = &mut self.standby.placeholders;
-        if placeholders.is_empty() {
-            return None;
-        }
-        let Placeholder { since, .. } = placeholders.remove(&common.names.find(user)?)?;
-        let now = common.now();
-        let tracker = &mut common.tracker;
-        let handled = tracker.disconnect(now, user, PLACEHOLDER_ID, since, Reason::Disconnect);
-        handled.transition
-    }
-
-    /// A record of a connection is restored: if it is a placeholder, its user is expected.
-    pub(super) fn restore_placeholder(
-        &mut self,
-        record: &TrackerRecord<Metadata>,
-        common: &Common,
-    ) {
-        if let TrackerRecord::Connection { user, conn, state } = record
-            && &**conn == PLACEHOLDER_ID
-            && let Some(Connected::Live { opened, .. }) = state
-        {
-            let placeholders = &mut self.standby.placeholders;
-            let (since, left) = (*opened, None);
-            placeholders.insert(
-                common.names.intern(user),
-                Placeholder {
-                    since,
-                    pending_departure: left,
-                },
-            );
-        }
-    }
-
     /// Whether a user has a live connection that is known: no placeholder, and not only a grace.
     pub(super) fn is_connected(&self, user: Id, name: &str, common: &Common) -> bool {
         common.tracker.is_connected(name) && !self.standby.placeholders.contains_key(&user)
@@ -391,24 +328,6 @@ impl Presence {
         }
     }
 
-    /// Expects a user who seems to have left for a while, if this shard doesn't know all of the
-    /// user's connections, and viewers know the user as online. Returns whether it does.
-    pub(super) fn defer_departure(&mut self, event: &Event, common: &mut Common) -> bool {
-        let Some(told) = self.placeholder_event(event, common) else {
-            return false;
-        };
-        self.add_placeholder(&told, Some(event.clone()), common);
-        true
-    }
-
-    /// The event by which viewers know a user who has left, as it seems. `None`: don't expect them.
-    fn placeholder_event(&self, event: &Event, common: &Common) -> Option<Arc<Event>> {
-        if event.change == Change::Online || self.knows_all_connections(event.user, common) {
-            return None;
-        }
-        self.announced_online(event.user)
-    }
-
     /// Whether all of a user's connections are known.
     fn knows_all_connections(&self, user: Id, common: &Common) -> bool {
         self.unsure_ms(common) == 0 || self.standby.fully_known.contains(&user)
@@ -430,27 +349,6 @@ impl Presence {
     fn unsure_ms(&self, common: &Common) -> u64 {
         let until = self.standby.unsure_until;
         until.saturating_sub(common.tracker.receive_clock_ms())
-    }
-
-    /// Adds a placeholder for a user's unknown connections. `left`: the offline event, if the user
-    /// seems to have left. Then the placeholder ends when this shard is sure again.
-    fn add_placeholder(&mut self, event: &Event, left: Option<Event>, common: &mut Common) {
-        let now = common.now();
-        let left_ms = left.is_some().then(|| self.unsure_ms(common));
-        let since = event.timestamp.min(common.clock.stamp());
-        let placeholders = &mut self.standby.placeholders;
-        placeholders.insert(
-            event.user,
-            Placeholder {
-                since,
-                pending_departure: left,
-            },
-        );
-        let (tracker, name) = (&mut common.tracker, event.name.as_str());
-        tracker.connect(now, name, PLACEHOLDER_ID, since, || event.metadata.clone());
-        if let Some(left_ms) = left_ms {
-            tracker.set_lease(name, PLACEHOLDER_ID, left_ms);
-        }
     }
 
     fn follow(&mut self, message: Message, common: &mut Common) {

@@ -585,19 +585,3 @@ fn who_is_expected_by_a_snapshot_is_expected_no_longer_once_heard_from() {
     next.handle(NOW + 6_000, Kind::Connect, "ann", "c2");
     assert_eq!(next.replica.shard().connections(), 1);
 }
-
-#[test]
-fn who_is_told_to_have_left_is_expected_no_longer() {
-    let (mut owner, mut next) = unsure_pair();
-    owner.follow(NOW + 6_000, 9, "next");
-    let previous = PreviousOwner {
-        epoch: 8,
-        handed_over: None,
-    };
-    next.lead(NOW + 6_000, 9, previous);
-    next.advance(NOW + 40_000);
-    next.tell(&mut owner, NOW + 40_001);
-    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
-    assert_eq!(owner.replica.complete_epoch(), Some(9));
-    assert_eq!(owner.replica.shard().connections(), 0);
-}

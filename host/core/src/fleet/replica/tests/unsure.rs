@@ -239,3 +239,19 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     assert_eq!(gone[0]["lastSeen"], NOW + 2_000);
     assert!(gone[0]["metadata"].get("timeoutDuration").is_none());
 }
+
+#[test]
+fn who_is_told_to_have_left_is_expected_no_longer() {
+    let (mut owner, mut next) = unsure_pair();
+    owner.follow(NOW + 6_000, 9, "next");
+    let previous = PreviousOwner {
+        epoch: 8,
+        handed_over: None,
+    };
+    next.lead(NOW + 6_000, 9, previous);
+    next.advance(NOW + 40_000);
+    next.tell(&mut owner, NOW + 40_001);
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(owner.replica.complete_epoch(), Some(9));
+    assert_eq!(owner.replica.shard().connections(), 0);
+}
