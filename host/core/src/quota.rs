@@ -223,7 +223,7 @@ impl Cap {
 
     /// A separate cap with the same limit.
     #[must_use]
-    pub fn apart(&self) -> Self {
+    pub fn with_same_limit(&self) -> Self {
         Self::new(self.max())
     }
 }

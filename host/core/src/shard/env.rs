@@ -50,7 +50,10 @@ pub(super) struct Env<'a> {
 impl Common {
     pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         let (users, connections) = match settings.limits_per_shard {
-            true => (settings.users.apart(), settings.connections.apart()),
+            true => (
+                settings.users.with_same_limit(),
+                settings.connections.with_same_limit(),
+            ),
             false => (settings.users.clone(), settings.connections.clone()),
         };
         Self {
