@@ -252,7 +252,8 @@ impl Member {
         is_new
     }
 
-    /// The node leaves: it hands over the shards that it owns, and then outputs [`MemberOutput::Left`].
+    /// The node leaves: it hands over the shards that it owns, and then outputs
+    /// [`MemberOutput::Left`].
     pub fn leave(&mut self, now: u64) {
         if self.leaving == Leaving::Stays {
             self.leaving = Leaving::Leaves;

@@ -5,9 +5,9 @@
 //! first message of an epoch is [`StandbyContent::Begin`]. A change is a record in the format of a
 //! restart, except that a user's viewers are given as the difference to the last message about
 //! them, with a digest before and after. So a correction for one viewer costs one viewer, however
-//! many there are. The viewers of a user who goes offline are kept with the departure, as long as the
-//! departure is remembered. So no viewer is named when a user goes offline, or comes back to the
-//! same viewers.
+//! many there are. The viewers of a user who goes offline are kept with the departure, as long as
+//! the departure is remembered. So no viewer is named when a user goes offline, or comes back to
+//! the same viewers.
 //!
 //! Where there are many heartbeats, the owner also tells the standbys of these, in batches, so that
 //! the standbys needn't receive them.

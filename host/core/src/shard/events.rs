@@ -3,10 +3,10 @@
 //! all later events of the user wait behind it. After that, the event goes on without the enrichers
 //! that got no answer. If the redactor got none, viewers are told nothing but the change itself.
 //!
-//! A user who stays online may be shown by another connection: the newest live one. This goes through
-//! the same steps, but is no transition, and no online is broadcast. The ledger's online event is
-//! replaced, the enrichers are called for it again, and viewers for whom something differs are
-//! notified; later, if the last update was too recent. Rules use the new event at once.
+//! A user who stays online may be shown by another connection: the newest live one. This goes
+//! through the same steps, but is no transition, and no online is broadcast. The ledger's online
+//! event is replaced, the enrichers are called for it again, and viewers for whom something differs
+//! are notified; later, if the last update was too recent. Rules use the new event at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

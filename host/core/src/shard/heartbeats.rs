@@ -119,7 +119,8 @@ impl HeartbeatBatch {
 }
 
 impl Shard {
-    /// Sets whether what is heard of connections is kept from now on, for [`Self::take_heartbeats`].
+    /// Sets whether what is heard of connections is kept from now on, for
+    /// [`Self::take_heartbeats`].
     pub fn keep_heartbeats(&mut self, keep: bool) {
         self.common.tracker.keep_expired(keep);
         self.common.heartbeats = keep.then(HeartbeatBatch::default);

@@ -15,8 +15,8 @@ impl Shard {
     }
 
     /// Sets whether changes of what viewers were told are noted from now on, for
-    /// [`Self::take_standby_records`], and no other changes. With that, other nodes pass on messages to this
-    /// shard, too, and senders' clocks decide in which order statements were made.
+    /// [`Self::take_standby_records`], and no other changes. With that, other nodes pass on
+    /// messages to this shard, too, and senders' clocks decide in which order statements were made.
     pub fn keep_standby_records(&mut self, keep: bool) {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
@@ -57,8 +57,8 @@ impl Shard {
         self.finish_restore(now);
     }
 
-    /// As [`Self::restore`], for some of the records. Call [`Self::finish_restore`] after the last of
-    /// them.
+    /// As [`Self::restore`], for some of the records. Call [`Self::finish_restore`] after the last
+    /// of them.
     pub fn restore_part(
         &mut self,
         now: u64,

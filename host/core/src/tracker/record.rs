@@ -202,9 +202,9 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Reads the next `slots` slots at most, in the order of [`Self::all_records`]. With each live
-    /// connection comes the end of its lease, by [`Self::receive_clock_ms`]. Connections that were opened
-    /// after the cursor was made are skipped, in whatever slot they are: whoever handles those
-    /// inputs again opens them, and in their order. Returns whether there is more.
+    /// connection comes the end of its lease, by [`Self::receive_clock_ms`]. Connections that were
+    /// opened after the cursor was made are skipped, in whatever slot they are: whoever handles
+    /// those inputs again opens them, and in their order. Returns whether there is more.
     pub fn read(
         &mut self,
         cursor: &mut Cursor,
@@ -254,8 +254,8 @@ impl<M: Clone> Tracker<M> {
         self.receive_clock.clock()
     }
 
-    /// From when a lease counts that begins now, by the clock of [`Self::receive_clock_ms`]: at most one
-    /// step ahead of it.
+    /// From when a lease counts that begins now, by the clock of [`Self::receive_clock_ms`]: at
+    /// most one step ahead of it.
     pub fn lease_from(&self) -> u64 {
         self.receive_clock.lease_start(self.clock.now())
     }

@@ -1,8 +1,8 @@
 //! Which connection a user is shown by: as a rule, the newest live one.
 //!
 //! A user's live connections are a list, in the order in which they were opened: the order of
-//! arrival, or the order of a stream (see `stream_order`). So the newest one is known at once, and the
-//! next one when that ends, however many there are. A connection that was adopted has sent no
+//! arrival, or the order of a stream (see `stream_order`). So the newest one is known at once, and
+//! the next one when that ends, however many there are. A connection that was adopted has sent no
 //! connect, and comes after all that were opened.
 //!
 //! With `shows_newest` off, a further connection doesn't change which one is shown. The shown
