@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use presence_core::directory::Directory;
-use presence_core::fleet::snapshot::{Assembly, Chunk, next_digest};
+use presence_core::fleet::snapshot::{Chunk, SnapshotReader, next_digest};
 use presence_core::names::Names;
 use presence_core::record::FORMAT;
 use presence_core::{Settings, Shard};
@@ -50,10 +50,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn assembly(names: &Arc<Names>) -> Assembly {
+fn assembly(names: &Arc<Names>) -> SnapshotReader {
     let directory = Arc::new(Directory::new());
     let shard = Shard::new(Settings::default(), Arc::clone(names), directory);
-    Assembly::new(SHARD, NONCE, shard)
+    SnapshotReader::new(SHARD, NONCE, shard)
 }
 
 fn chunks(mut rest: &[u8], count: u8) -> Vec<Chunk> {

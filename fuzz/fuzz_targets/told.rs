@@ -2,20 +2,20 @@
 //! the same again. A change that doesn't fit leaves the books unchanged.
 #![no_main]
 
-use presence_core::fleet::told::{Books, Said, Told};
+use presence_core::fleet::standby_message::{StandbyContent, StandbyMessage, ToldViewers};
 use presence_core::names::Names;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let Ok(told) = Told::decode(bytes) else {
+    let Ok(told) = StandbyMessage::decode(bytes) else {
         return;
     };
-    let again = Told::decode(&told.encode()).expect("what is written can be read");
+    let again = StandbyMessage::decode(&told.encode()).expect("what is written can be read");
     assert_eq!(again, told);
-    let Said::Changes(changes) = &told.said else {
+    let StandbyContent::Changes(changes) = &told.said else {
         return;
     };
     let names = Names::new();
-    let mut books = Books::default();
+    let mut books = ToldViewers::default();
     for change in changes.chunks(1) {
         let (users, digest) = (books.len(), books.digest());
         match books.take(change, &names) {
@@ -25,7 +25,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
     assert!(!books.is_empty() || books.digest() == 0);
     // Changes in one message may build on each other.
-    let mut together = Books::default();
+    let mut together = ToldViewers::default();
     if let Ok(records) = together.take(changes, &names) {
         assert_eq!(records.len(), changes.len());
     }

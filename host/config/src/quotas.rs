@@ -1,6 +1,6 @@
 //! The quotas that the parts of a tenant share, from its configuration.
 
-use presence_core::allowance::Allowance;
+use presence_core::dead_letter_limit::DeadLetterLimit;
 use presence_core::quota::{Cap, Rate};
 
 use crate::Config;
@@ -10,7 +10,7 @@ use crate::Config;
 #[derive(Clone, Debug)]
 pub struct Quotas {
     /// Dead letters.
-    pub dead_letters: Allowance,
+    pub dead_letters: DeadLetterLimit,
     /// Input messages.
     pub messages: Rate,
     /// Questions.
@@ -28,7 +28,7 @@ impl Quotas {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let quotas = Self {
-            dead_letters: Allowance::new(config.dead_letters.rates),
+            dead_letters: DeadLetterLimit::new(config.dead_letters.rates),
             messages: Rate::default(),
             queries: Rate::default(),
             cpu: Rate::default(),

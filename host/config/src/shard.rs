@@ -65,7 +65,7 @@ pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -
             true => Cap::new(share(config.limits.connections_max, shards)),
             false => quotas.connections.clone(),
         },
-        counts_apart: is_fleet,
+        limits_per_shard: is_fleet,
         audience_max: config.limits.audience_max,
         messages_per_s: config.limits.messages_per_s,
         status: config.status.enabled.then_some(status::StatusSettings {

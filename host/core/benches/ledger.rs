@@ -111,7 +111,7 @@ fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
     let lost = told.audience().difference(audience);
     let gained = audience.difference(told.audience());
     if !(lost.is_empty() && gained.is_empty()) {
-        ledger.note(event.user);
+        ledger.mark_changed(event.user);
     }
     black_box(gained);
 }

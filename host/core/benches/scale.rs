@@ -22,7 +22,9 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
-use presence_core::fleet::replica::{Before, Mutation, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{
+    Mutation, PreviousOwner, Replica, ReplicaOutput, ReplicaSettings, Role,
+};
 use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::tracker::TrackerSettings;
@@ -99,17 +101,17 @@ struct Totals {
 
 impl Totals {
     /// Counts the owner's outputs, and collects its messages to the standby.
-    fn take(&mut self, out: &mut Vec<Out>, told: &mut Vec<Vec<u8>>) {
+    fn take(&mut self, out: &mut Vec<ReplicaOutput>, told: &mut Vec<Vec<u8>>) {
         for out in out.drain(..) {
             match out {
-                Out::Shard(Output::Publish(it)) => {
+                ReplicaOutput::Shard(Output::Publish(it)) => {
                     self.output_bytes += (it.body.len() + FRAME_BYTES) as u64;
                     match it.subject.as_str().starts_with("presence.filtered.") {
                         true => self.filtered += 1,
                         false => self.others += 1,
                     }
                 }
-                Out::Told(bytes) => {
+                ReplicaOutput::ToStandbys(bytes) => {
                     self.told += 1;
                     self.told_bytes += (bytes.len() + FRAME_BYTES) as u64;
                     told.push(bytes);
@@ -163,8 +165,8 @@ impl Run {
                 node: node.into(),
                 timeout_ms: TIMEOUT_MS,
                 chunk_bytes: 512 * 1024,
-                told_bytes: 512 * 1024,
-                told_from: 8,
+                standby_message_bytes_max: 512 * 1024,
+                relay_heartbeats_min: 8,
                 mutation: Mutation::None,
             };
             Replica::new(0, settings, Arc::clone(&names), shard)
@@ -192,7 +194,7 @@ impl Run {
         let mut out = Vec::new();
         let role = Role::Lead {
             epoch: 1,
-            before: Before::default(),
+            previous: PreviousOwner::default(),
         };
         self.owner.set_role(self.now, role, &mut out);
         self.owner.renewed(self.now, FOR_EVER, &mut out);
@@ -230,19 +232,19 @@ impl Run {
         self.now = self.standby.next_deadline().unwrap();
         self.standby.advance(self.now, &mut self.rules, &mut out);
         let nonce = out.iter().find_map(|out| match out {
-            Out::Ask { nonce, .. } => Some(*nonce),
+            ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
             _ => None,
         });
         let mut chunks = Vec::new();
         let begin = cpu();
         self.owner
-            .asked(self.now, &"standby".into(), nonce.unwrap(), &mut chunks);
+            .snapshot_requested(self.now, &"standby".into(), nonce.unwrap(), &mut chunks);
         self.snapshot = cpu() - begin;
         let mut bytes = 0;
         let of_standby = measure(|| {
-            while self.standby.holds().is_none() {
+            while self.standby.complete_epoch().is_none() {
                 for chunk in chunks.drain(..) {
-                    if let Out::Chunk(_, chunk) = chunk {
+                    if let ReplicaOutput::Chunk(_, chunk) = chunk {
                         bytes += chunk.len() as u64;
                         self.standby.chunk(self.now, &chunk, &mut out).unwrap();
                     }
@@ -287,7 +289,7 @@ impl Run {
         let begin = cpu();
         let for_owner: Vec<_> = inputs.iter().map(parsed).collect();
         totals.parse += cpu() - begin;
-        let takes = self.standby.takes_heartbeats();
+        let takes = self.standby.receives_heartbeats();
         let taken = inputs.iter().filter(|(kind, _)| takes || is_change(kind));
         let for_standby: Vec<_> = taken.map(parsed).collect();
         totals.standby_inputs += for_standby.len() as u64;
@@ -311,14 +313,16 @@ impl Run {
                 .input(self.now, input, &mut self.rules, &mut out);
         }
         for told in told {
-            self.standby.told(self.now, &told, &mut out).unwrap();
+            self.standby.receive(self.now, &told, &mut out).unwrap();
         }
         let due = |standby: &Replica| standby.next_deadline().is_some_and(|at| at <= self.now);
         while due(&self.standby) && out.is_empty() {
             self.standby.advance(self.now, &mut self.rules, &mut out);
         }
         totals.standby += cpu() - begin;
-        let differs = out.iter().any(|out| matches!(out, Out::Differed(_)));
+        let differs = out
+            .iter()
+            .any(|out| matches!(out, ReplicaOutput::Differed(_)));
         assert!(!differs, "the standby holds what the owner holds: {out:?}");
     }
 

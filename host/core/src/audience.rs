@@ -33,7 +33,7 @@ static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 pub struct Audience {
     base: Arc<RoaringBitmap>,
     /// The users by which the audience differs from `base`. `None` if it equals `base`.
-    few: Option<Arc<SmallDiff>>,
+    diff: Option<Arc<SmallDiff>>,
 }
 
 /// The few users by which an audience differs from a bitmap, in ascending order.
@@ -53,7 +53,7 @@ impl Default for Audience {
 
 impl From<Arc<RoaringBitmap>> for Audience {
     fn from(base: Arc<RoaringBitmap>) -> Self {
-        Self { base, few: None }
+        Self { base, diff: None }
     }
 }
 
@@ -90,7 +90,7 @@ impl Audience {
 
     /// Whether the audience is empty.
     pub fn is_empty(&self) -> bool {
-        match self.few {
+        match self.diff {
             None => self.base.is_empty(),
             Some(_) => self.len() == 0,
         }
@@ -203,7 +203,7 @@ impl Audience {
             return self.less(other);
         }
         let is_added = |id: &u32| other.contains(Id(*id));
-        if other.few.is_none()
+        if other.diff.is_none()
             && self.base.is_disjoint(&other.base)
             && !self.added().iter().any(is_added)
         {
@@ -233,7 +233,7 @@ impl Audience {
 
     /// Whether the two are the same shared set, found without comparing members.
     pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.base, &other.base) && self.few == other.few
+        Arc::ptr_eq(&self.base, &other.base) && self.diff == other.diff
     }
 
     /// Whether the two share their bitmap, so that this one takes no memory of its own for it.
@@ -243,7 +243,7 @@ impl Audience {
 
     /// The approximate size in bytes.
     pub fn bytes(&self) -> u64 {
-        (self.base.serialized_size() + 4 * self.few_len()) as u64
+        (self.base.serialized_size() + 4 * self.diff_len()) as u64
     }
 
     /// Whether every viewer in this audience is in the other.
@@ -261,7 +261,7 @@ impl Audience {
         if Arc::ptr_eq(&self.base, &other.base) {
             return true;
         }
-        if self.few.is_none() && other.few.is_none() {
+        if self.diff.is_none() && other.diff.is_none() {
             return self.base.is_subset(&other.base);
         }
         // Of the ids outside the other's bitmap, a few may be missing here, or added there.
@@ -277,27 +277,27 @@ impl Audience {
     /// The estimated cost of working through this set, in units of about one instruction: one step
     /// for each chunk of a dense set, or for every few members of a sparse one.
     pub fn work(&self) -> u64 {
-        64 + self.base.len() / 16 + self.few_len() as u64
+        64 + self.base.len() / 16 + self.diff_len() as u64
     }
 
     /// Adds all viewers to a set of ids. It may add all members of the bitmap, also those missing
     /// from the audience, since that is cheaper. `seen`: the bitmaps that were added before.
-    pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut VisitedSets) {
-        if seen.is_new(&self.base) {
+    pub fn add_to(&self, ids: &mut RoaringBitmap, seen: &mut VisitedSets) {
+        if seen.visit(&self.base) {
             *ids |= &*self.base;
         }
         ids.extend(self.added());
     }
 
     fn missing(&self) -> &[u32] {
-        self.few.as_deref().map_or(&[], |few| &few.missing)
+        self.diff.as_deref().map_or(&[], |diff| &diff.missing)
     }
 
     fn added(&self) -> &[u32] {
-        self.few.as_deref().map_or(&[], |few| &few.added)
+        self.diff.as_deref().map_or(&[], |diff| &diff.added)
     }
 
-    fn few_len(&self) -> usize {
+    fn diff_len(&self) -> usize {
         self.missing().len() + self.added().len()
     }
 
@@ -321,7 +321,7 @@ impl Audience {
     fn less(&self, few: &Self) -> Self {
         let mut missing = self.missing().to_vec();
         let mut added = self.added().to_vec();
-        let before = self.few_len();
+        let before = self.diff_len();
         for id in few.ids().filter(|id| self.contains(*id)) {
             match added.binary_search(&id.0) {
                 Ok(place) => drop(added.remove(place)),
@@ -346,7 +346,7 @@ impl Audience {
         }
         let few = Self {
             base,
-            few: Some(Arc::new(SmallDiff { missing, added })),
+            diff: Some(Arc::new(SmallDiff { missing, added })),
         };
         let is_shared = few.missing().len() <= FEW && few.added().len() <= FEW;
         if is_shared { few } else { few.bitmap().into() }
@@ -402,7 +402,7 @@ fn difference(of: &Arc<RoaringBitmap>, from: &Arc<RoaringBitmap>) -> RoaringBitm
 pub struct VisitedSets(HashSet<usize>);
 
 impl VisitedSets {
-    fn is_new(&mut self, bitmap: &Arc<RoaringBitmap>) -> bool {
+    fn visit(&mut self, bitmap: &Arc<RoaringBitmap>) -> bool {
         self.0.insert(Arc::as_ptr(bitmap).addr())
     }
 }
@@ -483,7 +483,7 @@ mod tests {
             prop_assert_eq!(a.1.is_subset(&b.1), a.0.is_subset(&b.0));
             prop_assert_eq!(a.1 == b.1, a.0 == b.0);
             let (mut kept, mut seen) = (RoaringBitmap::new(), VisitedSets::default());
-            a.1.keep_in(&mut kept, &mut seen);
+            a.1.add_to(&mut kept, &mut seen);
             prop_assert!(a.1.bitmap().is_subset(&kept));
             prop_assert_eq!(a.1.bitmap().iter().collect::<BTreeSet<_>>(), a.0);
         }

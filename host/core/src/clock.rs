@@ -20,7 +20,7 @@ pub struct Clock {
 
 impl Clock {
     /// Advances the time to `now`. An earlier time is ignored.
-    pub fn pass(&mut self, now: u64) {
+    pub fn advance_to(&mut self, now: u64) {
         let halves = now
             .saturating_sub(self.now)
             .saturating_add(self.half.into());
@@ -73,18 +73,18 @@ mod tests {
     #[test]
     fn the_stamp_goes_on_at_half_the_speed_while_the_wall_clock_is_behind_it() {
         let mut clock = Clock::default();
-        clock.pass(1_000);
+        clock.advance_to(1_000);
         assert_eq!((clock.wall(), clock.stamp()), (1_000, 1_000));
         clock.set_ahead(-300);
         assert_eq!((clock.wall(), clock.stamp()), (700, 1_000));
         // The result doesn't depend on how often the clock is advanced.
         for now in 1_001..=1_201 {
-            clock.pass(now);
+            clock.advance_to(now);
         }
         assert_eq!((clock.wall(), clock.stamp()), (901, 1_100));
-        clock.pass(1_599);
+        clock.advance_to(1_599);
         assert_eq!((clock.wall(), clock.stamp()), (1_299, 1_299));
-        clock.pass(1_700);
+        clock.advance_to(1_700);
         assert_eq!((clock.wall(), clock.stamp()), (1_400, 1_400));
         clock.set_ahead(500);
         assert_eq!((clock.wall(), clock.stamp()), (2_200, 2_200));

@@ -17,31 +17,31 @@ pub struct Difference {
     /// Viewers whom only the old verdict admits.
     pub lost: RoaringBitmap,
     /// Viewers whom both verdicts admit, but show different things.
-    pub otherwise: RoaringBitmap,
+    pub shown_differently: RoaringBitmap,
 }
 
 impl Difference {
     /// How the new verdict differs from the old one.
     pub fn between(old: &Verdict, new: &Verdict) -> Self {
-        let mut otherwise = RoaringBitmap::new();
+        let mut shown_differently = RoaringBitmap::new();
         for before in &old.renditions {
             let others = new.renditions.iter();
             let others = others
                 .filter(|after| after.keys != before.keys || after.last_seen != before.last_seen);
             for after in others {
-                otherwise |= before.audience.intersection(&after.audience).bitmap();
+                shown_differently |= before.audience.intersection(&after.audience).bitmap();
             }
         }
         Self {
             gained: new.audience.difference(&old.audience).bitmap(),
             lost: old.audience.difference(&new.audience).bitmap(),
-            otherwise,
+            shown_differently,
         }
     }
 
     /// Whether the verdicts don't differ.
     pub fn is_empty(&self) -> bool {
-        self.gained.is_empty() && self.lost.is_empty() && self.otherwise.is_empty()
+        self.gained.is_empty() && self.lost.is_empty() && self.shown_differently.is_empty()
     }
 }
 
@@ -110,7 +110,7 @@ impl Pairs {
 /// The first stage of the new pipeline that treats a viewer differently than in the old one,
 /// preceded by the same stage of the old pipeline. `None` as the old stage: the old pipeline lacks
 /// it.
-pub fn parting<'a>(
+pub fn first_difference<'a>(
     old: &'a [StageReport],
     new: &'a [StageReport],
 ) -> Option<(Option<&'a StageReport>, &'a StageReport)> {
@@ -120,14 +120,14 @@ pub fn parting<'a>(
         let nth = new.iter().take(place).filter(is_same).count();
         (old.iter().filter(is_same).nth(nth), stage)
     });
-    let mut parting = pairs.filter(|(old, new)| match old {
+    let mut differing = pairs.filter(|(old, new)| match old {
         Some(old) => old.outcome != new.outcome || old.failure != new.failure,
         None => !matches!(
             new.outcome,
             StageOutcome::Kept | StageOutcome::Absent | StageOutcome::NotAsked
         ),
     });
-    parting.next()
+    differing.next()
 }
 
 #[cfg(test)]
@@ -154,7 +154,7 @@ mod tests {
         let difference = Difference::between(&old, &new);
         assert_eq!(difference.lost, RoaringBitmap::from([1]));
         assert_eq!(difference.gained, RoaringBitmap::from([5]));
-        assert_eq!(difference.otherwise, RoaringBitmap::from([3, 4]));
+        assert_eq!(difference.shown_differently, RoaringBitmap::from([3, 4]));
         assert!(Difference::between(&old, &old).is_empty());
     }
 
@@ -193,17 +193,17 @@ mod tests {
         use StageOutcome::{Absent, Admitted, Kept, Removed};
         let old = [stage("a", Admitted), stage("b", Kept), stage("b", Kept)];
         let new = [stage("a", Admitted), stage("b", Kept), stage("b", Removed)];
-        let (before, after) = parting(&old, &new).unwrap();
+        let (before, after) = first_difference(&old, &new).unwrap();
         assert_eq!(before.unwrap().outcome, Kept);
         assert_eq!(after.outcome, Removed);
-        assert!(parting(&old, &old).is_none());
+        assert!(first_difference(&old, &old).is_none());
         // A stage that the old pipeline lacks, and that does nothing, is no difference.
         let more = [
             stage("a", Admitted),
             stage("c", Absent),
             stage("c", Removed),
         ];
-        let (before, after) = parting(&old, &more).unwrap();
+        let (before, after) = first_difference(&old, &more).unwrap();
         assert!(before.is_none());
         assert_eq!((&*after.plugin, after.outcome), ("c", Removed));
     }

@@ -17,8 +17,8 @@ use crate::audience::{Audience, VisitedSets};
 use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name, Names};
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::recipients::Recipients;
 use crate::rules::{Reads, Rendition};
 use crate::tracker::Reason;
@@ -141,7 +141,7 @@ pub struct Departed {
     changes: UnsavedDepartures,
     /// The readings of departures as they were at a moment, by place in the ring. Each change of a
     /// place calls [`Self::keep_place`] before.
-    readings: Readings<Departure>,
+    reads: SnapshotReads<Departure>,
 }
 
 /// The users whose last departure has changed since records were last taken.
@@ -165,7 +165,7 @@ impl Departed {
             places: HashMap::default(),
             verdicts: Verdicts::default(),
             changes: UnsavedDepartures::default(),
-            readings: Readings::default(),
+            reads: SnapshotReads::default(),
         }
     }
 
@@ -176,8 +176,8 @@ impl Departed {
         }
         let mut before = std::mem::replace(self, Self::new(departures_max));
         self.changes = std::mem::take(&mut before.changes);
-        self.readings = std::mem::take(&mut before.readings);
-        self.readings.keep_all(|place| before.stored(place));
+        self.reads = std::mem::take(&mut before.reads);
+        self.reads.keep_all(|place| before.stored(place));
         let departures = before.departures.into_iter().enumerate();
         let (mut newer, mut older): (Vec<_>, _) = (departures.collect(), Vec::new());
         // Once the ring is full, the oldest is where the next one would go.
@@ -374,24 +374,24 @@ impl Departed {
     }
 
     /// Begins a reading of the stored departures as they are now, for [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let mut places = RoaringBitmap::new();
         // There are at most `u32::MAX` places.
         places.insert_range(0..self.departures.len() as u32);
-        self.readings.begin(moment, places, self.next as u32);
+        self.reads.begin(point, places, self.next as u32);
     }
 
     /// Reads the next `count` departures at most, as they were at a moment, the oldest first.
     /// Returns whether any were left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(Departure),
     ) -> bool {
-        let mut readings = std::mem::take(&mut self.readings);
-        let were_left = readings.read(moment, count, |place| self.stored(place), take);
-        self.readings = readings;
+        let mut reads = std::mem::take(&mut self.reads);
+        let were_left = reads.read(point, count, |place| self.stored(place), take);
+        self.reads = reads;
         were_left
     }
 
@@ -405,12 +405,12 @@ impl Departed {
     /// Call it before the departure in a place changes, or stops being its user's last: keeps
     /// it for readings that have yet to get to it.
     fn keep_place(&mut self, place: u32) {
-        if self.readings.is_empty() {
+        if self.reads.is_empty() {
             return;
         }
-        let mut readings = std::mem::take(&mut self.readings);
-        readings.keep(place, || self.stored(place));
-        self.readings = readings;
+        let mut reads = std::mem::take(&mut self.reads);
+        reads.keep(place, || self.stored(place));
+        self.reads = reads;
     }
 
     /// Restores departures. Of too many, the oldest are forgotten, and their records are to be
@@ -431,7 +431,7 @@ impl Departed {
 
     /// Remembers a user's last departure, as the owner does. The owner says which departure is
     /// forgotten for it, see [`Self::forget`]: as a rule, this forgets none.
-    pub(crate) fn follow(&mut self, departure: Departure, names: &Names) {
+    pub(crate) fn apply(&mut self, departure: Departure, names: &Names) {
         let user = departure.user;
         let known = self.places.get(&user).copied();
         let Some(place) = known.or_else(|| self.free.pop()) else {
@@ -467,12 +467,12 @@ impl Departed {
         let mut seen = VisitedSets::default();
         for user in self.places.keys() {
             if let Some(told) = self.recipients(*user) {
-                told.audience().keep_in(&mut ids, &mut seen);
+                told.audience().add_to(&mut ids, &mut seen);
             }
         }
         let noted = self.changes.users.keys().chain(self.changes.saved.keys());
         ids.extend(noted.map(|user| user.0));
-        for departure in self.readings.kept() {
+        for departure in self.reads.kept() {
             ids |= departure.ids();
         }
         ids | self.verdicts.ids()

@@ -8,7 +8,7 @@
 //! - [`lease`]: a node's lease, and until when the node may rely on it;
 //! - [`member`]: one node's view of the fleet, and what it writes into the bucket;
 //! - [`replica`]: one node's replica of a shard, which leads, follows, or catches up;
-//! - [`told`]: the messages of a leading replica to its standbys;
+//! - [`standby_message`]: the messages of a leading replica to its standbys;
 //! - [`snapshot`]: the snapshot for a replica that begins to follow;
 //! - [`sources`]: the client's rule for dropping messages of an earlier owner.
 //!
@@ -21,9 +21,9 @@ pub mod member;
 pub mod replica;
 pub mod snapshot;
 pub mod sources;
+pub mod standby_message;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod told;
 
 /// The settings of a fleet. All nodes of a fleet must use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct FleetSettings {
     pub digest_ms: u64,
     /// How often an owner tells its standbys of heartbeats, in milliseconds, while they don't
     /// receive any.
-    pub heard_ms: u64,
+    pub relay_ms: u64,
     /// How long to wait for another node's answer, in milliseconds.
     pub answer_ms: u64,
 }
@@ -55,7 +55,7 @@ impl FleetSettings {
             margin_ms: lease_ms / 24,
             standbys,
             digest_ms: lease_ms * 5 / 6,
-            heard_ms: lease_ms / 12,
+            relay_ms: lease_ms / 12,
             answer_ms: lease_ms / 3,
         }
     }

@@ -12,8 +12,8 @@ use roaring::RoaringBitmap;
 use crate::audience::VisitedSets;
 use crate::changed::ChangedUsers;
 use crate::event::Event;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::recipients::Recipients;
 
 /// What is known of an online user, and what viewers were told.
@@ -23,15 +23,15 @@ pub struct LedgerEntry {
     pub event: Arc<Event>,
     /// The event as it is now, if viewers are still to be told of a change. Rules use this one
     /// already.
-    pub next: Option<Arc<Event>>,
+    pub untold_event: Option<Arc<Event>>,
     /// Who has been told, and what each of them was shown last.
     pub recipients: Recipients,
     /// How much later than its timestamp the message arrived with which the user came online, in
     /// milliseconds. A disconnect is assumed to take as long.
-    pub lag_ms: u64,
+    pub connect_delay_ms: u64,
     /// Whether a change of something that rules may read had not been decided on when the user
     /// left.
-    pub unsettled: bool,
+    pub was_undecided: bool,
 }
 
 impl LedgerEntry {
@@ -39,16 +39,16 @@ impl LedgerEntry {
     pub fn new(event: Arc<Event>, recipients: Recipients) -> Self {
         Self {
             event,
-            next: None,
+            untold_event: None,
             recipients,
-            lag_ms: 0,
-            unsettled: false,
+            connect_delay_ms: 0,
+            was_undecided: false,
         }
     }
 
     /// The event that rules use.
     pub fn current(&self) -> &Arc<Event> {
-        self.next.as_ref().unwrap_or(&self.event)
+        self.untold_event.as_ref().unwrap_or(&self.event)
     }
 }
 
@@ -57,11 +57,11 @@ impl LedgerEntry {
 pub struct Ledger {
     entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,
     changes: UnsavedEntries,
-    /// Users whose `next` event has changed since it was last taken.
+    /// Users whose `untold_event` event has changed since it was last taken.
     deferred: ChangedUsers,
     /// The readings of the ledger as it was at a moment. Each change of an entry calls
-    /// [`Self::keep`] before.
-    readings: Readings<LedgerEntry>,
+    /// [`Self::preserve_for_readers`] before.
+    reads: SnapshotReads<LedgerEntry>,
 }
 
 /// What has changed in the ledger since that was last taken.
@@ -84,20 +84,20 @@ impl Ledger {
 
     /// As [`Self::get`], to change it.
     pub fn get_mut(&mut self, user: Id) -> Option<&mut LedgerEntry> {
-        self.keep(user);
+        self.preserve_for_readers(user);
         self.entries.get_mut(&user)
     }
 
     /// Notes that a user is online with this event. Earlier recipients stay.
     pub fn online(&mut self, event: Arc<Event>) -> &mut LedgerEntry {
-        self.keep(event.user);
+        self.preserve_for_readers(event.user);
         let fresh = LedgerEntry::new(Arc::clone(&event), Recipients::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
-        if entry.next.take().is_some() {
+        if entry.untold_event.take().is_some() {
             self.deferred.note(entry.event.user, &entry.event.name);
         }
-        self.changes.note(entry.event.user);
+        self.changes.mark_changed(entry.event.user);
         entry
     }
 
@@ -115,21 +115,21 @@ impl Ledger {
         let Some(entry) = self.get_mut(event.user) else {
             return false;
         };
-        entry.next = Some(Arc::clone(event));
+        entry.untold_event = Some(Arc::clone(event));
         self.deferred.note(event.user, &event.name);
         true
     }
 
     /// Notes that a user's recipients have changed.
-    pub fn note(&mut self, user: Id) {
-        self.changes.note(user);
+    pub fn mark_changed(&mut self, user: Id) {
+        self.changes.mark_changed(user);
     }
 
     /// Removes a user who went offline. Returns the entry, which says who was told of them.
     pub fn offline(&mut self, user: Id) -> Option<LedgerEntry> {
-        self.keep(user);
+        self.preserve_for_readers(user);
         let entry = self.entries.remove(&user)?;
-        if entry.next.is_some() {
+        if entry.untold_event.is_some() {
             self.deferred.note(user, &entry.event.name);
         }
         self.changes.changed.remove(user.0);
@@ -167,7 +167,7 @@ impl Ledger {
         self.changes.saved |= changed;
     }
 
-    /// Takes the users whose `next` event has changed since the last call.
+    /// Takes the users whose `untold_event` event has changed since the last call.
     pub(crate) fn take_deferred(&mut self) -> BTreeMap<Id, Name> {
         self.deferred.take()
     }
@@ -175,7 +175,7 @@ impl Ledger {
     /// Restores an entry.
     pub fn restore(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
-        self.keep(user);
+        self.preserve_for_readers(user);
         self.changes.saved.insert(user.0);
         self.entries.insert(user, entry);
     }
@@ -183,29 +183,29 @@ impl Ledger {
     /// Takes an entry of another ledger, which replaces this ledger's own.
     pub fn put(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
-        self.keep(user);
+        self.preserve_for_readers(user);
         let before = self.entries.insert(user, entry);
-        if let Some(before) = before.filter(|before| before.next.is_some()) {
+        if let Some(before) = before.filter(|before| before.untold_event.is_some()) {
             self.deferred.note(user, &before.event.name);
         }
-        self.changes.note(user);
+        self.changes.mark_changed(user);
     }
 
     /// Begins a reading of the ledger as it is now, for [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
-        self.readings.begin(moment, self.user_numbers(), 0);
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
+        self.reads.begin(point, self.user_numbers(), 0);
     }
 
     /// Reads the next `count` entries at most, as they were at a moment. Returns whether any were
     /// left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(LedgerEntry),
     ) -> bool {
         let entry = |user| self.entries.get(&Id(user)).cloned();
-        self.readings.read(moment, count, entry, take)
+        self.reads.read(point, count, entry, take)
     }
 
     /// The online users, in a stable order.
@@ -236,25 +236,25 @@ impl Ledger {
         let mut seen = VisitedSets::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);
-            entry.recipients.audience().keep_in(&mut ids, &mut seen);
+            entry.recipients.audience().add_to(&mut ids, &mut seen);
         }
-        for entry in self.readings.kept() {
+        for entry in self.reads.kept() {
             ids.insert(entry.event.user.0);
-            entry.recipients.audience().keep_in(&mut ids, &mut seen);
+            entry.recipients.audience().add_to(&mut ids, &mut seen);
         }
         ids
     }
 
     /// Call it before a user's entry changes: keeps the entry for readings that have yet to
     /// get to it.
-    fn keep(&mut self, user: Id) {
+    fn preserve_for_readers(&mut self, user: Id) {
         let entries = &self.entries;
-        self.readings.keep(user.0, || entries.get(&user).cloned());
+        self.reads.keep(user.0, || entries.get(&user).cloned());
     }
 }
 
 impl UnsavedEntries {
-    fn note(&mut self, user: Id) {
+    fn mark_changed(&mut self, user: Id) {
         if self.wanted {
             self.changed.insert(user.0);
         }

@@ -14,12 +14,12 @@
     )
 )]
 
-pub mod allowance;
 pub mod audience;
 pub mod body;
 mod changed;
 pub mod clock;
 pub mod comparison;
+pub mod dead_letter_limit;
 pub mod departed;
 pub mod digest;
 pub mod directory;
@@ -30,12 +30,12 @@ pub mod json;
 pub mod ledger;
 pub mod message;
 pub mod metadata;
-pub mod moment;
 pub mod names;
 mod pending_fetches;
 pub mod publish;
 pub mod query;
 pub mod quota;
+pub mod read_point;
 pub mod recipients;
 pub mod record;
 mod reverse_deps;
@@ -50,7 +50,7 @@ pub mod tracker;
 pub mod verdicts;
 
 pub use shard::{
-    Counters, Heard, Ignored, Input, Output, PluginFailed, Settings, Shard, ShardCursor,
-    UnreadableHeard,
+    Counters, HeartbeatBatch, Ignored, Input, Output, PluginFailed, Settings, Shard, ShardCursor,
+    UnreadableHeartbeats,
 };
 pub use step::Step;

@@ -66,7 +66,7 @@ pub struct Message {
     pub raw: Bytes,
     /// The position in the stream that the message comes from. `None` if it comes from no stream,
     /// or in the stream's order.
-    pub stored: Option<StreamPlace>,
+    pub stream_place: Option<StreamPlace>,
     /// How much later than other messages that were sent at the same time it may have arrived, in
     /// milliseconds: for example, since a node of a fleet held it while it was stopped.
     pub delayed_ms: u64,
@@ -230,7 +230,7 @@ impl Parts {
             timestamp,
             payload,
             raw: text.as_bytes().clone(),
-            stored: None,
+            stream_place: None,
             delayed_ms: 0,
         }
     }

@@ -45,17 +45,17 @@ impl PendingFetches {
 
     /// The users who waited for one of the changed answers, and for whom now all answers are
     /// available, in a stable order.
-    pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
+    pub(crate) fn answered(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
         let mut waiting = BTreeSet::new();
         for question in changes.iter() {
             waiting.extend(self.users.of(&question));
         }
-        waiting.retain(|user| self.is_served(*user, directory));
+        waiting.retain(|user| self.is_answered(*user, directory));
         waiting
     }
 
     /// Whether a user waits, and all the answers are available.
-    pub(crate) fn is_served(&self, user: Id, directory: &Directory) -> bool {
+    pub(crate) fn is_answered(&self, user: Id, directory: &Directory) -> bool {
         let questions = self.questions.get(&user);
         questions.is_some_and(|all| all.iter().all(|question| directory.has(question)))
     }
@@ -89,14 +89,14 @@ mod tests {
         let mut edit = Directory::on_demand().edit();
         edit.answer(two.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(pending.served(&changes, &directory), [Id(2)].into());
+        assert_eq!(pending.answered(&changes, &directory), [Id(2)].into());
         pending.forget(Id(2));
         assert!(pending.has(&two), "the other waits for it still");
 
         let mut edit = directory.edit();
         edit.answer(one.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(pending.served(&changes, &directory), [Id(1)].into());
+        assert_eq!(pending.answered(&changes, &directory), [Id(1)].into());
         pending.forget(Id(1));
         assert!(!pending.has(&one) && pending.ids().is_empty());
     }

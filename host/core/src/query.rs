@@ -215,27 +215,27 @@ fn text(payload: &Bytes) -> Result<ByteString, Refusal> {
 
 /// The viewer who asks, from the body and the subject.
 fn viewer(
-    said: Option<Text<'_>>,
+    named: Option<Text<'_>>,
     token: Option<&str>,
     text: &ByteString,
 ) -> Result<ByteString, Refusal> {
-    let said = said
+    let named = named
         .map(|Text(viewer)| id(|| "viewerId".into(), viewer, text))
         .transpose()?;
     let Some(token) = token else {
-        return said.ok_or_else(|| Refusal::missing("viewerId"));
+        return named.ok_or_else(|| Refusal::missing("viewerId"));
     };
     let Some(viewer) = token::decode(token) else {
         let must = "must be the subject's last token: as it is, if it is of letters, digits, \
                     `_` and `-`, else as `=` and its base64url";
         return Err(Refusal::field("viewerId", must));
     };
-    match said {
-        Some(said) if said != viewer => {
+    match named {
+        Some(named) if named != viewer => {
             let must = "must be whom the subject names, or be left out";
             Err(Refusal::field("viewerId", must))
         }
-        Some(said) => Ok(said),
+        Some(named) => Ok(named),
         None => id(|| "viewerId".into(), viewer.into(), text),
     }
 }

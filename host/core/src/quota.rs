@@ -92,7 +92,7 @@ struct RateState {
     /// When everything used so far would be done at this rate.
     done_ns: AtomicU64,
     /// How many extra uses are allowed beside the rate.
-    more: AtomicU64,
+    extra: AtomicU64,
 }
 
 impl Rate {
@@ -128,16 +128,16 @@ impl Rate {
     }
 
     /// Sets this limit to 1/`parts` of another one.
-    pub fn be_part_of(&self, whole: &Self, parts: u64) {
+    pub fn set_to_fraction_of(&self, whole: &Self, parts: u64) {
         let part = |of: u64| of.div_ceil(parts.max(1));
         self.change(part(whole.per_s()), part(whole.burst()));
     }
 
     /// Allows as many extra uses, at any time, as the rate allows in `ms` milliseconds. 0: no extra
     /// uses.
-    pub fn allow_for(&self, ms: u64) {
-        let more = self.per_s().saturating_mul(ms).div_ceil(1_000);
-        self.0.more.store(more, Ordering::Relaxed);
+    pub fn allow_extra(&self, ms: u64) {
+        let extra = self.per_s().saturating_mul(ms).div_ceil(1_000);
+        self.0.extra.store(extra, Ordering::Relaxed);
     }
 
     /// Takes one use. Returns whether it is allowed now; if not, it doesn't count.
@@ -146,11 +146,11 @@ impl Rate {
         if ns_each == 0 {
             return true;
         }
-        let is_more = |more: u64| more.checked_sub(1);
-        let more = &self.0.more;
-        if more.load(Ordering::Relaxed) > 0
-            && more
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_more)
+        let take_one = |extra: u64| extra.checked_sub(1);
+        let extra = &self.0.extra;
+        if extra.load(Ordering::Relaxed) > 0
+            && extra
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one)
                 .is_ok()
         {
             return true;
@@ -223,19 +223,19 @@ impl Cap {
 
     /// A separate cap with the same limit.
     #[must_use]
-    pub fn apart(&self) -> Self {
+    pub fn with_same_limit(&self) -> Self {
         Self::new(self.max())
     }
 }
 
 /// How many one holder has of what a [`Cap`] limits. They are given back when this is dropped.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct CapHolder {
     cap: Cap,
     count: usize,
 }
 
-impl Held {
+impl CapHolder {
     /// A holder that has none yet.
     pub fn of(cap: &Cap) -> Self {
         Self {
@@ -273,7 +273,7 @@ impl Held {
     }
 
     /// Takes one more, regardless of the limit, since it existed before.
-    pub fn keep(&mut self) {
+    pub fn take_unchecked(&mut self) {
         self.cap.0.held.fetch_add(1, Ordering::Relaxed);
         self.count += 1;
     }
@@ -287,7 +287,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for CapHolder {
     fn drop(&mut self) {
         self.cap.0.held.fetch_sub(self.count, Ordering::Relaxed);
     }
@@ -321,24 +321,24 @@ mod tests {
     #[test]
     fn what_was_held_for_a_while_may_come_at_once() {
         let rate = Rate::new(10, 20);
-        rate.allow_for(2_050);
+        rate.allow_extra(2_050);
         assert_eq!(taken(&rate, 5 * S), 21 + 20);
-        rate.allow_for(60_000);
-        rate.allow_for(0);
+        rate.allow_extra(60_000);
+        rate.allow_extra(0);
         assert_eq!(taken(&rate, 6 * S), 10);
     }
 
     #[test]
     fn parts_of_a_rate_make_the_whole_and_follow_its_changes() {
         let (whole, part) = (Rate::new(10, 20), Rate::default());
-        part.be_part_of(&whole, 2);
+        part.set_to_fraction_of(&whole, 2);
         assert_eq!([taken(&part, 5 * S), taken(&part, 6 * S)], [10, 5]);
-        part.be_part_of(&whole, 2);
+        part.set_to_fraction_of(&whole, 2);
         assert_eq!(taken(&part, 6 * S), 0, "nothing has changed");
-        part.be_part_of(&whole, 1);
+        part.set_to_fraction_of(&whole, 1);
         assert_eq!(taken(&part, 7 * S), 20);
         whole.change(0, 0);
-        part.be_part_of(&whole, 3);
+        part.set_to_fraction_of(&whole, 3);
         assert_eq!(taken(&part, 7 * S), 1_000);
     }
 
@@ -358,12 +358,12 @@ mod tests {
     #[test]
     fn what_one_part_holds_another_can_not_and_it_comes_back_with_its_end() {
         let cap = Cap::new(3);
-        let (mut one, mut other) = (Held::of(&cap), Held::of(&cap));
+        let (mut one, mut other) = (CapHolder::of(&cap), CapHolder::of(&cap));
         assert!(one.take() && one.take() && other.take());
         assert!(!other.take());
         one.release();
         assert!(other.take());
-        one.keep();
+        one.take_unchecked();
         assert_eq!((cap.held(), one.count(), other.count()), (4, 2, 2));
         drop(other);
         assert!(one.take());

@@ -163,7 +163,7 @@ impl Recipients {
     }
 
     /// Of `viewers`, those who have been told and were shown other metadata.
-    pub fn shown_otherwise(&self, viewers: &Audience, shown: ShownDigest) -> Audience {
+    pub fn shown_differently(&self, viewers: &Audience, shown: ShownDigest) -> Audience {
         let others = self.parts().filter(|(_, was)| !was.same_content(shown));
         others.fold(Audience::nobody(), |all, (part, _)| {
             all.union(&part.intersection(viewers))
@@ -259,11 +259,17 @@ mod tests {
     fn those_are_found_who_were_shown_something_else() {
         let [a, b] = [1, 2].map(|mood| shown(&format!("{{\"mood\":{mood}}}"), &["mood"], true));
         let told = Recipients::new([(viewers(&[1, 2]), a), (viewers(&[3]), b)]);
-        assert_eq!(told.shown_otherwise(&viewers(&[2, 3, 9]), a), viewers(&[3]));
-        assert_eq!(told.shown_otherwise(&viewers(&[2, 3, 9]), b), viewers(&[2]));
+        assert_eq!(
+            told.shown_differently(&viewers(&[2, 3, 9]), a),
+            viewers(&[3])
+        );
+        assert_eq!(
+            told.shown_differently(&viewers(&[2, 3, 9]), b),
+            viewers(&[2])
+        );
         assert!(
             Recipients::default()
-                .shown_otherwise(&viewers(&[1]), a)
+                .shown_differently(&viewers(&[1]), a)
                 .is_empty()
         );
     }

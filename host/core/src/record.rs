@@ -42,7 +42,7 @@ pub enum Record {
         /// The user.
         user: Name,
         /// The status. `None`: it is no longer kept.
-        word: Option<OwnStatus>,
+        own_status: Option<OwnStatus>,
     },
     /// A user's events that wait in the queue. Empty if none waits.
     Waiting {
@@ -97,9 +97,9 @@ impl Record {
                 ..
             }) => since,
             Self::Stated {
-                statement: Some((said_at, _)),
+                statement: Some((stated_at, _)),
                 ..
-            } => said_at,
+            } => stated_at,
             _ => return,
         };
         *at = at.saturating_add_signed(ahead_ms);

@@ -20,7 +20,7 @@ mod env;
 mod event_queue;
 mod events;
 mod explain;
-mod heard;
+mod heartbeats;
 mod invalidation;
 mod messages;
 mod presence;
@@ -44,7 +44,7 @@ use self::corrections::Corrections;
 use self::decisions::Decisions;
 use self::env::{Common, Env};
 use self::events::Events;
-pub use self::heard::{Heard, UnreadableHeard};
+pub use self::heartbeats::{HeartbeatBatch, UnreadableHeartbeats};
 use self::messages::Outcome;
 use self::presence::Presence;
 pub use self::settings::Settings;
@@ -82,16 +82,16 @@ impl Shard {
     /// [`Input::Clock`] says otherwise, `now` is wall time as well.
     pub fn handle(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let common = &mut self.common;
-        common.clock.pass(now);
+        common.clock.advance_to(now);
         let now = common.now();
         match input {
             Input::Message { message, reply } => {
-                self.presence.look_after_first(&message.user, common);
+                self.presence.announce_missed_before(&message.user, common);
                 let env = &mut Env { common, rules, out };
                 take_message(message, reply, &mut self.presence, env, Presence::message);
             }
             Input::Excess { message, reply } => {
-                self.presence.look_after_first(&message.user, common);
+                self.presence.announce_missed_before(&message.user, common);
                 let env = &mut Env { common, rules, out };
                 take_message(message, reply, &mut self.presence, env, Presence::excess);
             }
@@ -161,8 +161,8 @@ impl Shard {
     /// done while it is full.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let (presence, env) = (&mut self.presence, &mut self.common.env(now, rules, out));
-        if presence.is_beginning() {
-            return presence.look_after_some(env.common);
+        if presence.is_taking_over() {
+            return presence.announce_missed_of_some(env.common);
         }
         presence.expire(env);
         if env.is_full() {
@@ -232,7 +232,7 @@ impl Shard {
     /// how many end at once. Only while a shard begins to lead do inputs not wait for that.
     pub fn has_expiries(&self, now: u64) -> bool {
         let (tracker, presence) = (&self.common.tracker, &self.presence);
-        if presence.is_beginning() {
+        if presence.is_taking_over() {
             return false;
         }
         let ends = [
@@ -247,7 +247,7 @@ impl Shard {
     pub fn is_behind(&self, now: u64) -> bool {
         let announces = self.presence.events.next_deadline(now);
         let is_due = announces.is_some_and(|at| at <= now);
-        self.presence.is_beginning() || self.has_expiries(now) || is_due
+        self.presence.is_taking_over() || self.has_expiries(now) || is_due
     }
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
@@ -257,7 +257,7 @@ impl Shard {
         let typing = common.settings.status;
         let deadlines = [
             // It is 0 since inputs that wait have arrived before `now`.
-            presence.is_beginning().then_some(0),
+            presence.is_taking_over().then_some(0),
             tracker.next_deadline(),
             tracker.has_reshown().then_some(now),
             typing.and_then(|status| tracker.next_typing_end(status.typing_ms)),
@@ -275,7 +275,7 @@ impl Shard {
         let (counted, tracker) = (&self.common.counters, &self.common.tracker);
         Counters {
             closes_forgotten: counted.closes_forgotten + tracker.closes_forgotten(),
-            held_back: counted.held_back + tracker.held_back(),
+            damped_offlines: counted.damped_offlines + tracker.damped_offlines(),
             ..*counted
         }
     }
@@ -314,7 +314,7 @@ impl Shard {
             | self.common.inboxes.ids()
             | events.updates.statuses.ids()
             | self.presence.statements.ids()
-            | self.presence.followed.ids().collect::<RoaringBitmap>()
+            | self.presence.standby.ids().collect::<RoaringBitmap>()
             | events.queue.ids()
     }
 
@@ -326,7 +326,7 @@ impl Shard {
 
     fn change_settings(&mut self, settings: Settings) {
         let (common, updates) = (&mut self.common, &mut self.presence.events.updates);
-        common.tracker.reconfigure(settings.of_tracker());
+        common.tracker.reconfigure(settings.tracker_settings());
         let maxima = (settings.users.max(), settings.connections.max());
         common.tracker.change_maxima(maxima.0, maxima.1);
         let departed = &mut updates.decisions.departed;

@@ -13,11 +13,11 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use crate::changed::ChangedUsers;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
+use crate::read_point::{ReadPoint, SnapshotReads};
 
 use self::order::Order;
-pub use self::order::{Periods, Said};
+pub use self::order::{MessageTime, ReorderLimits};
 
 /// What an application stated of a user.
 // Records store the index of a variant: a new variant comes last.
@@ -37,20 +37,20 @@ pub enum Statement {
 pub struct Statements {
     users: HashMap<Id, HeldStatement, foldhash::fast::FixedState>,
     /// The times of the statements and their users, the oldest first.
-    said: BTreeSet<(u64, Id)>,
+    by_time: BTreeSet<(u64, Id)>,
     changed: ChangedUsers,
     /// The order in which users were lately said to be online or offline. `None`: the order of
     /// arrival counts.
     order: Option<Order>,
     /// The readings of the statements as they were at a moment. Each change of one calls
     /// [`Self::keep`] before.
-    readings: Readings<HeldStatement>,
+    reads: SnapshotReads<HeldStatement>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct HeldStatement {
     pub(crate) name: Name,
-    pub(crate) said_at: u64,
+    pub(crate) stated_at: u64,
     pub(crate) statement: Statement,
 }
 
@@ -79,7 +79,7 @@ impl Statements {
     pub fn forget(&mut self, user: Id) {
         self.keep(user);
         if let Some(entry) = self.users.remove(&user) {
-            self.said.remove(&(entry.said_at, user));
+            self.by_time.remove(&(entry.stated_at, user));
             self.changed.note(user, &entry.name);
         }
     }
@@ -101,57 +101,57 @@ impl Statements {
 
     /// The monotonic time of the oldest statement.
     pub fn oldest(&self) -> Option<u64> {
-        self.said.first().map(|(said_at, _)| *said_at)
+        self.by_time.first().map(|(stated_at, _)| *stated_at)
     }
 
     /// The oldest statement.
     pub fn first(&self) -> Option<(Id, &Name, Statement)> {
-        let (_, user) = self.said.first()?;
+        let (_, user) = self.by_time.first()?;
         let entry = self.users.get(user)?;
         Some((*user, &entry.name, entry.statement))
     }
 
     /// All statements and their times, the oldest first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, u64, Statement)> {
-        let said = self.said.iter();
-        said.filter_map(|(said_at, user)| {
+        let by_time = self.by_time.iter();
+        by_time.filter_map(|(stated_at, user)| {
             let entry = self.users.get(user)?;
-            Some((&entry.name, *said_at, entry.statement))
+            Some((&entry.name, *stated_at, entry.statement))
         })
     }
 
     /// Restores a statement that held before a restart.
-    pub fn restore(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
-        self.put(said_at, user, name, statement);
+    pub fn restore(&mut self, stated_at: u64, user: Id, name: &Name, statement: Statement) {
+        self.put(stated_at, user, name, statement);
     }
 
     /// Sets whether senders' clocks decide from now on in which order statements were made.
-    pub fn order(&mut self, by_clocks: bool) {
+    pub fn order_by_clocks(&mut self, by_clocks: bool) {
         self.order = by_clocks.then(Order::default);
     }
 
     /// Whether senders' clocks decide the order.
-    pub fn is_ordered(&self) -> bool {
+    pub fn orders_by_clocks(&self) -> bool {
         self.order.is_some()
     }
 
     /// Takes a message by which a user is offline, or online. Returns whether the opposite was said
     /// later, and arrived before this message, no longer ago than messages may be under way.
     /// `None`: it isn't remembered whether the opposite was said.
-    pub fn overtakes(
+    pub fn check_overtaken(
         &mut self,
         user: Id,
         is_offline: bool,
-        said: Said,
-        periods: Periods,
+        time: MessageTime,
+        limits: ReorderLimits,
     ) -> Option<bool> {
-        self.order.as_mut()?.take(user, is_offline, said, periods)
+        self.order.as_mut()?.take(user, is_offline, time, limits)
     }
 
     /// The statement about a user and its time, if it was made at this monotonic time or later.
     pub fn since(&self, at: u64, user: Id) -> Option<(u64, Statement)> {
-        let held = self.users.get(&user).filter(|held| held.said_at >= at)?;
-        Some((held.said_at, held.statement))
+        let held = self.users.get(&user).filter(|held| held.stated_at >= at)?;
+        Some((held.stated_at, held.statement))
     }
 
     /// Sets whether changes are noted from now on, for [`Self::take_changed`].
@@ -169,7 +169,7 @@ impl Statements {
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<(u64, Statement)>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
-            let statement = entry.map(|entry| (entry.said_at, entry.statement));
+            let statement = entry.map(|entry| (entry.stated_at, entry.statement));
             (user, statement)
         })
     }
@@ -182,37 +182,37 @@ impl Statements {
     }
 
     /// Begins a reading of the statements as they are now, for [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.users().collect();
-        self.readings.begin(moment, users, 0);
+        self.reads.begin(point, users, 0);
     }
 
     /// Reads the next `count` statements at most, as they were at a moment. Returns whether any
     /// were left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(HeldStatement),
     ) -> bool {
         let held = |user| self.users.get(&Id(user)).cloned();
-        self.readings.read(moment, count, held, take)
+        self.reads.read(point, count, held, take)
     }
 
     /// Call it before the statement about a user changes: keeps it for readings that have yet
     /// to get to it.
     fn keep(&mut self, user: Id) {
         let users = &self.users;
-        self.readings.keep(user.0, || users.get(&user).cloned());
+        self.reads.keep(user.0, || users.get(&user).cloned());
     }
 
-    fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
+    fn put(&mut self, stated_at: u64, user: Id, name: &Name, statement: Statement) {
         self.keep(user);
         let name = name.clone();
-        self.said.insert((said_at, user));
+        self.by_time.insert((stated_at, user));
         let entry = HeldStatement {
             name,
-            said_at,
+            stated_at,
             statement,
         };
         self.users.insert(user, entry);

@@ -16,8 +16,8 @@ use crate::changed::ChangedUsers;
 use crate::digest::{PartedDigest, digest};
 use crate::json::{self, push_number};
 use crate::metadata::{CheckedMetadata, Metadata};
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::tracker::Activity;
 
 /// The metadata key of the activity.
@@ -90,16 +90,16 @@ pub struct StatusKeys {
 impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
     pub fn read(metadata: &'a CheckedMetadata) -> Self {
-        let mut said = Self::default();
+        let mut update = Self::default();
         if let Some(json) = metadata.get(ACTIVITY) {
-            said.activity = Activity::parse(json);
-            said.unknown += u64::from(said.activity.is_none());
+            update.activity = Activity::parse(json);
+            update.unknown += u64::from(update.activity.is_none());
         }
         if let Some(json) = metadata.get(STATUS) {
-            said.status = StatusRef::parse(json);
-            said.unknown += u64::from(said.status.is_none());
+            update.status = StatusRef::parse(json);
+            update.unknown += u64::from(update.status.is_none());
         }
-        said
+        update
     }
 }
 
@@ -219,7 +219,7 @@ impl StatusKeys {
 /// The state of one user.
 #[derive(Debug, Default)]
 struct StatusEntry {
-    word: Option<OwnStatus>,
+    own_status: Option<OwnStatus>,
     /// When the last update was broadcast, by the monotonic time.
     broadcast_at: Option<u64>,
     /// When to look at the user again.
@@ -230,7 +230,7 @@ struct StatusEntry {
 
 impl StatusEntry {
     fn is_empty(&self) -> bool {
-        self.word.is_none()
+        self.own_status.is_none()
             && self.broadcast_at.is_none()
             && self.check_at.is_none()
             && !self.reshow
@@ -244,20 +244,20 @@ pub struct Statuses {
     /// When to look at which user.
     timers: BTreeSet<(u64, Id)>,
     /// The number of users with an own status, or a cleared one.
-    words: usize,
+    own_statuses: usize,
     changed: ChangedUsers,
     /// The digest of users' own statuses.
     digest: PartedDigest,
     /// The readers of own statuses as of a moment. So [`Self::keep`] must be called before any
     /// change of one.
-    readings: Readings<(Id, OwnStatus)>,
+    reads: SnapshotReads<(Id, OwnStatus)>,
 }
 
 impl Statuses {
     /// Whether a user's own status can be kept, if those of at most `users_max` users are kept.
     pub fn has_room(&self, user: Id, users_max: usize) -> bool {
-        let is_kept = |entry: &StatusEntry| entry.word.is_some();
-        self.words < users_max || self.users.get(&user).is_some_and(is_kept)
+        let is_kept = |entry: &StatusEntry| entry.own_status.is_some();
+        self.own_statuses < users_max || self.users.get(&user).is_some_and(is_kept)
     }
 
     /// A user sets or clears their own status. Returns whether that changes anything.
@@ -270,18 +270,18 @@ impl Statuses {
     ) -> bool {
         self.keep(user);
         let entry = self.users.entry(user).or_default();
-        if let Some(word) = &mut entry.word {
-            if timestamp < word.timestamp {
+        if let Some(own_status) = &mut entry.own_status {
+            if timestamp < own_status.timestamp {
                 return false;
             }
-            let same = match (&word.status, status) {
+            let same = match (&own_status.status, status) {
                 (Some(before), Some(status)) => before.is(status),
                 (before, status) => before.is_none() && status.is_none(),
             };
             if same {
                 // This is no change to store. Otherwise, each heartbeat that repeats the status
                 // would be one.
-                word.timestamp = timestamp;
+                own_status.timestamp = timestamp;
                 return false;
             }
         }
@@ -295,9 +295,9 @@ impl Statuses {
     }
 
     /// Restores what a user last said about themselves.
-    pub fn restore(&mut self, user: Id, name: &Name, word: OwnStatus) {
+    pub fn restore(&mut self, user: Id, name: &Name, own_status: OwnStatus) {
         self.keep(user);
-        self.put(user, name, Some(word));
+        self.put(user, name, Some(own_status));
     }
 
     /// The digest of users' own statuses.
@@ -308,14 +308,14 @@ impl Statuses {
     /// A user's own status at a wall time, as a JSON object. `Some(None)` if it was cleared or has
     /// expired. `None` if the user has never set one.
     pub fn status(&self, wall: u64, user: Id) -> Option<Option<Box<str>>> {
-        let word = self.users.get(&user)?.word.as_ref()?;
-        Some(word.at(wall).map(Status::json))
+        let own_status = self.users.get(&user)?.own_status.as_ref()?;
+        Some(own_status.at(wall).map(Status::json))
     }
 
     /// The wall time at which a user's own status expires, if it does.
     pub fn expires_at(&self, wall: u64, user: Id) -> Option<u64> {
-        let word = self.users.get(&user)?.word.as_ref()?;
-        word.at(wall)?.expires_at
+        let own_status = self.users.get(&user)?.own_status.as_ref()?;
+        own_status.at(wall)?.expires_at
     }
 
     /// When the last update of a user was broadcast, by the monotonic time.
@@ -331,7 +331,10 @@ impl Statuses {
     /// The users whose own status has an expiry, in a stable order.
     pub fn expiring(&self) -> Vec<Id> {
         let expires = |entry: &StatusEntry| {
-            let status = entry.word.as_ref().and_then(|word| word.status.as_ref());
+            let status = entry
+                .own_status
+                .as_ref()
+                .and_then(|own_status| own_status.status.as_ref());
             status.is_some_and(|status| status.expires_at.is_some())
         };
         let users = self.users.iter().filter(|(_, entry)| expires(entry));
@@ -401,14 +404,19 @@ impl Statuses {
     }
 
     /// Replaces a user's own status. Returns whether there was one before.
-    fn put(&mut self, user: Id, name: &Name, word: Option<OwnStatus>) -> bool {
-        let after = word.as_ref().and_then(|word| word.digest(name));
-        let is_kept = word.is_some();
+    fn put(&mut self, user: Id, name: &Name, own_status: Option<OwnStatus>) -> bool {
+        let after = own_status
+            .as_ref()
+            .and_then(|own_status| own_status.digest(name));
+        let is_kept = own_status.is_some();
         let entry = self.users.entry(user).or_default();
-        let before = std::mem::replace(&mut entry.word, word);
-        self.words += usize::from(is_kept);
-        self.words -= usize::from(before.is_some());
-        if let Some(digest) = before.as_ref().and_then(|word| word.digest(name)) {
+        let before = std::mem::replace(&mut entry.own_status, own_status);
+        self.own_statuses += usize::from(is_kept);
+        self.own_statuses -= usize::from(before.is_some());
+        if let Some(digest) = before
+            .as_ref()
+            .and_then(|own_status| own_status.digest(name))
+        {
             self.digest.remove(digest);
         }
         if let Some(digest) = after {
@@ -434,27 +442,27 @@ impl Statuses {
     }
 
     /// Begins to read users' own statuses as they are now, by [`Self::read`].
-    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+    pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.users.keys().map(|user| user.0).collect();
-        self.readings.begin(moment, users, 0);
+        self.reads.begin(point, users, 0);
     }
 
     /// Reads the own statuses of at most `count` more users, as of a moment. Returns whether any
     /// were left.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut((Id, OwnStatus)),
     ) -> bool {
-        let word = |user| word(&self.users, Id(user));
-        self.readings.read(moment, count, word, take)
+        let own_status = |user| own_status(&self.users, Id(user));
+        self.reads.read(point, count, own_status, take)
     }
 
     /// Keeps a user's own status for readers, since it is about to change.
     fn keep(&mut self, user: Id) {
         let users = &self.users;
-        self.readings.keep(user.0, || word(users, user));
+        self.reads.keep(user.0, || own_status(users, user));
     }
 
     /// Sets whether changes are noted from now on, for [`Self::take_changed`].
@@ -471,14 +479,14 @@ impl Statuses {
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<OwnStatus>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
-            (user, entry.and_then(|entry| entry.word.clone()))
+            (user, entry.and_then(|entry| entry.own_status.clone()))
         })
     }
 
     /// All ids in here, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users.keys().map(|user| user.0);
-        let kept = self.readings.kept().map(|(user, _)| user.0);
+        let kept = self.reads.kept().map(|(user, _)| user.0);
         users.chain(self.changed.ids()).chain(kept).collect()
     }
 }
@@ -486,7 +494,7 @@ impl Statuses {
 type Users = HashMap<Id, StatusEntry, foldhash::fast::FixedState>;
 
 /// What a user last said about themselves.
-fn word(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
-    let word = users.get(&user)?.word.clone()?;
-    Some((user, word))
+fn own_status(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
+    let own_status = users.get(&user)?.own_status.clone()?;
+    Some((user, own_status))
 }

@@ -14,24 +14,24 @@ pub enum Step {
     /// subject.
     Announce(Arc<Event>, bool),
     /// Send the event to viewers who were told that the user is online.
-    Tell(Arc<Event>, Recipients),
+    Notify(Arc<Event>, Recipients),
     /// Show the user by the metadata of their newest connection, as it is when this is done.
-    Show(Arc<Event>),
+    Reshow(Arc<Event>),
 }
 
 impl Step {
     /// The event.
     pub fn event(&self) -> &Arc<Event> {
         match self {
-            Self::Announce(event, _) | Self::Tell(event, _) | Self::Show(event) => event,
+            Self::Announce(event, _) | Self::Notify(event, _) | Self::Reshow(event) => event,
         }
     }
 
     /// All ids in the step, as numbers.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = match self {
-            Self::Announce(..) | Self::Show(_) => RoaringBitmap::new(),
-            Self::Tell(_, told) => told.audience().bitmap(),
+            Self::Announce(..) | Self::Reshow(_) => RoaringBitmap::new(),
+            Self::Notify(_, told) => told.audience().bitmap(),
         };
         ids.insert(self.event().user.0);
         ids

@@ -278,7 +278,7 @@ impl Verdicts {
         let mut seen = VisitedSets::default();
         for (user, kept) in &self.kept {
             ids.insert(user.0);
-            kept.verdict.audience.keep_in(&mut ids, &mut seen);
+            kept.verdict.audience.add_to(&mut ids, &mut seen);
             ids.extend(
                 kept.reads
                     .questions

@@ -147,7 +147,7 @@ impl World {
         let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::on_demand());
         let mut shard = Shard::new(settings.clone(), Arc::clone(&names), Arc::clone(&directory));
-        shard.keep_told(true);
+        shard.keep_standby_records(true);
         Self {
             names,
             directory,
@@ -163,14 +163,14 @@ impl World {
     fn handle(&mut self, input: Input) {
         let out = &mut Vec::new();
         self.shard.handle(self.now, input, &mut self.rules, out);
-        self.shard.take_told();
+        self.shard.take_standby_records();
     }
 
     fn advance(&mut self) {
         for _ in 0..100 {
             let out: &mut Vec<Output> = &mut Vec::new();
             self.shard.advance(self.now, &mut self.rules, out);
-            self.shard.take_told();
+            self.shard.take_standby_records();
             if self.shard.next_deadline().is_none_or(|at| at > self.now) {
                 return;
             }
@@ -351,7 +351,7 @@ fn there_is_something_of_everything_to_read() {
         for (record, _) in all(&mut world.shard) {
             kinds[match record {
                 Record::Tracker(_) => 0,
-                Record::Ledger { entry, .. } if entry.as_ref().unwrap().next.is_some() => 1,
+                Record::Ledger { entry, .. } if entry.as_ref().unwrap().untold_event.is_some() => 1,
                 Record::Ledger { .. } => 2,
                 Record::Departed { .. } => 3,
                 Record::Status { .. } => 4,

@@ -155,7 +155,7 @@ struct Scenario {
     by_contacts: bool,
     statuses: bool,
     grace_ms: u64,
-    lag_ms: u64,
+    connect_delay_ms: u64,
     body_bytes_max: usize,
     corrections_per_s: u64,
 }
@@ -200,7 +200,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
             by_contacts,
             statuses: settings.0,
             grace_ms: settings.1,
-            lag_ms: settings.2,
+            connect_delay_ms: settings.2,
             body_bytes_max: settings.3,
             corrections_per_s: settings.4,
         },
@@ -214,7 +214,7 @@ struct World {
     settings: Settings,
     rule: Rule,
     now: u64,
-    lag_ms: u64,
+    connect_delay_ms: u64,
     out: Vec<Output>,
     store: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -254,7 +254,7 @@ impl World {
                 by_contacts: scenario.by_contacts,
             },
             now: 1_700_000_000_000,
-            lag_ms: scenario.lag_ms,
+            connect_delay_ms: scenario.connect_delay_ms,
             out: Vec::new(),
             store: BTreeMap::new(),
         };
@@ -307,7 +307,7 @@ impl World {
         let body = json!({
             "userId": USER,
             "connId": format!("c{conn}"),
-            "timestamp": self.now - self.lag_ms,
+            "timestamp": self.now - self.connect_delay_ms,
             "metadata": metadata,
         });
         let message = Message::parse(kind, &Bytes::from(body.to_string()), 1 << 20).unwrap();
@@ -380,7 +380,7 @@ impl World {
         let body = json!({
             "userId": USER,
             "connId": format!("c{conn}"),
-            "timestamp": self.now - self.lag_ms,
+            "timestamp": self.now - self.connect_delay_ms,
             "reason": "client_disconnect",
         });
         let payload = Bytes::from(body.to_string());

@@ -13,8 +13,8 @@ mod early;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use presence_core::allowance::{Allowance, Rates};
 use presence_core::audience::Audience;
+use presence_core::dead_letter_limit::{DeadLetterLimit, Rates};
 use presence_core::directory::Directory;
 use presence_core::message::{Cause, Kind, Rejection};
 use presence_core::names::Names;
@@ -248,13 +248,13 @@ fn one_user_takes_no_room_of_closes_from_others() {
 
 #[test]
 fn so_many_dead_letters_are_published_the_others_are_counted_and_the_numbers_have_no_gap() {
-    let allowance = Allowance::new(Rates {
+    let limit = DeadLetterLimit::new(Rates {
         letters_per_s: 10,
         bytes_per_s: 1 << 20,
     });
     let mut shards = [(), ()].map(|()| {
         World::new(Settings {
-            dead_letters: allowance.clone(),
+            dead_letters: limit.clone(),
             ..Settings::default()
         })
     });
@@ -352,7 +352,7 @@ fn a_user_who_flips_hundreds_of_times_a_second_is_held_online_and_then_offline_f
     let mut world = World::new(Settings::default());
     let (online, offline) = flip(&mut world, "flapper", 2_000, 2);
     assert_eq!((online, offline), (101, 100));
-    assert!(world.shard.counters().held_back >= 1_800);
+    assert!(world.shard.counters().damped_offlines >= 1_800);
     let last_seen = world.now - 1;
     // Other users aren't damped because of this.
     world.connect("ann", "c");

@@ -83,7 +83,7 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
         for record in stored.clone() {
             tracker.restore(10, 0, record);
         }
-        tracker.restored();
+        tracker.finish_restore();
         let shown = |tracker: &Tracker<String>| tracker.shown("alice").cloned().unwrap();
         assert_eq!(tracker.has_reshown(), settings.shows_newest);
         let order = if settings.shows_newest {
@@ -121,7 +121,7 @@ fn started_with(
     for record in records {
         tracker.restore(now, 0, record);
     }
-    tracker.restored();
+    tracker.finish_restore();
     tracker.renew_leases(now);
     tracker
 }
@@ -300,7 +300,7 @@ fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
         for record in stored.clone() {
             tracker.restore(now, now - saved_at, record);
         }
-        tracker.restored();
+        tracker.finish_restore();
         tracker.renew_leases(now);
         last_of_each(stored, tracker.take_records(1));
         saved_at = tracker.graces_at().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use async_nats::{Event, Message, Subscriber};
 use futures_util::{FutureExt, StreamExt};
-use presence_core::fleet::sources::{Heard, Sources};
+use presence_core::fleet::sources::{SequenceCheck, Sources};
 use presence_core::publish::Subject;
 use presence_tests::client::Client;
 use serde_json::{Value, json};
@@ -168,16 +168,16 @@ impl Task {
     }
 
     fn on_message(&mut self, message: &Message) {
-        if let Some(heard) = self.record_message(message)
-            && heard != Heard::Next
-            && heard != Heard::Old
+        if let Some(check) = self.record_message(message)
+            && check != SequenceCheck::Next
+            && check != SequenceCheck::Old
         {
             self.schedule_query();
         }
     }
 
     /// Handles a message. `None` if it isn't a host's message about one of the users.
-    fn record_message(&mut self, message: &Message) -> Option<Heard> {
+    fn record_message(&mut self, message: &Message) -> Option<SequenceCheck> {
         let sequence = message.headers.as_ref()?.get("Presence-Seq")?.as_str();
         let mut words = sequence.split(' ');
         let (source, epoch, seq) = (words.next()?, words.next()?, words.next()?);
@@ -201,8 +201,8 @@ impl Task {
             viewers: viewers.clone(),
         });
         let source = self.number(source);
-        let heard = self.sources.hear(source, epoch, subject, seq);
-        if heard != Heard::Old {
+        let check = self.sources.check(source, epoch, subject, seq);
+        if check != SequenceCheck::Old {
             let own: Vec<_> = viewers
                 .into_iter()
                 .filter(|viewer| self.viewers.contains(viewer))
@@ -214,7 +214,7 @@ impl Task {
                 self.set(viewer, user, online, "event");
             }
         }
-        Some(heard)
+        Some(check)
     }
 
     fn on_beacon(&mut self, message: &Message) {
@@ -234,8 +234,8 @@ impl Task {
         });
         let seqs = SUBJECTS.into_iter().filter_map(seq);
         let source = self.number(source);
-        let heard = self.sources.hear_beacon(source, epoch, seqs);
-        if matches!(heard, Heard::New | Heard::Gap) {
+        let check = self.sources.check_beacon(source, epoch, seqs);
+        if matches!(check, SequenceCheck::New | SequenceCheck::Gap) {
             self.schedule_query();
         }
     }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use presence_core::allowance::Rates;
+use presence_core::dead_letter_limit::Rates;
 
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::nats::Secret;

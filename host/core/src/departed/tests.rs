@@ -79,14 +79,14 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
     note(&mut owner, &offline(&names, "b", 7));
     note(&mut owner, &offline(&names, "a", 8));
     // Departures that are told at once come in the order of the users.
-    standby.follow(told(&owner, "a"), &names);
-    standby.follow(told(&owner, "b"), &names);
+    standby.apply(told(&owner, "a"), &names);
+    standby.apply(told(&owner, "b"), &names);
     for (user, at, forgotten) in [("c", 9, "b"), ("a", 10, ""), ("d", 11, "c"), ("e", 12, "a")] {
         note(&mut owner, &offline(&names, user, at));
         if !forgotten.is_empty() {
             standby.forget(names.intern(forgotten));
         }
-        standby.follow(told(&owner, user), &names);
+        standby.apply(told(&owner, user), &names);
         assert_eq!(
             remembered(&standby, &names),
             remembered(&owner, &names),
@@ -113,11 +113,11 @@ fn a_place_of_nobodys_last_departure_is_read_as_it_was_when_another_takes_it() {
     for at in [7, 8] {
         note(&mut departed, "a", at);
     }
-    let moment = Moment::default();
-    departed.begin_reading(&moment);
+    let point = ReadPoint::default();
+    departed.begin_read(&point);
     note(&mut departed, "b", 9);
     let mut read = Vec::new();
-    while departed.read(&moment, 1, |departure| read.push(departure.timestamp)) {}
+    while departed.read(&point, 1, |departure| read.push(departure.timestamp)) {}
     assert_eq!(read, [8]);
 }
 

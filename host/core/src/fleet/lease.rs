@@ -16,7 +16,7 @@ use super::FleetSettings;
 
 /// The outcome of a write into the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum WriteOutcome {
     /// It is stored under this revision.
     Stored(u64),
     /// The key's last revision was not the expected one.
@@ -117,7 +117,7 @@ impl Lease {
             return Renewal::Wait;
         }
         if let Some((step, since)) = self.under_way {
-            if now < since.saturating_add(self.patience_ms()) {
+            if now < since.saturating_add(self.answer_timeout_ms()) {
                 return Renewal::Wait;
             }
             // Only the entry can tell what has become of the write.
@@ -150,7 +150,7 @@ impl Lease {
             return None;
         }
         let at = match (self.under_way, self.held_from) {
-            (Some((_, since)), _) => since.saturating_add(self.patience_ms()),
+            (Some((_, since)), _) => since.saturating_add(self.answer_timeout_ms()),
             (None, Some(from)) if !self.is_doubtful && !self.is_stale => {
                 from.saturating_add(self.settings.lease_ms / 3)
             }
@@ -161,10 +161,10 @@ impl Lease {
 
     /// Takes the outcome of a renewal. A refused one may have been preceded by an own renewal whose
     /// outcome is unknown, so the entry must be read.
-    pub fn written(&mut self, count: u64, outcome: Outcome) {
+    pub fn written(&mut self, count: u64, outcome: WriteOutcome) {
         match outcome {
-            Outcome::Stored(revision) => self.is_stored(count, revision),
-            Outcome::Refused | Outcome::Unknown => self.is_doubtful = true,
+            WriteOutcome::Stored(revision) => self.note_stored(count, revision),
+            WriteOutcome::Refused | WriteOutcome::Unknown => self.is_doubtful = true,
         }
         if count == self.count {
             self.under_way = self.under_way.filter(|(step, _)| *step != Step::Write);
@@ -179,7 +179,7 @@ impl Lease {
             return;
         }
         match ours {
-            Some(count) => self.is_stored(count, revision),
+            Some(count) => self.note_stored(count, revision),
             // Before the first renewal, an entry of others only gives the revision to start from.
             None if self.held_from.is_none() => self.revision = revision,
             None if revision > self.revision => self.is_lost = true,
@@ -200,7 +200,7 @@ impl Lease {
         self.under_way = self.under_way.filter(|(step, _)| *step != Step::Read);
     }
 
-    fn is_stored(&mut self, count: u64, revision: u64) {
+    fn note_stored(&mut self, count: u64, revision: u64) {
         self.revision = self.revision.max(revision);
         if let Some(at) = self.sent.get(&count) {
             self.held_from = self.held_from.max(Some(*at));
@@ -209,7 +209,7 @@ impl Lease {
     }
 
     /// How long to wait for an answer.
-    fn patience_ms(&self) -> u64 {
+    fn answer_timeout_ms(&self) -> u64 {
         self.settings.lease_ms / 6
     }
 }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     const SETTINGS: FleetSettings = FleetSettings {
-        heard_ms: 500,
+        relay_ms: 500,
         lease_ms: 600,
         margin_ms: 50,
         standbys: 1,
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(lease.until(), None);
         // The time until the answer doesn't extend the lease.
         assert_eq!(lease.poll(1_090), Renewal::Wait);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         assert_eq!(lease.until(), Some(1_550));
         assert_eq!(lease.poll(1_199), Renewal::Wait);
         assert_eq!(lease.next_deadline(1_199), Some(1_200));
@@ -250,7 +250,7 @@ mod tests {
     fn a_renewal_without_an_answer_is_looked_up_before_the_next() {
         let mut lease = Lease::new(SETTINGS, 0);
         lease.poll(1_000);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         assert_eq!(lease.poll(1_200), send(2, 7));
         assert_eq!(lease.poll(1_300), Renewal::Read);
         // The renewal was stored.
@@ -264,9 +264,9 @@ mod tests {
     fn a_refusal_is_the_end_only_if_the_entry_is_anothers() {
         let mut lease = Lease::new(SETTINGS, 0);
         lease.poll(1_000);
-        lease.written(1, Outcome::Stored(7));
+        lease.written(1, WriteOutcome::Stored(7));
         lease.poll(1_200);
-        lease.written(2, Outcome::Refused);
+        lease.written(2, WriteOutcome::Refused);
         assert_eq!(lease.poll(1_210), Renewal::Read);
         lease.seen(7, Some(1));
         lease.read();
@@ -282,7 +282,7 @@ mod tests {
     fn what_others_left_is_no_end_of_a_lease_that_has_not_begun() {
         let mut lease = Lease::new(SETTINGS, 0);
         assert_eq!(lease.poll(1_000), send(1, 0));
-        lease.written(1, Outcome::Refused);
+        lease.written(1, WriteOutcome::Refused);
         assert_eq!(lease.poll(1_010), Renewal::Read);
         lease.seen(41, None);
         lease.read();

@@ -21,12 +21,12 @@ use std::sync::Arc;
 pub use self::entries::{Key, NodeEntry, OwnerEntry};
 use self::shards::ShardView;
 use super::FleetSettings;
-use super::lease::{Lease, Outcome, Renewal};
+use super::lease::{Lease, Renewal, WriteOutcome};
 use super::replica::Role;
 
 /// What the node is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum MemberOutput {
     /// Write this into the bucket, if `revision` is still the key's last revision. Report the
     /// outcome by [`Member::written`].
     Write {
@@ -91,21 +91,21 @@ pub struct Member {
     leaving: Leaving,
     is_closed: bool,
     /// The earliest time for deleting the own lease, while the node leaves.
-    farewell_from: u64,
+    delete_lease_from: u64,
     /// Whether the node has begun to delete its lease: it has no part in any shard any more.
     is_retired: bool,
     until: Option<u64>,
     /// Whether the bucket was reached recently, as of the last check.
     was_in_touch: bool,
-    out: Vec<Output>,
+    out: Vec<MemberOutput>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Write {
     Renewal(u64),
     Owner(u32),
-    Death,
-    Farewell,
+    ExpiredLeaseDeletion,
+    OwnLeaseDeletion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ enum Leaving {
     /// The node hands over the shards that it owns.
     Leaves,
     /// The node owns nothing any more, and its lease is being deleted.
-    Farewell,
+    DeletesLease,
     Left,
 }
 
@@ -134,7 +134,7 @@ impl Member {
             write_id: 0,
             leaving: Leaving::Stays,
             is_closed: false,
-            farewell_from: 0,
+            delete_lease_from: 0,
             is_retired: false,
             until: None,
             was_in_touch: false,
@@ -169,7 +169,7 @@ impl Member {
     }
 
     /// Takes the outcome of a write.
-    pub fn written(&mut self, now: u64, id: u64, outcome: Outcome) {
+    pub fn written(&mut self, now: u64, id: u64, outcome: WriteOutcome) {
         match self.writes.remove(&id) {
             Some(Write::Renewal(count)) => {
                 self.lease.written(count, outcome);
@@ -178,27 +178,27 @@ impl Member {
             Some(Write::Owner(shard)) => {
                 if let Some(view) = self.shards.get_mut(shard as usize) {
                     view.written(now, outcome);
-                    if outcome != Outcome::Unknown {
-                        self.out.push(Output::Read(Key::Owner(shard)));
+                    if outcome != WriteOutcome::Unknown {
+                        self.out.push(MemberOutput::Read(Key::Owner(shard)));
                     }
                 }
             }
-            Some(Write::Farewell) => match outcome {
-                Outcome::Stored(_) | Outcome::Refused => {
+            Some(Write::OwnLeaseDeletion) => match outcome {
+                WriteOutcome::Stored(_) | WriteOutcome::Refused => {
                     self.leaving = Leaving::Left;
-                    self.out.push(Output::Left);
+                    self.out.push(MemberOutput::Left);
                 }
-                Outcome::Unknown => {
+                WriteOutcome::Unknown => {
                     self.leaving = Leaving::Leaves;
-                    self.farewell_from = now + self.settings.lease_ms / 6;
+                    self.delete_lease_from = now + self.settings.lease_ms / 6;
                 }
             },
-            Some(Write::Death) | None => {}
+            Some(Write::ExpiredLeaseDeletion) | None => {}
         }
         self.review(now);
     }
 
-    /// Takes the result of [`Output::Read`]: the key's value, None if it was deleted, and its
+    /// Takes the result of [`MemberOutput::Read`]: the key's value, None if it was deleted, and its
     /// revision, 0 if it never existed. `None`: the key couldn't be read.
     pub fn read(&mut self, now: u64, key: &Key, found: Option<(Option<&str>, u64)>) {
         if let Some((value, revision)) = found {
@@ -252,7 +252,8 @@ impl Member {
         is_new
     }
 
-    /// The node leaves: it hands over the shards that it owns, and then outputs [`Output::Left`].
+    /// The node leaves: it hands over the shards that it owns, and then outputs
+    /// [`MemberOutput::Left`].
     pub fn leave(&mut self, now: u64) {
         if self.leaving == Leaving::Stays {
             self.leaving = Leaving::Leaves;
@@ -267,7 +268,7 @@ impl Member {
     }
 
     /// What the node is to do, in order.
-    pub fn outputs(&mut self) -> impl Iterator<Item = Output> {
+    pub fn outputs(&mut self) -> impl Iterator<Item = MemberOutput> {
         self.out.drain(..)
     }
 
@@ -323,9 +324,13 @@ impl Member {
         let deaths = deaths.map(|(_, known)| known.seen_at.saturating_add(lasts_ms));
         let shards = self.shards.iter().filter_map(ShardView::next_deadline);
         let lease = self.lease.next_deadline(now).into_iter();
-        let farewell = (self.leaving == Leaving::Leaves).then_some(self.farewell_from);
-        let farewell = farewell.filter(|at| *at > now);
-        deaths.chain(shards).chain(lease).chain(farewell).min()
+        let lease_deletion = (self.leaving == Leaving::Leaves).then_some(self.delete_lease_from);
+        let lease_deletion = lease_deletion.filter(|at| *at > now);
+        deaths
+            .chain(shards)
+            .chain(lease)
+            .chain(lease_deletion)
+            .min()
     }
 
     fn node_changed(&mut self, now: u64, node: &Arc<str>, value: Option<&str>, revision: u64) {
@@ -337,16 +342,16 @@ impl Member {
         let known = self.nodes.entry(Arc::clone(node)).or_default();
         if revision > known.revision {
             let session = |entry: &Option<NodeEntry>| entry.as_ref().map(|entry| entry.session);
-            let begins_anew = session(&known.entry) != session(&entry);
+            let session_changed = session(&known.entry) != session(&entry);
             *known = Known {
                 entry,
                 revision,
                 seen_at: now,
             };
-            if begins_anew {
+            if session_changed {
                 // What the node held in its earlier session, it doesn't hold now.
                 for shard in &mut self.shards {
-                    shard.begins_anew(node);
+                    shard.session_changed(node);
                 }
             }
         }
@@ -366,7 +371,7 @@ impl Member {
                         ..Known::default()
                     };
                     for shard in &mut self.shards {
-                        shard.begins_anew(node);
+                        shard.session_changed(node);
                     }
                 }
             }
@@ -383,7 +388,7 @@ impl Member {
         if self.leaving == Leaving::Left {
             return;
         }
-        if self.lease.is_lost() && self.leaving != Leaving::Farewell {
+        if self.lease.is_lost() && self.leaving != Leaving::DeletesLease {
             self.begin_session();
         }
         self.renew(now);
@@ -392,13 +397,13 @@ impl Member {
         if until != self.until
             && let Some(until) = until
         {
-            self.out.push(Output::Until(until));
+            self.out.push(MemberOutput::Until(until));
         }
         self.until = until;
         if !self.is_retired {
             self.review_shards(now);
         }
-        self.say_farewell(now);
+        self.delete_own_lease(now);
     }
 
     fn begin_session(&mut self) {
@@ -408,11 +413,11 @@ impl Member {
         let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
         self.lease = Lease::new(self.settings, revision);
         self.until = None;
-        self.out.push(Output::SessionLost);
+        self.out.push(MemberOutput::SessionLost);
     }
 
     fn renew(&mut self, now: u64) {
-        if matches!(self.leaving, Leaving::Farewell | Leaving::Left) {
+        if matches!(self.leaving, Leaving::DeletesLease | Leaving::Left) {
             return;
         }
         match self.lease.poll(now) {
@@ -428,7 +433,7 @@ impl Member {
             }
             Renewal::Read => {
                 let key = Key::Node(Arc::clone(&self.name));
-                self.out.push(Output::Read(key));
+                self.out.push(MemberOutput::Read(key));
             }
             Renewal::Wait => {}
         }
@@ -463,7 +468,7 @@ impl Member {
             }
         }
         for (key, revision) in dead {
-            self.write(Write::Death, key, None, revision);
+            self.write(Write::ExpiredLeaseDeletion, key, None, revision);
         }
     }
 
@@ -494,13 +499,13 @@ impl Member {
             let number = shard.number();
             let done = shard.review(now, &view);
             if let Some(role) = done.role {
-                self.out.push(Output::Role(number, role));
+                self.out.push(MemberOutput::Role(number, role));
             }
             if let Some((entry, revision)) = done.write {
                 wanted.push((number, entry, revision));
             }
             if done.read {
-                self.out.push(Output::Read(Key::Owner(number)));
+                self.out.push(MemberOutput::Read(Key::Owner(number)));
             }
         }
         for (shard, entry, revision) in wanted {
@@ -511,8 +516,10 @@ impl Member {
 
     /// Deletes the node's own lease, if the node leaves and owns nothing any more, or no other node
     /// is there to take over. The others then needn't wait for the lease to expire.
-    fn say_farewell(&mut self, now: u64) {
-        if self.leaving != Leaving::Leaves || now < self.farewell_from || !self.is_known_to_leave()
+    fn delete_own_lease(&mut self, now: u64) {
+        if self.leaving != Leaving::Leaves
+            || now < self.delete_lease_from
+            || !self.is_known_to_leave()
         {
             return;
         }
@@ -523,16 +530,16 @@ impl Member {
         if others && self.shards.iter().any(owns) {
             return;
         }
-        self.leaving = Leaving::Farewell;
+        self.leaving = Leaving::DeletesLease;
         self.is_retired = true;
         let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
         let key = Key::Node(Arc::clone(&self.name));
         for shard in &mut self.shards {
             if let Some(role) = shard.retire() {
-                self.out.push(Output::Role(shard.number(), role));
+                self.out.push(MemberOutput::Role(shard.number(), role));
             }
         }
-        self.write(Write::Farewell, key, None, revision);
+        self.write(Write::OwnLeaseDeletion, key, None, revision);
     }
 
     /// Whether the node has seen in the bucket that its own entry says that it leaves.
@@ -547,7 +554,7 @@ impl Member {
     fn write(&mut self, write: Write, key: Key, value: Option<String>, revision: u64) {
         self.write_id += 1;
         self.writes.insert(self.write_id, write);
-        self.out.push(Output::Write {
+        self.out.push(MemberOutput::Write {
             id: self.write_id,
             key,
             value,

@@ -6,26 +6,26 @@
 //! nothing. A standby knows the sequence number of the owner's last message. If a message is
 //! missing, or the standby's state differs from the owner's, the standby *catches up*: it takes a
 //! fresh snapshot, and then applies the input that it has received meanwhile. Until then it isn't
-//! *sure*. If it takes over meanwhile, it is cautious: it takes no user for gone whose messages it
-//! may have missed, and answers no query until it has received input for a whole timeout.
+//! *complete*. If it takes over meanwhile, it is cautious: it takes no user for gone whose messages
+//! it may have missed, and answers no query until it has received input for a whole timeout.
 
 mod answering;
 mod catching_up;
 mod following;
-mod hearing;
-mod sending;
-mod telling;
+mod heartbeat_relay;
+mod messaging;
+mod snapshots;
 
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
 use self::catching_up::CatchingUp;
-use self::following::Early;
-use self::hearing::Hearing;
-use self::sending::Snapshots;
+use self::following::HeldMessages;
+use self::heartbeat_relay::HeartbeatRelay;
+use self::snapshots::Snapshots;
 use super::FleetSettings;
-use super::told::{Books, Pieces, Said};
+use super::standby_message::{PartialMessage, StandbyContent, ToldViewers};
 use crate::digest::PARTS;
 use crate::names::Names;
 use crate::record::Record;
@@ -49,7 +49,7 @@ pub enum Role {
         /// The node's own epoch.
         epoch: u64,
         /// The previous owner.
-        before: Before,
+        previous: PreviousOwner,
     },
     /// The node owns the shard and hands it over: it decides nothing any more.
     Resign {
@@ -60,17 +60,17 @@ pub enum Role {
 
 /// The previous owner of a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Before {
+pub struct PreviousOwner {
     /// The previous owner's epoch; 0 if there was none.
     pub epoch: u64,
     /// If the previous owner handed the shard over: its node, and the sequence number of its last
     /// message to the standbys. `None`: the shard was taken over.
-    pub told: Option<(Arc<str>, u64)>,
+    pub handed_over: Option<(Arc<str>, u64)>,
 }
 
 /// Discarded state of a replica. Freeing the state of many users takes long.
 #[derive(Clone, Debug)]
-pub struct Discarded(Arc<(Shard, Books)>);
+pub struct Discarded(Arc<(Shard, ToldViewers)>);
 
 impl PartialEq for Discarded {
     fn eq(&self, other: &Self) -> bool {
@@ -82,12 +82,12 @@ impl Eq for Discarded {}
 
 /// What the caller of a replica is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Out {
+pub enum ReplicaOutput {
     /// Carry out this output of the shard. What it publishes belongs to the epoch
     /// [`Replica::epoch`].
     Shard(Output),
     /// Publish this message to the standbys, before everything that comes after it.
-    Told(Vec<u8>),
+    ToStandbys(Vec<u8>),
     /// Ask a node for a snapshot.
     Ask {
         /// The node.
@@ -115,14 +115,14 @@ pub enum Out {
         seq: u64,
     },
     /// Count that this replica's state differed from the owner's.
-    Differed(Difference),
+    Differed(CatchUpReason),
     /// Free this on a thread on which no event waits for it.
     Discard(Discarded),
 }
 
 /// Why a replica catches up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Difference {
+pub enum CatchUpReason {
     /// It has just begun to follow.
     Begins,
     /// A message of the owner is missing.
@@ -151,10 +151,10 @@ pub struct ReplicaSettings {
     /// The maximum length of a snapshot's chunk, in bytes.
     pub chunk_bytes: usize,
     /// The maximum length of a message to the standbys, in bytes. A longer one is sent in pieces.
-    pub told_bytes: usize,
-    /// The number of heartbeats within `heard_ms` from which on the owner tells the standbys of
+    pub standby_message_bytes_max: usize,
+    /// The number of heartbeats within `relay_ms` from which on the owner tells the standbys of
     /// them, so that the standbys needn't receive them.
-    pub told_from: usize,
+    pub relay_heartbeats_min: usize,
     /// A deliberate fault, with which the tests are tested.
     pub mutation: Mutation,
 }
@@ -194,16 +194,16 @@ pub struct Replica {
     is_leading: bool,
     /// Whether the replica holds everything that the owner of `epoch` had told up to `seq`, and has
     /// missed no input since.
-    is_sure: bool,
+    is_complete: bool,
     epoch: u64,
     seq: u64,
-    books: Books,
+    told_viewers: ToldViewers,
     /// The pieces of a message that isn't complete yet.
-    pieces: Pieces,
+    partial: PartialMessage,
     /// Messages of an epoch that the bucket hasn't named yet.
-    early: Early,
+    held_messages: HeldMessages,
     catching_up: Option<CatchingUp>,
-    hearing: Hearing,
+    relay: HeartbeatRelay,
     /// The snapshots that are being sent.
     snapshots: Snapshots,
     nonce: u64,
@@ -222,7 +222,7 @@ pub struct Replica {
     is_first: bool,
     /// The epoch in which this replica led last; 0 if it never led, or has forgotten its state
     /// since.
-    led: u64,
+    last_led_epoch: u64,
     /// Whether the replica knows everything that viewers have been told.
     has_ledger: bool,
     /// When to forget the state, since the node has no part in the shard.
@@ -244,7 +244,7 @@ impl Replica {
         names: Arc<Names>,
         mut shard: Shard,
     ) -> Self {
-        shard.keep_told(true);
+        shard.keep_standby_records(true);
         Self {
             settings,
             number,
@@ -253,14 +253,14 @@ impl Replica {
             role: Role::None,
             until: 0,
             is_leading: false,
-            is_sure: false,
+            is_complete: false,
             epoch: 0,
             seq: 0,
-            books: Books::default(),
-            pieces: Pieces::default(),
-            early: Early::default(),
+            told_viewers: ToldViewers::default(),
+            partial: PartialMessage::default(),
+            held_messages: HeldMessages::default(),
             catching_up: None,
-            hearing: Hearing::default(),
+            relay: HeartbeatRelay::default(),
             snapshots: Snapshots::default(),
             nonce: 0,
             digest_at: 0,
@@ -268,7 +268,7 @@ impl Replica {
             is_behind: false,
             waits_since: None,
             is_first: false,
-            led: 0,
+            last_led_epoch: 0,
             has_ledger: false,
             forget_at: None,
         }
@@ -279,59 +279,60 @@ impl Replica {
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.shard.restore(now, down_ms, records);
         self.shard.renew_leases(now);
-        self.books = self.books_anew();
+        self.told_viewers = self.rebuilt_told_viewers();
     }
 
     /// Gives the node another part in the shard.
-    pub fn set_role(&mut self, now: u64, role: Role, out: &mut Vec<Out>) {
+    pub fn set_role(&mut self, now: u64, role: Role, out: &mut Vec<ReplicaOutput>) {
         let before = std::mem::replace(&mut self.role, role);
         if matches!(self.role, Role::Resign { .. }) {
-            self.tell_no_more(out);
+            self.end_relay(out);
         }
         self.stop_leading();
-        self.hear_by_itself(now);
+        self.resume_heartbeats(now);
         self.waits_since = None;
         self.forget_at = None;
         match &self.role {
             Role::None => {
                 self.catching_up = None;
                 self.snapshots = Snapshots::default();
-                self.is_sure = false;
+                self.is_complete = false;
                 // Until then, the state is better than nothing if no other node has it.
                 self.forget_at = Some(now + self.settings.timeout_ms);
             }
             Role::Follow { epoch, .. } => {
                 self.digest_at = now + self.settings.fleet.answer_ms;
                 if self.skips(Mutation::NoCatchUp) {
-                    (self.is_sure, self.epoch) = (true, *epoch);
-                } else if before == Role::None || (!self.is_sure && self.catching_up.is_none()) {
-                    self.catch_up(now, Difference::Begins, out);
+                    (self.is_complete, self.epoch) = (true, *epoch);
+                } else if before == Role::None || (!self.is_complete && self.catching_up.is_none())
+                {
+                    self.catch_up(now, CatchUpReason::Begins, out);
                 }
             }
             Role::Lead { .. } => {}
             Role::Resign { epoch } => {
                 let (epoch, seq) = (*epoch, self.seq);
                 // The new owner can compare this digest, and confirm that it has missed nothing.
-                self.say_digest(out);
-                out.push(Out::Resigned { epoch, seq });
+                self.send_digest(out);
+                out.push(ReplicaOutput::Resigned { epoch, seq });
             }
         }
-        let early = self.early.take(self.known_epoch());
-        let was_early = !early.is_empty();
-        for told in early {
-            self.hear_told(now, told, out);
+        let held = self.held_messages.take(self.known_epoch());
+        let had_held = !held.is_empty();
+        for message in held {
+            self.receive_decoded(now, message, out);
         }
         if let Role::Follow { epoch, owner } = &self.role
-            && was_early
+            && had_held
             && self.epoch == *epoch
         {
-            self.report(owner, out);
+            self.report_synced(owner, out);
         }
         self.settle(now, out);
     }
 
     /// The node may rely on its lease until `until`.
-    pub fn renewed(&mut self, now: u64, until: u64, out: &mut Vec<Out>) {
+    pub fn renewed(&mut self, now: u64, until: u64, out: &mut Vec<ReplicaOutput>) {
         self.until = until;
         self.settle(now, out);
     }
@@ -346,24 +347,30 @@ impl Replica {
         // An owner that is no longer unsure has told viewers of every user.
         self.has_ledger |= self.is_leading && self.shard.unsure_ms() == 0;
         self.is_leading = false;
-        self.stop_telling();
+        self.stop_relay();
     }
 
     /// Handles an input that arrived.
-    pub fn input(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Out>) {
+    pub fn input(
+        &mut self,
+        now: u64,
+        input: Input,
+        rules: &mut dyn Rules,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         self.settle(now, out);
         if self.is_leading {
             let mut outputs = Vec::new();
             self.shard.handle(now, input, rules, &mut outputs);
             self.tell(outputs, out);
-            return self.tell_heard(now, out);
+            return self.relay_heartbeats(now, out);
         }
         self.follow_input(now, input, out);
     }
 
     /// Does work that is due, in steps that keep the list of outputs short. If some of it is left,
     /// [`Self::next_deadline`] is no later than `now`.
-    pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Out>) {
+    pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<ReplicaOutput>) {
         self.settle(now, out);
         self.send_snapshots(now, out);
         if !self.is_leading {
@@ -377,14 +384,14 @@ impl Replica {
             self.shard.advance(now, rules, &mut outputs);
             self.tell(outputs, out);
         }
-        self.tell_heard(now, out);
+        self.relay_heartbeats(now, out);
         self.is_behind &= self.shard.is_behind(now);
         if self.is_due(now) {
             return;
         }
         if now >= self.digest_at {
             self.digest_at = now + self.settings.fleet.digest_ms;
-            self.say_digest(out);
+            self.send_digest(out);
         }
     }
 
@@ -396,10 +403,10 @@ impl Replica {
     /// When to call [`Self::advance`]. It may be earlier than necessary, but never later.
     pub fn next_deadline(&self) -> Option<u64> {
         let sending = self.snapshots.next_at();
-        let hearing = self.hearing.next_at(self.settings.fleet.heard_ms);
+        let relay = self.relay.next_at(self.settings.fleet.relay_ms);
         if self.is_leading {
             let digest = Some(self.digest_at);
-            let deadlines = [self.shard.next_deadline(), digest, hearing, sending];
+            let deadlines = [self.shard.next_deadline(), digest, relay, sending];
             return deadlines.into_iter().flatten().min();
         }
         if self.role == Role::None {
@@ -408,7 +415,7 @@ impl Replica {
         let catching_up = self.catching_up.as_ref().map(CatchingUp::next_deadline);
         let waits = self.waits_since.map(|_| self.digest_at);
         let following = self.shard.follow_deadline();
-        let deadlines = [following, catching_up, waits, hearing, sending];
+        let deadlines = [following, catching_up, waits, relay, sending];
         deadlines.into_iter().flatten().min()
     }
 
@@ -424,8 +431,8 @@ impl Replica {
 
     /// The epoch of the owner whose complete state this replica holds. `None` if it holds no
     /// complete state.
-    pub fn holds(&self) -> Option<u64> {
-        (self.is_sure && self.role != Role::None).then_some(self.epoch)
+    pub fn complete_epoch(&self) -> Option<u64> {
+        (self.is_complete && self.role != Role::None).then_some(self.epoch)
     }
 
     /// The shard.
@@ -436,7 +443,7 @@ impl Replica {
     /// All ids that this replica refers to, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let catching_up = self.catching_up.as_ref().map(CatchingUp::ids);
-        let known = self.shard.ids() | self.books.ids() | self.snapshots.ids();
+        let known = self.shard.ids() | self.told_viewers.ids() | self.snapshots.ids();
         known | catching_up.unwrap_or_default()
     }
 
@@ -446,26 +453,34 @@ impl Replica {
     }
 
     /// Forgets the whole state.
-    fn forget(&mut self, out: &mut Vec<Out>) {
+    fn forget(&mut self, out: &mut Vec<ReplicaOutput>) {
         self.forget_at = None;
         self.is_first = false;
-        self.led = 0;
+        self.last_led_epoch = 0;
         self.snapshots = Snapshots::default();
         let mut nobody = self.shard.replacement();
-        nobody.keep_told(true);
-        self.exchange(nobody, Books::default(), out);
+        nobody.keep_standby_records(true);
+        self.replace_shard(nobody, ToldViewers::default(), out);
     }
 
-    /// Replaces the shard and its books, and discards the old ones.
-    fn exchange(&mut self, shard: Shard, books: Books, out: &mut Vec<Out>) {
+    /// Replaces the shard and its told_viewers, and discards the old ones.
+    fn replace_shard(
+        &mut self,
+        shard: Shard,
+        told_viewers: ToldViewers,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         let shard = std::mem::replace(&mut self.shard, shard);
-        let books = std::mem::replace(&mut self.books, books);
-        out.push(Out::Discard(Discarded(Arc::new((shard, books)))));
+        let told_viewers = std::mem::replace(&mut self.told_viewers, told_viewers);
+        out.push(ReplicaOutput::Discard(Discarded(Arc::new((
+            shard,
+            told_viewers,
+        )))));
     }
 
     /// Begins or stops leading, according to the role and the lease.
-    fn settle(&mut self, now: u64, out: &mut Vec<Out>) {
-        let Role::Lead { epoch, before } = &self.role else {
+    fn settle(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
+        let Role::Lead { epoch, previous } = &self.role else {
             return;
         };
         let may_lead = now < self.until || self.skips(Mutation::NoLease);
@@ -475,83 +490,89 @@ impl Replica {
         if self.is_leading {
             return self.stop_leading();
         }
-        let (epoch, before) = (*epoch, before.clone());
+        let (epoch, previous) = (*epoch, previous.clone());
         if self.epoch == epoch {
             // The lease had expired, and no other node has taken the shard. If an input was lost
-            // meanwhile, `is_sure` is false.
-            let is_sure = self.is_sure;
-            self.is_first &= is_sure;
-            self.shard.is_first(self.is_first);
-            self.tell_of_break(out);
-            return self.lead(now, is_sure);
+            // meanwhile, `is_complete` is false.
+            let is_complete = self.is_complete;
+            self.is_first &= is_complete;
+            self.shard.set_first_owner(self.is_first);
+            self.announce_break(out);
+            return self.lead(now, is_complete);
         }
-        if self.waits_for(now, &before, out) {
+        if self.wait_for_previous_owner(now, &previous, out) {
             return;
         }
-        let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
-        self.is_first = before.epoch == 0 || (is_sure && self.is_first);
-        let is_successor = self.led > 0 && self.led == before.epoch;
+        let is_complete = self.is_complete && self.epoch == previous.epoch && previous.epoch > 0;
+        self.is_first = previous.epoch == 0 || (is_complete && self.is_first);
+        let is_successor = self.last_led_epoch > 0 && self.last_led_epoch == previous.epoch;
         self.has_ledger = self.is_first || (is_successor && self.has_ledger);
-        self.led = epoch;
+        self.last_led_epoch = epoch;
         self.catching_up = None;
-        self.pieces = Pieces::default();
+        self.partial = PartialMessage::default();
         self.waits_since = None;
         (self.epoch, self.seq) = (epoch, 1);
         self.shard.renumber();
         let digest = self.ledger_digest();
-        debug_assert_eq!(digest, self.books_anew().digest());
-        self.say(1, Said::Begin(digest), out);
-        self.shard.is_first(self.is_first);
-        self.lead(now, is_sure);
+        debug_assert_eq!(digest, self.rebuilt_told_viewers().digest());
+        self.send(1, StandbyContent::Begin(digest), out);
+        self.shard.set_first_owner(self.is_first);
+        self.lead(now, is_complete);
     }
 
-    fn lead(&mut self, now: u64, is_sure: bool) {
-        let is_sure = is_sure || self.skips(Mutation::NoCatchUp);
+    fn lead(&mut self, now: u64, is_complete: bool) {
+        let is_complete = is_complete || self.skips(Mutation::NoCatchUp);
         if !self.skips(Mutation::NoDecisions) {
-            self.shard.lead(now, is_sure);
+            self.shard.lead(now, is_complete);
         }
-        self.books.keep_departed(|user| self.shard.remembers(user));
-        self.begin_to_tell(now);
+        self.told_viewers
+            .keep_departed(|user| self.shard.remembers(user));
+        self.begin_relay(now);
         self.is_leading = true;
         self.is_behind = true;
-        self.is_sure = true;
+        self.is_complete = true;
         self.differed = [0; PARTS];
         self.digest_at = now + self.settings.fleet.digest_ms;
     }
 
     /// Whether to wait for the last messages of the previous owner, which handed the shard over to
     /// this node. The wait is short: an owner that isn't sure is better than none.
-    fn waits_for(&mut self, now: u64, before: &Before, out: &mut Vec<Out>) -> bool {
-        let Some((_, seq)) = &before.told else {
+    fn wait_for_previous_owner(
+        &mut self,
+        now: u64,
+        previous: &PreviousOwner,
+        out: &mut Vec<ReplicaOutput>,
+    ) -> bool {
+        let Some((_, seq)) = &previous.handed_over else {
             return false;
         };
-        let has_all = self.epoch == before.epoch && self.seq >= *seq;
-        if (self.is_sure && has_all) || self.skips(Mutation::NoCatchUp) {
+        let has_all = self.epoch == previous.epoch && self.seq >= *seq;
+        if (self.is_complete && has_all) || self.skips(Mutation::NoCatchUp) {
             return false;
         }
         let since = *self.waits_since.get_or_insert(now);
-        let patience_ms = self.settings.fleet.answer_ms;
-        if now >= since + patience_ms {
+        let wait_ms = self.settings.fleet.answer_ms;
+        if now >= since + wait_ms {
             return false;
         }
-        self.digest_at = since + patience_ms;
+        self.digest_at = since + wait_ms;
         // Messages that are still on their way get some time to arrive first.
-        if now >= since + patience_ms / 4 && self.catching_up.is_none() {
-            self.catch_up(now, Difference::Gap, out);
+        if now >= since + wait_ms / 4 && self.catching_up.is_none() {
+            self.catch_up(now, CatchUpReason::Gap, out);
         }
         true
     }
 
-    /// The digest of the ledger. Makes the books anew if they no longer match the ledger.
+    /// The digest of the ledger. Rebuilds `told_viewers` if they no longer match the ledger.
     fn ledger_digest(&mut self) -> u64 {
-        if self.books.len() != self.shard.online_users() {
-            self.books = self.books_anew();
+        if self.told_viewers.len() != self.shard.online_users() {
+            self.told_viewers = self.rebuilt_told_viewers();
         }
-        self.books.digest()
+        self.told_viewers.digest()
     }
 
-    fn books_anew(&self) -> Books {
-        Books::of(self.shard.ledger(), self.shard.departures(), &self.names)
+    fn rebuilt_told_viewers(&self) -> ToldViewers {
+        ToldViewers::of(self.shard.ledger(), self.shard.departures(), &self.names)
     }
 
     fn skips(&self, mutation: Mutation) -> bool {

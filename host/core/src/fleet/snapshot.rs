@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::as_bytes;
-use super::told::Books;
+use super::standby_message::ToldViewers;
 use crate::names::{Id, Names};
 use crate::record::{FORMAT, Record};
 use crate::tracker::TrackerRecord;
@@ -72,10 +72,10 @@ enum Item {
     /// is a stream.
     Stream(u64),
     /// A user all of whose connections are known, though the shard is unsure.
-    Came(String),
+    FullyKnown(String),
     /// A record of the event by which a user seems to have left. Other connections of the user may
     /// be unknown.
-    Left(
+    PendingDeparture(
         #[serde(with = "as_bytes")] Vec<u8>,
         #[serde(with = "as_bytes")] Vec<u8>,
     ),
@@ -99,7 +99,7 @@ pub struct Snapshot {
     /// The shard, made from the snapshot.
     pub shard: Shard,
     /// What viewers have been told.
-    pub books: Books,
+    pub told_viewers: ToldViewers,
 }
 
 /// Why a chunk, or a snapshot, was refused.
@@ -133,7 +133,7 @@ impl fmt::Display for Refusal {
 
 /// What a snapshot answers, and from when it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Label {
+pub struct SnapshotHeader {
     /// The shard.
     pub shard: u32,
     /// The number of the question that the snapshot answers.
@@ -154,18 +154,18 @@ pub fn next_digest(before: &[u8; 32], part: &[u8]) -> [u8; 32] {
 
 /// A snapshot that is being sent.
 #[derive(Debug)]
-pub struct Sending {
-    label: Label,
+pub struct SnapshotWriter {
+    header: SnapshotHeader,
     /// The receive clock at the beginning. All remaining lease times are relative to it.
-    heard_ms: u64,
+    receive_clock_ms: u64,
     /// What is still to be read. `None`: everything has been read.
     cursor: Option<ShardCursor>,
     /// Records that have been read, but not encoded yet.
     read: vec::IntoIter<(Record, Option<u64>)>,
-    /// Users still to be written as [`Item::Came`].
-    came: Vec<Id>,
-    /// Records still to be written as [`Item::Left`].
-    left: Vec<Record>,
+    /// Users still to be written as [`Item::FullyKnown`].
+    fully_known: Vec<Id>,
+    /// Records still to be written as [`Item::PendingDeparture`].
+    departures: Vec<Record>,
     end: Option<End>,
     /// Bytes that have been encoded, but not sent yet.
     written: Vec<u8>,
@@ -173,10 +173,10 @@ pub struct Sending {
     digest: [u8; 32],
 }
 
-impl Sending {
+impl SnapshotWriter {
     /// Begins a snapshot of a shard. `is_first`: whether the shard's state goes back to its first
     /// owner without a break.
-    pub fn begin(shard: &mut Shard, label: Label, is_first: bool) -> Self {
+    pub fn begin(shard: &mut Shard, header: SnapshotHeader, is_first: bool) -> Self {
         let end = End {
             unsure_ms: shard.unsure_ms(),
             is_first,
@@ -184,25 +184,25 @@ impl Sending {
         // Connections that are read later may have positions in a newer stream. The receiver
         // forgets those.
         let stream = shard.stream();
-        let mut sending = Self {
-            label,
-            heard_ms: shard.heard_ms(label.at),
+        let mut writer = Self {
+            header,
+            receive_clock_ms: shard.receive_clock_ms(header.at),
             cursor: Some(shard.cursor()),
             read: Vec::new().into_iter(),
-            came: match is_first {
-                true => shard.came(),
+            fully_known: match is_first {
+                true => shard.fully_known_users(),
                 false => Vec::new(),
             },
-            left: shard.seem_to_have_left(),
+            departures: shard.pending_departures(),
             end: Some(end),
             written: Vec::new(),
             index: 0,
             digest: [0; 32],
         };
         if stream != 0 {
-            sending.write(&Item::Stream(stream));
+            writer.write(&Item::Stream(stream));
         }
-        sending
+        writer
     }
 
     /// The next chunk, with at most `chunk_bytes` bytes of the snapshot. `None` after the last.
@@ -217,7 +217,7 @@ impl Sending {
             if let Some((record, end)) = self.next_record(shard) {
                 let lease = match (&record, end) {
                     (Record::Tracker(TrackerRecord::Connection { user, conn, .. }), Some(end)) => {
-                        let left_ms = end.saturating_sub(self.heard_ms);
+                        let left_ms = end.saturating_sub(self.receive_clock_ms);
                         Some(Item::Lease(user.to_string(), conn.to_string(), left_ms))
                     }
                     _ => None,
@@ -228,13 +228,13 @@ impl Sending {
                 if let Some(lease) = lease {
                     self.write(&lease);
                 }
-            } else if let Some(user) = self.came.pop() {
+            } else if let Some(user) = self.fully_known.pop() {
                 if let Some(name) = names.name(user) {
-                    self.write(&Item::Came(name.as_str().to_owned()));
+                    self.write(&Item::FullyKnown(name.as_str().to_owned()));
                 }
-            } else if let Some(left) = self.left.pop() {
+            } else if let Some(left) = self.departures.pop() {
                 if let (key, Some(value)) = left.encode(names) {
-                    self.write(&Item::Left(key, value));
+                    self.write(&Item::PendingDeparture(key, value));
                 }
             } else if let Some(end) = self.end.take() {
                 self.write(&Item::End(end));
@@ -248,13 +248,13 @@ impl Sending {
         let bytes = self.written.len().min(chunk_bytes.max(1));
         let part: Vec<_> = self.written.drain(..bytes).collect();
         self.digest = next_digest(&self.digest, &part);
-        let Label {
+        let SnapshotHeader {
             shard,
             nonce,
             epoch,
             seq,
             at,
-        } = self.label;
+        } = self.header;
         let chunk = Chunk {
             format: FORMAT,
             shard,
@@ -298,21 +298,21 @@ impl Sending {
             .map(ShardCursor::ids)
             .unwrap_or_default();
         let read = self.read.as_slice().iter().map(|(record, _)| record);
-        for record in read.chain(&self.left) {
+        for record in read.chain(&self.departures) {
             ids |= record.ids();
         }
-        ids.extend(self.came.iter().map(|user| user.0));
+        ids.extend(self.fully_known.iter().map(|user| user.0));
         ids
     }
 }
 
 /// A snapshot that is being received.
 #[derive(Debug)]
-pub struct Assembly {
+pub struct SnapshotReader {
     number: u32,
     nonce: u64,
     /// From the first chunk that arrived: the epoch, the sequence number, and the time.
-    label: Option<(u64, u64, u64)>,
+    header: Option<(u64, u64, u64)>,
     /// When the first chunk arrived.
     since: u64,
     /// Chunks that arrived before their predecessors.
@@ -320,26 +320,26 @@ pub struct Assembly {
     next: u32,
     digest: [u8; 32],
     /// The beginning of an item whose end has not arrived yet.
-    begun: Vec<u8>,
+    partial_item: Vec<u8>,
     shard: Shard,
-    books: Books,
+    told_viewers: ToldViewers,
 }
 
-impl Assembly {
+impl SnapshotReader {
     /// Starts to receive the answer to a question. `shard`: an empty shard, to which the snapshot
     /// is applied.
     pub fn new(number: u32, nonce: u64, shard: Shard) -> Self {
         Self {
             number,
             nonce,
-            label: None,
+            header: None,
             since: 0,
             waiting: BTreeMap::new(),
             next: 0,
             digest: [0; 32],
-            begun: Vec::new(),
+            partial_item: Vec::new(),
             shard,
-            books: Books::default(),
+            told_viewers: ToldViewers::default(),
         }
     }
 
@@ -366,11 +366,11 @@ impl Assembly {
         if chunk.format != FORMAT {
             return Err(Refusal::OtherFormat);
         }
-        let label = (chunk.epoch, chunk.seq, chunk.at);
-        if self.label.is_none() {
+        let header = (chunk.epoch, chunk.seq, chunk.at);
+        if self.header.is_none() {
             self.since = now;
         }
-        if chunk.index >= CHUNKS_MAX || *self.label.get_or_insert(label) != label {
+        if chunk.index >= CHUNKS_MAX || *self.header.get_or_insert(header) != header {
             return Err(Refusal::Inconsistent);
         }
         if chunk.index >= self.next {
@@ -382,9 +382,9 @@ impl Assembly {
             if self.digest != chunk.digest {
                 return Err(Refusal::Damaged);
             }
-            self.begun.extend(&chunk.part);
+            self.partial_item.extend(&chunk.part);
             if let Some(end) = self.put(now, chunk.at, names)? {
-                self.shard.restored(now);
+                self.shard.finish_restore(now);
                 self.shard.set_unsure(end.unsure_ms);
                 let nobody = self.shard.replacement();
                 return Ok(Some(Snapshot {
@@ -392,7 +392,7 @@ impl Assembly {
                     seq: chunk.seq,
                     is_first: end.is_first,
                     shard: mem::replace(&mut self.shard, nobody),
-                    books: mem::take(&mut self.books),
+                    told_viewers: mem::take(&mut self.told_viewers),
                 }));
             }
         }
@@ -406,7 +406,7 @@ impl Assembly {
 
     /// All ids in this snapshot, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
-        self.shard.ids() | self.books.ids()
+        self.shard.ids() | self.told_viewers.ids()
     }
 
     /// Applies all complete items to the shard.
@@ -418,37 +418,37 @@ impl Assembly {
         let ahead_ms = i64::try_from(ahead).unwrap_or_default();
         let (mut records, mut leases, mut end) = (Vec::new(), Vec::new(), None);
         let mut left = Vec::new();
-        let mut rest = &*self.begun;
+        let mut rest = &*self.partial_item;
         while let Some((item, others)) = next_item(rest)? {
             match item {
                 _ if end.is_some() => return Err(Refusal::Unreadable),
                 Item::Record(key, value) => {
                     let record = Record::decode(&key, &value, names);
                     let mut record = record.map_err(|_| Refusal::Unreadable)?;
-                    self.books.put_record(&record, names);
+                    self.told_viewers.put_record(&record, names);
                     record.shift(ahead_ms);
                     records.push(record);
                 }
                 Item::Lease(user, conn, left_ms) => leases.push((user, conn, left_ms)),
                 Item::End(it) => end = Some(it),
-                Item::Stream(it) => self.shard.begin_with_stream(it),
-                Item::Came(user) => self.shard.has_come(&user),
-                Item::Left(key, value) => {
+                Item::Stream(it) => self.shard.set_stream(it),
+                Item::FullyKnown(user) => self.shard.mark_fully_known(&user),
+                Item::PendingDeparture(key, value) => {
                     let record = Record::decode(&key, &value, names);
                     left.push(record.map_err(|_| Refusal::Unreadable)?);
                 }
             }
             rest = others;
         }
-        let read = self.begun.len() - rest.len();
-        self.begun.drain(..read);
+        let read = self.partial_item.len() - rest.len();
+        self.partial_item.drain(..read);
         self.shard.restore_part(now, 0, records);
         for (user, conn, left_ms) in leases {
             let left_ms = left_ms.saturating_sub(passed_ms);
             self.shard.set_lease(now, &user, &conn, left_ms);
         }
         for record in left {
-            self.shard.seems_to_have_left(record);
+            self.shard.restore_pending_departure(record);
         }
         Ok(end)
     }

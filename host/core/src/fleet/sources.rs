@@ -11,7 +11,7 @@ use crate::publish::Subject;
 
 /// What a message is, by its epoch and sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum SequenceCheck {
     /// The expected next message: take it.
     Next,
     /// The first message of a source, or of a later epoch of it: take it, and query.
@@ -36,50 +36,50 @@ struct Source {
 
 impl Sources {
     /// Notes a message, and classifies it.
-    pub fn hear(&mut self, source: u32, epoch: u64, subject: Subject, seq: u64) -> Heard {
+    pub fn check(&mut self, source: u32, epoch: u64, subject: Subject, seq: u64) -> SequenceCheck {
         let known = self.known.entry(source).or_default();
         if epoch > known.epoch {
             let seqs = BTreeMap::from([(subject.as_str(), seq)]);
             *known = Source { epoch, seqs };
-            return Heard::New;
+            return SequenceCheck::New;
         }
         let last = known.seqs.entry(subject.as_str()).or_default();
         if epoch < known.epoch || seq <= *last {
-            return Heard::Old;
+            return SequenceCheck::Old;
         }
         let is_next = seq == *last + 1;
         *last = seq;
         match is_next {
-            true => Heard::Next,
-            false => Heard::Gap,
+            true => SequenceCheck::Next,
+            false => SequenceCheck::Gap,
         }
     }
 
     /// Notes a beacon, which has the last sequence number on each subject.
-    pub fn hear_beacon(
+    pub fn check_beacon(
         &mut self,
         source: u32,
         epoch: u64,
         seqs: impl IntoIterator<Item = (Subject, u64)>,
-    ) -> Heard {
+    ) -> SequenceCheck {
         let known = self.known.entry(source).or_default();
         if epoch < known.epoch {
-            return Heard::Old;
+            return SequenceCheck::Old;
         }
-        let mut found = Heard::Next;
+        let mut found = SequenceCheck::Next;
         if epoch > known.epoch {
             *known = Source {
                 epoch,
                 ..Source::default()
             };
-            found = Heard::New;
+            found = SequenceCheck::New;
         }
         for (subject, seq) in seqs {
             let last = known.seqs.entry(subject.as_str()).or_default();
             if seq > *last {
                 *last = seq;
-                if found == Heard::Next {
-                    found = Heard::Gap;
+                if found == SequenceCheck::Next {
+                    found = SequenceCheck::Gap;
                 }
             }
         }
@@ -87,8 +87,8 @@ impl Sources {
     }
 
     /// Notes the epoch of the owner that gave an answer. Returns whether the answer may be used.
-    pub fn hear_answer(&mut self, source: u32, epoch: u64) -> bool {
-        self.hear_beacon(source, epoch, []) != Heard::Old
+    pub fn check_answer(&mut self, source: u32, epoch: u64) -> bool {
+        self.check_beacon(source, epoch, []) != SequenceCheck::Old
     }
 
     /// The newest epoch received from a source; 0 if none was.
@@ -107,28 +107,31 @@ mod tests {
     #[test]
     fn what_an_earlier_owner_still_says_is_dropped() {
         let mut sources = Sources::default();
-        assert_eq!(sources.hear(3, 10, ON, 1), Heard::New);
-        assert_eq!(sources.hear(3, 10, ON, 2), Heard::Next);
-        assert_eq!(sources.hear(3, 17, OFF, 1), Heard::New);
+        assert_eq!(sources.check(3, 10, ON, 1), SequenceCheck::New);
+        assert_eq!(sources.check(3, 10, ON, 2), SequenceCheck::Next);
+        assert_eq!(sources.check(3, 17, OFF, 1), SequenceCheck::New);
         // The previous owner wakes up.
-        assert_eq!(sources.hear(3, 10, ON, 3), Heard::Old);
-        assert_eq!(sources.hear_beacon(3, 10, [(ON, 9)]), Heard::Old);
-        assert!(!sources.hear_answer(3, 10) && sources.hear_answer(3, 17));
+        assert_eq!(sources.check(3, 10, ON, 3), SequenceCheck::Old);
+        assert_eq!(sources.check_beacon(3, 10, [(ON, 9)]), SequenceCheck::Old);
+        assert!(!sources.check_answer(3, 10) && sources.check_answer(3, 17));
         // An answer announces a new owner as a message does.
-        assert!(sources.hear_answer(3, 21) && !sources.hear_answer(3, 17));
+        assert!(sources.check_answer(3, 21) && !sources.check_answer(3, 17));
         // Another shard has epochs of its own.
-        assert_eq!(sources.hear(4, 10, ON, 1), Heard::New);
+        assert_eq!(sources.check(4, 10, ON, 1), SequenceCheck::New);
         assert_eq!((sources.epoch(3), sources.epoch(5)), (21, 0));
     }
 
     #[test]
     fn a_gap_and_a_repetition_are_noticed() {
         let mut sources = Sources::default();
-        assert_eq!(sources.hear_beacon(0, 5, [(ON, 4)]), Heard::New);
-        assert_eq!(sources.hear(0, 5, ON, 4), Heard::Old);
-        assert_eq!(sources.hear(0, 5, ON, 5), Heard::Next);
-        assert_eq!(sources.hear(0, 5, ON, 7), Heard::Gap);
-        assert_eq!(sources.hear_beacon(0, 5, [(ON, 7)]), Heard::Next);
-        assert_eq!(sources.hear_beacon(0, 5, [(ON, 7), (OFF, 1)]), Heard::Gap);
+        assert_eq!(sources.check_beacon(0, 5, [(ON, 4)]), SequenceCheck::New);
+        assert_eq!(sources.check(0, 5, ON, 4), SequenceCheck::Old);
+        assert_eq!(sources.check(0, 5, ON, 5), SequenceCheck::Next);
+        assert_eq!(sources.check(0, 5, ON, 7), SequenceCheck::Gap);
+        assert_eq!(sources.check_beacon(0, 5, [(ON, 7)]), SequenceCheck::Next);
+        assert_eq!(
+            sources.check_beacon(0, 5, [(ON, 7), (OFF, 1)]),
+            SequenceCheck::Gap
+        );
     }
 }

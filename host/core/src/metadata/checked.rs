@@ -172,7 +172,7 @@ impl<'de> Object<'de> {
             return Ok(self.string(value.borrowed(), at));
         }
         let value = map.next_value::<&RawValue>()?.get();
-        let checked = self.limits.check_taken(value);
+        let checked = self.limits.check_parsed_value(value);
         checked.map_err(A::Error::custom)?;
         Ok(self.range(value))
     }

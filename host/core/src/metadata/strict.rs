@@ -55,7 +55,7 @@ impl Limits {
 
     /// As [`Self::check_value`], for a value that is no string, and that a lenient parser accepted
     /// as one value. Most are too simple to be checked again.
-    pub(super) fn check_taken(self, value: &str) -> Result<(), String> {
+    pub(super) fn check_parsed_value(self, value: &str) -> Result<(), String> {
         let is_simple = match value.as_bytes() {
             [b't' | b'f' | b'n', ..] => true,
             [b'-' | b'0'..=b'9', ..] => value.len() <= DIGITS_MAX && !value.contains(['e', 'E']),
@@ -106,16 +106,16 @@ impl Limits {
 /// The error in a text, without line and column: these would refer to the value, not to the
 /// message.
 pub(super) fn describe(error: &serde_json::Error) -> String {
-    let said = error.to_string();
+    let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    let said = said.strip_suffix(&place).unwrap_or(&said);
-    match said {
-        said if error.is_data() => said.to_owned(),
+    let text = text.strip_suffix(&place).unwrap_or(&text);
+    match text {
+        text if error.is_data() => text.to_owned(),
         // serde_json gives this error where the second half of a surrogate pair should begin.
         "unexpected end of hex escape" => {
             "is not strictly valid JSON: half a surrogate pair in an escape".into()
         }
-        said => format!("is not strictly valid JSON: {said}"),
+        text => format!("is not strictly valid JSON: {text}"),
     }
 }
 
@@ -197,8 +197,8 @@ impl<'de> Visitor<'de> for Value {
 /// sorted set.
 #[derive(Default)]
 pub(super) struct Keys<'a> {
-    few: [Option<Cow<'a, str>>; 8],
-    many: BTreeSet<Cow<'a, str>>,
+    inline: [Option<Cow<'a, str>>; 8],
+    overflow: BTreeSet<Cow<'a, str>>,
     count: usize,
 }
 
@@ -208,12 +208,12 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// If the key is there already.
     pub(super) fn insert(&mut self, key: Cow<'a, str>) -> Result<(), String> {
-        if self.few.iter().flatten().any(|one| *one == key) || self.many.contains(&key) {
+        if self.inline.iter().flatten().any(|one| *one == key) || self.overflow.contains(&key) {
             return Err(format!("has the key {key:?} twice"));
         }
-        match self.few.get_mut(self.count) {
+        match self.inline.get_mut(self.count) {
             Some(free) => *free = Some(key),
-            None => drop(self.many.insert(key)),
+            None => drop(self.overflow.insert(key)),
         }
         self.count += 1;
         Ok(())

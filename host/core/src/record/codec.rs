@@ -17,7 +17,7 @@ use crate::names::{Names, NamesGuard};
 use crate::recipients::{Recipients, ShownDigest};
 use crate::status::{OwnStatus, Status};
 use crate::step::Step;
-use crate::tracker::{self, Activity, Connected, StartsWithoutMessage, UserState};
+use crate::tracker::{self, Activity, Connected, SilentStarts, UserState};
 
 /// The variants are in the order in which records are restored.
 #[derive(Serialize, Deserialize)]
@@ -49,7 +49,7 @@ struct Live<'a> {
     metadata: Entries<'a>,
     order: i64,
     activity: Option<Activity>,
-    silence: Option<StartsWithoutMessage>,
+    silence: Option<SilentStarts>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,7 +71,7 @@ struct Online<'a> {
     #[serde(borrow)]
     metadata: Entries<'a>,
     told: Parts<'a>,
-    lag_ms: u64,
+    connect_delay_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,8 +110,8 @@ struct Waiting<'a> {
 enum Next<'a> {
     Announce(bool),
     #[serde(borrow)]
-    Tell(Parts<'a>),
-    Show,
+    Notify(Parts<'a>),
+    Reshow,
 }
 
 /// Keys, values as JSON text, and whether they may be broadcast.
@@ -127,7 +127,7 @@ impl<'a> Connection<'a> {
                 activity,
                 order,
                 silence,
-                stored,
+                stream_seq,
             } => {
                 let live = Live {
                     opened: *opened,
@@ -137,51 +137,51 @@ impl<'a> Connection<'a> {
                     activity: *activity,
                     silence: *silence,
                 };
-                match *stored {
+                match *stream_seq {
                     0 => Self::Live(live),
-                    stored => Self::LiveByStream(live, stored),
+                    stream_seq => Self::LiveByStream(live, stream_seq),
                 }
             }
             Connected::Closed {
                 timestamp,
                 newest,
                 kept_since,
-                stored,
+                stream_seq,
             } => {
                 let closed = Closed {
                     timestamp: *timestamp,
                     newest: *newest,
                     kept_since: *kept_since,
                 };
-                match *stored {
+                match *stream_seq {
                     0 => Self::Closed(closed),
-                    stored => Self::ClosedByStream(closed, stored),
+                    stream_seq => Self::ClosedByStream(closed, stream_seq),
                 }
             }
         }
     }
 
     fn connected(self) -> Connected<Metadata> {
-        let live = |live: Live<'_>, stored| Connected::Live {
+        let live = |live: Live<'_>, stream_seq| Connected::Live {
             opened: live.opened,
             newest: live.newest,
             metadata: metadata_of(live.metadata),
             activity: live.activity,
             order: live.order,
             silence: live.silence,
-            stored,
+            stream_seq,
         };
-        let closed = |closed: Closed, stored| Connected::Closed {
+        let closed = |closed: Closed, stream_seq| Connected::Closed {
             timestamp: closed.timestamp,
             newest: closed.newest,
             kept_since: closed.kept_since,
-            stored,
+            stream_seq,
         };
         match self {
             Self::Live(it) => live(it, 0),
-            Self::LiveByStream(it, stored) => live(it, stored),
+            Self::LiveByStream(it, stream_seq) => live(it, stream_seq),
             Self::Closed(it) => closed(it, 0),
-            Self::ClosedByStream(it, stored) => closed(it, stored),
+            Self::ClosedByStream(it, stream_seq) => closed(it, stream_seq),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Record {
                     timestamp: entry.event.timestamp,
                     metadata: entries(&entry.event.metadata),
                     told: parts(&entry.recipients, &names),
-                    lag_ms: entry.lag_ms,
+                    connect_delay_ms: entry.connect_delay_ms,
                 });
                 stored(&Key::Ledger(user.as_str()), value.as_ref())
             }
@@ -226,11 +226,11 @@ impl Record {
                 });
                 stored(&Key::Departed(user.as_str()), value.as_ref())
             }
-            Self::Status { user, word } => {
-                let value: Option<SavedStatus<'_>> = word.as_ref().map(|word| {
-                    let status = word.status.as_ref();
+            Self::Status { user, own_status } => {
+                let value: Option<SavedStatus<'_>> = own_status.as_ref().map(|own_status| {
+                    let status = own_status.status.as_ref();
                     let saying = status.map(|status| (&*status.text, status.expires_at));
-                    (word.timestamp, saying)
+                    (own_status.timestamp, saying)
                 });
                 stored(&Key::Status(user.as_str()), value.as_ref())
             }
@@ -284,7 +284,7 @@ impl Record {
                 };
                 let told = recipients_of(online.told, names);
                 let entry = Some(LedgerEntry {
-                    lag_ms: online.lag_ms,
+                    connect_delay_ms: online.connect_delay_ms,
                     ..LedgerEntry::new(Arc::new(event), told)
                 });
                 return Ok(Self::Ledger { user, entry });
@@ -305,7 +305,7 @@ impl Record {
             }
             Key::Status(user) => {
                 let (timestamp, saying): SavedStatus<'_> = postcard::from_bytes(value)?;
-                let word = OwnStatus {
+                let own_status = OwnStatus {
                     timestamp,
                     status: saying.map(|(text, expires_at)| Status {
                         text: text.into(),
@@ -313,8 +313,8 @@ impl Record {
                     }),
                 };
                 let (_, user) = names.intern_name(user);
-                let word = Some(word);
-                return Ok(Self::Status { user, word });
+                let own_status = Some(own_status);
+                return Ok(Self::Status { user, own_status });
             }
             Key::Stated(user) => {
                 let statement = Some(postcard::from_bytes(value)?);
@@ -335,9 +335,11 @@ impl Record {
                         metadata: metadata_of(step.metadata),
                     });
                     match step.next {
-                        Next::Announce(ours) => Step::Announce(event, ours),
-                        Next::Tell(told) => Step::Tell(event, recipients_of(told, names)),
-                        Next::Show => Step::Show(event),
+                        Next::Announce(broadcast_by_shard) => {
+                            Step::Announce(event, broadcast_by_shard)
+                        }
+                        Next::Notify(told) => Step::Notify(event, recipients_of(told, names)),
+                        Next::Reshow => Step::Reshow(event),
                     }
                 });
                 let steps = steps.collect();
@@ -377,7 +379,7 @@ impl Record {
             },
             Key::Status(user) => Self::Status {
                 user: name(user),
-                word: None,
+                own_status: None,
             },
             Key::Waiting(user) => Self::Waiting {
                 user: name(user),
@@ -414,9 +416,9 @@ fn waiting<'a>(step: &'a Step, names: &'a NamesGuard<'_>) -> Waiting<'a> {
         },
         metadata: entries(&event.metadata),
         next: match step {
-            Step::Announce(_, ours) => Next::Announce(*ours),
-            Step::Tell(_, told) => Next::Tell(parts(told, names)),
-            Step::Show(_) => Next::Show,
+            Step::Announce(_, broadcast_by_shard) => Next::Announce(*broadcast_by_shard),
+            Step::Notify(_, told) => Next::Notify(parts(told, names)),
+            Step::Reshow(_) => Next::Reshow,
         },
     }
 }

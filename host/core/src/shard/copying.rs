@@ -11,8 +11,8 @@ use crate::departed::Departure;
 use crate::digest::PartedDigest;
 use crate::event::Event;
 use crate::ledger::LedgerEntry;
-use crate::moment::Moment;
 use crate::names::{Id, Name, Names};
+use crate::read_point::ReadPoint;
 use crate::record::Record;
 use crate::statements::{HeldStatement, Statement};
 use crate::step::Step;
@@ -24,7 +24,7 @@ pub struct ShardCursor {
     /// What is left of the tracker. `None`: all of it has been read.
     tracker: Option<Cursor>,
     /// When the reading began. All but the tracker is read as it was then.
-    moment: Moment,
+    point: ReadPoint,
     /// Events that were to be told later at that moment, of users whose ledger entry has been read.
     deferred: BTreeMap<Id, Arc<Event>>,
 }
@@ -47,11 +47,11 @@ impl Shard {
 
     /// A cursor over all records, for [`Self::read`].
     pub fn cursor(&mut self) -> ShardCursor {
-        let moment = Moment::default();
-        self.presence.begin_reading(&moment);
+        let point = ReadPoint::default();
+        self.presence.begin_read(&point);
         ShardCursor {
             tracker: Some(self.common.tracker.cursor()),
-            moment,
+            point,
             deferred: BTreeMap::new(),
         }
     }
@@ -89,8 +89,8 @@ impl Shard {
 
     /// Sets the stream to which the numbers of restored connections belong. Call it before they are
     /// restored.
-    pub fn begin_with_stream(&mut self, stream: u64) {
-        self.common.tracker.begin_with_stream(stream);
+    pub fn set_stream(&mut self, stream: u64) {
+        self.common.tracker.set_stream(stream);
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
@@ -114,19 +114,19 @@ impl Shard {
 
     /// Sets how much is left of the lease of a live connection, in milliseconds.
     pub fn set_lease(&mut self, now: u64, user: &str, conn: &str, left_ms: u64) {
-        self.common.tracker.pass(now);
+        self.common.tracker.advance_to(now);
         self.common.tracker.set_lease(user, conn, left_ms);
     }
 }
 
 impl Presence {
-    fn begin_reading(&mut self, moment: &Moment) {
+    fn begin_read(&mut self, point: &ReadPoint) {
         let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
-        updates.decisions.ledger.begin_reading(moment);
-        updates.statuses.begin_reading(moment);
-        queue.begin_reading(moment);
-        self.statements.begin_reading(moment);
-        updates.decisions.departed.begin_reading(moment);
+        updates.decisions.ledger.begin_read(point);
+        updates.statuses.begin_read(point);
+        queue.begin_read(point);
+        self.statements.begin_read(point);
+        updates.decisions.departed.begin_read(point);
     }
 
     fn read(
@@ -139,10 +139,10 @@ impl Presence {
         let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
         let decisions = &mut updates.decisions;
         let ShardCursor {
-            moment, deferred, ..
+            point, deferred, ..
         } = cursor;
         let ledger = |entry: LedgerEntry| {
-            if let Some(next) = &entry.next {
+            if let Some(next) = &entry.untold_event {
                 deferred.insert(next.user, Arc::clone(next));
             }
             take(Record::Ledger {
@@ -150,19 +150,24 @@ impl Presence {
                 entry: Some(entry),
             });
         };
-        if decisions.ledger.read(moment, count, ledger) {
+        if decisions.ledger.read(point, count, ledger) {
             return true;
         }
-        let status = |(user, word)| {
-            let word = Some(word);
-            take_named(names, user, |user| take(Record::Status { user, word }));
+        let status = |(user, own_status)| {
+            let own_status = Some(own_status);
+            take_named(names, user, |user| {
+                take(Record::Status { user, own_status })
+            });
         };
-        if updates.statuses.read(moment, count, status) {
+        if updates.statuses.read(point, count, status) {
             return true;
         }
         // Events that are to be told later are told at once by the other shard.
         let mut waiting = |steps: Vec<Step>, deferred: Option<Arc<Event>>| {
-            let steps: Vec<_> = steps.into_iter().chain(deferred.map(Step::Show)).collect();
+            let steps: Vec<_> = steps
+                .into_iter()
+                .chain(deferred.map(Step::Reshow))
+                .collect();
             if let Some(first) = steps.first() {
                 let user = first.event().name.clone();
                 take(Record::Waiting { user, steps });
@@ -173,7 +178,7 @@ impl Presence {
             let deferred = user.and_then(|user| deferred.remove(&user));
             waiting(steps, deferred);
         };
-        if queue.read(moment, count, steps) {
+        if queue.read(point, count, steps) {
             return true;
         }
         for _ in 0..count {
@@ -188,10 +193,10 @@ impl Presence {
         let stated = |held: HeldStatement| {
             take(Record::Stated {
                 user: held.name,
-                statement: Some((held.said_at, held.statement)),
+                statement: Some((held.stated_at, held.statement)),
             });
         };
-        if self.statements.read(moment, count, stated) {
+        if self.statements.read(point, count, stated) {
             return true;
         }
         let departed = |departure: Departure| {
@@ -200,7 +205,7 @@ impl Presence {
                 take(Record::Departed { user, departure });
             });
         };
-        decisions.departed.read(moment, count, departed)
+        decisions.departed.read(point, count, departed)
     }
 }
 

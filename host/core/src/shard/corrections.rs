@@ -49,7 +49,7 @@ impl Corrections {
     /// Decides again on some of the dirty users, as the rate allows.
     pub(super) fn correct(&mut self, decisions: &mut Decisions, env: &mut Env<'_>) {
         let now = env.common.now();
-        while let Some(user) = decisions.retries.due(now) {
+        while let Some(user) = decisions.retries.pop_due(now) {
             decisions.verdicts.forget(user);
             decisions.dirty.mark(user);
         }

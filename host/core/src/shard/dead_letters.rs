@@ -1,12 +1,12 @@
 //! Dead letters: what could not be processed is published with its bytes and the reason,
-//! as far as the allowance goes. They are made here and nowhere else.
+//! as far as their limit allows. They are made here and nowhere else.
 
 use super::env::Env;
 use super::publishing::subject;
 use super::settings::Settings;
 use super::types::{Output, PluginFailed};
-use crate::allowance::SHORT_BYTES;
 use crate::body;
+use crate::dead_letter_limit::SHORT_BYTES;
 use crate::event::Event;
 use crate::message::{Cause, Rejection};
 use crate::publish::Subject;

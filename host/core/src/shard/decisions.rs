@@ -46,7 +46,7 @@ pub(super) struct Decisions {
     /// Users of whom no viewer has been told, and whose missing answers are cached now.
     pub(super) undecided: BTreeSet<Id>,
     /// The stamps of updates that were broadcast, and of which viewers haven't been told.
-    untold: HashMap<Id, u64, foldhash::fast::FixedState>,
+    unnotified_updates: HashMap<Id, u64, foldhash::fast::FixedState>,
 }
 
 impl Decisions {
@@ -59,7 +59,7 @@ impl Decisions {
             dirty: DirtyUsers::default(),
             retries: Retries::default(),
             undecided: BTreeSet::new(),
-            untold: HashMap::default(),
+            unnotified_updates: HashMap::default(),
         }
     }
 
@@ -87,7 +87,7 @@ impl Decisions {
             Some(keys) => KnownMetadata::some(&last.metadata, keys),
             None => KnownMetadata::all(&last.metadata),
         };
-        let settled = !(pending || status_waits || entry.unsettled);
+        let settled = !(pending || status_waits || entry.was_undecided);
         let admitted = match settled {
             true => entry.recipients.clone(),
             false => Recipients::default(),
@@ -108,13 +108,14 @@ impl Decisions {
     /// Nothing is broadcast. If the decision is pending, viewers are told when it is made.
     pub(super) fn show(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         if self.ledger.show(&event) {
-            self.decide_anew(&event, env);
+            self.decide_again(&event, env);
         }
     }
 
     /// As [`Self::show`], for an event that was just broadcast as an update.
     pub(super) fn show_update(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
-        self.untold.insert(event.user, env.common.clock.stamp());
+        self.unnotified_updates
+            .insert(event.user, env.common.clock.stamp());
         self.show(event, env);
     }
 
@@ -122,7 +123,7 @@ impl Decisions {
     /// viewers who lose sight of the user by it are told.
     pub(super) fn show_later(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         if self.ledger.defer(&event) {
-            self.decide_anew(&event, env);
+            self.decide_again(&event, env);
         }
     }
 
@@ -176,8 +177,8 @@ impl Decisions {
     /// Forgets a user's update: viewers have been told of it, or the user has no connection any
     /// more.
     pub(super) fn forget_update(&mut self, user: Id) {
-        if !self.untold.is_empty() {
-            self.untold.remove(&user);
+        if !self.unnotified_updates.is_empty() {
+            self.unnotified_updates.remove(&user);
         }
     }
 
@@ -193,11 +194,11 @@ impl Decisions {
             | self.verdicts.ids()
             | self.departed.ids()
             | self.retries.fetches.ids();
-        ids.extend(self.untold.keys().map(|user| user.0));
+        ids.extend(self.unnotified_updates.keys().map(|user| user.0));
         ids
     }
 
-    fn decide_anew(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
+    fn decide_again(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
         let user = event.user;
         if self.retries.pending_until(user).is_some() {
             return;
@@ -244,9 +245,9 @@ impl Decisions {
         // Viewers who lose sight of the user are told all the same.
         let restricted = is_over.then(|| verdict.among(entry.recipients.audience()));
         let verdict = restricted.as_ref().unwrap_or(verdict);
-        let updated_at = match self.untold.is_empty() {
+        let updated_at = match self.unnotified_updates.is_empty() {
             true => None,
-            false => self.untold.get(&user).copied(),
+            false => self.unnotified_updates.get(&user).copied(),
         };
         let settled = reconcile(entry, event, verdict, phase, updated_at, env);
         let differs = match settled {
@@ -254,7 +255,7 @@ impl Decisions {
             Reconciled::Published { differs } | Reconciled::Remaining { differs } => differs,
         };
         if differs {
-            self.ledger.note(user);
+            self.ledger.mark_changed(user);
         }
         match settled {
             Reconciled::Remaining { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),

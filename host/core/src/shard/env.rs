@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::heard::Heard;
+use super::heartbeats::HeartbeatBatch;
 use super::messages::with_other_keys;
 use super::settings::Settings;
 use super::types::{Counters, Output};
@@ -37,7 +37,7 @@ pub(super) struct Common {
     pub(super) inboxes: Inboxes,
     pub(super) counters: Counters,
     /// What has been heard of connections. `None`: it isn't kept.
-    pub(super) heard: Option<Heard>,
+    pub(super) heartbeats: Option<HeartbeatBatch>,
 }
 
 /// What one step works with.
@@ -49,12 +49,15 @@ pub(super) struct Env<'a> {
 
 impl Common {
     pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
-        let (users, connections) = match settings.counts_apart {
-            true => (settings.users.apart(), settings.connections.apart()),
+        let (users, connections) = match settings.limits_per_shard {
+            true => (
+                settings.users.with_same_limit(),
+                settings.connections.with_same_limit(),
+            ),
             false => (settings.users.clone(), settings.connections.clone()),
         };
         Self {
-            tracker: Tracker::new(settings.of_tracker()).within(&users, &connections),
+            tracker: Tracker::new(settings.tracker_settings()).within(&users, &connections),
             settings,
             names,
             directory,
@@ -62,7 +65,7 @@ impl Common {
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
-            heard: None,
+            heartbeats: None,
         }
     }
 
@@ -73,7 +76,7 @@ impl Common {
         rules: &'a mut dyn Rules,
         out: &'a mut Vec<Output>,
     ) -> Env<'a> {
-        self.clock.pass(now);
+        self.clock.advance_to(now);
         Env {
             common: self,
             rules,
@@ -90,7 +93,7 @@ impl Common {
     pub(super) fn apply_broadcast(&mut self) {
         let broadcast = &self.settings.broadcast;
         self.tracker
-            .read_metadata_anew(|conn, given| with_other_keys(broadcast, conn, given));
+            .update_metadata(|conn, given| with_other_keys(broadcast, conn, given));
     }
 
     /// Makes an event of a user, whose id it interns.

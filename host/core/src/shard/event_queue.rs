@@ -13,9 +13,9 @@ use roaring::RoaringBitmap;
 use crate::changed::ChangedUsers;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::Event;
-use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::pending_fetches::PendingFetches;
+use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::step::Step;
 
 /// The waiting steps of the shard's users.
@@ -29,11 +29,11 @@ pub(super) struct EventQueue {
     /// When the first step of a queue has waited for long enough.
     timers: BTreeSet<(u64, Id)>,
     /// Users whose first step is to be tried again.
-    served: BTreeSet<Id>,
+    retriable: BTreeSet<Id>,
     changed: ChangedUsers,
     /// The readings of the queues as they were at a moment. Each change of a queue calls
     /// [`Self::keep`] before.
-    readings: Readings<Vec<Step>>,
+    reads: SnapshotReads<Vec<Step>>,
 }
 
 impl EventQueue {
@@ -74,7 +74,7 @@ impl EventQueue {
         let (step, until) = first?;
         self.note(step.event());
         self.timers.remove(&(until, user));
-        self.served.remove(&user);
+        self.retriable.remove(&user);
         self.fetches.forget(user);
         Some((step, until))
     }
@@ -86,7 +86,10 @@ impl EventQueue {
     /// A user whose first step is to be tried again by now.
     pub(super) fn due(&self, now: u64) -> Option<Id> {
         let late = self.timers.first().filter(|(at, _)| *at <= now);
-        self.served.first().or(late.map(|(_, user)| user)).copied()
+        self.retriable
+            .first()
+            .or(late.map(|(_, user)| user))
+            .copied()
     }
 
     /// The users whose first step waits, in the order of its deadline.
@@ -96,7 +99,7 @@ impl EventQueue {
 
     /// When a step is to be tried again.
     pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
-        if !self.served.is_empty() {
+        if !self.retriable.is_empty() {
             return Some(now);
         }
         self.timers.first().map(|(at, _)| *at)
@@ -104,21 +107,21 @@ impl EventQueue {
 
     /// The rules have changed, and may ask for other answers: all first steps are tried again.
     pub(super) fn rules_changed(&mut self) {
-        self.served.extend(self.queues.keys());
+        self.retriable.extend(self.queues.keys());
     }
 
     /// Some users are decided on by other rules, which may ask for other answers: their first steps
     /// are tried again.
     pub(super) fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
         let moved = self.queues.keys().filter(|user| moves(**user));
-        self.served.extend(moved);
+        self.retriable.extend(moved);
     }
 
     /// The directory, which is asked on demand, has changed: steps that have got all of their
     /// answers are tried again.
     pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
-        let served = self.fetches.served(changes, directory);
-        self.served.extend(served);
+        let served = self.fetches.answered(changes, directory);
+        self.retriable.extend(served);
     }
 
     /// Whether a step waits for an answer.
@@ -142,28 +145,28 @@ impl EventQueue {
     }
 
     /// Begins a reading of the queues as they are now, for [`Self::read`].
-    pub(super) fn begin_reading(&mut self, moment: &Moment) {
+    pub(super) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.queues.keys().map(|user| user.0).collect();
-        self.readings.begin(moment, users, 0);
+        self.reads.begin(point, users, 0);
     }
 
     /// Reads the steps of the next `count` users at most, as they were at a moment. Returns whether
     /// any were left.
     pub(super) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         take: impl FnMut(Vec<Step>),
     ) -> bool {
         let steps = |user| waiting(&self.queues, Id(user));
-        self.readings.read(moment, count, steps, take)
+        self.reads.read(point, count, steps, take)
     }
 
     /// Call it before a user's queue changes: keeps the queue for readings that have yet to get to
     /// it.
     fn keep(&mut self, user: Id) {
         let queues = &self.queues;
-        self.readings.keep(user.0, || waiting(queues, user));
+        self.reads.keep(user.0, || waiting(queues, user));
     }
 
     /// All waiting steps of a user, in their order.
@@ -177,7 +180,7 @@ impl EventQueue {
         let mut steps = self.queues.get(&user)?.iter().rev();
         steps.find_map(|(step, _)| match step {
             Step::Announce(event, _) => Some(event),
-            Step::Tell(..) | Step::Show(_) => None,
+            Step::Notify(..) | Step::Reshow(_) => None,
         })
     }
 
@@ -212,7 +215,7 @@ impl EventQueue {
         };
         self.keep(user);
         self.timers.insert((until, user));
-        self.served.insert(user);
+        self.retriable.insert(user);
         let queue = steps.into_iter().map(|step| (step, until)).collect();
         self.queues.insert(user, queue);
     }
@@ -222,7 +225,7 @@ impl EventQueue {
         let mut ids = self.fetches.ids();
         ids.extend(self.changed.ids());
         let waiting = self.queues.values().flatten().map(|(step, _)| step);
-        for step in waiting.chain(self.readings.kept().flatten()) {
+        for step in waiting.chain(self.reads.kept().flatten()) {
             ids |= step.ids();
         }
         ids

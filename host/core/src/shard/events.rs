@@ -3,10 +3,10 @@
 //! all later events of the user wait behind it. After that, the event goes on without the enrichers
 //! that got no answer. If the redactor got none, viewers are told nothing but the change itself.
 //!
-//! A user who stays online may be shown by another connection: the newest live one. This goes through
-//! the same steps, but is no transition, and no online is broadcast. The ledger's online event is
-//! replaced, the enrichers are called for it again, and viewers for whom something differs are
-//! notified; later, if the last update was too recent. Rules use the new event at once.
+//! A user who stays online may be shown by another connection: the newest live one. This goes
+//! through the same steps, but is no transition, and no online is broadcast. The ledger's online
+//! event is replaced, the enrichers are called for it again, and viewers for whom something differs
+//! are notified; later, if the last update was too recent. Rules use the new event at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,19 +56,19 @@ impl Events {
         }
     }
 
-    /// A user came online or went offline. `ours`: this shard found it, and broadcasts it;
-    /// otherwise an application has stated and broadcast it.
-    pub(super) fn announce(&mut self, event: Event, ours: bool, env: &mut Env<'_>) {
-        self.begin(Step::Announce(Arc::new(event), ours), env);
+    /// A user came online or went offline. `broadcast_by_shard`: this shard found it, and
+    /// broadcasts it; otherwise an application has stated and broadcast it.
+    pub(super) fn announce(&mut self, event: Event, broadcast_by_shard: bool, env: &mut Env<'_>) {
+        self.take_or_queue(Step::Announce(Arc::new(event), broadcast_by_shard), env);
     }
 
     /// Takes a step, or queues it behind the waiting ones of its user.
-    fn begin(&mut self, step: Step, env: &mut Env<'_>) {
+    fn take_or_queue(&mut self, step: Step, env: &mut Env<'_>) {
         let until = env.common.now() + env.common.settings.answer_wait_ms;
         if self.queue.holds(step.event().user) {
             return self.queue.push(step, until);
         }
-        self.go(step, until, env);
+        self.try_step(step, until, env);
     }
 
     /// Queues a step behind all others of its user. It is taken soon.
@@ -91,7 +91,7 @@ impl Events {
                 break;
             };
             while let Some((step, until)) = self.queue.pop(user)
-                && self.go(step, until, env)
+                && self.try_step(step, until, env)
             {}
         }
     }
@@ -105,7 +105,7 @@ impl Events {
                 break;
             }
             while let Some((step, _)) = self.queue.pop(user) {
-                self.go(step, env.common.now(), env);
+                self.try_step(step, env.common.now(), env);
             }
         }
         self.queue.waiting().next().is_some()
@@ -199,15 +199,17 @@ impl Events {
         let event = env
             .common
             .event(user, at, Change::Online, Metadata::default());
-        self.begin(Step::Show(Arc::new(event)), env);
+        self.take_or_queue(Step::Reshow(Arc::new(event)), env);
     }
 
     /// Takes a step. Returns whether it is done; otherwise it waits.
-    fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
+    fn try_step(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
         let taken = match step {
-            Step::Announce(event, ours) => self.try_announce(event, ours, until, env),
-            Step::Tell(event, recipients) => try_tell(event, recipients, until, env),
-            Step::Show(event) => self.try_show(event, until, env),
+            Step::Announce(event, broadcast_by_shard) => {
+                self.try_announce(event, broadcast_by_shard, until, env)
+            }
+            Step::Notify(event, recipients) => try_notify(event, recipients, until, env),
+            Step::Reshow(event) => self.try_reshow(event, until, env),
         };
         let Err((step, questions)) = taken else {
             return true;
@@ -220,16 +222,18 @@ impl Events {
     fn try_announce(
         &mut self,
         event: Arc<Event>,
-        ours: bool,
+        broadcast_by_shard: bool,
         until: u64,
         env: &mut Env<'_>,
     ) -> Result<(), PendingFetch> {
-        let event = self.updates.with_status(event, ours, env.common);
+        let event = self
+            .updates
+            .with_status(event, broadcast_by_shard, env.common);
         let enriched = match enrich(&event, until, env) {
             Ok(enriched) => enriched,
-            Err(questions) => return Err((Step::Announce(event, ours), questions)),
+            Err(questions) => return Err((Step::Announce(event, broadcast_by_shard), questions)),
         };
-        let event = broadcast(event, enriched, ours, env);
+        let event = broadcast(event, enriched, broadcast_by_shard, env);
         if event.change == Change::Online {
             self.updates.online(&event, env);
             return Ok(());
@@ -239,10 +243,10 @@ impl Events {
         if recipients.is_empty() {
             return Ok(());
         }
-        try_tell(event, recipients, until, env)
+        try_notify(event, recipients, until, env)
     }
 
-    fn try_show(
+    fn try_reshow(
         &mut self,
         event: Arc<Event>,
         until: u64,
@@ -262,7 +266,7 @@ impl Events {
             (false, _) => shown.clone(),
             // It is too soon to tell a change of the status.
             (true, Some(_)) => StatusKeys::of(&before.metadata).put_into(shown),
-            (true, None) => updates.reading(&before, common).put_into(shown),
+            (true, None) => updates.current_status(&before, common).put_into(shown),
         };
         let plain = Arc::new(Event {
             metadata,
@@ -270,7 +274,7 @@ impl Events {
         });
         let enriched = match enrich(&plain, until, env) {
             Ok(enriched) => enriched,
-            Err(questions) => return Err((Step::Show(event), questions)),
+            Err(questions) => return Err((Step::Reshow(event), questions)),
         };
         for failure in &enriched.failures {
             env.plugin_failed(&plain, failure, None);
@@ -296,7 +300,7 @@ impl Events {
     }
 }
 
-fn try_tell(
+fn try_notify(
     event: Arc<Event>,
     recipients: Recipients,
     until: u64,
@@ -305,7 +309,7 @@ fn try_tell(
     let renditions = match env.ask_redactor(&event, recipients.audience()) {
         Decision::Decided(renditions, _) => renditions,
         Decision::CacheMiss(questions) if env.common.now() < until => {
-            return Err((Step::Tell(event, recipients), questions));
+            return Err((Step::Notify(event, recipients), questions));
         }
         Decision::CacheMiss(_) => Vec::new(),
         Decision::Failed(failure) => {
@@ -340,7 +344,12 @@ fn enrich(
 }
 
 /// Broadcasts an event with the changes of the enrichers, and returns that event.
-fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_>) -> Arc<Event> {
+fn broadcast(
+    plain: Arc<Event>,
+    enriched: Enriched,
+    broadcast_by_shard: bool,
+    env: &mut Env<'_>,
+) -> Arc<Event> {
     let mut shared = Arc::clone(&plain);
     if !enriched.changes.is_empty() {
         shared = Arc::new(plain.changed(&enriched.changes));
@@ -357,7 +366,7 @@ fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_
     }
     let body = Bytes::from(body);
     // An application has published its own event on its own subject already.
-    if ours {
+    if broadcast_by_shard {
         env.publish(subject(&shared), body.clone());
     }
     env.publish(Subject::Events, body);

@@ -22,7 +22,7 @@ impl Decisions {
             }
             return;
         }
-        for user in self.retries.fetches.served(changes, directory) {
+        for user in self.retries.fetches.answered(changes, directory) {
             match self.ledger.get(user) {
                 // If no viewer has been told of the user yet, that is news, and no correction.
                 Some(entry) if entry.recipients.is_empty() => drop(self.undecided.insert(user)),

@@ -14,7 +14,7 @@ use crate::message::{Message, Payload, Redrive, Rejection, StatedReason, StreamP
 use crate::metadata::{Builder, CheckedMetadata, Metadata};
 use crate::names::Id;
 use crate::quota::Quota;
-use crate::statements::{Periods, Said, Statement};
+use crate::statements::{MessageTime, ReorderLimits, Statement};
 use crate::tracker::{Effect, InputResult, Transition};
 
 /// The number of parts of a lease. A heartbeat beyond the rate of messages is taken if its
@@ -53,13 +53,13 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
-            stored,
+            stream_place,
             delayed_ms,
         } = message;
         let sent = (timestamp, delayed_ms);
         let common = &mut *env.common;
-        if common.has_taken(&user, &payload, stored) {
-            self.overtaken(&user, timestamp, &payload, env);
+        if common.check_stream_duplicate(&user, &payload, stream_place) {
+            self.apply_overtaken(&user, timestamp, &payload, env);
             return Outcome::Taken;
         }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
@@ -67,17 +67,17 @@ impl Presence {
         {
             return Outcome::Refused(rejection);
         }
-        common.counters.taken(payload.kind());
+        common.counters.count_accepted(payload.kind());
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && self.is_overtaken(&user, sent, &payload, common)
+            && self.check_overtaken(&user, sent, &payload, common)
         {
             common.counters.stale += 1;
             return Outcome::Ignored(ignored(user, timestamp, payload));
         }
-        let handled = match track(&user, timestamp, &payload, stored, common) {
+        let handled = match track(&user, timestamp, &payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
-                self.state(stated, env);
+                self.apply_statement(stated, env);
                 return Outcome::Taken;
             }
         };
@@ -92,7 +92,7 @@ impl Presence {
             _ => {}
         }
         if let Payload::Heartbeat { conn, metadata } = &payload
-            && let Some(heard) = &mut common.heard
+            && let Some(heard) = &mut common.heartbeats
         {
             let connection = (&*user, &**conn);
             // The timestamp as it counts here: standbys take the message later, when their clocks
@@ -107,33 +107,39 @@ impl Presence {
             &payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-            refused = updates.take(&user, conn, timestamp, metadata, common);
+            refused = updates.apply_status(&user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.end_stated_online(&user, common);
-            self.is_heard_from(&user, common);
+            self.end_placeholder(&user, common);
         }
-        let lifted = self.lifts_offline(&user, sent, &payload, common);
+        let lifted = self.lift_stated_offline(&user, sent, &payload, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
             if came && handled.effect == Effect::Opened {
-                self.has_come(&user, common);
+                self.note_arrival(&user, common);
             }
             self.transition(transition, env);
             if came {
                 self.note_lag(&user, timestamp, env.common);
             }
         } else if lifted {
-            self.reappear(&user, env);
+            self.announce_return(&user, env);
         }
         self.events.update(env);
         refused.map_or(Outcome::Taken, Outcome::Refused)
     }
 
     /// A message of a stream has been overtaken by a later one of its connection, or comes again.
-    fn overtaken(&mut self, user: &str, timestamp: u64, payload: &Payload, env: &mut Env<'_>) {
+    fn apply_overtaken(
+        &mut self,
+        user: &str,
+        timestamp: u64,
+        payload: &Payload,
+        env: &mut Env<'_>,
+    ) {
         if self.take_overtaken(user, timestamp, payload, env.common) {
-            self.reappear(user, env);
+            self.announce_return(user, env);
         }
         self.events.update(env);
     }
@@ -150,44 +156,46 @@ impl Presence {
         let Payload::Connect { conn, metadata } = payload else {
             return false;
         };
-        if !common.tracker.counts_overtaken(user, conn) {
+        if !common.tracker.take_first_overtaken(user, conn) {
             return false;
         }
         let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
         // If there is no room for the status, it is dropped.
-        let _ = updates.take(user, conn, timestamp, metadata, common);
-        self.lifts_offline(user, (timestamp, 0), payload, common)
+        let _ = updates.apply_status(user, conn, timestamp, metadata, common);
+        self.lift_stated_offline(user, (timestamp, 0), payload, common)
     }
 
     /// Whether a message with a newer timestamp, which says the opposite about the user, arrived
     /// earlier: the nodes of a fleet pass messages on side by side. `delayed_ms`: how late the
     /// message may be.
-    pub(super) fn is_overtaken(
+    pub(super) fn check_overtaken(
         &mut self,
         user: &str,
         (timestamp, delayed_ms): (u64, u64),
         payload: &Payload,
         common: &Common,
     ) -> bool {
-        if !self.statements.is_ordered() {
+        if !self.statements.orders_by_clocks() {
             return false;
         }
         let is_offline = matches!(payload, Payload::Offline { .. });
-        let said = Said {
+        let time = MessageTime {
             timestamp,
             latest: common.clock.stamp().saturating_add(AHEAD_MS),
             at: common.now(),
             delayed_ms,
         };
         let tracker = &common.settings.tracker;
-        let periods = Periods {
+        let limits = ReorderLimits {
             within_ms: tracker.reorder_ms,
             kept_ms: tracker.timeout_ms,
         };
         let id = common.names.intern(user);
-        let overtakes = self.statements.overtakes(id, is_offline, said, periods);
-        overtakes.unwrap_or_else(|| {
-            delayed_ms > 0 && self.is_outdated((user, id), is_offline, said, common)
+        let is_overtaken = self
+            .statements
+            .check_overtaken(id, is_offline, time, limits);
+        is_overtaken.unwrap_or_else(|| {
+            delayed_ms > 0 && self.is_outdated((user, id), is_offline, time, common)
         })
     }
 
@@ -198,14 +206,14 @@ impl Presence {
         &self,
         (user, id): (&str, Id),
         is_offline: bool,
-        late: Said,
+        late: MessageTime,
         common: &Common,
     ) -> bool {
         let sent = late.timestamp.min(late.latest);
         let since = late.at.saturating_sub(late.delayed_ms);
-        let contradicts = |(said_at, statement)| match statement {
+        let contradicts = |(stated_at, statement)| match statement {
             Statement::Online { timestamp } => is_offline && timestamp > sent,
-            Statement::Offline => !is_offline && common.clock.wall_at(said_at) >= sent,
+            Statement::Offline => !is_offline && common.clock.wall_at(stated_at) >= sent,
         };
         let opened = || common.tracker.last_opened(user);
         self.statements.since(since, id).is_some_and(contradicts)
@@ -215,7 +223,7 @@ impl Presence {
     /// Ends an application's offline, if the message is a connect that is newer. No viewer sees the
     /// user then, so the user is announced by the newest connection. Returns whether an offline has
     /// ended.
-    pub(super) fn lifts_offline(
+    pub(super) fn lift_stated_offline(
         &mut self,
         user: &str,
         sent: (u64, u64),
@@ -223,10 +231,10 @@ impl Presence {
         common: &mut Common,
     ) -> bool {
         let lifted = matches!(payload, Payload::Connect { .. })
-            && !self.is_overtaken(user, sent, payload, common)
-            && self.clear_stated_offline(user, common);
+            && !self.check_overtaken(user, sent, payload, common)
+            && self.end_stated_offline(user, common);
         if lifted {
-            common.tracker.announced_anew(user);
+            common.tracker.show_newest_again(user);
         }
         lifted
     }
@@ -255,9 +263,9 @@ impl Presence {
         if let Some(user) = common.names.find(user)
             && let Some(entry) = ledger.get_mut(user)
         {
-            entry.lag_ms = common.clock.wall().saturating_sub(timestamp);
+            entry.connect_delay_ms = common.clock.wall().saturating_sub(timestamp);
             // As a rule, the online has been noted already. But it may wait behind another event.
-            ledger.note(user);
+            ledger.mark_changed(user);
         }
     }
 }
@@ -284,7 +292,7 @@ pub(super) fn track(
     user: &str,
     timestamp: u64,
     payload: &Payload,
-    stored: Option<StreamPlace>,
+    stream_place: Option<StreamPlace>,
     common: &mut Common,
 ) -> Result<InputResult<Metadata>, Event> {
     let now = common.now();
@@ -293,7 +301,7 @@ pub(super) fn track(
         Payload::Connect { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
             let tracker = &mut common.tracker;
-            tracker.connect_at(now, (user, conn), timestamp, stored, keep)
+            tracker.connect_at(now, (user, conn), timestamp, stream_place, keep)
         }
         Payload::Heartbeat { conn, metadata } => {
             let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
@@ -322,8 +330,8 @@ pub(super) fn track(
             return Err(common.event(user, timestamp, change, metadata));
         }
     };
-    if let (Some(place), Some(conn)) = (stored, connection_of(payload)) {
-        common.tracker.took(user, conn, place);
+    if let (Some(place), Some(conn)) = (stream_place, connection_of(payload)) {
+        common.tracker.note_stream_seq(user, conn, place);
     }
     Ok(handled)
 }
@@ -340,14 +348,14 @@ fn connection_of(payload: &Payload) -> Option<&str> {
 
 impl Common {
     /// Whether a message of a stream, or a later one of its connection, was taken before.
-    pub(super) fn has_taken(
+    pub(super) fn check_stream_duplicate(
         &mut self,
         user: &str,
         payload: &Payload,
-        stored: Option<StreamPlace>,
+        stream_place: Option<StreamPlace>,
     ) -> bool {
-        match (stored, connection_of(payload)) {
-            (Some(place), Some(conn)) => self.tracker.has_taken(user, conn, place),
+        match (stream_place, connection_of(payload)) {
+            (Some(place), Some(conn)) => self.tracker.check_stream_duplicate(user, conn, place),
             _ => false,
         }
     }
@@ -361,7 +369,7 @@ impl Common {
 
 fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     let of_user = settings.tracker.connections_per_user_max;
-    let of_shard = match settings.counts_apart {
+    let of_shard = match settings.limits_per_shard {
         true => " in one shard of the fleet",
         false => "",
     };

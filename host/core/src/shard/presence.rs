@@ -7,7 +7,7 @@
 
 use super::env::{Common, EXPIRIES_AT_ONCE, Env};
 use super::events::Events;
-use super::standby::Followed;
+use super::standby::StandbyState;
 use crate::event::{Change, Event, Reason};
 use crate::message::Rejection;
 use crate::metadata::Metadata;
@@ -21,7 +21,7 @@ use crate::tracker::Transition;
 pub(super) struct Presence {
     pub(super) statements: Statements,
     pub(super) events: Events,
-    pub(super) followed: Followed,
+    pub(super) standby: StandbyState,
 }
 
 impl Presence {
@@ -30,7 +30,7 @@ impl Presence {
         Self {
             statements: Statements::default(),
             events,
-            followed: Followed::default(),
+            standby: StandbyState::default(),
         }
     }
 
@@ -54,7 +54,7 @@ impl Presence {
     pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
         let event = self.event_of(transition, env.common);
         let user = event.user;
-        let is_said_otherwise = match self.statements.get(user) {
+        let is_overridden = match self.statements.get(user) {
             // A heartbeat doesn't end an application's offline either. A user whom viewers know as
             // offline isn't announced as offline again.
             Some(Statement::Offline) => true,
@@ -63,18 +63,18 @@ impl Presence {
             None => false,
         };
         // An expected user is not waited for any longer.
-        let event = self.followed.is_over(event);
-        if !is_said_otherwise && self.is_kept(&event, env.common) {
+        let event = self.standby.resolve_placeholder(event);
+        if !is_overridden && self.defer_departure(&event, env.common) {
             return;
         }
-        self.has_left(&event, env.common);
-        if !is_said_otherwise {
+        self.forget_status(&event, env.common);
+        if !is_overridden {
             self.events.announce(event, true, env);
         }
     }
 
     /// Forgets the status of a user who has left.
-    pub(super) fn has_left(&mut self, event: &Event, common: &Common) {
+    pub(super) fn forget_status(&mut self, event: &Event, common: &Common) {
         if event.change != Change::Online {
             let updates = &mut self.events.updates;
             updates.user_left(event.user, &event.name, common);
@@ -107,7 +107,7 @@ impl Presence {
     }
 
     /// An application states that a user is online or offline.
-    pub(super) fn state(&mut self, event: Event, env: &mut Env<'_>) {
+    pub(super) fn apply_statement(&mut self, event: Event, env: &mut Env<'_>) {
         self.note_statement(&event, env.common);
         self.events.announce(event, false, env);
     }
@@ -120,7 +120,7 @@ impl Presence {
             // The connections say when the user leaves.
             _ if self.is_connected(user, name.as_str(), common) => None,
             _ => {
-                self.has_come(name.as_str(), common);
+                self.note_arrival(name.as_str(), common);
                 Some(Statement::Online {
                     timestamp: event.timestamp,
                 })
@@ -162,7 +162,7 @@ impl Presence {
     }
 
     /// A user has connected: ends an application's offline. Returns whether there was one.
-    pub(super) fn clear_stated_offline(&mut self, user: &str, common: &Common) -> bool {
+    pub(super) fn end_stated_offline(&mut self, user: &str, common: &Common) -> bool {
         let user = common.names.find(user);
         let user = user.filter(|user| self.statements.is_offline(*user));
         if let Some(user) = user {
@@ -172,7 +172,7 @@ impl Presence {
     }
 
     /// Announces a user as online whose connections outlived an application's offline.
-    pub(super) fn reappear(&mut self, user: &str, env: &mut Env<'_>) {
+    pub(super) fn announce_return(&mut self, user: &str, env: &mut Env<'_>) {
         let common = &*env.common;
         if let Some(metadata) = common.tracker.shown(user) {
             let (at, metadata) = (common.clock.stamp(), metadata.clone());
@@ -191,7 +191,7 @@ impl Presence {
                 break;
             };
             if let Some(event) = statement_ended(&name, statement, env.common)
-                && !self.is_kept(&event, env.common)
+                && !self.defer_departure(&event, env.common)
             {
                 self.events.announce(event, true, env);
             }
@@ -217,8 +217,8 @@ impl Presence {
 
     /// When the next statement may be over.
     pub(super) fn next_statement_end(&self, common: &Common) -> Option<u64> {
-        let said_at = self.statements.oldest()?;
-        Some(said_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
+        let stated_at = self.statements.oldest()?;
+        Some(stated_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
     }
 }
 

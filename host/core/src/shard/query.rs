@@ -153,7 +153,7 @@ impl Run {
         let missing = missing.filter(|question| !directory.has(question));
         self.cache_misses.extend(missing.cloned());
         // If it was pending for answers, and all of them have come, it is made now.
-        let pending = pending && !fetches.is_served(event.user, directory);
+        let pending = pending && !fetches.is_answered(event.user, directory);
         if pending || self.failures >= FAILURES_MAX {
             return None;
         }

@@ -52,7 +52,7 @@ pub(super) fn reconcile(
     let lost = before.audience().difference(&verdict.audience);
     let messages = messages(event, verdict, &before);
     // Gains and changes are told later, if the event or the phase doesn't allow them yet.
-    let waits = entry.next.is_some();
+    let waits = entry.untold_event.is_some();
     let deferred = (waits || phase == Phase::Losses) && !messages.is_empty();
     let recipients = if deferred {
         before.without(&lost)
@@ -61,7 +61,7 @@ pub(super) fn reconcile(
     };
     let differs = recipients != before;
     entry.recipients = recipients;
-    publish_lost(event, &before, &lost, entry.lag_ms, env);
+    publish_lost(event, &before, &lost, entry.connect_delay_ms, env);
     if deferred {
         return Reconciled::Remaining { differs };
     }
@@ -86,7 +86,7 @@ fn publish_lost(
     event: &Event,
     before: &Recipients,
     lost: &Audience,
-    lag_ms: u64,
+    connect_delay_ms: u64,
     env: &mut Env<'_>,
 ) {
     if lost.is_empty() {
@@ -94,7 +94,7 @@ fn publish_lost(
     }
     let common = &mut *env.common;
     common.counters.corrected += lost.len();
-    let late_ms = common.tracker.grace_ms(event.name.as_str()) + lag_ms;
+    let late_ms = common.tracker.grace_ms(event.name.as_str()) + connect_delay_ms;
     let at = common.clock.stamp();
     let gone = Event {
         timestamp: at,
@@ -133,7 +133,7 @@ fn messages<'a>(
         let viewers = &rendition.audience;
         PendingMessages {
             rendition,
-            changed: before.shown_otherwise(viewers, ShownDigest::of(event, rendition)),
+            changed: before.shown_differently(viewers, ShownDigest::of(event, rendition)),
             gained: viewers.difference(before.audience()),
         }
     });

@@ -15,12 +15,12 @@ impl Shard {
     }
 
     /// Sets whether changes of what viewers were told are noted from now on, for
-    /// [`Self::take_told`], and no other changes. With that, other nodes pass on messages to this
-    /// shard, too, and senders' clocks decide in which order statements were made.
-    pub fn keep_told(&mut self, keep: bool) {
+    /// [`Self::take_standby_records`], and no other changes. With that, other nodes pass on
+    /// messages to this shard, too, and senders' clocks decide in which order statements were made.
+    pub fn keep_standby_records(&mut self, keep: bool) {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
-        self.presence.statements.order(keep);
+        self.presence.statements.order_by_clocks(keep);
         if keep {
             // As a rule, nothing is known yet. So it costs nothing to keep the digest from now on.
             self.common.tracker.live_digest();
@@ -54,18 +54,18 @@ impl Shard {
     /// corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.restore_part(now, down_ms, records);
-        self.restored(now);
+        self.finish_restore(now);
     }
 
-    /// As [`Self::restore`], for some of the records. Call [`Self::restored`] after the last of
-    /// them.
+    /// As [`Self::restore`], for some of the records. Call [`Self::finish_restore`] after the last
+    /// of them.
     pub fn restore_part(
         &mut self,
         now: u64,
         down_ms: u64,
         records: impl IntoIterator<Item = Record>,
     ) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         let now = self.common.now();
         let until = now + self.common.settings.answer_wait_ms;
         let Self {
@@ -74,7 +74,7 @@ impl Shard {
         let mut departures = Vec::new();
         for record in records {
             if let Record::Tracker(record) = record {
-                presence.is_restored(&record, common);
+                presence.restore_placeholder(&record, common);
                 common.tracker.restore(now, down_ms, record);
                 continue;
             }
@@ -90,16 +90,16 @@ impl Shard {
                     }
                 }
                 Record::Departed { departure, .. } => departures.extend(departure),
-                Record::Status { user, word } => {
-                    if let Some(word) = word {
+                Record::Status { user, own_status } => {
+                    if let Some(own_status) = own_status {
                         let id = common.names.intern(user.as_str());
-                        updates.statuses.restore(id, &user, word);
+                        updates.statuses.restore(id, &user, own_status);
                     }
                 }
                 Record::Stated { user, statement } => {
-                    if let Some((said_at, statement)) = statement {
+                    if let Some((stated_at, statement)) = statement {
                         let id = common.names.intern(user.as_str());
-                        statements.restore(said_at.min(now), id, &user, statement);
+                        statements.restore(stated_at.min(now), id, &user, statement);
                     }
                 }
                 Record::Waiting { steps, .. } => queue.restore(steps, until),
@@ -110,13 +110,13 @@ impl Shard {
     }
 
     /// All records have been restored.
-    pub fn restored(&mut self, now: u64) {
-        self.common.clock.pass(now);
+    pub fn finish_restore(&mut self, now: u64) {
+        self.common.clock.advance_to(now);
         let now = self.common.now();
         let Self {
             common, presence, ..
         } = self;
-        common.tracker.restored();
+        common.tracker.finish_restore();
         // The settings may differ from those of the time when the records were made.
         common.apply_broadcast();
         let events = &mut presence.events;
@@ -145,13 +145,13 @@ impl Shard {
     }
 
     /// Continues the counters of another shard, whose place this one takes.
-    pub fn count_on(&mut self, other: &Self) {
+    pub fn continue_counters(&mut self, other: &Self) {
         self.common.counters = other.counters();
     }
 
     /// Renews all leases, after a start.
     pub fn renew_leases(&mut self, now: u64) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         self.common.tracker.renew_leases(self.common.clock.now());
     }
 }
@@ -182,14 +182,16 @@ impl Presence {
         ledger.take_changed(|user, entry| records.push(Record::Ledger { user, entry }));
         let departed = &mut decisions.departed;
         departed.take_changed(|user, departure| records.push(Record::Departed { user, departure }));
-        let words = updates.statuses.take_changed();
-        records.extend(words.map(|(user, word)| Record::Status { user, word }));
+        let own_statuses = updates.statuses.take_changed();
+        records.extend(own_statuses.map(|(user, own_status)| Record::Status { user, own_status }));
         // Events that are to be told later are told at once after a restart.
         let mut waiting = queue.take_changed();
         waiting.extend(ledger.take_deferred());
         records.extend(waiting.into_iter().map(|(id, user)| {
             let entry = ledger.get(id);
-            let deferred = entry.and_then(|entry| entry.next.clone()).map(Step::Show);
+            let deferred = entry
+                .and_then(|entry| entry.untold_event.clone())
+                .map(Step::Reshow);
             let steps = queue.steps(id).cloned().chain(deferred).collect();
             Record::Waiting { user, steps }
         }));

@@ -99,7 +99,7 @@ impl Retries {
 
     /// Takes a user on whom to decide now. [`Self::get`] still has the entry until the decision is
     /// noted.
-    pub(super) fn due(&mut self, now: u64) -> Option<Id> {
+    pub(super) fn pop_due(&mut self, now: u64) -> Option<Id> {
         let (at, user) = *self.times.first()?;
         if at > now {
             return None;
@@ -134,14 +134,14 @@ mod tests {
         retries.set(user, again(20, None));
         retries.set(user, again(10, Some(5)));
         assert_eq!(retries.next_at(), Some(10));
-        assert_eq!(retries.due(9), None);
-        assert_eq!(retries.due(10), Some(user));
-        assert_eq!((retries.due(99), retries.next_at()), (None, None));
+        assert_eq!(retries.pop_due(9), None);
+        assert_eq!(retries.pop_due(10), Some(user));
+        assert_eq!((retries.pop_due(99), retries.next_at()), (None, None));
         assert_eq!(retries.pending_until(user), Some(10));
         retries.set(user, again(10, Some(10)));
         assert_eq!(retries.pending().collect::<Vec<_>>(), [user]);
         assert_eq!(retries.waiting(), (1, Some(7)));
-        assert_eq!(retries.due(10), Some(user));
+        assert_eq!(retries.pop_due(10), Some(user));
         retries.set(user, None);
         assert_eq!((retries.get(user), retries.next_at()), (None, None));
         assert_eq!(retries.waiting(), (0, None));

@@ -1,6 +1,6 @@
 //! The settings of a shard.
 
-use crate::allowance::Allowance;
+use crate::dead_letter_limit::DeadLetterLimit;
 use crate::quota::Cap;
 use crate::{status, tracker};
 
@@ -33,14 +33,14 @@ pub struct Settings {
     /// How many applications' statements may hold at a time.
     pub statements_max: usize,
     /// How many dead letters may be published.
-    pub dead_letters: Allowance,
+    pub dead_letters: DeadLetterLimit,
     /// How many users may be online by their connections, over all shards.
     pub users: Cap,
     /// How many connections may be live, over all shards.
     pub connections: Cap,
     /// Whether this shard alone may have this many users and connections. It is so in a fleet,
     /// where an owner and its standbys have to refuse the same connections.
-    pub counts_apart: bool,
+    pub limits_per_shard: bool,
     /// How many viewers a user may have; 0: no limit.
     pub audience_max: u64,
     /// How many messages a second are taken. It is only for the text of rejections.
@@ -56,7 +56,7 @@ pub struct Settings {
 impl Settings {
     /// The settings of the tracker. A further connection is no event. It may change what is shown
     /// of its user at once only if statuses are told.
-    pub(super) fn of_tracker(&self) -> tracker::TrackerSettings {
+    pub(super) fn tracker_settings(&self) -> tracker::TrackerSettings {
         tracker::TrackerSettings {
             shows_newest: self.status.is_some(),
             ..self.tracker
@@ -81,10 +81,10 @@ impl Default for Settings {
             status: None,
             statement_ttl_ms: 24 * 60 * 60 * 1_000,
             statements_max: 1_000_000,
-            dead_letters: Allowance::default(),
+            dead_letters: DeadLetterLimit::default(),
             users: Cap::default(),
             connections: Cap::default(),
-            counts_apart: false,
+            limits_per_shard: false,
             audience_max: 0,
             messages_per_s: 0,
             body_bytes_max: 1 << 20,

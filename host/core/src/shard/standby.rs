@@ -11,19 +11,21 @@
 //! lead without all that the owner knew is *unsure* for one timeout. It can't know whether a
 //! connection is its user's last, so users who leave meanwhile are expected, too.
 
-mod leading;
+mod placeholder;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use self::leading::Beginning;
+use self::placeholder::Placeholder;
+use self::takeover::Takeover;
 use super::Shard;
 use super::env::Common;
 use super::messages::{is_needed, track};
 use super::presence::{Presence, statement_ended};
 use super::types::Input;
 use crate::departed::Departure;
-use crate::event::{Change, Event, Reason};
+use crate::event::{Change, Event};
 use crate::ledger::LedgerEntry;
 use crate::message::{Message, Payload};
 use crate::metadata::Metadata;
@@ -31,27 +33,15 @@ use crate::names::Id;
 use crate::publish::{Numbering, Subject};
 use crate::record::Record;
 use crate::step::Step;
-use crate::tracker::{Connected, Effect, InputResult, TrackerRecord, Transition};
+use crate::tracker::{Effect, InputResult, Transition};
 
 /// How many missed transitions there may be, beyond the number of users in the ledger, before those
 /// are forgotten that no viewer needs.
 const MISSED_MAX: usize = 1_024;
 
-/// The id of a placeholder. No other connection has it.
-const EXPECTED: &str = "";
-
-/// A user who is expected, and for whom there is a placeholder.
-#[derive(Debug)]
-struct Expected {
-    /// Since when they are online, in milliseconds since the Unix epoch.
-    since: u64,
-    /// The offline event, if they seem to have left.
-    left: Option<Event>,
-}
-
 /// What a shard remembers while it follows another one.
 #[derive(Debug, Default)]
-pub(super) struct Followed {
+pub(super) struct StandbyState {
     /// Transitions and statements whose outcome isn't known: the last one of each user, and whether
     /// it is for this shard to broadcast. An application has broadcast its own.
     missed: BTreeMap<Id, (Event, bool)>,
@@ -60,24 +50,24 @@ pub(super) struct Followed {
     /// Users who are shown by another connection than the one that viewers know.
     reshown: BTreeSet<Arc<str>>,
     /// Whether there may be more of them, since this shard was made from a snapshot.
-    is_copy: bool,
+    is_from_snapshot: bool,
     /// Users who are expected.
-    expected: BTreeMap<Id, Expected>,
-    /// Until when it is unsure, by the tracker's `heard_ms`.
+    placeholders: BTreeMap<Id, Placeholder>,
+    /// Until when it is unsure, by the tracker's `receive_clock_ms`.
     unsure_until: u64,
     /// Whether there was no owner before.
-    is_first: bool,
+    has_no_predecessor: bool,
     /// Users who came by a connect, or by an application's statement, while this shard was unsure,
     /// and had no owner before it. They have no unknown connections.
-    came: BTreeSet<Id>,
-    /// Whom to look after, if this shard has begun to lead and isn't done with that.
-    beginning: Option<Beginning>,
+    fully_known: BTreeSet<Id>,
+    /// Whose missed events to announce, if this shard has begun to lead and isn't done with that.
+    takeover: Option<Takeover>,
 }
 
 impl Shard {
     /// Takes an input as [`Self::handle`] does, but decides and publishes nothing.
     pub fn follow(&mut self, now: u64, input: Input) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         let now = self.common.now();
         match input {
             Input::Message { message, .. } => self.presence.follow(message, &mut self.common),
@@ -91,23 +81,23 @@ impl Shard {
 
     /// As [`Self::follow`], for an input that may be in the snapshot that this shard was made from.
     /// The snapshot's connections are newer than its rest: makes up for the effect on the rest.
-    pub fn follow_again(&mut self, now: u64, input: Input) {
-        self.common.clock.pass(now);
+    pub fn follow_replayed(&mut self, now: u64, input: Input) {
+        self.common.clock.advance_to(now);
         if let Input::Message { message, .. } | Input::Excess { message, .. } = &input {
-            self.presence.make_up_for(message, &self.common);
+            self.presence.reapply_side_effects(message, &self.common);
         }
         self.follow(now, input);
     }
 
     /// Ends what has run out by `now` as [`Self::advance`] does, but decides and publishes nothing.
     pub fn follow_time(&mut self, now: u64) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         while let Some(transition) = self.common.tracker.expire(now) {
-            self.presence.missed(transition, &self.common);
+            self.presence.note_missed(transition, &self.common);
         }
         while let Some((name, statement)) = self.presence.take_ended_statement(&self.common) {
             if let Some(event) = statement_ended(&name, statement, &self.common) {
-                let missed = &mut self.presence.followed.missed;
+                let missed = &mut self.presence.standby.missed;
                 missed.insert(event.user, (event, true));
             }
         }
@@ -127,12 +117,12 @@ impl Shard {
         let (common, presence) = (&mut self.common, &mut self.presence);
         if let Record::Ledger { user, entry: None } = &record {
             // The user has left, and is not expected any more.
-            let left = presence.is_heard_from(user.as_str(), common);
+            let left = presence.end_placeholder(user.as_str(), common);
             // A grace has ended, too.
             let now = common.now();
             let ended = common.tracker.end_grace_of(now, user.as_str());
             for transition in left.into_iter().chain(ended) {
-                presence.missed(transition, common);
+                presence.note_missed(transition, common);
             }
         }
         let events = &mut presence.events;
@@ -141,17 +131,17 @@ impl Shard {
             Record::Ledger {
                 entry: Some(entry), ..
             } => {
-                presence.followed.is_told(entry.event.user, true);
+                presence.standby.drop_announced(entry.event.user, true);
                 let (name, shown) = (entry.event.name.as_str(), &entry.event.metadata);
                 // Otherwise, the owner may not have heard yet of the connection that is shown here.
-                if !is_shown_otherwise(name, shown, common) {
-                    presence.followed.reshown.remove(name);
+                if !shows_differently(name, shown, common) {
+                    presence.standby.reshown.remove(name);
                 }
                 decisions.ledger.put(entry);
             }
             Record::Ledger { user, entry: None } => {
                 if let Some(id) = common.names.find(user.as_str()) {
-                    presence.followed.is_told(id, false);
+                    presence.standby.drop_announced(id, false);
                     decisions.ledger.offline(id);
                     // An expected user has left only now.
                     if !common.tracker.is_online(user.as_str()) {
@@ -162,7 +152,7 @@ impl Shard {
             Record::Departed {
                 departure: Some(departure),
                 ..
-            } => decisions.departed.follow(departure, &common.names),
+            } => decisions.departed.apply(departure, &common.names),
             Record::Departed { user, .. } => {
                 let user = common.names.intern(user.as_str());
                 decisions.departed.forget(user);
@@ -179,26 +169,26 @@ impl Shard {
     /// Has this shard look, when it begins to lead, for users who are shown by another connection
     /// than the one that viewers know. For a shard that was made from a snapshot: the owner may
     /// have taken in the change of connection before, and have announced nothing.
-    pub fn is_copy(&mut self) {
-        self.presence.followed.is_copy = true;
+    pub fn set_from_snapshot(&mut self) {
+        self.presence.standby.is_from_snapshot = true;
     }
 
     /// Users of whom all connections are known, though this shard is unsure. Empty if it isn't.
-    pub fn came(&self) -> Vec<Id> {
-        let came = self.presence.followed.came.iter().copied();
-        came.filter(|_| self.unsure_ms() > 0).collect()
+    pub fn fully_known_users(&self) -> Vec<Id> {
+        let users = self.presence.standby.fully_known.iter().copied();
+        users.filter(|_| self.unsure_ms() > 0).collect()
     }
 
     /// All connections of a user are known, as the snapshot says from which this shard was made.
-    pub fn has_come(&mut self, user: &str) {
+    pub fn mark_fully_known(&mut self, user: &str) {
         let user = self.common.names.intern(user);
-        self.presence.followed.came.insert(user);
+        self.presence.standby.fully_known.insert(user);
     }
 
     /// The offlines of expected users who seem to have left, as records of waiting events.
-    pub fn seem_to_have_left(&self) -> Vec<Record> {
-        let expected = self.presence.followed.expected.values();
-        let left = expected.filter_map(|it| it.left.clone());
+    pub fn pending_departures(&self) -> Vec<Record> {
+        let placeholders = self.presence.standby.placeholders.values();
+        let left = placeholders.filter_map(|it| it.pending_departure.clone());
         let record = |left: Event| Record::Waiting {
             user: left.name.clone(),
             steps: vec![Step::Announce(Arc::new(left), true)],
@@ -206,27 +196,27 @@ impl Shard {
         left.map(record).collect()
     }
 
-    /// Takes an offline of [`Self::seem_to_have_left`] from the snapshot of another shard.
-    pub fn seems_to_have_left(&mut self, record: Record) {
+    /// Takes an offline of [`Self::pending_departures`] from the snapshot of another shard.
+    pub fn restore_pending_departure(&mut self, record: Record) {
         let Record::Waiting { steps, .. } = record else {
             return;
         };
-        let expected = &mut self.presence.followed.expected;
+        let placeholders = &mut self.presence.standby.placeholders;
         for step in steps {
             let left = step.event();
-            if let Some(expected) = expected.get_mut(&left.user) {
-                expected.left = Some(Event::clone(left));
+            if let Some(placeholder) = placeholders.get_mut(&left.user) {
+                placeholder.pending_departure = Some(Event::clone(left));
             }
         }
     }
 
     /// Sets whether there was no owner before, as on a node that starts alone. Then users who come
     /// by a connect have no unknown connections.
-    pub fn is_first(&mut self, is_first: bool) {
-        let followed = &mut self.presence.followed;
-        followed.is_first = is_first;
+    pub fn set_first_owner(&mut self, is_first: bool) {
+        let standby = &mut self.presence.standby;
+        standby.has_no_predecessor = is_first;
         if !is_first {
-            followed.came.clear();
+            standby.fully_known.clear();
         }
     }
 
@@ -244,7 +234,7 @@ impl Shard {
 
     /// Sets for how long this shard is unsure, as the snapshot says from which it was made.
     pub fn set_unsure(&mut self, unsure_ms: u64) {
-        self.presence.be_unsure(unsure_ms, &self.common);
+        self.presence.set_unsure_for(unsure_ms, &self.common);
     }
 
     /// Starts the numbers of publications again, in a later epoch.
@@ -260,7 +250,7 @@ impl Shard {
 
     /// Takes what has changed of what viewers were told since this or [`Self::take_records`] was
     /// last called. A standby can't derive that from its inputs.
-    pub fn take_told(&mut self) -> Vec<Record> {
+    pub fn take_standby_records(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
         self.presence.take_records(&mut records);
         records
@@ -286,15 +276,15 @@ impl Shard {
     }
 }
 
-impl Followed {
+impl StandbyState {
     /// The numbers of all ids in here.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
-        let users = self.missed.keys().chain(self.expected.keys());
-        users.chain(&self.came).map(|user| user.0)
+        let users = self.missed.keys().chain(self.placeholders.keys());
+        users.chain(&self.fully_known).map(|user| user.0)
     }
 
     /// Viewers were told that a user is online, or offline: forgets a missed event that says so.
-    fn is_told(&mut self, user: Id, online: bool) {
+    fn drop_announced(&mut self, user: Id, online: bool) {
         if let Some((event, _)) = self.missed.get(&user)
             && (event.change == Change::Online) == online
         {
@@ -302,22 +292,9 @@ impl Followed {
         }
     }
 
-    /// A user has a transition, and is expected no longer. Returns the event to announce: if they
-    /// are offline now, and seemed to have left before, the earlier offline with the new timestamp.
-    pub(super) fn is_over(&mut self, event: Event) -> Event {
-        let expected = self.expected.remove(&event.user);
-        match expected.and_then(|it| it.left) {
-            Some(left) if event.change != Change::Online => Event {
-                timestamp: event.timestamp,
-                ..left
-            },
-            _ => event,
-        }
-    }
-
     /// A user is online by a connection. If viewers weren't told that the user had left, they know
     /// the user by an earlier connection.
-    fn is_back(&mut self, user: Id, name: &str) {
+    fn note_return(&mut self, user: Id, name: &str) {
         let missed = self.missed.remove(&user);
         if missed.is_some_and(|(event, _)| event.change != Change::Online) {
             self.reshown.insert(name.into());
@@ -326,44 +303,14 @@ impl Followed {
 }
 
 impl Presence {
-    /// A connection of a user was heard from that wasn't known: ends the placeholder. Returns the
-    /// offline, if the placeholder was the last connection.
-    pub(super) fn is_heard_from(
-        &mut self,
-        user: &str,
-        common: &mut Common,
-    ) -> Option<Transition<Metadata>> {
-        let expected = &mut self.followed.expected;
-        if expected.is_empty() {
-            return None;
-        }
-        let Expected { since, .. } = expected.remove(&common.names.find(user)?)?;
-        let now = common.now();
-        let tracker = &mut common.tracker;
-        let handled = tracker.disconnect(now, user, EXPECTED, since, Reason::Disconnect);
-        handled.transition
-    }
-
-    /// A record of a connection is restored: if it is a placeholder, its user is expected.
-    pub(super) fn is_restored(&mut self, record: &TrackerRecord<Metadata>, common: &Common) {
-        if let TrackerRecord::Connection { user, conn, state } = record
-            && &**conn == EXPECTED
-            && let Some(Connected::Live { opened, .. }) = state
-        {
-            let expected = &mut self.followed.expected;
-            let (since, left) = (*opened, None);
-            expected.insert(common.names.intern(user), Expected { since, left });
-        }
-    }
-
     /// Whether a user has a live connection that is known: no placeholder, and not only a grace.
     pub(super) fn is_connected(&self, user: Id, name: &str, common: &Common) -> bool {
-        common.tracker.is_connected(name) && !self.followed.expected.contains_key(&user)
+        common.tracker.is_connected(name) && !self.standby.placeholders.contains_key(&user)
     }
 
     /// The online event by which viewers know a user once all waiting events are announced; `None`
     /// if the user is offline then.
-    fn will_be_told(&self, user: Id) -> Option<Arc<Event>> {
+    fn announced_online(&self, user: Id) -> Option<Arc<Event>> {
         let event = match self.events.queue.last_announced(user) {
             Some(event) => event,
             None => self.events.updates.decisions.ledger.get(user)?.current(),
@@ -371,8 +318,8 @@ impl Presence {
         (event.change == Change::Online).then(|| Arc::clone(event))
     }
 
-    /// Whether [`Self::will_be_told`] returns an event.
-    fn is_told(&self, user: Id) -> bool {
+    /// Whether [`Self::announced_online`] returns an event.
+    fn is_announced_online(&self, user: Id) -> bool {
         let waits = self.events.queue.last_announced(user);
         match waits {
             Some(event) => event.change == Change::Online,
@@ -383,60 +330,27 @@ impl Presence {
         }
     }
 
-    /// Expects a user who seems to have left for a while, if this shard doesn't know all of the
-    /// user's connections, and viewers know the user as online. Returns whether it does.
-    pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
-        let Some(told) = self.told_of_one_to_expect(event, common) else {
-            return false;
-        };
-        self.expect(&told, Some(event.clone()), common);
-        true
-    }
-
-    /// The event by which viewers know a user who has left, as it seems. `None`: don't expect them.
-    fn told_of_one_to_expect(&self, event: &Event, common: &Common) -> Option<Arc<Event>> {
-        if event.change == Change::Online || self.knows_all_of(event.user, common) {
-            return None;
-        }
-        self.will_be_told(event.user)
-    }
-
     /// Whether all of a user's connections are known.
-    fn knows_all_of(&self, user: Id, common: &Common) -> bool {
-        self.unsure_ms(common) == 0 || self.followed.came.contains(&user)
+    fn knows_all_connections(&self, user: Id, common: &Common) -> bool {
+        self.unsure_ms(common) == 0 || self.standby.fully_known.contains(&user)
     }
 
     /// A user has come online by a connect, or by an application's statement.
-    pub(super) fn has_come(&mut self, user: &str, common: &Common) {
+    pub(super) fn note_arrival(&mut self, user: &str, common: &Common) {
         if self.unsure_ms(common) == 0 {
-            self.followed.came.clear();
-        } else if self.followed.is_first {
-            self.followed.came.insert(common.names.intern(user));
+            self.standby.fully_known.clear();
+        } else if self.standby.has_no_predecessor {
+            self.standby.fully_known.insert(common.names.intern(user));
         }
     }
 
-    fn be_unsure(&mut self, unsure_ms: u64, common: &Common) {
-        self.followed.unsure_until = common.tracker.heard_ms().saturating_add(unsure_ms);
+    fn set_unsure_for(&mut self, unsure_ms: u64, common: &Common) {
+        self.standby.unsure_until = common.tracker.receive_clock_ms().saturating_add(unsure_ms);
     }
 
     fn unsure_ms(&self, common: &Common) -> u64 {
-        let until = self.followed.unsure_until;
-        until.saturating_sub(common.tracker.heard_ms())
-    }
-
-    /// Adds a placeholder for a user's unknown connections. `left`: the offline event, if the user
-    /// seems to have left. Then the placeholder ends when this shard is sure again.
-    fn expect(&mut self, event: &Event, left: Option<Event>, common: &mut Common) {
-        let now = common.now();
-        let left_ms = left.is_some().then(|| self.unsure_ms(common));
-        let since = event.timestamp.min(common.clock.stamp());
-        let expected = &mut self.followed.expected;
-        expected.insert(event.user, Expected { since, left });
-        let (tracker, name) = (&mut common.tracker, event.name.as_str());
-        tracker.connect(now, name, EXPECTED, since, || event.metadata.clone());
-        if let Some(left_ms) = left_ms {
-            tracker.set_lease(name, EXPECTED, left_ms);
-        }
+        let until = self.standby.unsure_until;
+        until.saturating_sub(common.tracker.receive_clock_ms())
     }
 
     fn follow(&mut self, message: Message, common: &mut Common) {
@@ -445,36 +359,36 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
-            stored,
+            stream_place,
             delayed_ms,
         } = message;
         let sent = (timestamp, delayed_ms);
-        if common.has_taken(&user, &payload, stored) {
+        if common.check_stream_duplicate(&user, &payload, stream_place) {
             if self.take_overtaken(&user, timestamp, &payload, common) {
-                self.followed.is_back(common.names.intern(&user), &user);
+                self.standby.note_return(common.names.intern(&user), &user);
             }
             return;
         }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && (self.refuse_statement(&user, common).is_some()
-                || self.is_overtaken(&user, sent, &payload, common))
+                || self.check_overtaken(&user, sent, &payload, common))
         {
             return;
         }
-        let handled = match track(&user, timestamp, &payload, stored, common) {
+        let handled = match track(&user, timestamp, &payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.note_statement(&stated, common);
-                self.followed.missed.insert(stated.user, (stated, false));
+                self.standby.missed.insert(stated.user, (stated, false));
                 return;
             }
         };
-        self.tracked(&user, sent, &payload, handled, common);
+        self.apply_tracked(&user, sent, &payload, handled, common);
     }
 
     /// A message is handled again. If its connection is as the message makes it already, the
     /// tracker finds nothing new: makes up for the message's effect on statements and departures.
-    fn make_up_for(&mut self, message: &Message, common: &Common) {
+    fn reapply_side_effects(&mut self, message: &Message, common: &Common) {
         let Message { user, payload, .. } = message;
         let is_live = |conn: &str| common.tracker.is_live(user, conn);
         match payload {
@@ -486,7 +400,7 @@ impl Presence {
             Payload::Disconnect { conn, reason } if is_live(conn) == Some(false) => {
                 self.end_stated_online(user, common);
                 if let Some(left) = common.tracker.departure(user, reason.reason) {
-                    self.missed(left, common);
+                    self.note_missed(left, common);
                 }
             }
             _ => {}
@@ -494,7 +408,7 @@ impl Presence {
     }
 
     /// The tracker has taken a message: the rest of the shard takes it, too.
-    pub(super) fn tracked(
+    pub(super) fn apply_tracked(
         &mut self,
         user: &str,
         sent: (u64, u64),
@@ -508,42 +422,42 @@ impl Presence {
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-            updates.take(user, conn, sent.0, metadata, common);
+            updates.apply_status(user, conn, sent.0, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.end_stated_online(user, common);
-            self.is_heard_from(user, common);
+            self.end_placeholder(user, common);
         }
-        if self.lifts_offline(user, sent, payload, common) {
-            self.followed.is_back(common.names.intern(user), user);
+        if self.lift_stated_offline(user, sent, payload, common) {
+            self.standby.note_return(common.names.intern(user), user);
         }
         if let Some(transition) = handled.transition {
             if handled.effect == Effect::Opened && matches!(transition, Transition::Online { .. }) {
-                self.has_come(user, common);
+                self.note_arrival(user, common);
             }
-            self.missed(transition, common);
+            self.note_missed(transition, common);
         }
     }
 
     /// Remembers a transition that the owner is about to announce.
-    pub(super) fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
+    pub(super) fn note_missed(&mut self, transition: Transition<Metadata>, common: &Common) {
         let event = self.event_of(transition, common);
         let user = event.user;
         // The owner may expect the user, and then so does this shard.
         let is_stated = self.statements.get(user).is_some();
-        if is_stated || self.told_of_one_to_expect(&event, common).is_none() {
-            self.has_left(&event, common);
+        if is_stated || self.placeholder_event(&event, common).is_none() {
+            self.forget_status(&event, common);
         }
         match event.change {
             _ if self.statements.is_offline(user) => {}
             // An online needn't be remembered: the tracker knows it.
             Change::Online | Change::Updated => {
-                self.followed.is_back(user, event.name.as_str());
+                self.standby.note_return(user, event.name.as_str());
             }
             Change::Offline { .. } => {
-                let event = self.followed.is_over(event);
-                self.followed.reshown.remove(event.name.as_str());
-                self.followed.missed.insert(user, (event, true));
+                let event = self.standby.resolve_placeholder(event);
+                self.standby.reshown.remove(event.name.as_str());
+                self.standby.missed.insert(user, (event, true));
             }
         }
     }
@@ -553,7 +467,7 @@ impl Presence {
     pub(super) fn tidy_followed(&mut self, common: &mut Common) {
         let now = common.now();
         while let Some(user) = common.tracker.take_reshown() {
-            self.followed.reshown.insert(user);
+            self.standby.reshown.insert(user);
         }
         while let Some(user) = common.tracker.take_changed_activities() {
             if common.settings.status.is_some()
@@ -563,13 +477,13 @@ impl Presence {
             }
         }
         let ledger = &self.events.updates.decisions.ledger;
-        if self.followed.missed.len() > ledger.len() + MISSED_MAX.max(self.followed.missed_kept) {
-            let missed = &mut self.followed.missed;
+        if self.standby.missed.len() > ledger.len() + MISSED_MAX.max(self.standby.missed_kept) {
+            let missed = &mut self.standby.missed;
             missed.retain(|user, (event, _)| {
                 event.change == Change::Online || ledger.get(*user).is_some()
             });
             // What remains isn't looked through again for each message.
-            self.followed.missed_kept = 2 * missed.len();
+            self.standby.missed_kept = 2 * missed.len();
         }
     }
 
@@ -578,19 +492,19 @@ impl Presence {
             return;
         };
         let event = entry.current();
-        let is_expected = self.followed.expected.contains_key(&user);
-        if !is_expected && is_shown_otherwise(event.name.as_str(), &event.metadata, common) {
-            self.followed.reshown.insert(event.name.as_str().into());
+        let is_expected = self.standby.placeholders.contains_key(&user);
+        if !is_expected && shows_differently(event.name.as_str(), &event.metadata, common) {
+            self.standby.reshown.insert(event.name.as_str().into());
         }
     }
 }
 
 /// Whether the metadata of a user's shown connection has an entry that `shown` lacks, or has with
 /// another value.
-fn is_shown_otherwise(user: &str, shown: &Metadata, common: &Common) -> bool {
+fn shows_differently(user: &str, shown: &Metadata, common: &Common) -> bool {
     let tracked = common.tracker.shown(user);
-    let mut said = tracked.into_iter().flat_map(Metadata::entries);
-    said.any(|entry| shown.get(entry.key) != Some(entry.value))
+    let mut entries = tracked.into_iter().flat_map(Metadata::entries);
+    entries.any(|entry| shown.get(entry.key) != Some(entry.value))
 }
 
 #[cfg(test)]

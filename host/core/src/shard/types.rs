@@ -145,7 +145,7 @@ pub struct PluginFailed {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Well-formed messages taken in, by [`Kind`].
-    pub taken: [u64; Kind::ALL.len()],
+    pub accepted: [u64; Kind::ALL.len()],
     /// Dead letters, by [`Cause`].
     pub dead_letters: [u64; Cause::ALL.len()],
     /// Dead letters that weren't published, since there were too many.
@@ -155,7 +155,7 @@ pub struct Counters {
     /// Closes forgotten early, since too many were remembered.
     pub closes_forgotten: u64,
     /// Offlines held back by damping, since their users flip.
-    pub held_back: u64,
+    pub damped_offlines: u64,
     /// Messages older than what is known of their connection.
     pub stale: u64,
     /// Reasons that are unknown.
@@ -176,8 +176,8 @@ pub struct Counters {
 
 impl Counters {
     /// One more well-formed message of a kind.
-    pub(super) fn taken(&mut self, kind: Kind) {
-        count(&mut self.taken, kind as usize);
+    pub(super) fn count_accepted(&mut self, kind: Kind) {
+        count(&mut self.accepted, kind as usize);
     }
 
     /// One more dead letter for a cause.

@@ -36,7 +36,7 @@ impl Updates {
     }
 
     /// Takes in a connection's status update. If the user's own status isn't kept, returns why.
-    pub(super) fn take(
+    pub(super) fn apply_status(
         &mut self,
         user: &str,
         conn: &str,
@@ -47,14 +47,14 @@ impl Updates {
         let users_max = common.settings.status?.users_max;
         let metadata = metadata?;
         let now = common.now();
-        let said = StatusUpdate::read(metadata);
-        common.counters.unknown_statuses += said.unknown;
-        if let Some(activity) = said.activity {
+        let update = StatusUpdate::read(metadata);
+        common.counters.unknown_statuses += update.unknown;
+        if let Some(activity) = update.activity {
             common
                 .tracker
                 .set_activity(now, user, conn, timestamp, activity);
         }
-        if let Some(status) = said.status {
+        if let Some(status) = update.status {
             let (id, name) = common.names.intern_name(user);
             if !self.statuses.has_room(id, users_max) {
                 let error = format!(
@@ -73,11 +73,11 @@ impl Updates {
 
     /// An online event with the user's current status in it. If viewers have been told of the user
     /// already, a change of the status is an update, which may have to wait. An application's own
-    /// event (not `ours`) can't be one, so it gets the status that viewers know.
+    /// event (not `broadcast_by_shard`) can't be one, so it gets the status that viewers know.
     pub(super) fn with_status(
         &mut self,
         event: Arc<Event>,
-        ours: bool,
+        broadcast_by_shard: bool,
         common: &Common,
     ) -> Arc<Event> {
         // Only an application describes a user without a connection.
@@ -89,7 +89,7 @@ impl Updates {
         }
         let told = self.decisions.ledger.get(event.user);
         let told = told.map(|entry| Arc::clone(&entry.event));
-        let waits = !ours || self.next_at(event.user, common).is_some();
+        let waits = !broadcast_by_shard || self.next_at(event.user, common).is_some();
         let reading = match told {
             Some(told) if waits => {
                 self.statuses.check_at(event.user, common.now());
@@ -100,7 +100,7 @@ impl Updates {
                 if let Some(at) = self.statuses.expires_at(clock.wall(), event.user) {
                     self.statuses.check_at(event.user, clock.now_at(at));
                 }
-                self.reading(told.as_ref().unwrap_or(&event), common)
+                self.current_status(told.as_ref().unwrap_or(&event), common)
             }
         };
         let mut event = Arc::unwrap_or_clone(event);
@@ -131,7 +131,7 @@ impl Updates {
         if self.waits(user, common)
             && let Some(entry) = self.decisions.ledger.get_mut(user)
         {
-            entry.unsettled = true;
+            entry.was_undecided = true;
         }
         self.statuses.forget(user, name);
         self.decisions.forget_update(user);
@@ -161,7 +161,7 @@ impl Updates {
     }
 
     /// The status that a user's online event is to have now.
-    pub(super) fn reading(&self, event: &Event, common: &Common) -> StatusKeys {
+    pub(super) fn current_status(&self, event: &Event, common: &Common) -> StatusKeys {
         if common.settings.status.is_none() {
             return StatusKeys::default();
         }
@@ -201,14 +201,14 @@ impl Updates {
             return;
         };
         // Another connection is about to be shown, with the current status.
-        if entry.next.is_some() && common.settings.status.is_some() {
+        if entry.untold_event.is_some() && common.settings.status.is_some() {
             return;
         }
         let before = Arc::clone(&entry.event);
         if let Some(at) = self.statuses.expires_at(common.clock.wall(), user) {
             self.statuses.check_at(user, common.clock.now_at(at));
         }
-        let reading = self.reading(&before, common);
+        let reading = self.current_status(&before, common);
         if reading == StatusKeys::of(&before.metadata) {
             return;
         }

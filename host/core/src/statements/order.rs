@@ -21,7 +21,7 @@ use crate::names::Id;
 
 /// When something was said of a user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct MessageTime {
     /// By the sender's clock, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// The latest moment at which it may have been said, by this node's clock.
@@ -34,7 +34,7 @@ pub struct Said {
 
 /// How long messages may be under way.
 #[derive(Clone, Copy, Debug)]
-pub struct Periods {
+pub struct ReorderLimits {
     /// The limit for most messages, in milliseconds.
     pub within_ms: u64,
     /// The limit for messages that are said to be late, in milliseconds. What was said is
@@ -42,7 +42,7 @@ pub struct Periods {
     pub kept_ms: u64,
 }
 
-impl Said {
+impl MessageTime {
     /// The timestamps of this and of the other message, each no later than the latest moment,
     /// unless both are later.
     fn times(&self, other: &Self) -> (u64, u64) {
@@ -67,8 +67,8 @@ pub(super) struct Order {
 /// When a user was last said to be online, and to be offline.
 #[derive(Clone, Copy, Debug, Default)]
 struct Newest {
-    online: Said,
-    offline: Said,
+    online: MessageTime,
+    offline: MessageTime,
 }
 
 impl Order {
@@ -78,35 +78,35 @@ impl Order {
         &mut self,
         user: Id,
         is_offline: bool,
-        said: Said,
-        periods: Periods,
+        time: MessageTime,
+        limits: ReorderLimits,
     ) -> Option<bool> {
-        let kept_ms = periods.kept_ms.max(periods.within_ms);
-        self.forget(said.at, kept_ms);
-        let within_ms = periods.within_ms.saturating_add(said.delayed_ms);
+        let kept_ms = limits.kept_ms.max(limits.within_ms);
+        self.forget(time.at, kept_ms);
+        let within_ms = limits.within_ms.saturating_add(time.delayed_ms);
         let is_new = !self.users.contains_key(&user);
         let newest = self.users.entry(user).or_default();
         let (same, opposite) = match is_offline {
             true => (&mut newest.offline, newest.online),
             false => (&mut newest.online, newest.offline),
         };
-        let is_recent = opposite.timestamp > 0 && said.at <= opposite.at.saturating_add(within_ms);
-        let (then, now) = opposite.times(&said);
+        let is_recent = opposite.timestamp > 0 && time.at <= opposite.at.saturating_add(within_ms);
+        let (then, now) = opposite.times(&time);
         let is_later = match is_offline {
             true => then > now,
             false => then >= now,
         };
         // How much longer than the opposite this message was under way.
-        let longer_ms = then.saturating_sub(now) + said.at.saturating_sub(opposite.at);
-        let overtakes = is_recent && is_later && longer_ms <= within_ms;
-        let (then, now) = same.times(&said);
-        if now >= then || said.at > same.at.saturating_add(within_ms) {
-            *same = said;
+        let longer_ms = then.saturating_sub(now) + time.at.saturating_sub(opposite.at);
+        let is_overtaken = is_recent && is_later && longer_ms <= within_ms;
+        let (then, now) = same.times(&time);
+        if now >= then || time.at > same.at.saturating_add(within_ms) {
+            *same = time;
         }
         if is_new {
-            self.looks.push_back((said.at, user));
+            self.looks.push_back((time.at, user));
         }
-        (opposite.timestamp > 0).then_some(overtakes)
+        (opposite.timestamp > 0).then_some(is_overtaken)
     }
 
     /// The numbers of all ids in here.
@@ -139,13 +139,13 @@ mod tests {
 
     const ANN: Id = Id(1);
     const BOB: Id = Id(2);
-    const PERIODS: Periods = Periods {
+    const LIMITS: ReorderLimits = ReorderLimits {
         within_ms: 2_000,
         kept_ms: 9_000,
     };
 
-    fn said(timestamp: u64, at: u64) -> Said {
-        Said {
+    fn time_of(timestamp: u64, at: u64) -> MessageTime {
+        MessageTime {
             timestamp,
             latest: u64::MAX,
             at,
@@ -153,8 +153,8 @@ mod tests {
         }
     }
 
-    fn heard(timestamp: u64, latest: u64, at: u64) -> Said {
-        Said {
+    fn received(timestamp: u64, latest: u64, at: u64) -> MessageTime {
+        MessageTime {
             timestamp,
             latest,
             at,
@@ -163,8 +163,14 @@ mod tests {
     }
 
     /// Whether a message counts.
-    fn counts(order: &mut Order, user: Id, is_offline: bool, said: Said, periods: Periods) -> bool {
-        order.take(user, is_offline, said, periods) != Some(true)
+    fn counts(
+        order: &mut Order,
+        user: Id,
+        is_offline: bool,
+        time: MessageTime,
+        limits: ReorderLimits,
+    ) -> bool {
+        order.take(user, is_offline, time, limits) != Some(true)
     }
 
     #[test]
@@ -178,30 +184,30 @@ mod tests {
                 &mut order,
                 ANN,
                 second.0,
-                heard(second.1, 600, 100),
-                PERIODS
+                received(second.1, 600, 100),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 first.0,
-                heard(first.1, 601, 101),
-                PERIODS
+                received(first.1, 601, 101),
+                LIMITS
             ));
             let mut order = Order::default();
             assert!(counts(
                 &mut order,
                 ANN,
                 first.0,
-                heard(first.1, 600, 100),
-                PERIODS
+                received(first.1, 600, 100),
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                heard(second.1, 601, 101),
-                PERIODS
+                received(second.1, 601, 101),
+                LIMITS
             ));
         }
     }
@@ -214,15 +220,15 @@ mod tests {
             &mut order,
             ANN,
             false,
-            heard(900_000, 900_100, 100),
-            PERIODS
+            received(900_000, 900_100, 100),
+            LIMITS
         ));
         assert!(counts(
             &mut order,
             ANN,
             true,
-            heard(840_500, 900_600, 600),
-            PERIODS
+            received(840_500, 900_600, 600),
+            LIMITS
         ));
         // The first clock is a second ahead.
         let mut order = Order::default();
@@ -230,30 +236,30 @@ mod tests {
             &mut order,
             ANN,
             false,
-            heard(901_000, 900_100, 100),
-            PERIODS
+            received(901_000, 900_100, 100),
+            LIMITS
         ));
         assert!(counts(
             &mut order,
             ANN,
             true,
-            heard(900_500, 900_600, 600),
-            PERIODS
+            received(900_500, 900_600, 600),
+            LIMITS
         ));
         // Of two messages that say the same, the later one is found in the same way.
         assert!(counts(
             &mut order,
             ANN,
             false,
-            heard(900_600, 900_700, 700),
-            PERIODS
+            received(900_600, 900_700, 700),
+            LIMITS
         ));
         assert!(!counts(
             &mut order,
             ANN,
             true,
-            heard(900_590, 900_710, 710),
-            PERIODS
+            received(900_590, 900_710, 710),
+            LIMITS
         ));
     }
 
@@ -265,38 +271,38 @@ mod tests {
                 &mut order,
                 ANN,
                 first.0,
-                said(first.1, 100),
-                PERIODS
+                time_of(first.1, 100),
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                said(second.1, 101),
-                PERIODS
+                time_of(second.1, 101),
+                LIMITS
             ));
             let mut order = Order::default();
             assert!(counts(
                 &mut order,
                 ANN,
                 second.0,
-                said(second.1, 100),
-                PERIODS
+                time_of(second.1, 100),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 first.0,
-                said(first.1, 101),
-                PERIODS
+                time_of(first.1, 101),
+                LIMITS
             ));
             // Another user has an order of their own.
             assert!(counts(
                 &mut order,
                 BOB,
                 first.0,
-                said(first.1, 101),
-                PERIODS
+                time_of(first.1, 101),
+                LIMITS
             ));
         }
     }
@@ -304,28 +310,28 @@ mod tests {
     #[test]
     fn of_the_same_time_the_offline_is_the_later_one() {
         let mut order = Order::default();
-        assert!(counts(&mut order, ANN, false, said(10, 100), PERIODS));
-        assert!(counts(&mut order, ANN, true, said(10, 101), PERIODS));
-        assert!(!counts(&mut order, ANN, false, said(10, 102), PERIODS));
+        assert!(counts(&mut order, ANN, false, time_of(10, 100), LIMITS));
+        assert!(counts(&mut order, ANN, true, time_of(10, 101), LIMITS));
+        assert!(!counts(&mut order, ANN, false, time_of(10, 102), LIMITS));
     }
 
     #[test]
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
         let mut order = Order::default();
-        assert!(counts(&mut order, ANN, true, said(10, 100), PERIODS));
-        assert!(!counts(&mut order, ANN, false, said(10, 2_100), PERIODS));
-        assert!(counts(&mut order, ANN, false, said(10, 2_101), PERIODS));
+        assert!(counts(&mut order, ANN, true, time_of(10, 100), LIMITS));
+        assert!(!counts(&mut order, ANN, false, time_of(10, 2_100), LIMITS));
+        assert!(counts(&mut order, ANN, false, time_of(10, 2_101), LIMITS));
         assert_eq!(order.ids().count(), 1);
-        assert!(counts(&mut order, BOB, false, said(9, 11_102), PERIODS));
+        assert!(counts(&mut order, BOB, false, time_of(9, 11_102), LIMITS));
         assert_eq!(order.ids().collect::<Vec<_>>(), [BOB.0]);
         assert_eq!(order.looks.len(), 1);
     }
 
     #[test]
     fn what_a_stopped_node_held_counts_by_when_it_was_said() {
-        let late = |timestamp, at, delayed_ms| Said {
+        let late = |timestamp, at, delayed_ms| MessageTime {
             delayed_ms,
-            ..said(timestamp, at)
+            ..time_of(timestamp, at)
         };
         for is_offline in [true, false] {
             let mut order = Order::default();
@@ -333,15 +339,15 @@ mod tests {
                 &mut order,
                 ANN,
                 is_offline,
-                said(900_300, 400),
-                PERIODS
+                time_of(900_300, 400),
+                LIMITS
             ));
             assert!(!counts(
                 &mut order,
                 ANN,
                 !is_offline,
                 late(900_000, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             // This is later than all that was said before, and nobody else may know of it.
             assert!(counts(
@@ -349,18 +355,18 @@ mod tests {
                 ANN,
                 !is_offline,
                 late(900_400, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             assert!(counts(
                 &mut order,
                 BOB,
                 !is_offline,
                 late(900_000, 7_000, 6_900),
-                PERIODS
+                LIMITS
             ));
             // What was said meanwhile is forgotten after a while.
             let forgotten = late(900_200, 16_001, 15_900);
-            assert_eq!(order.take(ANN, is_offline, forgotten, PERIODS), None);
+            assert_eq!(order.take(ANN, is_offline, forgotten, LIMITS), None);
         }
     }
 }

@@ -12,10 +12,10 @@ pub(super) struct UnsavedChanges {
     pub(super) connections: Vec<Key>,
     pub(super) users: Vec<Key>,
     /// Connections and users that were forgotten, and of which a record was handed out before.
-    pub(super) gone_connections: Vec<(Arc<str>, Arc<str>)>,
-    pub(super) gone_users: Vec<Arc<str>>,
+    pub(super) removed_connections: Vec<(Arc<str>, Arc<str>)>,
+    pub(super) removed_users: Vec<Arc<str>>,
     /// The slot from which the newest timestamps are read next.
-    pub(super) heard_from: usize,
+    pub(super) next_slot: usize,
     /// The length of the pauses that the records of graces don't include yet.
     pub(super) paused_ms: u64,
 }

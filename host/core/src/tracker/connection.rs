@@ -2,7 +2,7 @@
 
 use super::activity::Activity;
 use super::places::Place;
-use super::silence::StartsWithoutMessage;
+use super::silent_starts::SilentStarts;
 use super::slab::Key;
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) enum State<M> {
 #[derive(Debug)]
 pub(super) struct LiveConnection<M> {
     /// When it was last heard from, by the host's clock.
-    pub(super) heard_at: u64,
+    pub(super) received_at: u64,
     /// The moment of the receive clock from which its lease counts. Liveness depends on it alone.
     pub(super) lease_from: u64,
     /// The timestamp of its newest connect, from which it has its metadata. An older disconnect
@@ -68,20 +68,20 @@ pub(super) struct LiveConnection<M> {
     pub(super) metadata: M,
     /// The activity that it reported last. `None`: it has reported none.
     pub(super) activity: Option<Activity>,
-    /// The number, in the stream, of its last message, see `stored`. 0: none.
-    pub(super) stored: u32,
+    /// The number, in the stream, of its last message, see `stream_order`. 0: none.
+    pub(super) stream_seq: u32,
     /// Its place in the list of its user's live connections.
     pub(super) place: Place,
     /// State that few connections have.
-    rare: Option<Box<Rare>>,
+    cold: Option<Box<ColdState>>,
 }
 
 #[derive(Debug, Default)]
-struct Rare {
+struct ColdState {
     /// When it last reported typing, by the host's clock.
     typing_at: u64,
     /// The starts of the host since its last message. `None`: it has sent one in this run.
-    silence: Option<StartsWithoutMessage>,
+    silence: Option<SilentStarts>,
 }
 
 impl<M> LiveConnection<M> {
@@ -93,15 +93,15 @@ impl<M> LiveConnection<M> {
         order: i64,
     ) -> Self {
         Self {
-            heard_at: heard.at,
+            received_at: heard.at,
             lease_from: heard.lease_from,
             opened,
             newest: timestamp,
             is_newest_saved: false,
             metadata,
             activity: None,
-            stored: 0,
-            rare: None,
+            stream_seq: 0,
+            cold: None,
             place: Place::new(order),
         }
     }
@@ -109,7 +109,7 @@ impl<M> LiveConnection<M> {
     /// Notes that it was heard from. Returns whether this is its first message since a start of the
     /// host.
     pub(super) fn renew(&mut self, heard: ReceivedAt, timestamp: u64) -> bool {
-        self.heard_at = heard.at;
+        self.received_at = heard.at;
         self.lease_from = heard.lease_from;
         if timestamp > self.newest {
             self.newest = timestamp;
@@ -121,7 +121,7 @@ impl<M> LiveConnection<M> {
     /// What replicas compare of it, as a number: its activity, and whether it was adopted. 0 if it
     /// was opened by a connect, and has reported no activity. Typing counts as active, since it
     /// ends by itself.
-    pub(super) fn said(&self) -> u8 {
+    pub(super) fn digest_state(&self) -> u8 {
         let activity = match self.activity {
             None => 0,
             Some(Activity::Idle) => 1,
@@ -131,27 +131,27 @@ impl<M> LiveConnection<M> {
     }
 
     /// The starts of the host since its last message. `None`: it has sent one in this run.
-    pub(super) fn silence(&self) -> Option<StartsWithoutMessage> {
-        self.rare.as_ref()?.silence
+    pub(super) fn silence(&self) -> Option<SilentStarts> {
+        self.cold.as_ref()?.silence
     }
 
-    pub(super) fn take_silence(&mut self) -> Option<StartsWithoutMessage> {
-        self.rare.as_mut()?.silence.take()
+    pub(super) fn take_silence(&mut self) -> Option<SilentStarts> {
+        self.cold.as_mut()?.silence.take()
     }
 
-    pub(super) fn set_silence(&mut self, silence: Option<StartsWithoutMessage>) {
-        if silence.is_some() || self.rare.is_some() {
-            self.rare.get_or_insert_default().silence = silence;
+    pub(super) fn set_silence(&mut self, silence: Option<SilentStarts>) {
+        if silence.is_some() || self.cold.is_some() {
+            self.cold.get_or_insert_default().silence = silence;
         }
     }
 
     /// When it last reported typing, by the host's clock; 0 if never.
     pub(super) fn typing_at(&self) -> u64 {
-        self.rare.as_ref().map_or(0, |rare| rare.typing_at)
+        self.cold.as_ref().map_or(0, |cold| cold.typing_at)
     }
 
     pub(super) fn set_typing_at(&mut self, at: u64) {
-        self.rare.get_or_insert_default().typing_at = at;
+        self.cold.get_or_insert_default().typing_at = at;
     }
 }
 
@@ -179,8 +179,8 @@ pub(super) struct Close {
     /// The newest timestamp of the messages that were ignored since the close, as older than it. If
     /// a message comes that is newer than this, the sender's clock is behind.
     pub(super) ignored: Option<u64>,
-    /// As `LiveConnection::stored`.
-    pub(super) stored: u32,
+    /// As `LiveConnection::stream_seq`.
+    pub(super) stream_seq: u32,
 }
 
 /// How messages of a connection are ordered around its close.
@@ -204,7 +204,7 @@ impl Close {
     }
 
     /// Whether a heartbeat belongs to a new life of the connection, after this close.
-    pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
+    pub(super) fn accept_heartbeat(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
         let is_recent = self.is_recent(at, order.reorder_ms);
         let is_tie = timestamp == self.newest && !order.ties_close;
         if timestamp > self.newest || (is_recent && is_tie) {

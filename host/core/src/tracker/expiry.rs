@@ -12,9 +12,12 @@ impl<M: Clone> Tracker<M> {
     /// When to call `expire`. It may turn out that nothing is due then, but
     /// nothing is due before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let heard = self.timers.next_heard();
+        let heard = self.timers.next_by_receive_clock();
         let heard = heard.and_then(|due| self.receive_clock.deadline(due));
-        heard.into_iter().chain(self.timers.next_other()).min()
+        heard
+            .into_iter()
+            .chain(self.timers.next_by_host_clock())
+            .min()
     }
 
     /// Runs the tasks that are due at `now`, up to the next transition. Call it until it returns
@@ -75,7 +78,7 @@ impl<M: Clone> Tracker<M> {
             self.queue_cuts();
         }
         self.note_graces(self.receive_clock.paused_ms() - before);
-        while let Some(key) = self.timers.pop_cut(self.receive_clock.heard_up_to()) {
+        while let Some(key) = self.timers.pop_cut(self.receive_clock.received_up_to()) {
             self.cut_lease(key);
         }
     }
@@ -207,8 +210,8 @@ impl<M: Clone> Tracker<M> {
 
     pub(super) fn finish_grace(&mut self, key: Key) -> Option<Transition<M>> {
         let pending = self.roster.users[key].pending.take()?;
-        self.graces -= 1;
-        self.note_user(key);
+        self.running_graces -= 1;
+        self.mark_user_changed(key);
         let offline = self.go_offline(key, pending.reason, None);
         self.remove_user_if_spent(key);
         Some(offline)
@@ -220,12 +223,15 @@ impl<M: Clone> Tracker<M> {
     fn queue_cuts(&mut self) {
         let timeout_ms = self.settings.timeout_ms;
         let missed_ms = timeout_ms - self.receive_clock.slack_ms(timeout_ms);
-        let (up_to, clock) = (self.receive_clock.heard_up_to(), self.receive_clock.clock());
+        let (up_to, clock) = (
+            self.receive_clock.received_up_to(),
+            self.receive_clock.clock(),
+        );
         for key in self.roster.connections.keys() {
             let State::Live(life) = &self.roster.connections[key].state else {
                 continue;
             };
-            let passed = i128::from(up_to) - i128::from(life.heard_at);
+            let passed = i128::from(up_to) - i128::from(life.received_at);
             let used = i128::from(clock) - i128::from(life.lease_from);
             if passed - used > i128::from(missed_ms) {
                 self.timers.cut_at(cut_at(life, timeout_ms), key);
@@ -242,7 +248,7 @@ impl<M: Clone> Tracker<M> {
             return;
         };
         // It may have been heard from since.
-        if cut_at(life, timeout_ms) > self.receive_clock.heard_up_to() {
+        if cut_at(life, timeout_ms) > self.receive_clock.received_up_to() {
             return;
         }
         let end = self.receive_clock.clock().saturating_add(timeout_ms / 3);
@@ -279,5 +285,6 @@ impl<M: Clone> Tracker<M> {
 
 /// When a lease is cut, by the host's clock.
 fn cut_at<M>(life: &LiveConnection<M>, timeout_ms: u64) -> u64 {
-    life.heard_at.saturating_add(timeout_ms.saturating_mul(2))
+    life.received_at
+        .saturating_add(timeout_ms.saturating_mul(2))
 }

@@ -23,22 +23,22 @@
     reason = "slabs are indexed by keys that the tables and connections hold, never by an outdated one"
 )]
 
+mod activities;
 mod activity;
 mod changes;
 mod connection;
 mod damping;
-mod doing;
-mod elsewhere;
 mod expiry;
 mod places;
 mod quotas;
 mod receive_clock;
 mod record;
+mod remote;
 mod roster;
-mod shown;
-mod silence;
+mod shown_connection;
+mod silent_starts;
 mod slab;
-mod stored;
+mod stream_order;
 mod timer_queue;
 mod types;
 mod user;
@@ -52,19 +52,19 @@ pub use self::activity::Activity;
 use self::changes::UnsavedChanges;
 use self::connection::{Close, LiveConnection, Order, ReceivedAt, State};
 pub use self::damping::Damping;
-pub use self::elsewhere::HeardElsewhere;
 use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
 pub use self::record::{Connected, Cursor, TrackerRecord, UserState};
+pub use self::remote::RemoteHeartbeat;
 use self::roster::Roster;
-pub use self::silence::StartsWithoutMessage;
+pub use self::silent_starts::SilentStarts;
 use self::slab::Key;
 use self::timer_queue::TimerQueue;
 pub use self::types::{Effect, InputResult, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
 use crate::message::StreamPlace;
-use crate::quota::{Cap, Held, Quota};
+use crate::quota::{Cap, CapHolder, Quota};
 
 /// A connection that has timed out: user, connection, and the newest timestamp in its messages.
 pub(crate) type ExpiredConnection = (Arc<str>, Box<str>, u64);
@@ -91,14 +91,14 @@ pub struct Tracker<M> {
     /// `LiveConnection::typing_at`.
     typing: BinaryHeap<Reverse<(u64, Key)>>,
     /// The users and connections of this tracker, counted against the limits of its tenant.
-    online_users: Held,
-    live_connections: Held,
+    online_users: CapHolder,
+    live_connections: CapHolder,
     /// How many closes were forgotten early, since there was no room for them.
     closes_forgotten: u64,
     /// How many offlines were held back by damping, since their users flip.
-    held_back: u64,
+    damped_offlines: u64,
     /// How many graces are running.
-    graces: usize,
+    running_graces: usize,
     /// The stream to which the connections' message numbers belong. 0: none.
     stream: u64,
     /// Connections that have timed out since they were last taken. `None`: they are not kept.
@@ -120,11 +120,11 @@ impl<M: Clone> Tracker<M> {
             orders: OrderCounter::default(),
             unlinked: Vec::new(),
             typing: BinaryHeap::new(),
-            online_users: Held::default(),
-            live_connections: Held::default(),
+            online_users: CapHolder::default(),
+            live_connections: CapHolder::default(),
             closes_forgotten: 0,
-            held_back: 0,
-            graces: 0,
+            damped_offlines: 0,
+            running_graces: 0,
             stream: 0,
             expired: None,
         }
@@ -135,8 +135,8 @@ impl<M: Clone> Tracker<M> {
     #[must_use]
     pub fn within(self, users: &Cap, connections: &Cap) -> Self {
         Self {
-            online_users: Held::of(users),
-            live_connections: Held::of(connections),
+            online_users: CapHolder::of(users),
+            live_connections: CapHolder::of(connections),
             ..self
         }
     }
@@ -212,7 +212,7 @@ impl<M: Clone> Tracker<M> {
                     }
                 }
                 if is_newest || was_silent {
-                    self.note(key);
+                    self.mark_changed(key);
                 }
                 Effect::Renewed.into()
             }
@@ -224,7 +224,7 @@ impl<M: Clone> Tracker<M> {
                 let user = connection.user;
                 let order = self.order_opened(user, place);
                 let life = LiveConnection::new(heard, timestamp, timestamp, metadata(), order);
-                self.begin(key, life, Effect::Opened)
+                self.make_live(key, life, Effect::Opened)
             }
         }
     }
@@ -234,7 +234,7 @@ impl<M: Clone> Tracker<M> {
     /// An unknown connection is adopted: this host may have restarted, or have missed the connect.
     /// A closed one is adopted if the heartbeat is newer than all that is known of the connection,
     /// or if it has the same timestamp and arrives right after the close. If the sender's clock is
-    /// behind, the second newer heartbeat counts (`Close::is_followed_by`). `metadata` is called
+    /// behind, the second newer heartbeat counts (`Close::accept_heartbeat`). `metadata` is called
     /// only for an adoption; otherwise nothing is allocated.
     pub fn heartbeat(
         &mut self,
@@ -249,7 +249,7 @@ impl<M: Clone> Tracker<M> {
             (user, conn),
             timestamp,
             metadata,
-            Close::is_followed_by,
+            Close::accept_heartbeat,
         )
     }
 
@@ -272,7 +272,7 @@ impl<M: Clone> Tracker<M> {
                 self.roster.users[connection.user].see(timestamp);
                 self.queue_lease(key);
                 if was_silent {
-                    self.note(key);
+                    self.mark_changed(key);
                 }
                 return Effect::Renewed.into();
             }
@@ -284,8 +284,14 @@ impl<M: Clone> Tracker<M> {
             // The time of the connect isn't known. With 0, any disconnect ends the connection.
             State::Unknown => 0,
         };
-        let life = LiveConnection::new(heard, opened, timestamp, metadata(), self.orders.adopted());
-        self.begin(key, life, Effect::Adopted)
+        let life = LiveConnection::new(
+            heard,
+            opened,
+            timestamp,
+            metadata(),
+            self.orders.next_adopted(),
+        );
+        self.make_live(key, life, Effect::Adopted)
     }
 
     /// A transport reports that a connection was closed.
@@ -331,7 +337,7 @@ impl<M: Clone> Tracker<M> {
         if !was_live {
             if let Some(pending) = user.pending.as_mut().filter(|_| is_newest) {
                 pending.reason = reason;
-                self.note_user(user_key);
+                self.mark_user_changed(user_key);
             }
             return Effect::Remembered.into();
         }
@@ -345,15 +351,15 @@ impl<M: Clone> Tracker<M> {
                     flips.flip(heard.at, &self.settings.damping)
                 }
             };
-            self.held_back += u64::from(held_ms > self.settings.grace_ms);
+            self.damped_offlines += u64::from(held_ms > self.settings.grace_ms);
             if held_ms.max(self.settings.grace_ms) > 0 {
                 user.pending = Some(Box::new(PendingOffline {
                     since: heard.lease_from,
                     reason,
                     held_ms,
                 }));
-                self.graces += 1;
-                self.note_user(user_key);
+                self.running_graces += 1;
+                self.mark_user_changed(user_key);
                 self.queue_grace(user_key);
                 None
             } else {
@@ -431,7 +437,7 @@ impl<M: Clone> Tracker<M> {
     pub fn silent_ms(&self, now: u64, user: &str, conn: &str) -> Option<u64> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
-            State::Live(life) => Some(now.saturating_sub(life.heard_at)),
+            State::Live(life) => Some(now.saturating_sub(life.received_at)),
             State::Closed(_) | State::Unknown => None,
         }
     }
@@ -440,7 +446,7 @@ impl<M: Clone> Tracker<M> {
     /// counts as no later than the stamp.
     fn arrival(&mut self, now: u64, timestamp: u64) -> (ReceivedAt, u64) {
         let at = self.advance(now);
-        let lease_from = self.receive_clock.begin(at);
+        let lease_from = self.receive_clock.lease_start(at);
         (
             ReceivedAt { at, lease_from },
             timestamp.min(self.clock.stamp()),
@@ -448,21 +454,26 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn advance(&mut self, now: u64) -> u64 {
-        self.clock.pass(now);
+        self.clock.advance_to(now);
         let now = self.clock.now();
-        self.receive_clock.pass(now);
+        self.receive_clock.advance_to(now);
         now
     }
 
     /// Makes a connection live.
-    fn begin(&mut self, key: Key, mut life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
-        life.stored = self.roster.connections[key].stored();
+    fn make_live(
+        &mut self,
+        key: Key,
+        mut life: LiveConnection<M>,
+        effect: Effect,
+    ) -> InputResult<M> {
+        life.stream_seq = self.roster.connections[key].stream_seq();
         let user_key = self.roster.connections[key].user;
         // A connection without an id is a placeholder, see `shard::standby`: its user is online
         // already, as far as viewers know. So no quota refuses it.
         let stands_for_others = self.roster.connections[key].id.is_empty();
         if stands_for_others {
-            self.take_in(user_key);
+            self.admit_unchecked(user_key);
         } else if let Err(quota) = self.admit(user_key) {
             if matches!(self.roster.connections[key].state, State::Unknown) {
                 self.remove(key);
@@ -473,7 +484,7 @@ impl<M: Clone> Tracker<M> {
         user.see(life.newest);
         user.live += 1;
         let in_grace = user.pending.take().is_some();
-        self.graces -= usize::from(in_grace);
+        self.running_graces -= usize::from(in_grace);
         let transition = (user.live == 1 && !in_grace).then(|| Transition::Online {
             user: user.name.clone(),
             at: self.clock.stamp(),
@@ -485,9 +496,9 @@ impl<M: Clone> Tracker<M> {
         if transition.is_none() && self.is_shown(key) {
             self.note_reshown(key);
         }
-        self.note(key);
+        self.mark_changed(key);
         if in_grace {
-            self.note_user(user_key);
+            self.mark_user_changed(user_key);
             // During the grace, the user kept the activity from before. The new connection replaces
             // it.
             self.changed_activities
@@ -517,11 +528,11 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Counts one more live connection of a user, even if that exceeds a quota.
-    fn take_in(&mut self, user: Key) {
+    fn admit_unchecked(&mut self, user: Key) {
         if !self.roster.users[user].is_online() {
-            self.online_users.keep();
+            self.online_users.take_unchecked();
         }
-        self.live_connections.keep();
+        self.live_connections.take_unchecked();
     }
 
     /// Marks a connection as closed, or replaces the close of a closed one.
@@ -529,9 +540,9 @@ impl<M: Clone> Tracker<M> {
         let was_shown = self.is_shown(key);
         self.unlink(key);
         let connection = &self.roster.connections[key];
-        let mut said = None;
+        let mut activity = None;
         if let State::Live(life) = &connection.state {
-            said = life.activity;
+            activity = life.activity;
             self.roster.users[connection.user].live -= 1;
             self.live_connections.release();
         }
@@ -546,15 +557,15 @@ impl<M: Clone> Tracker<M> {
                 State::Live(_) => false,
             },
             ignored: None,
-            stored: connection.stored(),
+            stream_seq: connection.stream_seq(),
         };
         self.roster.set_state(key, State::Closed(close));
-        self.count_activity(key, said, None);
+        self.count_activity(key, activity, None);
         let user = &self.roster.users[self.roster.connections[key].user];
         if was_shown && user.live > 0 {
             self.note_reshown(key);
         }
-        self.note(key);
+        self.mark_changed(key);
         self.queue_forgetting(key);
     }
 

@@ -44,22 +44,22 @@ pub(super) struct OrderCounter {
 }
 
 impl OrderCounter {
-    pub(super) fn opened(&mut self) -> i64 {
+    pub(super) fn next_opened(&mut self) -> i64 {
         self.opened += STEP;
         self.opened
     }
 
-    pub(super) fn adopted(&mut self) -> i64 {
+    pub(super) fn next_adopted(&mut self) -> i64 {
         self.adopted -= 1;
         self.adopted
     }
 
     /// Whether this order has been given.
-    pub(super) fn knows(&self, order: i64) -> bool {
+    pub(super) fn has_given(&self, order: i64) -> bool {
         (self.adopted..=self.opened).contains(&without_mark(order))
     }
 
-    pub(super) fn know(&mut self, order: i64) {
+    pub(super) fn advance_past(&mut self, order: i64) {
         self.opened = self.opened.max(without_mark(order));
         self.adopted = self.adopted.min(order);
     }

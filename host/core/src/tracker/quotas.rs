@@ -15,8 +15,8 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// How many offlines were held back by damping, since their users flip.
-    pub fn held_back(&self) -> u64 {
-        self.held_back
+    pub fn damped_offlines(&self) -> u64 {
+        self.damped_offlines
     }
 
     /// For how long the offline of a user would wait for a reconnect, in milliseconds, if

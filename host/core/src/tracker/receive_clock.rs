@@ -22,7 +22,7 @@ pub(super) struct ReceiveClock {
     step_ms: Option<u64>,
     clock: u64,
     /// Up to when everything has been received, by `now`. `None`: it isn't known yet.
-    heard_up_to: Option<u64>,
+    received_up_to: Option<u64>,
     /// When the last report was made, by `now`.
     moved_at: u64,
     /// By how much the clock may advance at the next report: the time that has passed and that it
@@ -38,7 +38,7 @@ impl ReceiveClock {
         let mut clock = Self {
             step_ms: None,
             clock: BEGINNING,
-            heard_up_to: Some(0),
+            received_up_to: Some(0),
             moved_at: 0,
             room_ms: 0,
             paused_ms: 0,
@@ -51,7 +51,7 @@ impl ReceiveClock {
     /// Sets another step from now on.
     pub(super) fn change_step(&mut self, step_ms: Option<u64>, now: u64) {
         if self.step_ms.is_some() != step_ms.is_some() {
-            self.heard_up_to = step_ms.is_none().then_some(now);
+            self.received_up_to = step_ms.is_none().then_some(now);
         }
         self.step_ms = step_ms;
     }
@@ -62,13 +62,13 @@ impl ReceiveClock {
     }
 
     /// Up to when everything has been received, by `now`; 0 if that isn't known yet.
-    pub(super) fn heard_up_to(&self) -> u64 {
-        self.heard_up_to.unwrap_or(0)
+    pub(super) fn received_up_to(&self) -> u64 {
+        self.received_up_to.unwrap_or(0)
     }
 
-    /// As [`Self::heard_up_to`], but no later than `now`; `now` if it isn't known yet.
+    /// As [`Self::received_up_to`], but no later than `now`; `now` if it isn't known yet.
     pub(super) fn known_up_to(&self, now: u64) -> u64 {
-        self.heard_up_to.map_or(now, |at| at.min(now))
+        self.received_up_to.map_or(now, |at| at.min(now))
     }
 
     /// The length of all pauses so far.
@@ -77,11 +77,11 @@ impl ReceiveClock {
     }
 
     /// Moves the time on to `now`. Without a step, the clock advances with it.
-    pub(super) fn pass(&mut self, now: u64) {
+    pub(super) fn advance_to(&mut self, now: u64) {
         if self.step_ms.is_none() {
-            let since = now.saturating_sub(self.heard_up_to.unwrap_or(now));
+            let since = now.saturating_sub(self.received_up_to.unwrap_or(now));
             self.clock = self.clock.saturating_add(since);
-            self.heard_up_to = Some(now);
+            self.received_up_to = Some(now);
             self.moved_at = now;
         }
     }
@@ -107,7 +107,7 @@ impl ReceiveClock {
             .saturating_add(now.saturating_sub(self.moved_at));
         let room_ms = room_ms.min(step_ms);
         // Nothing is known of the time before the first report.
-        let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
+        let passed = self.received_up_to.map(|before| at.saturating_sub(before));
         let gained = passed.unwrap_or(0).min(room_ms).min(gain_ms_max);
         self.room_ms = room_ms - gained;
         self.go_on((now, at), passed, gained, timeout_ms)
@@ -120,7 +120,7 @@ impl ReceiveClock {
             return false;
         }
         self.room_ms = 0;
-        let passed = self.heard_up_to.map(|before| now.saturating_sub(before));
+        let passed = self.received_up_to.map(|before| now.saturating_sub(before));
         self.go_on((now, now), passed, gained_ms, timeout_ms)
     }
 
@@ -144,7 +144,7 @@ impl ReceiveClock {
             lately.saturating_add(step_ms) > timeout_ms - slack_ms && self.losses.look(slack_ms)
         };
         self.clock = self.clock.saturating_add(gained);
-        self.heard_up_to = self.heard_up_to.max(Some(at));
+        self.received_up_to = self.received_up_to.max(Some(at));
         self.moved_at = now;
         missed
     }
@@ -158,9 +158,9 @@ impl ReceiveClock {
 
     /// The moment of this clock from which a lease or grace counts that begins at `now`. The clock
     /// will show it when everything up to `now` has been received.
-    pub(super) fn begin(&self, now: u64) -> u64 {
+    pub(super) fn lease_start(&self, now: u64) -> u64 {
         let step_ms = self.step_ms.unwrap_or(0);
-        let ahead = self.heard_up_to.map(|at| now.saturating_sub(at));
+        let ahead = self.received_up_to.map(|at| now.saturating_sub(at));
         let ahead = ahead.map_or(step_ms, |ahead| ahead.min(step_ms));
         self.clock.saturating_add(ahead)
     }
@@ -172,7 +172,7 @@ impl ReceiveClock {
             return (due <= self.clock).then_some(self.moved_at);
         }
         let left = due.saturating_sub(self.clock);
-        Some(self.heard_up_to().saturating_add(left))
+        Some(self.received_up_to().saturating_add(left))
     }
 
     /// Assumes that much has been lost, so that the next loss has the leases checked.

@@ -15,7 +15,7 @@ use super::changes::UnsavedChanges;
 use super::connection::{Close, Connection, LiveConnection, ReceivedAt, SaveState, State};
 use super::places::OrderCounter;
 use super::roster::Roster;
-use super::silence::StartsWithoutMessage;
+use super::silent_starts::SilentStarts;
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
@@ -67,9 +67,9 @@ pub enum Connected<M> {
         /// Its order among the user's live connections: the highest is the newest.
         order: i64,
         /// The starts of the host since its last message. `None`: it has sent one in this run.
-        silence: Option<StartsWithoutMessage>,
+        silence: Option<SilentStarts>,
         /// The number, in the stream, of its last message, cut to 32 bits; 0: none.
-        stored: u32,
+        stream_seq: u32,
     },
     /// It was closed, and the close is remembered.
     Closed {
@@ -80,7 +80,7 @@ pub enum Connected<M> {
         /// When the close was handled, by the host's clock.
         kept_since: u64,
         /// As in `Live`.
-        stored: u32,
+        stream_seq: u32,
     },
 }
 
@@ -122,15 +122,15 @@ impl<M: Clone> Tracker<M> {
         let UnsavedChanges {
             connections,
             users,
-            gone_connections,
-            gone_users,
+            removed_connections,
+            removed_users,
             ..
         } = &self.changes;
         (self.changes.wanted && self.live_connections.count() > 0)
             || !(connections.is_empty()
                 && users.is_empty()
-                && gone_connections.is_empty()
-                && gone_users.is_empty())
+                && removed_connections.is_empty()
+                && removed_users.is_empty())
     }
 
     /// Takes the records of all that has changed since the last call, and the newest timestamps of
@@ -141,7 +141,7 @@ impl<M: Clone> Tracker<M> {
             changes, roster, ..
         } = self;
         let mut records = Vec::new();
-        for (user, conn) in changes.gone_connections.drain(..) {
+        for (user, conn) in changes.removed_connections.drain(..) {
             records.push(TrackerRecord::ReceivedAt {
                 user: Arc::clone(&user),
                 conn: Arc::clone(&conn),
@@ -150,7 +150,7 @@ impl<M: Clone> Tracker<M> {
             let state = None;
             records.push(TrackerRecord::Connection { user, conn, state });
         }
-        for user in changes.gone_users.drain(..) {
+        for user in changes.removed_users.drain(..) {
             records.push(TrackerRecord::User { user, state: None });
         }
         let taken = changes.connections.drain(..);
@@ -165,11 +165,11 @@ impl<M: Clone> Tracker<M> {
 
         let slots = roster.connections.slots();
         let count = slots.div_ceil(parts.max(1));
-        if changes.heard_from >= slots || count == slots {
-            changes.heard_from = 0;
+        if changes.next_slot >= slots || count == slots {
+            changes.next_slot = 0;
         }
         let users = &roster.users;
-        for connection in roster.connections.part(changes.heard_from, count) {
+        for connection in roster.connections.part(changes.next_slot, count) {
             if let State::Live(life) = &mut connection.state
                 && !std::mem::replace(&mut life.is_newest_saved, true)
             {
@@ -180,7 +180,7 @@ impl<M: Clone> Tracker<M> {
                 });
             }
         }
-        changes.heard_from += count;
+        changes.next_slot += count;
         records
     }
 
@@ -202,9 +202,9 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Reads the next `slots` slots at most, in the order of [`Self::all_records`]. With each live
-    /// connection comes the end of its lease, by [`Self::heard_ms`]. Connections that were opened
-    /// after the cursor was made are skipped, in whatever slot they are: whoever handles those
-    /// inputs again opens them, and in their order. Returns whether there is more.
+    /// connection comes the end of its lease, by [`Self::receive_clock_ms`]. Connections that were
+    /// opened after the cursor was made are skipped, in whatever slot they are: whoever handles
+    /// those inputs again opens them, and in their order. Returns whether there is more.
     pub fn read(
         &mut self,
         cursor: &mut Cursor,
@@ -219,7 +219,7 @@ impl<M: Clone> Tracker<M> {
             };
             let end = match &connection.state {
                 State::Live(life)
-                    if !connection.id.is_empty() && !cursor.orders.knows(life.place.order) =>
+                    if !connection.id.is_empty() && !cursor.orders.has_given(life.place.order) =>
                 {
                     continue;
                 }
@@ -245,19 +245,19 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Moves the time on to `now`. A host that always receives has received everything up to then.
-    pub fn pass(&mut self, now: u64) {
+    pub fn advance_to(&mut self, now: u64) {
         self.advance(now);
     }
 
     /// The time of the receive clock, in milliseconds since an arbitrary moment. Leases run by it.
-    pub fn heard_ms(&self) -> u64 {
+    pub fn receive_clock_ms(&self) -> u64 {
         self.receive_clock.clock()
     }
 
-    /// From when a lease counts that begins now, by the clock of [`Self::heard_ms`]: at most one
-    /// step ahead of it.
+    /// From when a lease counts that begins now, by the clock of [`Self::receive_clock_ms`]: at
+    /// most one step ahead of it.
     pub fn lease_from(&self) -> u64 {
-        self.receive_clock.begin(self.clock.now())
+        self.receive_clock.lease_start(self.clock.now())
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
@@ -329,11 +329,11 @@ impl<M: Clone> Tracker<M> {
                         // Nobody is damped for what they did in an earlier run.
                         held_ms: 0,
                     }));
-                    self.graces += 1;
-                    self.online_users.keep();
+                    self.running_graces += 1;
+                    self.online_users.take_unchecked();
                     self.queue_grace(key);
                     // Its beginning has moved by the time for which the host was down: store that.
-                    self.note_user(key);
+                    self.mark_user_changed(key);
                 }
                 self.remove_user_if_spent(key);
             }
@@ -344,18 +344,18 @@ impl<M: Clone> Tracker<M> {
     /// connection isn't heard from over several starts, the later ones renew its lease for less.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
-        let begin = self.receive_clock.begin(at);
+        let begin = self.receive_clock.lease_start(at);
         let timeout_ms = self.settings.timeout_ms;
         for key in self.roster.connections.keys() {
             let State::Live(life) = &mut self.roster.connections[key].state else {
                 continue;
             };
             let silence = life.silence();
-            let mut silence = silence.unwrap_or_else(|| StartsWithoutMessage::from(at));
+            let mut silence = silence.unwrap_or_else(|| SilentStarts::from(at));
             let lease_ms = silence.lease_ms(at, timeout_ms);
             silence.starts = silence.starts.saturating_add(1);
             life.set_silence(Some(silence));
-            life.heard_at = at;
+            life.received_at = at;
             life.lease_from = match lease_ms {
                 // The lease is over at once: runs may be so short that the host receives nothing in
                 // any of them.
@@ -363,12 +363,12 @@ impl<M: Clone> Tracker<M> {
                 _ => begin.saturating_sub(timeout_ms - lease_ms),
             };
             self.queue_lease(key);
-            self.note(key);
+            self.mark_changed(key);
         }
     }
 
     fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
-        let lease_from = self.receive_clock.begin(now);
+        let lease_from = self.receive_clock.lease_start(now);
         let heard = ReceivedAt {
             at: now,
             lease_from,
@@ -390,7 +390,7 @@ impl<M: Clone> Tracker<M> {
                 activity,
                 order,
                 silence,
-                stored,
+                stream_seq,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
@@ -401,9 +401,9 @@ impl<M: Clone> Tracker<M> {
                 if let Some(activity) = activity {
                     user.activities[activity as usize] += 1;
                 }
-                self.live_connections.keep();
+                self.live_connections.take_unchecked();
                 if user.live == 1 && user.pending.is_none() {
-                    self.online_users.keep();
+                    self.online_users.take_unchecked();
                 }
                 let mut life = LiveConnection::new(heard, opened.min(now), newest, metadata, order);
                 life.is_newest_saved = true;
@@ -412,14 +412,14 @@ impl<M: Clone> Tracker<M> {
                     life.set_typing_at(now);
                 }
                 life.set_silence(silence);
-                life.stored = stored;
+                life.stream_seq = stream_seq;
                 State::Live(life)
             }
             Connected::Closed {
                 timestamp,
                 newest,
                 kept_since,
-                stored,
+                stream_seq,
             } => State::Closed(Close {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
@@ -427,7 +427,7 @@ impl<M: Clone> Tracker<M> {
                 is_silent: false,
                 is_first: false,
                 ignored: None,
-                stored,
+                stream_seq,
             }),
         };
         self.roster.set_state(key, state);
@@ -446,26 +446,26 @@ impl<M: Clone> Tracker<M> {
     /// Up to when everything has been received, by the host's clock; `None` if no grace runs. The
     /// store has to keep it: how long a stored grace has run is measured up to this moment.
     pub fn graces_at(&self) -> Option<u64> {
-        (self.graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
+        (self.running_graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
     }
 
     /// The host has paused for `paused_ms`. With each pause, the stored beginning of a grace moves
     /// on, so the records of graces are noted as changed when the pauses add up to `PAUSE_MS`.
     pub(super) fn note_graces(&mut self, paused_ms: u64) {
         self.changes.paused_ms = self.changes.paused_ms.saturating_add(paused_ms);
-        if self.changes.paused_ms < PAUSE_MS || self.graces == 0 {
+        if self.changes.paused_ms < PAUSE_MS || self.running_graces == 0 {
             return;
         }
         self.changes.paused_ms = 0;
         for key in self.roster.users.keys() {
             if self.roster.users[key].pending.is_some() {
-                self.note_user(key);
+                self.mark_user_changed(key);
             }
         }
     }
 
     /// Notes that a connection has changed.
-    pub(super) fn note(&mut self, key: Key) {
+    pub(super) fn mark_changed(&mut self, key: Key) {
         if !self.changes.wanted {
             return;
         }
@@ -477,12 +477,12 @@ impl<M: Clone> Tracker<M> {
         // none.
         let (newest, user) = (connection.newest(), connection.user);
         if newest < self.roster.users[user].last_seen {
-            self.note_user(user);
+            self.mark_user_changed(user);
         }
     }
 
     /// Notes that what is known of a user beyond their connections has changed.
-    pub(super) fn note_user(&mut self, key: Key) {
+    pub(super) fn mark_user_changed(&mut self, key: Key) {
         let changed = &mut self.roster.users[key].saving.changed;
         if self.changes.wanted && !std::mem::replace(changed, true) {
             self.changes.users.push(key);
@@ -497,11 +497,11 @@ impl<M: Clone> Tracker<M> {
         let user = &self.roster.users[connection.user];
         if self.changes.wanted && connection.saving.saved {
             let names = (Arc::clone(&user.name), Arc::from(&*connection.id));
-            self.changes.gone_connections.push(names);
+            self.changes.removed_connections.push(names);
         }
         // It may have been the only connection whose record says when the user was last seen.
         if connection.newest() >= user.last_seen && !user.is_spent() {
-            self.note_user(connection.user);
+            self.mark_user_changed(connection.user);
         }
         self.remove_user_if_spent(connection.user);
     }
@@ -512,7 +512,7 @@ impl<M: Clone> Tracker<M> {
             && self.changes.wanted
             && user.saving.saved
         {
-            self.changes.gone_users.push(user.name);
+            self.changes.removed_users.push(user.name);
         }
     }
 }
@@ -532,14 +532,14 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
                 activity: life.activity,
                 order: life.place.order,
                 silence: life.silence(),
-                stored: life.stored,
+                stream_seq: life.stream_seq,
             }
         }
         State::Closed(close) => Connected::Closed {
             timestamp: close.timestamp,
             newest: close.newest,
             kept_since: close.kept_since,
-            stored: close.stored,
+            stream_seq: close.stream_seq,
         },
     };
     Some(TrackerRecord::Connection {

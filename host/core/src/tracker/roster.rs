@@ -139,7 +139,7 @@ impl<M> Roster<M> {
         };
         let user = self.users[connection.user].name.as_bytes();
         let id = (!connection.id.is_empty()).then_some(connection.id.as_bytes())?;
-        Some(match life.said() {
+        Some(match life.digest_state() {
             0 => digest(&[user, id]),
             said => digest(&[user, id, &[said]]),
         })

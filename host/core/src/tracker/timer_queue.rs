@@ -29,9 +29,9 @@ pub(super) enum Task {
 #[derive(Debug, Default)]
 pub(super) struct TimerQueue {
     /// Leases and graces, by the receive clock.
-    heard: Heap,
+    by_receive_clock: Heap,
     /// Closes to be forgotten, by the host's clock.
-    others: Heap,
+    by_host_clock: Heap,
     /// Connections whose lease may have to be cut, and when, by the host's clock. As a rule, none.
     cuts: BTreeSet<(u64, Key)>,
 }
@@ -78,20 +78,22 @@ impl Entry {
 impl TimerQueue {
     pub(super) fn push(&mut self, at: u64, task: Task) {
         match task {
-            Task::EndGrace(_) | Task::Lease(_) => &mut self.heard,
-            Task::Forget(_) => &mut self.others,
+            Task::EndGrace(_) | Task::Lease(_) => &mut self.by_receive_clock,
+            Task::Forget(_) => &mut self.by_host_clock,
         }
         .push(Reverse(Entry::new(at, task)));
     }
 
     /// The first moment of the receive clock at which something is due.
-    pub(super) fn next_heard(&self) -> Option<u64> {
-        self.heard.peek().map(|Reverse(entry)| entry.at())
+    pub(super) fn next_by_receive_clock(&self) -> Option<u64> {
+        self.by_receive_clock
+            .peek()
+            .map(|Reverse(entry)| entry.at())
     }
 
     /// The first moment of the host's clock at which something is due.
-    pub(super) fn next_other(&self) -> Option<u64> {
-        self.others.peek().map(|Reverse(entry)| entry.at())
+    pub(super) fn next_by_host_clock(&self) -> Option<u64> {
+        self.by_host_clock.peek().map(|Reverse(entry)| entry.at())
     }
 
     /// Takes the first task that is due, and returns its deadline, by its own clock.
@@ -101,13 +103,13 @@ impl TimerQueue {
             let overdue_ms = clock.checked_sub(entry.at())?;
             Some((Reverse(overdue_ms), entry.task()))
         };
-        let heard = order(&self.heard, receive_clock);
-        let other = order(&self.others, now);
+        let heard = order(&self.by_receive_clock, receive_clock);
+        let other = order(&self.by_host_clock, now);
         let heap = match (heard, other) {
             (None, None) => return None,
-            (Some(heard), Some(other)) if other < heard => &mut self.others,
-            (Some(_), _) => &mut self.heard,
-            (None, Some(_)) => &mut self.others,
+            (Some(heard), Some(other)) if other < heard => &mut self.by_host_clock,
+            (Some(_), _) => &mut self.by_receive_clock,
+            (None, Some(_)) => &mut self.by_host_clock,
         };
         let Reverse(entry) = heap.pop()?;
         Some((entry.at(), entry.task()))
@@ -116,7 +118,7 @@ impl TimerQueue {
     /// Takes the connection whose close is to be forgotten next, even if that isn't due.
     pub(super) fn pop_forgetting(&mut self) -> Option<Key> {
         // These entries are of `Task::Forget` alone.
-        self.others.pop().map(|Reverse(entry)| entry.key)
+        self.by_host_clock.pop().map(|Reverse(entry)| entry.key)
     }
 
     /// Notes when a connection's lease may have to be cut.
@@ -132,8 +134,8 @@ impl TimerQueue {
     }
 
     pub(super) fn clear(&mut self) {
-        self.heard.clear();
-        self.others.clear();
+        self.by_receive_clock.clear();
+        self.by_host_clock.clear();
         self.cuts.clear();
     }
 }

@@ -41,7 +41,9 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
         }));
         let mut standbys = 0;
         for (node, replica, role) in &replicas {
-            if !matches!(role, Role::Follow { .. }) || replica.holds() != Some(leader.epoch()) {
+            if !matches!(role, Role::Follow { .. })
+                || replica.complete_epoch() != Some(leader.epoch())
+            {
                 continue;
             }
             standbys += 1;
@@ -58,7 +60,7 @@ pub(crate) fn disagreements(t: u64, nodes: &mut [Node]) -> Vec<String> {
         if standbys != 1.min(running - 1) {
             let states = replicas.iter().map(|(node, replica, role)| {
                 let differed = node.process.as_ref().map(|it| it.differed.clone());
-                (&node.name, role, replica.holds(), differed)
+                (&node.name, role, replica.complete_epoch(), differed)
             });
             let states: Vec<_> = states.collect();
             wrong.push(format!(
@@ -123,9 +125,9 @@ fn held_by(replica: &mut Replica) -> BTreeSet<String> {
         }
         Record::Status {
             user,
-            word: Some(word),
+            own_status: Some(own_status),
         } => {
-            let status = word
+            let status = own_status
                 .status
                 .as_ref()
                 .filter(|status| status.expires_at.is_none())?;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::Key;
 
 /// The random number generator of a run: splitmix64.
@@ -51,7 +51,7 @@ pub(crate) struct Servers {
 
 impl Servers {
     /// Whether messages pass between two servers.
-    pub(crate) fn pass(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn are_linked(&self, a: usize, b: usize) -> bool {
         a == b || !(self.isolated[a] || self.isolated[b])
     }
 
@@ -77,13 +77,18 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn write(&mut self, key: &Key, value: Option<String>, revision: u64) -> Outcome {
+    pub(crate) fn write(
+        &mut self,
+        key: &Key,
+        value: Option<String>,
+        revision: u64,
+    ) -> WriteOutcome {
         let last = self.keys.get(key).map_or(0, |(_, revision)| *revision);
         if last != revision {
-            return Outcome::Refused;
+            return WriteOutcome::Refused;
         }
         self.revision += 1;
         self.keys.insert(key.clone(), (value, self.revision));
-        Outcome::Stored(self.revision)
+        WriteOutcome::Stored(self.revision)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use presence_core::fleet::sources::{Heard, Sources};
+use presence_core::fleet::sources::{SequenceCheck, Sources};
 use presence_core::publish::Subject;
 
 use crate::rules::{Shows, VIEWERS};
@@ -93,14 +93,14 @@ impl Client {
 
     pub(crate) fn event(&mut self, event: &Event) -> Taken {
         let is_stale = event.epoch < self.sources.epoch(event.shard);
-        let mut heard = self
+        let mut check = self
             .sources
-            .hear(event.shard, event.epoch, event.subject, event.seq);
+            .check(event.shard, event.epoch, event.subject, event.seq);
         if is_stale && !self.fencing {
-            heard = Heard::Next;
+            check = SequenceCheck::Next;
         }
         let mut taken = Taken::default();
-        if heard == Heard::Old {
+        if check == SequenceCheck::Old {
             return taken;
         }
         if event.visible_to[self.number] {
@@ -113,16 +113,16 @@ impl Client {
             });
             self.set(event.user, shown, &mut taken);
         }
-        taken.ask = heard != Heard::Next;
+        taken.ask = check != SequenceCheck::Next;
         taken
     }
 
     pub(crate) fn beacon(&mut self, shard: u32, epoch: u64, seqs: &[(Subject, u64)]) -> Taken {
         let filtered = seqs.iter().copied();
         let filtered = filtered.filter(|(subject, _)| is_filtered(*subject));
-        let heard = self.sources.hear_beacon(shard, epoch, filtered);
+        let check = self.sources.check_beacon(shard, epoch, filtered);
         Taken {
-            ask: matches!(heard, Heard::New | Heard::Gap),
+            ask: matches!(check, SequenceCheck::New | SequenceCheck::Gap),
             gone: Vec::new(),
         }
     }
@@ -149,7 +149,7 @@ impl Client {
             return taken;
         };
         let (_, since) = (question, since.clone());
-        if !self.sources.hear_answer(answer.shard, answer.epoch) && self.fencing {
+        if !self.sources.check_answer(answer.shard, answer.epoch) && self.fencing {
             return taken;
         }
         self.asking.remove(&answer.shard);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use presence_core::digest::digest;
 use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{self, Key, Member};
-use presence_core::fleet::replica::{Difference, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{CatchUpReason, Replica, ReplicaOutput, ReplicaSettings, Role};
 use presence_core::message::{Message, Payload};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
@@ -35,7 +35,7 @@ pub(crate) const FLEET: FleetSettings = FleetSettings {
     margin_ms: 60,
     standbys: 1,
     digest_ms: 200,
-    heard_ms: 50,
+    relay_ms: 50,
     answer_ms: 120,
 };
 const BEACON_MS: u64 = 250;
@@ -75,7 +75,7 @@ pub(crate) enum Arrival {
         question: u64,
     },
     Changed(Key, Option<String>, u64),
-    Written(u64, Outcome),
+    Written(u64, WriteOutcome),
     Read(Key, Option<(Option<String>, u64)>),
     /// The node is connected again, after messages may have been lost.
     Reconnected,
@@ -170,7 +170,7 @@ pub(crate) struct Process {
     /// For each shard: the end of the last period of reception that it wasn't told of.
     skipped: Vec<Option<u64>>,
     /// The reason of each time that a replica caught up.
-    pub(crate) differed: Vec<Difference>,
+    pub(crate) differed: Vec<CatchUpReason>,
     /// Whether the node is closed at times.
     closes: bool,
 }
@@ -232,9 +232,9 @@ impl Node {
             timeout_ms: TIMEOUT_MS,
             chunk_bytes: 300,
             // Some messages are longer, and are sent in pieces.
-            told_bytes: 120,
+            standby_message_bytes_max: 120,
             // Some shards have this number of heartbeats at times.
-            told_from: 2,
+            relay_heartbeats_min: 2,
             mutation: options.mutation,
         };
         let replicas = (0..SHARDS).map(|number| {
@@ -329,7 +329,7 @@ impl Process {
             }
             Arrival::Input(shard, message) => {
                 let is_heartbeat = matches!(message.payload, Payload::Heartbeat { .. });
-                if is_heartbeat && !self.replicas[shard as usize].takes_heartbeats() {
+                if is_heartbeat && !self.replicas[shard as usize].receives_heartbeats() {
                     return;
                 }
                 let reply = match message.payload {
@@ -342,11 +342,13 @@ impl Process {
             }
             Arrival::Told(shard, bytes) => {
                 self.with(shard, |replica, out| {
-                    replica.told(now, &bytes, out).unwrap();
+                    replica.receive(now, &bytes, out).unwrap();
                 });
             }
             Arrival::Ask { shard, node, nonce } => {
-                self.with(shard, |replica, out| replica.asked(now, &node, nonce, out));
+                self.with(shard, |replica, out| {
+                    replica.snapshot_requested(now, &node, nonce, out)
+                });
             }
             Arrival::Chunk(shard, bytes) => {
                 self.with(shard, |replica, out| {
@@ -464,36 +466,36 @@ impl Process {
         self.carry_out(shard, out);
     }
 
-    fn all(&mut self, mut step: impl FnMut(&mut Replica, &mut Vec<Out>)) {
+    fn all(&mut self, mut step: impl FnMut(&mut Replica, &mut Vec<ReplicaOutput>)) {
         for shard in 0..SHARDS {
             self.with(shard, &mut step);
         }
     }
 
-    fn with(&mut self, shard: u32, step: impl FnOnce(&mut Replica, &mut Vec<Out>)) {
+    fn with(&mut self, shard: u32, step: impl FnOnce(&mut Replica, &mut Vec<ReplicaOutput>)) {
         let mut out = Vec::new();
         step(&mut self.replicas[shard as usize], &mut out);
         self.carry_out(shard, out);
     }
 
-    fn carry_out(&mut self, shard: u32, out: Vec<Out>) {
+    fn carry_out(&mut self, shard: u32, out: Vec<ReplicaOutput>) {
         let epoch = self.replicas[shard as usize].epoch();
-        let holds = self.replicas[shard as usize].holds();
+        let holds = self.replicas[shard as usize].complete_epoch();
         self.member.holds(shard, holds);
         let to = |node, arrival| Sent::ToNode(node, Box::new(arrival));
         let me = Arc::clone(self.member.name());
         for out in out {
             let sent = match out {
-                Out::Shard(Output::Publish(publication)) => Sent::Publish {
+                ReplicaOutput::Shard(Output::Publish(publication)) => Sent::Publish {
                     shard,
                     epoch,
                     at: self.t,
                     publication,
                 },
-                Out::Shard(Output::Reply(to, _)) => Sent::Reply(to),
-                Out::Shard(_) | Out::Discard(_) => continue,
-                Out::Told(bytes) => Sent::Told(shard, bytes),
-                Out::Ask { node, nonce } => {
+                ReplicaOutput::Shard(Output::Reply(to, _)) => Sent::Reply(to),
+                ReplicaOutput::Shard(_) | ReplicaOutput::Discard(_) => continue,
+                ReplicaOutput::ToStandbys(bytes) => Sent::Told(shard, bytes),
+                ReplicaOutput::Ask { node, nonce } => {
                     let ask = Arrival::Ask {
                         shard,
                         node: Arc::clone(&me),
@@ -501,8 +503,8 @@ impl Process {
                     };
                     to(node, ask)
                 }
-                Out::Chunk(node, bytes) => to(node, Arrival::Chunk(shard, bytes)),
-                Out::Synced { node, epoch, seq } => {
+                ReplicaOutput::Chunk(node, bytes) => to(node, Arrival::Chunk(shard, bytes)),
+                ReplicaOutput::Synced { node, epoch, seq } => {
                     let synced = Arrival::Synced {
                         shard,
                         epoch,
@@ -511,11 +513,11 @@ impl Process {
                     };
                     to(node, synced)
                 }
-                Out::Resigned { epoch, seq } => {
+                ReplicaOutput::Resigned { epoch, seq } => {
                     self.resigned.push((shard, epoch, seq));
                     continue;
                 }
-                Out::Differed(difference) => {
+                ReplicaOutput::Differed(difference) => {
                     self.differed.push(difference);
                     continue;
                 }
@@ -540,9 +542,9 @@ impl Process {
         }
     }
 
-    fn carry_out_member(&mut self, now: u64, output: member::Output) {
+    fn carry_out_member(&mut self, now: u64, output: member::MemberOutput) {
         match output {
-            member::Output::Write {
+            member::MemberOutput::Write {
                 id,
                 key,
                 value,
@@ -553,8 +555,8 @@ impl Process {
                 value,
                 revision,
             }),
-            member::Output::Read(key) => self.sent.push(Sent::Read(key)),
-            member::Output::Role(shard, role) => {
+            member::MemberOutput::Read(key) => self.sent.push(Sent::Read(key)),
+            member::MemberOutput::Role(shard, role) => {
                 if matches!(role, Role::Lead { .. }) {
                     // A beacon is sent at once.
                     self.beacon_at = 0;
@@ -562,21 +564,21 @@ impl Process {
                 self.roles[shard as usize] = role.clone();
                 self.with(shard, |replica, out| replica.set_role(now, role, out));
             }
-            member::Output::Until(until) => {
+            member::MemberOutput::Until(until) => {
                 self.until = until;
                 self.all(|replica, out| replica.renewed(now, until, out));
             }
-            member::Output::SessionLost => {
+            member::MemberOutput::SessionLost => {
                 self.replicas.iter_mut().for_each(Replica::session_lost);
             }
-            member::Output::Left => self.sent.push(Sent::Left),
+            member::MemberOutput::Left => self.sent.push(Sent::Left),
         }
     }
 
     /// Writes the shards' records to the disk.
     fn flush(&mut self, now: u64, disk: &mut Disk) {
         for (number, replica) in (0..).zip(&mut self.replicas) {
-            if replica.holds().is_some() {
+            if replica.complete_epoch().is_some() {
                 let records = replica.shard_mut().all_records();
                 let stored = records.iter().map(|record| record.encode(&self.names));
                 let stored = stored.filter_map(|(key, value)| Some((key, value?)));

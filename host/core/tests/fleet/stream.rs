@@ -6,7 +6,7 @@ use presence_core::message::{Message, StreamPlace};
 
 use crate::broker::End;
 use crate::node::{Arrival, Node};
-use crate::world::{CALM_FROM, Happens, SHARDS, World};
+use crate::world::{CALM_FROM, SHARDS, SimEvent, World};
 
 /// The time after which an unacknowledged message is delivered again.
 pub(crate) const ACK_WAIT_MS: u64 = 300;
@@ -69,7 +69,7 @@ impl World {
     pub(crate) fn store(&mut self, mut message: Message) {
         let sequence = self.stream.0.len() as u64 + 1;
         if self.options.mistake != StreamMistake::NoPlaces {
-            message.stored = Some(StreamPlace {
+            message.stream_place = Some(StreamPlace {
                 stream: 1,
                 sequence,
             });
@@ -79,7 +79,7 @@ impl World {
             is_handled: false,
             deliveries: 0,
         });
-        self.at(self.t, Happens::Deliver(sequence));
+        self.at(self.t, SimEvent::Deliver(sequence));
     }
 
     /// Delivers a message to one of the nodes, unless it has been acknowledged.
@@ -92,14 +92,14 @@ impl World {
         let routers = self.nodes.iter().filter(takes).map(|it| it.number);
         let routers: Vec<_> = routers.collect();
         if routers.is_empty() {
-            return self.at(self.t + LOOK_MS, Happens::Deliver(sequence));
+            return self.at(self.t + LOOK_MS, SimEvent::Deliver(sequence));
         }
         let router = routers[self.random.within(0, routers.len() as u64 - 1) as usize];
         self.note(format_args!("{sequence} of the stream to {router}"));
         let stored = &mut self.stream.0[place];
         stored.deliveries += 1;
         let message = stored.message.clone();
-        self.at(self.t + ACK_WAIT_MS, Happens::Deliver(sequence));
+        self.at(self.t + ACK_WAIT_MS, SimEvent::Deliver(sequence));
         if self.options.mistake == StreamMistake::RouterAcknowledges {
             self.stream.0[place].is_handled = true;
         }

@@ -353,7 +353,7 @@ impl User {
             timestamp: BEGINNING + t - self.skew,
             payload: payload(conn_id(conn).into()),
             raw: Bytes::new(),
-            stored: None,
+            stream_place: None,
             delayed_ms: 0,
         }
     }

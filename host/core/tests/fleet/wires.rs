@@ -1,7 +1,7 @@
 //! The messages between users, nodes, the bucket and clients, and which of them are lost.
 
 use presence_core::fleet::hash;
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{Key, OwnerEntry};
 use presence_core::fleet::replica::Role;
 use presence_core::message::{Message, Payload};
@@ -14,13 +14,13 @@ use crate::node::{Arrival, REORDER_MS, Sent};
 use crate::rules::{VIEWERS, shows, user_of, viewer_id};
 use crate::stream::StreamMode;
 use crate::users::Last;
-use crate::world::{CALM_FROM, Happens, SHARDS, TICK_MS, ToClient, World};
+use crate::world::{CALM_FROM, SHARDS, SimEvent, TICK_MS, ToClient, World};
 
 impl World {
     pub(crate) fn user(&mut self, user: usize) {
         let calm = self.t > CALM_FROM;
         let (messages, next) = self.users[user].act(self.t, calm, &mut self.random);
-        self.at(next, Happens::User(user));
+        self.at(next, SimEvent::User(user));
         for message in messages {
             self.note(format_args!("user {user} {:?}", message.payload));
             let (server, shard) = (
@@ -42,7 +42,7 @@ impl World {
             let routers = self
                 .nodes
                 .iter()
-                .filter(|node| node.is_connected() && self.servers.pass(server, node.server));
+                .filter(|node| node.is_connected() && self.servers.are_linked(server, node.server));
             let routers: Vec<_> = routers.map(|node| node.number).collect();
             if !routers.is_empty() {
                 let router = routers[self.random.within(0, routers.len() as u64 - 1) as usize];
@@ -79,7 +79,7 @@ impl World {
             if self.random.chance(1) {
                 // A second copy arrives within the time for which messages may be out of order.
                 let late = self.random.within(1, REORDER_MS / 2);
-                self.at(self.t + late, Happens::At(node, arrival.clone()));
+                self.at(self.t + late, SimEvent::At(node, arrival.clone()));
             }
             self.deliver(from, node, arrival);
         }
@@ -98,19 +98,19 @@ impl World {
 
     pub(crate) fn reaches(&self, from: End, server: usize, node: usize) -> bool {
         let it = &self.nodes[node];
-        from == End::Node(node) || (it.is_connected() && self.servers.pass(server, it.server))
+        from == End::Node(node) || (it.is_connected() && self.servers.are_linked(server, it.server))
     }
 
     pub(crate) fn deliver(&mut self, from: End, node: usize, arrival: Arrival) {
         let at = self
             .servers
             .arrival(self.t, from, End::Node(node), &mut self.random);
-        self.at(at, Happens::At(node, arrival));
+        self.at(at, SimEvent::At(node, arrival));
     }
 
     pub(crate) fn arrive(&mut self, node: usize, arrival: Arrival) {
         if matches!(arrival, Arrival::Tick) {
-            self.at(self.t + TICK_MS, Happens::At(node, Arrival::Tick));
+            self.at(self.t + TICK_MS, SimEvent::At(node, Arrival::Tick));
         }
         let it = &mut self.nodes[node];
         if it.process.is_none() {
@@ -157,7 +157,7 @@ impl World {
         }
         if self.nodes[node].is_behind {
             self.nodes[node].is_behind = false;
-            self.at(self.t + 30, Happens::Resync(node));
+            self.at(self.t + 30, SimEvent::Resync(node));
         }
     }
 
@@ -172,11 +172,11 @@ impl World {
                     self.nodes[node].held.push(sent);
                 }
                 Sent::Write { id, .. } => {
-                    let written = Arrival::Written(id, Outcome::Unknown);
-                    self.at(self.t + 120, Happens::At(node, written));
+                    let written = Arrival::Written(id, WriteOutcome::Unknown);
+                    self.at(self.t + 120, SimEvent::At(node, written));
                 }
                 Sent::Read(key) => {
-                    self.at(self.t + 120, Happens::At(node, Arrival::Read(key, None)));
+                    self.at(self.t + 120, SimEvent::At(node, Arrival::Read(key, None)));
                 }
                 Sent::Left => self.nodes[node].crash(),
                 _ => {}
@@ -244,13 +244,13 @@ impl World {
                 let at = self
                     .servers
                     .arrival(self.t, from, End::Bucket, &mut self.random);
-                self.at(at, Happens::Write(node, session, id, key, value, revision));
+                self.at(at, SimEvent::Write(node, session, id, key, value, revision));
             }
             Sent::Read(key) => {
                 let at = self
                     .servers
                     .arrival(self.t, from, End::Bucket, &mut self.random);
-                self.at(at, Happens::Read(node, session, key));
+                self.at(at, SimEvent::Read(node, session, key));
             }
             Sent::Left => {
                 self.note(format_args!("{node} has left"));
@@ -273,9 +273,9 @@ impl World {
         let works = !it.is_cut && self.servers.has_majority(it.server);
         let outcome = match works {
             true => self.bucket.write(key, value.clone(), revision),
-            false => Outcome::Unknown,
+            false => WriteOutcome::Unknown,
         };
-        if let Outcome::Stored(revision) = outcome {
+        if let WriteOutcome::Stored(revision) = outcome {
             self.note(format_args!(
                 "{node} wrote {} {value:?} {revision}",
                 key.to_text()
@@ -305,8 +305,8 @@ impl World {
         }
         let is_lost = self.is_lost(2);
         let (at, outcome) = match outcome {
-            Outcome::Unknown => (self.t + 120, outcome),
-            _ if is_lost => (self.t + 120, Outcome::Unknown),
+            WriteOutcome::Unknown => (self.t + 120, outcome),
+            _ if is_lost => (self.t + 120, WriteOutcome::Unknown),
             _ => {
                 let to = End::Node(node);
                 let at = self
@@ -315,7 +315,7 @@ impl World {
                 (at, outcome)
             }
         };
-        self.at(at, Happens::At(node, Arrival::Written(id, outcome)));
+        self.at(at, SimEvent::At(node, Arrival::Written(id, outcome)));
     }
 
     pub(crate) fn change(&mut self, node: usize, key: Key, value: Option<String>, revision: u64) {
@@ -329,7 +329,7 @@ impl World {
         }
         let works = !it.is_cut && self.servers.has_majority(it.server);
         if !works {
-            return self.at(self.t + 120, Happens::At(node, Arrival::Read(key, None)));
+            return self.at(self.t + 120, SimEvent::At(node, Arrival::Read(key, None)));
         }
         let found = self.bucket.keys.get(&key).cloned().unwrap_or((None, 0));
         self.deliver(End::Bucket, node, Arrival::Read(key, Some(found)));
@@ -381,16 +381,16 @@ impl World {
     pub(crate) fn tell_clients(&mut self, node: usize, message: &ToClient, only: Option<usize>) {
         let server = self.nodes[node].server;
         for client in 0..VIEWERS {
-            let passes = self.servers.pass(server, self.clients[client].server);
-            if only.is_some_and(|only| only != client) || !passes || self.is_lost(1) {
+            let is_linked = self.servers.are_linked(server, self.clients[client].server);
+            if only.is_some_and(|only| only != client) || !is_linked || self.is_lost(1) {
                 continue;
             }
             let (from, to) = (End::Node(node), End::Client(client));
             let at = self.servers.arrival(self.t, from, to, &mut self.random);
-            self.at(at, Happens::ToClient(client, message.clone()));
+            self.at(at, SimEvent::ToClient(client, message.clone()));
             if self.random.chance(1) {
                 let again = at + self.random.within(1, 200);
-                self.at(again, Happens::ToClient(client, message.clone()));
+                self.at(again, SimEvent::ToClient(client, message.clone()));
             }
         }
     }
@@ -425,7 +425,7 @@ impl World {
                         .asking
                         .insert(shard, Default::default());
                     let wait_ms = self.random.within(5, 60);
-                    self.at(self.t + wait_ms, Happens::Ask(client, shard));
+                    self.at(self.t + wait_ms, SimEvent::Ask(client, shard));
                 }
             }
         }
@@ -448,7 +448,7 @@ impl World {
                 self.deliver(from, node, query);
             }
         }
-        self.at(self.t + 150, Happens::AskAgain(client, shard, question));
+        self.at(self.t + 150, SimEvent::AskAgain(client, shard, question));
     }
 }
 

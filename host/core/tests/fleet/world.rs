@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use presence_core::fleet::member::Key;
-use presence_core::fleet::replica::{Difference, Mutation};
+use presence_core::fleet::replica::{CatchUpReason, Mutation};
 use presence_core::publish::Subject;
 
 use crate::agreement;
@@ -62,7 +62,7 @@ pub(crate) struct Report {
     pub(crate) again: usize,
 }
 
-pub(crate) enum Happens {
+pub(crate) enum SimEvent {
     At(usize, Arrival),
     /// The process of a node continues.
     Resume(usize),
@@ -93,7 +93,7 @@ pub(crate) struct World {
     pub(crate) t: u64,
     pub(crate) random: Random,
     pub(crate) options: Options,
-    pub(crate) queue: BTreeMap<(u64, u64), Happens>,
+    pub(crate) queue: BTreeMap<(u64, u64), SimEvent>,
     pub(crate) order: u64,
     pub(crate) servers: Servers,
     pub(crate) bucket: Bucket,
@@ -223,9 +223,9 @@ impl World {
                 node,
                 with_disk: false,
             };
-            self.at(at, Happens::Fault(start));
+            self.at(at, SimEvent::Fault(start));
             let tick_at = self.random.within(0, TICK_MS);
-            self.at(tick_at, Happens::At(node, Arrival::Tick));
+            self.at(tick_at, SimEvent::At(node, Arrival::Tick));
         }
         let faults = match self.options.stream {
             StreamMode::OneFault => faults::draw_alone(
@@ -239,26 +239,26 @@ impl World {
             }
         };
         for (at, fault) in faults {
-            self.at(at, Happens::Fault(fault));
+            self.at(at, SimEvent::Fault(fault));
         }
         for user in 0..self.users.len() {
             let app = self.users[user].app.as_ref();
             let states_at = app.map_or(u64::MAX, App::next_at);
             let at = self.users[user].connects_at.min(states_at);
-            self.at(at, Happens::User(user));
+            self.at(at, SimEvent::User(user));
         }
         for client in 0..VIEWERS {
             for shard in Client::begin() {
-                self.at(10, Happens::Ask(client, shard));
+                self.at(10, SimEvent::Ask(client, shard));
             }
         }
         for _ in 0..2 {
             if self.random.chance(50) {
                 let at = self.random.within(1_500, FAULTS_UNTIL);
-                self.at(at, Happens::Rules);
+                self.at(at, SimEvent::Rules);
             }
         }
-        self.at(100, Happens::Look);
+        self.at(100, SimEvent::Look);
         while let Some(((t, _), happens)) = self.queue.pop_first() {
             if t > END || self.oracle.violations.len() > 20 {
                 break;
@@ -270,7 +270,7 @@ impl World {
         // Unless a message is missing, an owner's message always fits the state of a standby.
         for node in &self.nodes {
             let differed = node.process.iter().flat_map(|it| &it.differed);
-            if differed.clone().any(|it| *it == Difference::Mismatch) {
+            if differed.clone().any(|it| *it == CatchUpReason::Mismatch) {
                 let what = format!("{} was told what doesn't fit what it holds", node.name);
                 self.oracle.violated(self.t, what);
             }
@@ -288,7 +288,7 @@ impl World {
         }
     }
 
-    pub(crate) fn at(&mut self, t: u64, happens: Happens) {
+    pub(crate) fn at(&mut self, t: u64, happens: SimEvent) {
         self.order += 1;
         self.queue.insert((t.max(self.t), self.order), happens);
     }
@@ -301,36 +301,36 @@ impl World {
         }
     }
 
-    fn happen(&mut self, happens: Happens) {
+    fn happen(&mut self, happens: SimEvent) {
         match happens {
-            Happens::At(node, arrival) => self.arrive(node, arrival),
-            Happens::Resume(node) => self.resume(node),
-            Happens::Kick(node, since) => {
+            SimEvent::At(node, arrival) => self.arrive(node, arrival),
+            SimEvent::Resume(node) => self.resume(node),
+            SimEvent::Kick(node, since) => {
                 let node = &mut self.nodes[node];
                 if node.stopped_until.is_some() && node.stopped_at == since {
                     node.is_kicked = true;
                     node.is_behind = true;
                 }
             }
-            Happens::Fault(fault) => self.fault(fault),
-            Happens::User(user) => self.user(user),
-            Happens::ToClient(client, message) => self.client_hears(client, message),
-            Happens::Ask(client, shard) => self.ask(client, shard),
-            Happens::AskAgain(client, shard, question) => {
+            SimEvent::Fault(fault) => self.fault(fault),
+            SimEvent::User(user) => self.user(user),
+            SimEvent::ToClient(client, message) => self.client_hears(client, message),
+            SimEvent::Ask(client, shard) => self.ask(client, shard),
+            SimEvent::AskAgain(client, shard, question) => {
                 let asking = self.clients[client].asking.get(&shard);
                 if asking.is_some_and(|(asked, _)| *asked == question) {
                     self.ask(client, shard);
                 }
             }
-            Happens::Look => {
-                self.at(self.t + 100, Happens::Look);
+            SimEvent::Look => {
+                self.at(self.t + 100, SimEvent::Look);
                 self.look();
             }
-            Happens::Write(node, session, id, key, value, revision) => {
+            SimEvent::Write(node, session, id, key, value, revision) => {
                 self.write(node, session, id, &key, value, revision);
             }
-            Happens::Read(node, session, key) => self.read(node, session, key),
-            Happens::Rules => {
+            SimEvent::Read(node, session, key) => self.read(node, session, key),
+            SimEvent::Rules => {
                 let oracle = &mut self.oracle;
                 oracle.generation += 1;
                 oracle.rules_at = self.t;
@@ -340,12 +340,12 @@ impl World {
                     let wait_ms = self.random.within(1, 300);
                     self.at(
                         self.t + wait_ms,
-                        Happens::At(node, Arrival::Rules(generation)),
+                        SimEvent::At(node, Arrival::Rules(generation)),
                     );
                 }
             }
-            Happens::Deliver(sequence) => self.deliver_stored(sequence),
-            Happens::Resync(node) => {
+            SimEvent::Deliver(sequence) => self.deliver_stored(sequence),
+            SimEvent::Resync(node) => {
                 let it = &mut self.nodes[node];
                 if !it.is_connected() || !self.servers.has_majority(it.server) {
                     return;
@@ -376,7 +376,7 @@ impl World {
                 }
                 let it = &mut self.nodes[node];
                 it.start(self.t, &self.options, self.oracle.generation);
-                self.at(self.t + 5, Happens::Resync(node));
+                self.at(self.t + 5, SimEvent::Resync(node));
             }
             Fault::Stop { node, for_ms } => self.stop(node, for_ms),
             Fault::StopInWrite { node, for_ms } => {
@@ -403,7 +403,7 @@ impl World {
             Fault::Rejoin(server) => {
                 self.servers.isolated[server] = false;
                 for node in 0..self.nodes.len() {
-                    self.at(self.t + 20, Happens::Resync(node));
+                    self.at(self.t + 20, SimEvent::Resync(node));
                 }
             }
             Fault::Slow(ms) => self.servers.slow_ms = ms,
@@ -420,8 +420,8 @@ impl World {
         it.stopped_at = t;
         self.note(format_args!("stopped {node} for {for_ms}"));
         (self.oracle.fault_at, self.oracle.hurt_at) = (t, t);
-        self.at(t + for_ms, Happens::Resume(node));
-        self.at(t + KICK_MS, Happens::Kick(node, t));
+        self.at(t + for_ms, SimEvent::Resume(node));
+        self.at(t + KICK_MS, SimEvent::Kick(node, t));
     }
 
     fn resume(&mut self, node: usize) {
@@ -463,8 +463,8 @@ impl World {
         for sent in held {
             self.send(node, sent);
         }
-        self.at(self.t + 1, Happens::At(node, Arrival::Reconnected));
-        self.at(self.t + 15, Happens::Resync(node));
+        self.at(self.t + 1, SimEvent::At(node, Arrival::Reconnected));
+        self.at(self.t + 15, SimEvent::Resync(node));
     }
 
     fn look(&mut self) {

@@ -24,7 +24,7 @@ fn what_a_node_held_for_longer_than_a_timeout_undoes_nothing_that_was_said_since
     };
     let begin = || {
         let mut world = World::new(&[("a", &["b"])]);
-        world.shard.keep_told(true);
+        world.shard.keep_standby_records(true);
         world
     };
 

@@ -10,7 +10,7 @@ pub(crate) struct Model {
     pub(crate) settings: TrackerSettings,
     now: u64,
     /// How long the host has been able to hear, in milliseconds.
-    heard_ms: i64,
+    relay_ms: i64,
     heard_up_to: Option<u64>,
     /// When that was last reported.
     told_at: u64,
@@ -72,7 +72,7 @@ impl Model {
         Self {
             settings,
             now: 0,
-            heard_ms: 0,
+            relay_ms: 0,
             heard_up_to: settings.receive_step_ms.is_none().then_some(0),
             told_at: 0,
             room_ms: 0,
@@ -254,10 +254,10 @@ impl Model {
     }
 
     /// Lets time pass. A host that always hears has heard all of it.
-    fn pass(&mut self, now: u64) {
+    fn advance_to(&mut self, now: u64) {
         self.now = now;
         if self.settings.receive_step_ms.is_none() {
-            self.heard_ms += (now - self.heard_up_to.unwrap()) as i64;
+            self.relay_ms += (now - self.heard_up_to.unwrap()) as i64;
             self.heard_up_to = Some(now);
             self.told_at = now;
         }
@@ -265,10 +265,10 @@ impl Model {
 
     /// The start of a lease that is renewed now, in heard time.
     fn lease_from(&mut self, now: u64) -> i64 {
-        self.pass(now);
+        self.advance_to(now);
         let step = self.settings.receive_step_ms.unwrap_or(0);
         let ahead = self.heard_up_to.map_or(step, |at| now.saturating_sub(at));
-        self.heard_ms + ahead.min(step) as i64
+        self.relay_ms + ahead.min(step) as i64
     }
 
     /// Everything up to `at` has been heard.
@@ -282,7 +282,7 @@ impl Model {
     }
 
     fn listen(&mut self, now: u64, at: u64, gain_max: Option<u64>) {
-        self.pass(now);
+        self.advance_to(now);
         let (Some(step), Some(gain_max)) = (self.settings.receive_step_ms, gain_max) else {
             return;
         };
@@ -292,7 +292,7 @@ impl Model {
         let room_ms = (self.room_ms + (now - self.told_at)).min(step);
         let gained = passed.min(room_ms).min(gain_max);
         self.room_ms = room_ms - gained;
-        self.heard_ms += gained as i64;
+        self.relay_ms += gained as i64;
         let up_to = self.heard_up_to.map_or(at, |before| before.max(at));
         self.heard_up_to = Some(up_to);
         self.told_at = now;
@@ -305,7 +305,7 @@ impl Model {
             } = &mut connection.state
                 && up_to >= *heard_at + 2 * timeout
             {
-                let left = *lease_from + timeout as i64 - self.heard_ms;
+                let left = *lease_from + timeout as i64 - self.relay_ms;
                 *lease_from += left.min((timeout / 3) as i64) - left;
             }
         }
@@ -320,7 +320,7 @@ impl Model {
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let heard = self.heard_tasks().filter_map(|(due, _)| {
-            let left = due - self.heard_ms;
+            let left = due - self.relay_ms;
             match self.settings.receive_step_ms {
                 None => Some(self.now.saturating_add_signed(left.max(0))),
                 Some(_) => (left <= 0).then_some(self.told_at),
@@ -332,7 +332,7 @@ impl Model {
     /// Does all work that is due.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Transition<Metadata>> {
         let mut transitions = Vec::new();
-        self.pass(now);
+        self.advance_to(now);
         while let Some(task) = self.first_due() {
             match task {
                 Task::EndGrace(index) => {
@@ -483,7 +483,7 @@ impl Model {
     /// The task that has been due for longest. At the same time, tasks are ordered by kind.
     fn first_due(&self) -> Option<Task> {
         let heard = self.heard_tasks();
-        let heard = heard.map(|(due, task)| (due - self.heard_ms, task));
+        let heard = heard.map(|(due, task)| (due - self.relay_ms, task));
         let others = self.other_tasks();
         let others = others.map(|(at, task)| (at as i64 - self.now as i64, task));
         let due = heard.chain(others).filter(|(left, _)| *left <= 0);

@@ -210,7 +210,7 @@ impl ComparisonTotals {
         for (pairs, viewers) in [
             (&mut self.lost, &difference.lost),
             (&mut self.gained, &difference.gained),
-            (&mut self.otherwise, &difference.otherwise),
+            (&mut self.otherwise, &difference.shown_differently),
         ] {
             if pairs.len() + viewers.len() <= PAIRS_MAX {
                 pairs.add(user, viewers);
@@ -241,7 +241,7 @@ mod tests {
         Difference {
             lost: lost.iter().copied().collect(),
             gained: gained.iter().copied().collect(),
-            otherwise: RoaringBitmap::new(),
+            shown_differently: RoaringBitmap::new(),
         }
     }
 

@@ -137,7 +137,7 @@ impl Example {
             user_id: user.into(),
             lost: Viewers::of(&difference.lost, names),
             gained: Viewers::of(&difference.gained, names),
-            otherwise: Viewers::of(&difference.otherwise, names),
+            otherwise: Viewers::of(&difference.shown_differently, names),
             why,
         }
     }

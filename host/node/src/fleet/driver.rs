@@ -15,9 +15,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use presence_config::causes::Causes;
 use presence_config::subjects::Subjects;
 use presence_core::Input;
-use presence_core::fleet::lease::Outcome;
-use presence_core::fleet::member::{Key, Member, Output};
-use presence_core::fleet::replica::{Before, Role};
+use presence_core::fleet::lease::WriteOutcome;
+use presence_core::fleet::member::{Key, Member, MemberOutput};
+use presence_core::fleet::replica::{PreviousOwner, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -48,7 +48,7 @@ const REPORTS_MAX: usize = 256;
 
 /// The result of an operation that ran beside the driver's loop.
 enum Completion {
-    Written(u64, Key, Outcome),
+    Written(u64, Key, WriteOutcome),
     Read(Key, Option<Change>),
     /// The attempt number, and the watch. `None`: the attempt failed.
     Watched(u64, Option<Box<BucketWatch>>),
@@ -281,9 +281,9 @@ impl Driver {
         });
     }
 
-    fn carry_out(&mut self, now: u64, output: Output) {
+    fn carry_out(&mut self, now: u64, output: MemberOutput) {
         match output {
-            Output::Write {
+            MemberOutput::Write {
                 id,
                 key,
                 value,
@@ -296,9 +296,9 @@ impl Driver {
                 };
                 self.under_way.push(written.boxed());
             }
-            Output::Read(key) => self.read(key),
-            Output::Role(shard, role) => self.role(shard, role),
-            Output::Until(until) => {
+            MemberOutput::Read(key) => self.read(key),
+            MemberOutput::Role(shard, role) => self.role(shard, role),
+            MemberOutput::Until(until) => {
                 let was_over = now >= self.fleet.lease.until();
                 self.fleet.lease.set_until(until);
                 if !self.is_announced {
@@ -311,7 +311,7 @@ impl Driver {
                     self.send_fleet_task_to_all(|| FleetTask::Lease);
                 }
             }
-            Output::SessionLost => {
+            MemberOutput::SessionLost => {
                 self.fleet.lease.set_until(0);
                 self.fleet
                     .figures
@@ -323,7 +323,7 @@ impl Driver {
                 );
                 self.send_fleet_task_to_all(|| FleetTask::SessionLost);
             }
-            Output::Left => {
+            MemberOutput::Left => {
                 tracing::info!("this node has left the fleet");
                 self.fleet.lease.set_until(0);
                 self.fleet.left.send_replace(true);
@@ -342,8 +342,8 @@ impl Driver {
 
     /// The node's role in a shard changes. It subscribes to the shard before it takes the role.
     fn role(&mut self, shard: u32, role: Role) {
-        if let Role::Lead { epoch, before } = &role {
-            self.note_owner(shard, *epoch, before);
+        if let Role::Lead { epoch, previous } = &role {
+            self.note_owner(shard, *epoch, previous);
         }
         let Some((known, listening)) = self.roles.get_mut(shard as usize) else {
             return;
@@ -382,15 +382,15 @@ impl Driver {
         self.under_way.push(subscribed.boxed());
     }
 
-    fn note_owner(&mut self, shard: u32, epoch: u64, before: &Before) {
+    fn note_owner(&mut self, shard: u32, epoch: u64, previous: &PreviousOwner) {
         let figures = &self.fleet.figures;
-        match &before.told {
+        match &previous.handed_over {
             Some((node, _)) => {
                 figures.handovers.fetch_add(1, Ordering::Relaxed);
                 self.gains.handed_over += 1;
                 tracing::debug!(shard, epoch, from = &**node, "a shard was handed over");
             }
-            None if before.epoch > 0 => {
+            None if previous.epoch > 0 => {
                 figures.takeovers.fetch_add(1, Ordering::Relaxed);
                 self.gains.taken_over += 1;
                 tracing::debug!(shard, epoch, "a shard was taken over");
@@ -469,12 +469,12 @@ impl Driver {
         match done {
             Completion::Written(id, key, outcome) => {
                 match outcome {
-                    Outcome::Stored(revision) if revision > 0 => {
+                    WriteOutcome::Stored(revision) if revision > 0 => {
                         self.watch_lag.note_written(revision, now);
                     }
                     // Another node has changed the key, or it is gone: read the current value.
-                    Outcome::Refused => self.read(key),
-                    Outcome::Stored(_) | Outcome::Unknown => {}
+                    WriteOutcome::Refused => self.read(key),
+                    WriteOutcome::Stored(_) | WriteOutcome::Unknown => {}
                 }
                 self.member.written(now, id, outcome);
             }
@@ -537,7 +537,7 @@ impl Driver {
             ShardReport::Synced { node, epoch, seq } => {
                 self.send_synced(&node, shard, (epoch, seq));
             }
-            ShardReport::TakesHeartbeats(takes) => self.set_takes_heartbeats(shard, takes),
+            ShardReport::TakesHeartbeats(takes) => self.set_receives_heartbeats(shard, takes),
             ShardReport::Differed(why) => {
                 let why = self.fleet.figures.count_catch_up(why);
                 tracing::debug!(shard, why, "a shard catches up");

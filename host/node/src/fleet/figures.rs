@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use presence_core::fleet::replica::Difference;
+use presence_core::fleet::replica::CatchUpReason;
 
 /// The counters.
 #[derive(Debug, Default)]
@@ -25,19 +25,19 @@ pub(crate) struct FleetFigures {
 }
 
 /// The reasons for catching up, and their names in metrics.
-const REASONS: [(Difference, &str); 7] = [
-    (Difference::Begins, "begins"),
-    (Difference::Gap, "gap"),
-    (Difference::Mismatch, "mismatch"),
-    (Difference::Ledger, "ledger"),
-    (Difference::Connections, "connections"),
-    (Difference::LostInput, "lost-input"),
-    (Difference::Silence, "silence"),
+const REASONS: [(CatchUpReason, &str); 7] = [
+    (CatchUpReason::Begins, "begins"),
+    (CatchUpReason::Gap, "gap"),
+    (CatchUpReason::Mismatch, "mismatch"),
+    (CatchUpReason::Ledger, "ledger"),
+    (CatchUpReason::Connections, "connections"),
+    (CatchUpReason::LostInput, "lost-input"),
+    (CatchUpReason::Silence, "silence"),
 ];
 
 impl FleetFigures {
     /// Counts that a shard catches up. Returns the name of the reason.
-    pub(super) fn count_catch_up(&self, why: Difference) -> &'static str {
+    pub(super) fn count_catch_up(&self, why: CatchUpReason) -> &'static str {
         let mut counts = REASONS.iter().zip(&self.caught_up);
         let Some(((_, word), count)) = counts.find(|((reason, _), _)| *reason == why) else {
             return "";
@@ -60,9 +60,12 @@ mod tests {
     #[test]
     fn each_reason_is_counted_apart() {
         let figures = FleetFigures::default();
-        assert_eq!(figures.count_catch_up(Difference::LostInput), "lost-input");
-        figures.count_catch_up(Difference::LostInput);
-        figures.count_catch_up(Difference::Begins);
+        assert_eq!(
+            figures.count_catch_up(CatchUpReason::LostInput),
+            "lost-input"
+        );
+        figures.count_catch_up(CatchUpReason::LostInput);
+        figures.count_catch_up(CatchUpReason::Begins);
         let counts: Vec<_> = figures
             .caught_up()
             .filter(|(_, count)| *count > 0)

@@ -134,7 +134,7 @@ impl Fleet {
     }
 
     /// Whether a shard in which this node has a part takes in heartbeats itself.
-    pub(crate) fn takes_heartbeats(&self, shard: u32) -> bool {
+    pub(crate) fn receives_heartbeats(&self, shard: u32) -> bool {
         let shard = self.heartbeats.get(shard as usize);
         shard.is_some_and(|takes| takes.load(Ordering::Relaxed))
     }
@@ -229,8 +229,8 @@ pub(crate) async fn join(
         node: Arc::clone(&fleet.node),
         timeout_ms: config.tracker.timeout_ms,
         chunk_bytes: message_bytes.min(CHUNK_BYTES),
-        told_bytes: message_bytes,
-        told_from: TOLD_FROM,
+        standby_message_bytes_max: message_bytes,
+        relay_heartbeats_min: TOLD_FROM,
         mutation: Mutation::None,
     };
     Ok(Some(FleetStart {

@@ -20,7 +20,7 @@ use futures_util::StreamExt as _;
 use presence_config::causes::Causes;
 use presence_core::digest::digest;
 use presence_core::fleet::hash;
-use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::Key;
 use serde::{Deserialize, Serialize};
 
@@ -225,23 +225,30 @@ impl FleetBucket {
     }
 
     /// Writes a key, or deletes it if `value` is `None`, if its last revision is still `revision`.
-    pub(crate) async fn write(&self, key: Key, value: Option<String>, revision: u64) -> Outcome {
+    pub(crate) async fn write(
+        &self,
+        key: Key,
+        value: Option<String>,
+        revision: u64,
+    ) -> WriteOutcome {
         let key = key.to_text();
         let Some(value) = value else {
             let deleted = self.store.delete_expect_revision(&key, Some(revision));
             return match deleted.await {
                 // The client doesn't return the revision of the delete marker. The watch reports
                 // it.
-                Ok(()) => Outcome::Stored(0),
+                Ok(()) => WriteOutcome::Stored(0),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                    Outcome::Refused
+                    WriteOutcome::Refused
                 }
                 Err(error) => unknown(&error),
             };
         };
         match self.store.update(&key, value.into(), revision).await {
-            Ok(revision) => Outcome::Stored(revision),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Outcome::Refused,
+            Ok(revision) => WriteOutcome::Stored(revision),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                WriteOutcome::Refused
+            }
             Err(error) => unknown(&error),
         }
     }
@@ -328,9 +335,9 @@ impl FleetBucket {
     }
 }
 
-fn unknown(error: &(impl std::error::Error + 'static)) -> Outcome {
+fn unknown(error: &(impl std::error::Error + 'static)) -> WriteOutcome {
     tracing::debug!("the outcome of a write into the fleet's bucket isn't known: {error}");
-    Outcome::Unknown
+    WriteOutcome::Unknown
 }
 
 impl BucketWatch {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use presence_core::audience::Audience;
-use presence_core::comparison::{Difference, parting};
+use presence_core::comparison::{Difference, first_difference};
 use presence_core::directory::{Directory, Question};
 use presence_core::event::Event;
 use presence_core::names::{Id, Names};
@@ -216,7 +216,11 @@ impl ShardRules<'_> {
     /// of each kind.
     fn example(&mut self, context: Context<'_>, difference: &Difference) -> Option<Example> {
         let candidate = self.candidate.as_mut()?;
-        let of_each = [&difference.lost, &difference.gained, &difference.otherwise];
+        let of_each = [
+            &difference.lost,
+            &difference.gained,
+            &difference.shown_differently,
+        ];
         let mut whys = Vec::new();
         for viewer in of_each.into_iter().filter_map(|viewers| viewers.min()) {
             let viewer = Id(viewer);
@@ -224,8 +228,8 @@ impl ShardRules<'_> {
             let new = candidate
                 .span
                 .in_scope(|| candidate.rules.explain_uncounted(context, viewer).stages);
-            let parting = parting(&old, &new);
-            if let (Some(stages), Some(name)) = (parting, context.names.name(viewer)) {
+            let first_difference = first_difference(&old, &new);
+            if let (Some(stages), Some(name)) = (first_difference, context.names.name(viewer)) {
                 whys.push(StageDifference::new(name.as_str(), stages));
             }
         }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use presence_config::subjects::EPOCH_STEP;
 use presence_core::body::explain::ExplainReport;
 use presence_core::body::query::Answers;
-use presence_core::fleet::replica::{Difference, Discarded, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{
+    CatchUpReason, Discarded, Replica, ReplicaOutput, ReplicaSettings, Role,
+};
 use presence_core::names::Names;
 use presence_core::query::Explain;
 use presence_core::rules::Rules;
@@ -64,7 +66,7 @@ pub(crate) enum ShardReport {
     /// Whether it takes in heartbeats from now on. If not, the owner tells it of them.
     TakesHeartbeats(bool),
     /// Its state differs from the owner's, so it catches up.
-    Differed(Difference),
+    Differed(CatchUpReason),
     /// Its old state, which must be freed on another thread, so that no event waits for it.
     Discard(Discarded),
     /// A message of another node was refused: why.
@@ -83,7 +85,7 @@ pub(crate) struct HostedReplica {
     names: Arc<Names>,
     links: FleetLinks,
     /// Outputs that are still to be carried out.
-    outputs: Vec<Out>,
+    outputs: Vec<ReplicaOutput>,
     /// Receipts of the input stream to acknowledge after `outputs`.
     receipts: Vec<Receipt>,
     /// The messages that were acknowledged recently.
@@ -94,7 +96,7 @@ pub(crate) struct HostedReplica {
     fence: Option<(u64, Arc<EpochFence>)>,
     /// What was last reported.
     synced_epoch: Option<u64>,
-    takes_heartbeats: bool,
+    receives_heartbeats: bool,
     role: Role,
     /// The nodes that ask for a snapshot: the node, the number of its question, and when it
     /// arrived. The snapshot is taken when everything that had arrived by then is handled. The node
@@ -151,7 +153,7 @@ impl ShardOrReplica {
             until: 0,
             fence: None,
             synced_epoch: None,
-            takes_heartbeats: true,
+            receives_heartbeats: true,
             role: Role::None,
             snapshot_requests: Vec::new(),
             resigned: None,
@@ -299,7 +301,8 @@ impl ShardOrReplica {
         match self {
             Self::Alone(_) => false,
             Self::Replica(hosted) => {
-                matches!(hosted.role, Role::Follow { .. }) && hosted.replica.holds().is_some()
+                matches!(hosted.role, Role::Follow { .. })
+                    && hosted.replica.complete_epoch().is_some()
             }
         }
     }
@@ -317,8 +320,12 @@ impl ShardOrReplica {
         let Self::Replica(hosted) = self else {
             return 0;
         };
-        let is_published =
-            |output: &&Out| matches!(output, Out::Shard(Output::Publish(_) | Output::Deliver(_)));
+        let is_published = |output: &&ReplicaOutput| {
+            matches!(
+                output,
+                ReplicaOutput::Shard(Output::Publish(_) | Output::Deliver(_))
+            )
+        };
         hosted.outputs.iter().filter(is_published).count()
     }
 
@@ -362,7 +369,7 @@ impl HostedReplica {
             FleetTask::Lease => {}
             FleetTask::SessionLost => replica.session_lost(),
             FleetTask::Update(bytes) => {
-                if replica.told(now, &bytes, outputs).is_err() {
+                if replica.receive(now, &bytes, outputs).is_err() {
                     let what = "what the owner told can't be read, or is of another shard";
                     self.report(ShardReport::Refused(what.into()));
                 }
@@ -388,7 +395,7 @@ impl HostedReplica {
         self.snapshot_requests.retain(|(node, nonce, at)| {
             let waits = *at > now;
             if !waits {
-                replica.asked(now, node, *nonce, outputs);
+                replica.snapshot_requested(now, node, *nonce, outputs);
             }
             waits
         });
@@ -416,25 +423,25 @@ impl HostedReplica {
     }
 
     /// Takes the outputs to carry out.
-    pub(super) fn take_outputs(&mut self) -> Vec<Out> {
+    pub(super) fn take_outputs(&mut self) -> Vec<ReplicaOutput> {
         std::mem::take(&mut self.outputs)
     }
 
     /// Carries out an output for the rest of the fleet. `place`: the place behind all that the
     /// shard has published.
-    pub(super) fn carry_out(&mut self, output: Out, place: u64) {
+    pub(super) fn carry_out(&mut self, output: ReplicaOutput, place: u64) {
         let report = match output {
             // These are published by the caller.
-            Out::Shard(_) | Out::Told(_) => return,
-            Out::Resigned { epoch, seq } => {
+            ReplicaOutput::Shard(_) | ReplicaOutput::ToStandbys(_) => return,
+            ReplicaOutput::Resigned { epoch, seq } => {
                 self.resigned = Some((epoch, seq, place));
                 return;
             }
-            Out::Ask { node, nonce } => ShardReport::RequestSnapshot { node, nonce },
-            Out::Chunk(node, bytes) => ShardReport::Chunk(node, bytes),
-            Out::Synced { node, epoch, seq } => ShardReport::Synced { node, epoch, seq },
-            Out::Differed(difference) => ShardReport::Differed(difference),
-            Out::Discard(discarded) => ShardReport::Discard(discarded),
+            ReplicaOutput::Ask { node, nonce } => ShardReport::RequestSnapshot { node, nonce },
+            ReplicaOutput::Chunk(node, bytes) => ShardReport::Chunk(node, bytes),
+            ReplicaOutput::Synced { node, epoch, seq } => ShardReport::Synced { node, epoch, seq },
+            ReplicaOutput::Differed(difference) => ShardReport::Differed(difference),
+            ReplicaOutput::Discard(discarded) => ShardReport::Discard(discarded),
         };
         self.report(report);
     }
@@ -470,12 +477,12 @@ impl HostedReplica {
     /// Reports whether it holds the owner's state, and whether it takes in heartbeats, if that has
     /// changed.
     pub(super) fn report_state(&mut self) {
-        let synced_epoch = self.replica.holds();
+        let synced_epoch = self.replica.complete_epoch();
         if std::mem::replace(&mut self.synced_epoch, synced_epoch) != synced_epoch {
             self.report(ShardReport::InSync(synced_epoch));
         }
-        let takes = self.replica.takes_heartbeats();
-        if std::mem::replace(&mut self.takes_heartbeats, takes) != takes {
+        let takes = self.replica.receives_heartbeats();
+        if std::mem::replace(&mut self.receives_heartbeats, takes) != takes {
             self.report(ShardReport::TakesHeartbeats(takes));
         }
     }

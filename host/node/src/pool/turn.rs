@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use std::vec;
 
-use presence_core::fleet::replica::Out;
+use presence_core::fleet::replica::ReplicaOutput;
 use presence_core::publish::Subject;
 use presence_core::{Input, Output};
 
@@ -437,8 +437,8 @@ impl HostedShard {
         let mut published = 0;
         for output in outputs {
             let entry = match output {
-                Out::Shard(output) => self.entry(output),
-                Out::Told(bytes) => {
+                ReplicaOutput::Shard(output) => self.entry(output),
+                ReplicaOutput::ToStandbys(bytes) => {
                     let replica = self.shard.as_replica();
                     if let Some((epoch, fence)) = replica.and_then(HostedReplica::new_epoch) {
                         self.sequencer.begin_owned_epoch(epoch, fence);

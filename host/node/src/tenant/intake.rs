@@ -174,7 +174,7 @@ impl Intake {
             .router
             .as_ref()
             .map_or(&self.messages_rate, Router::part);
-        rate.allow_for(ms);
+        rate.allow_extra(ms);
     }
 
     /// No message waits to be read: watermarks and tasks that follow the arrived messages are due.

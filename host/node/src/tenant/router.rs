@@ -182,7 +182,7 @@ impl Router {
     /// This node's part of the tenant's rate: it is divided equally among the living nodes.
     pub(super) fn part(&self) -> &Rate {
         self.part
-            .be_part_of(&self.messages, self.fleet.nodes().len() as u64);
+            .set_to_fraction_of(&self.messages, self.fleet.nodes().len() as u64);
         &self.part
     }
 
@@ -218,7 +218,7 @@ impl Router {
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         let is_heartbeat = kind == Some(Kind::Heartbeat);
         let late_ms = self.late_ms;
-        let is_from_owner = is_heartbeat && !self.fleet.takes_heartbeats(shard);
+        let is_from_owner = is_heartbeat && !self.fleet.receives_heartbeats(shard);
         if !is_from_owner && self.fleet.has_part(shard) {
             let route = Route {
                 shard,
@@ -412,8 +412,11 @@ impl Router {
         let reply = None;
         let rejection = match parsed {
             Ok(message) if self.check_shard(&message.user, shard) => {
-                let stored = Some(receipt.place);
-                let message = Message { stored, ..message };
+                let stream_place = Some(receipt.place);
+                let message = Message {
+                    stream_place,
+                    ..message
+                };
                 return Input::Message { message, reply };
             }
             Ok(message) => self.wrong_shard(shard, &message.user),

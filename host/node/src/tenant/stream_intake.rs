@@ -477,7 +477,7 @@ impl StreamIntake {
     /// Whether the rate allows one more message now. Messages beyond the tenant's rate wait in the
     /// stream.
     fn may_take_one(&self) -> bool {
-        self.pace.be_part_of(&self.messages, 1);
+        self.pace.set_to_fraction_of(&self.messages, 1);
         self.pace.take(clock::now_ms().saturating_mul(1_000_000))
     }
 

@@ -424,7 +424,7 @@ impl StreamRouter {
     async fn dispatch(&mut self, messages: Vec<SharedInput>) -> Result<(), InputStreamError> {
         let begun = Instant::now();
         let nodes = self.fleet.nodes().len() as u64;
-        self.pace.be_part_of(&self.messages, nodes);
+        self.pace.set_to_fraction_of(&self.messages, nodes);
         for _ in &messages {
             self.pace().await;
         }

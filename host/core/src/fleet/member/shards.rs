@@ -8,8 +8,8 @@ use super::Known;
 use super::entries::OwnerEntry;
 use crate::fleet::FleetSettings;
 use crate::fleet::hash;
-use crate::fleet::lease::Outcome;
-use crate::fleet::replica::{Before, Role};
+use crate::fleet::lease::WriteOutcome;
+use crate::fleet::replica::{PreviousOwner, Role};
 
 /// The previous epoch in the entry of an owner who can't know it. No owner ever has this epoch:
 /// revision 1 of the bucket is its configuration.
@@ -28,7 +28,7 @@ pub(super) struct Fleet<'a> {
 
 /// The outcome of reviewing a shard.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct ReviewOutcome {
     pub(super) role: Option<Role>,
     pub(super) write: Option<(OwnerEntry, u64)>,
     pub(super) read: bool,
@@ -55,7 +55,7 @@ pub(super) struct ShardView {
     writing_since: Option<u64>,
     /// Whether the outcome of a write is unknown, so that the entry must be read.
     is_doubtful: bool,
-    handing: Option<Handing>,
+    hand_over: Option<HandOver>,
     /// Since when the shard could be handed to the node that should own it, while some of the
     /// future standbys don't hold its state yet.
     waits_since: Option<u64>,
@@ -65,12 +65,12 @@ pub(super) struct ShardView {
 
 /// A hand-over in progress.
 #[derive(Debug)]
-struct Handing {
+struct HandOver {
     to: Arc<str>,
     since: u64,
     epoch: u64,
     /// The sequence number of the last message, once the replica has resigned.
-    told: Option<u64>,
+    last_seq: Option<u64>,
     /// Whether a write that names the new owner was sent. It may still be stored.
     is_written: bool,
 }
@@ -88,7 +88,7 @@ impl ShardView {
             vacant_since: None,
             writing_since: None,
             is_doubtful: false,
-            handing: None,
+            hand_over: None,
             waits_since: None,
             due: None,
         }
@@ -120,7 +120,7 @@ impl ShardView {
                 revision,
                 seen_at: now,
             };
-            self.handing = None;
+            self.hand_over = None;
             self.vacant_since = None;
         }
         self.writing_since = None;
@@ -137,15 +137,15 @@ impl ShardView {
             ..Known::default()
         };
         self.was_removed = true;
-        self.handing = None;
+        self.hand_over = None;
         self.vacant_since = None;
     }
 
-    pub(super) fn written(&mut self, now: u64, outcome: Outcome) {
+    pub(super) fn written(&mut self, now: u64, outcome: WriteOutcome) {
         match outcome {
             // The entry is read next, and says who owns the shard.
-            Outcome::Stored(_) | Outcome::Refused => self.writing_since = Some(now),
-            Outcome::Unknown => {
+            WriteOutcome::Stored(_) | WriteOutcome::Refused => self.writing_since = Some(now),
+            WriteOutcome::Unknown => {
                 self.writing_since = None;
                 self.is_doubtful = true;
             }
@@ -157,13 +157,13 @@ impl ShardView {
     }
 
     /// A node is gone, or has a new session: its reports don't count any more.
-    pub(super) fn begins_anew(&mut self, node: &str) {
+    pub(super) fn session_changed(&mut self, node: &str) {
         self.synced.remove(node);
     }
 
     pub(super) fn resigned(&mut self, epoch: u64, seq: u64) {
-        if let Some(handing) = self.handing.as_mut().filter(|it| it.epoch == epoch) {
-            handing.told = Some(seq);
+        if let Some(hand_over) = self.hand_over.as_mut().filter(|it| it.epoch == epoch) {
+            hand_over.last_seq = Some(seq);
         }
     }
 
@@ -182,33 +182,33 @@ impl ShardView {
     }
 
     /// Decides what to do about the shard now.
-    pub(super) fn review(&mut self, now: u64, fleet: &Fleet<'_>) -> Done {
+    pub(super) fn review(&mut self, now: u64, fleet: &Fleet<'_>) -> ReviewOutcome {
         let ranks = std::mem::take(&mut self.ranks);
         let owner = self.owner.entry.as_ref();
         let owner = owner.filter(|owner| (fleet.session)(&owner.node) == Some(owner.session));
         let owner = owner.cloned();
-        let mut done = Done::default();
+        let mut outcome = ReviewOutcome::default();
         self.due = None;
         let role = match owner {
             Some(owner) if self.is_owned_by(fleet.me, fleet.my_session) => {
-                self.own(now, &owner, &ranks, fleet, &mut done)
+                self.own(now, &owner, &ranks, fleet, &mut outcome)
             }
             Some(owner) => {
-                self.handing = None;
+                self.hand_over = None;
                 self.vacant_since = None;
                 self.follow(&owner, &ranks, fleet)
             }
             None => {
-                self.handing = None;
-                self.claim(now, &ranks, fleet, &mut done)
+                self.hand_over = None;
+                self.claim(now, &ranks, fleet, &mut outcome)
             }
         };
-        if done.write.is_some() {
+        if outcome.write.is_some() {
             self.due = Some(now + fleet.settings.lease_ms / 3);
         }
         self.ranks = ranks;
-        done.role = self.set_role(role);
-        done
+        outcome.role = self.set_role(role);
+        outcome
     }
 
     fn set_role(&mut self, role: Role) -> Option<Role> {
@@ -227,56 +227,56 @@ impl ShardView {
         owner: &OwnerEntry,
         ranks: &[Arc<str>],
         fleet: &Fleet<'_>,
-        done: &mut Done,
+        outcome: &mut ReviewOutcome,
     ) -> Role {
         let epoch = self.owner.revision;
         let handed_over = owner.handed_over.as_ref();
         let lead = Role::Lead {
             epoch,
-            before: Before {
+            previous: PreviousOwner {
                 epoch: owner.before,
-                told: handed_over.map(|(node, _, seq)| (Arc::from(&**node), *seq)),
+                handed_over: handed_over.map(|(node, _, seq)| (Arc::from(&**node), *seq)),
             },
         };
-        if self.is_writing(now, fleet, done) {
-            return match self.handing {
+        if self.check_writing(now, fleet, outcome) {
+            return match self.hand_over {
                 Some(_) => Role::Resign { epoch },
                 None => lead,
             };
         }
-        if let Some(handing) = &mut self.handing {
+        if let Some(hand_over) = &mut self.hand_over {
             if !fleet.is_held {
                 return Role::Resign { epoch };
             }
-            let late_at = handing.since + fleet.settings.answer_ms;
-            let synced = self.synced.get(&handing.to);
-            let has_all = handing.told.is_some_and(|told| {
-                synced.is_some_and(|(of, seq, _)| *of == epoch && *seq >= told)
+            let late_at = hand_over.since + fleet.settings.answer_ms;
+            let synced = self.synced.get(&hand_over.to);
+            let has_all = hand_over.last_seq.is_some_and(|last| {
+                synced.is_some_and(|(of, seq, _)| *of == epoch && *seq >= last)
             });
-            let session = (fleet.session)(&handing.to).filter(|_| ranks.contains(&handing.to));
+            let session = (fleet.session)(&hand_over.to).filter(|_| ranks.contains(&hand_over.to));
             let entry = |node: &str, session, handed_over| OwnerEntry {
                 node: node.into(),
                 session,
                 handed_over,
                 before: epoch,
             };
-            match (handing.told.filter(|_| has_all), session) {
-                (Some(told), Some(session)) if now < late_at => {
-                    handing.is_written = true;
-                    let from = (Box::from(&**fleet.me), epoch, told);
-                    done.write = Some((entry(&handing.to, session, Some(from)), epoch));
+            match (hand_over.last_seq.filter(|_| has_all), session) {
+                (Some(last), Some(session)) if now < late_at => {
+                    hand_over.is_written = true;
+                    let from = (Box::from(&**fleet.me), epoch, last);
+                    outcome.write = Some((entry(&hand_over.to, session, Some(from)), epoch));
                     self.writing_since = Some(now);
                 }
                 (_, Some(_)) if now < late_at => self.due = Some(late_at),
                 // A write that names the other may still be in progress. At most one of the two
                 // writes can succeed.
-                _ if handing.is_written => {
-                    done.write = Some((entry(fleet.me, fleet.my_session, None), epoch));
+                _ if hand_over.is_written => {
+                    outcome.write = Some((entry(fleet.me, fleet.my_session, None), epoch));
                     self.writing_since = Some(now);
                 }
                 _ => {
                     // The hand-over is tried again when the other node reports that it is in step.
-                    let to = self.handing.take().map(|handing| handing.to);
+                    let to = self.hand_over.take().map(|hand_over| hand_over.to);
                     to.map(|to| self.synced.remove(&to));
                     return lead;
                 }
@@ -293,11 +293,11 @@ impl ShardView {
             && self.has_standbys(now, epoch, ranks, fleet)
         {
             self.waits_since = None;
-            self.handing = Some(Handing {
+            self.hand_over = Some(HandOver {
                 to: Arc::clone(meant),
                 since: now,
                 epoch,
-                told: None,
+                last_seq: None,
                 is_written: false,
             });
             return Role::Resign { epoch };
@@ -345,7 +345,13 @@ impl ShardView {
 
     /// Nobody owns the shard: a node that holds its state takes it. After a while, any node takes
     /// it, in the order of ranks.
-    fn claim(&mut self, now: u64, ranks: &[Arc<str>], fleet: &Fleet<'_>, done: &mut Done) -> Role {
+    fn claim(
+        &mut self,
+        now: u64,
+        ranks: &[Arc<str>],
+        fleet: &Fleet<'_>,
+        outcome: &mut ReviewOutcome,
+    ) -> Role {
         let since = *self.vacant_since.get_or_insert(now);
         let role = match &self.role {
             Role::Follow { .. } => self.role.clone(),
@@ -355,7 +361,7 @@ impl ShardView {
         let Some(place) = place.filter(|_| fleet.is_held) else {
             return role;
         };
-        if self.is_writing(now, fleet, done) {
+        if self.check_writing(now, fleet, outcome) {
             return role;
         }
         let place = place as u64;
@@ -375,7 +381,7 @@ impl ShardView {
                     false => self.owner.revision,
                 },
             };
-            done.write = Some((mine, self.owner.revision));
+            outcome.write = Some((mine, self.owner.revision));
             self.writing_since = Some(now);
         }
         role
@@ -383,19 +389,19 @@ impl ShardView {
 
     /// Whether a write is in progress. If its outcome doesn't become known in time, the entry is
     /// read.
-    fn is_writing(&mut self, now: u64, fleet: &Fleet<'_>, done: &mut Done) -> bool {
-        let patience_ms = fleet.settings.lease_ms / 3;
+    fn check_writing(&mut self, now: u64, fleet: &Fleet<'_>, outcome: &mut ReviewOutcome) -> bool {
+        let wait_ms = fleet.settings.lease_ms / 3;
         match self.writing_since {
-            Some(since) if now < since + patience_ms => {
-                self.due = Some(since + patience_ms);
+            Some(since) if now < since + wait_ms => {
+                self.due = Some(since + wait_ms);
                 true
             }
             None if !self.is_doubtful => false,
             Some(_) | None => {
                 self.writing_since = Some(now);
                 self.is_doubtful = false;
-                self.due = Some(now + patience_ms);
-                done.read = true;
+                self.due = Some(now + wait_ms);
+                outcome.read = true;
                 true
             }
         }

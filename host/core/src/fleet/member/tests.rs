@@ -1,7 +1,7 @@
 use super::*;
 
 const SETTINGS: FleetSettings = FleetSettings {
-    heard_ms: 500,
+    relay_ms: 500,
     lease_ms: 600,
     margin_ms: 60,
     standbys: 1,
@@ -91,10 +91,10 @@ impl World {
         panic!("it never ends");
     }
 
-    fn carry_out(&mut self, number: usize, output: Output) {
+    fn carry_out(&mut self, number: usize, output: MemberOutput) {
         let (t, name) = (self.t, Arc::clone(self.members[number].name()));
         match output {
-            Output::Write {
+            MemberOutput::Write {
                 id,
                 key,
                 value,
@@ -103,16 +103,16 @@ impl World {
                 self.writes += 1;
                 let last = self.keys.get(&key).map_or(0, |(_, revision)| *revision);
                 let outcome = match (self.is_away, last == revision) {
-                    (true, _) => Outcome::Unknown,
-                    (false, false) => Outcome::Refused,
+                    (true, _) => WriteOutcome::Unknown,
+                    (false, false) => WriteOutcome::Refused,
                     (false, true) => {
                         self.revision += 1;
                         self.keys
                             .insert(key.clone(), (value.clone(), self.revision));
-                        Outcome::Stored(self.revision)
+                        WriteOutcome::Stored(self.revision)
                     }
                 };
-                if let Outcome::Stored(revision) = outcome {
+                if let WriteOutcome::Stored(revision) = outcome {
                     for member in &mut self.members {
                         if !self.stopped.contains(member.name()) {
                             member.changed(t, &key, value.as_deref(), revision);
@@ -121,12 +121,12 @@ impl World {
                 }
                 self.members[number].written(t, id, outcome);
             }
-            Output::Read(key) => {
+            MemberOutput::Read(key) => {
                 let found = self.keys.get(&key).cloned().unwrap_or((None, 0));
                 let found = (!self.is_away).then_some((found.0.as_deref(), found.1));
                 self.members[number].read(t, &key, found);
             }
-            Output::Role(shard, role) => {
+            MemberOutput::Role(shard, role) => {
                 // A replica that resigns has told everything, and one that follows is in step at
                 // once.
                 match &role {
@@ -143,11 +143,11 @@ impl World {
                 }
                 self.roles.insert((name, shard), role);
             }
-            Output::Until(until) => {
+            MemberOutput::Until(until) => {
                 self.until.insert(name, until);
             }
-            Output::SessionLost => {}
-            Output::Left => self.left.push(name),
+            MemberOutput::SessionLost => {}
+            MemberOutput::Left => self.left.push(name),
         }
     }
 

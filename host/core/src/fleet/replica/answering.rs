@@ -1,6 +1,6 @@
 //! Answers to the questions of viewers and operators.
 
-use super::{Out, Replica};
+use super::{Replica, ReplicaOutput};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::rules::Rules;
@@ -14,7 +14,7 @@ impl Replica {
         viewer: &str,
         users: impl Iterator<Item = &'a str>,
         rules: &mut dyn Rules,
-        out: &mut Vec<Out>,
+        out: &mut Vec<ReplicaOutput>,
     ) -> Option<Answers> {
         if !self.may_answer(now, out) {
             return None;
@@ -31,7 +31,7 @@ impl Replica {
         now: u64,
         (viewer, user): (&str, &str),
         rules: &mut dyn Rules,
-        out: &mut Vec<Out>,
+        out: &mut Vec<ReplicaOutput>,
     ) -> Option<ExplainReport> {
         if !self.may_answer(now, out) {
             return None;
@@ -45,7 +45,7 @@ impl Replica {
     /// Whether the replica knows enough to answer, which is what viewers have been told. On a shard
     /// that never had another owner, nobody knows more. An owner that succeeds itself knows it too,
     /// though it may have missed inputs.
-    fn may_answer(&mut self, now: u64, out: &mut Vec<Out>) -> bool {
+    fn may_answer(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) -> bool {
         self.settle(now, out);
         let is_sure = self.shard.unsure_ms() == 0 || self.is_first;
         self.is_leading && !self.is_behind && (is_sure || self.has_ledger)

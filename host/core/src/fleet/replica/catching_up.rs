@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::sending::Snapshots;
-use super::{Difference, Out, Replica, Role};
+use super::snapshots::Snapshots;
+use super::{CatchUpReason, Replica, ReplicaOutput, Role};
 use crate::Input;
 use crate::digest::PARTS;
-use crate::fleet::snapshot::{Assembly, Refusal};
-use crate::fleet::told::{Pieces, Told};
+use crate::fleet::snapshot::{Refusal, SnapshotReader};
+use crate::fleet::standby_message::{PartialMessage, StandbyMessage};
 
 /// How many messages are held while the replica waits for a snapshot. With more, it asks again.
 const HELD_MAX: usize = 1 << 18;
@@ -32,10 +32,10 @@ pub(super) struct CatchingUp {
     ask_at: u64,
     /// How often the replica has asked.
     tries: u32,
-    assembly: Option<Assembly>,
+    reader: Option<SnapshotReader>,
     /// The inputs, and when each arrived.
     inputs: Vec<(u64, Input)>,
-    told: Vec<Told>,
+    messages: Vec<StandbyMessage>,
 }
 
 impl CatchingUp {
@@ -44,9 +44,9 @@ impl CatchingUp {
             since: now,
             ask_at,
             tries: 0,
-            assembly: None,
+            reader: None,
             inputs: Vec::new(),
-            told: Vec::new(),
+            messages: Vec::new(),
         }
     }
 
@@ -54,34 +54,34 @@ impl CatchingUp {
         self.ask_at
     }
 
-    pub(super) fn hear(&mut self, now: u64, input: &Input, delay_ms: u64) {
+    pub(super) fn hold_input(&mut self, now: u64, input: &Input, delay_ms: u64) {
         if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
             self.inputs.push((now, input.clone()));
-            if self.held() > HELD_MAX {
-                self.begin_again(now, delay_ms);
+            if self.held_count() > HELD_MAX {
+                self.restart(now, delay_ms);
             }
-        } else if let Some(assembly) = &mut self.assembly {
+        } else if let Some(reader) = &mut self.reader {
             // The assembly was made with the settings, directory and rules before this input.
-            assembly.change(now, input.clone());
+            reader.change(now, input.clone());
         }
     }
 
-    fn held(&self) -> usize {
-        self.inputs.len() + self.told.len()
+    fn held_count(&self) -> usize {
+        self.inputs.len() + self.messages.len()
     }
 
     /// All ids in the snapshot that is being received, as numbers.
     pub(super) fn ids(&self) -> RoaringBitmap {
-        let assembly = self.assembly.as_ref().map(Assembly::ids);
-        assembly.unwrap_or_default()
+        let reader = self.reader.as_ref().map(SnapshotReader::ids);
+        reader.unwrap_or_default()
     }
 
-    pub(super) fn hold(&mut self, told: Told) {
-        self.told.push(told);
+    pub(super) fn hold_message(&mut self, message: StandbyMessage) {
+        self.messages.push(message);
     }
 
     /// Drops what is held, and listens for at least `delay_ms` before the replica asks again.
-    pub(super) fn begin_again(&mut self, now: u64, delay_ms: u64) {
+    pub(super) fn restart(&mut self, now: u64, delay_ms: u64) {
         *self = Self {
             tries: self.tries,
             ..Self::new(now, self.ask_at.max(now + delay_ms))
@@ -94,12 +94,17 @@ impl Replica {
     ///
     /// # Errors
     /// If the chunk is refused. The replica asks for the snapshot again.
-    pub fn chunk(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Refusal> {
+    pub fn chunk(
+        &mut self,
+        now: u64,
+        bytes: &[u8],
+        out: &mut Vec<ReplicaOutput>,
+    ) -> Result<(), Refusal> {
         let catching_up = self.catching_up.as_mut();
-        let Some(assembly) = catching_up.and_then(|it| it.assembly.as_mut()) else {
+        let Some(reader) = catching_up.and_then(|it| it.reader.as_mut()) else {
             return Ok(());
         };
-        match assembly.add(now, bytes, &self.names) {
+        match reader.add(now, bytes, &self.names) {
             Ok(None) => {
                 // The snapshot is arriving, however long it is.
                 let answer_ms = self.settings.fleet.answer_ms;
@@ -117,22 +122,22 @@ impl Replica {
                 let known = self.known_epoch().unwrap_or_default();
                 if snapshot.epoch < self.epoch || snapshot.epoch > known {
                     self.catching_up = Some(CatchingUp {
-                        assembly: None,
+                        reader: None,
                         ..catching_up
                     });
                     return Ok(());
                 }
                 let mut shard = snapshot.shard;
-                shard.count_on(&self.shard);
-                shard.is_copy();
-                self.exchange(shard, snapshot.books, out);
+                shard.continue_counters(&self.shard);
+                shard.set_from_snapshot();
+                self.replace_shard(shard, snapshot.told_viewers, out);
                 // The snapshots that are being sent are of the replaced shard.
                 self.snapshots = Snapshots::default();
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
-                self.pieces = Pieces::default();
+                self.partial = PartialMessage::default();
                 self.is_first = snapshot.is_first;
-                self.shard.is_first(self.is_first);
-                self.is_sure = true;
+                self.shard.set_first_owner(self.is_first);
+                self.is_complete = true;
                 self.differed = [0; PARTS];
                 self.replay(now, catching_up, out);
                 self.settle(now, out);
@@ -141,7 +146,7 @@ impl Replica {
             Err(refusal) => {
                 let delay_ms = self.delay_ms();
                 if let Some(catching_up) = &mut self.catching_up {
-                    catching_up.assembly = None;
+                    catching_up.reader = None;
                     catching_up.ask_at = catching_up.ask_at.min(now + delay_ms);
                 }
                 Err(refusal)
@@ -150,23 +155,28 @@ impl Replica {
     }
 
     /// Begins to catch up, if the replica follows.
-    pub(super) fn catch_up(&mut self, now: u64, difference: Difference, out: &mut Vec<Out>) {
+    pub(super) fn catch_up(
+        &mut self,
+        now: u64,
+        difference: CatchUpReason,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         if self.skips(super::Mutation::NoCatchUp) {
             return;
         }
-        out.push(Out::Differed(difference));
-        self.is_sure = false;
-        self.pieces = Pieces::default();
+        out.push(ReplicaOutput::Differed(difference));
+        self.is_complete = false;
+        self.partial = PartialMessage::default();
         // The leases in the snapshot account for the owner's receive clock up to its next message.
-        self.hearing.forget_clock();
+        self.relay.forget_clock();
         self.catching_up = Some(CatchingUp::new(now, now + self.delay_ms()));
     }
 
     /// Asks for a snapshot, if it is time.
-    pub(super) fn ask(&mut self, now: u64, out: &mut Vec<Out>) {
+    pub(super) fn ask(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
         let node = match &self.role {
             Role::Follow { owner, .. } => Arc::clone(owner),
-            Role::Lead { before, .. } => match &before.told {
+            Role::Lead { previous, .. } => match &previous.handed_over {
                 Some((node, _)) => Arc::clone(node),
                 None => return,
             },
@@ -182,46 +192,47 @@ impl Replica {
         }
         // The input that is handled twice must not be older than a connection may be silent.
         if now > catching_up.since + timeout_ms / 2 {
-            catching_up.begin_again(now, delay_ms);
+            catching_up.restart(now, delay_ms);
             return;
         }
         self.nonce += 1;
         let mut shard = self.shard.replacement();
-        shard.keep_told(true);
-        catching_up.assembly = Some(Assembly::new(self.number, self.nonce, shard));
+        shard.keep_standby_records(true);
+        catching_up.reader = Some(SnapshotReader::new(self.number, self.nonce, shard));
         // An owner that is behind answers late, and only the last question.
         let doublings = catching_up.tries.saturating_sub(1).min(DOUBLINGS_MAX);
         let wait_ms = (answer_ms << doublings).min(timeout_ms / 4);
         catching_up.tries += 1;
         catching_up.ask_at = now + wait_ms.max(answer_ms);
-        out.push(Out::Ask {
+        out.push(ReplicaOutput::Ask {
             node,
             nonce: self.nonce,
         });
     }
 
     /// Applies to the snapshot what the replica has received since it began to listen.
-    fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<Out>) {
+    fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<ReplicaOutput>) {
         for (arrived, input) in catching_up.inputs {
             self.shard
-                .follow_again(now, later(input, now.saturating_sub(arrived)));
+                .follow_replayed(now, later(input, now.saturating_sub(arrived)));
         }
-        self.hearing.held_ms = now.saturating_sub(catching_up.since);
-        let taken = catching_up.told.into_iter().try_for_each(|told| {
-            if told.epoch < self.epoch || (told.epoch == self.epoch && told.seq < self.seq) {
+        self.relay.held_ms = now.saturating_sub(catching_up.since);
+        let taken = catching_up.messages.into_iter().try_for_each(|message| {
+            if message.epoch < self.epoch || (message.epoch == self.epoch && message.seq < self.seq)
+            {
                 return Ok(());
             }
-            self.take(now, told, out)
+            self.take(now, message, out)
         });
-        self.hearing.held_ms = 0;
+        self.relay.held_ms = 0;
         if let Err(difference) = taken {
             return self.catch_up(now, difference, out);
         }
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if let Role::Follow { owner, epoch } = &self.role
             && self.epoch == *epoch
         {
-            out.push(Out::Synced {
+            out.push(ReplicaOutput::Synced {
                 node: Arc::clone(owner),
                 epoch: self.epoch,
                 seq: self.seq,

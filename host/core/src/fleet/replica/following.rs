@@ -1,9 +1,9 @@
 //! A replica that doesn't lead: it handles the same input, and applies the owner's messages.
 
-use super::{Difference, Mutation, Out, Replica, Role};
+use super::{CatchUpReason, Mutation, Replica, ReplicaOutput, Role};
 use crate::Input;
 use crate::digest::{PARTS, digest};
-use crate::fleet::told::{Mismatch, Pieces, Said, Told};
+use crate::fleet::standby_message::{Mismatch, PartialMessage, StandbyContent, StandbyMessage};
 use crate::message::Payload;
 use crate::statements::Statement;
 
@@ -13,36 +13,36 @@ const DIFFER_TIMES: u8 = 3;
 
 /// The maximum size of the held messages of an epoch that the bucket hasn't named yet, in bytes.
 /// Those beyond are dropped, and the replica catches up later.
-const EARLY_BYTES_MAX: usize = 1 << 24;
+const HELD_BYTES_MAX: usize = 1 << 24;
 
 /// Held messages of an epoch that the bucket hasn't named yet. An owner's messages may arrive
 /// sooner than the change of the bucket. If the bucket never names the epoch, no owner sent them.
 #[derive(Debug, Default)]
-pub(super) struct Early {
-    told: Vec<(Told, usize)>,
+pub(super) struct HeldMessages {
+    messages: Vec<(StandbyMessage, usize)>,
     bytes: usize,
 }
 
-impl Early {
-    fn hold(&mut self, told: Told, bytes: usize) {
-        if self.bytes + bytes <= EARLY_BYTES_MAX {
+impl HeldMessages {
+    fn hold(&mut self, message: StandbyMessage, bytes: usize) {
+        if self.bytes + bytes <= HELD_BYTES_MAX {
             self.bytes += bytes;
-            self.told.push((told, bytes));
+            self.messages.push((message, bytes));
         }
     }
 
     /// Takes the messages of epochs up to `known`. `None`: the replica listens to no owner, and all
     /// messages are dropped.
-    pub(super) fn take(&mut self, known: Option<u64>) -> Vec<Told> {
+    pub(super) fn take(&mut self, known: Option<u64>) -> Vec<StandbyMessage> {
         let held = std::mem::take(self);
         let Some(known) = known else {
             return Vec::new();
         };
         let mut taken = Vec::new();
-        for (told, bytes) in held.told {
-            match told.epoch <= known {
-                true => taken.push(told),
-                false => self.hold(told, bytes),
+        for (message, bytes) in held.messages {
+            match message.epoch <= known {
+                true => taken.push(message),
+                false => self.hold(message, bytes),
             }
         }
         taken
@@ -54,17 +54,22 @@ impl Replica {
     ///
     /// # Errors
     /// If it can't be decoded, or is about another shard.
-    pub fn told(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Mismatch> {
-        let told = Told::decode(bytes)?;
-        if told.shard != self.number {
+    pub fn receive(
+        &mut self,
+        now: u64,
+        bytes: &[u8],
+        out: &mut Vec<ReplicaOutput>,
+    ) -> Result<(), Mismatch> {
+        let message = StandbyMessage::decode(bytes)?;
+        if message.shard != self.number {
             return Err(Mismatch::Unreadable);
         }
         self.settle(now, out);
         match self.known_epoch() {
-            Some(known) if told.epoch > known => self.early.hold(told, bytes.len()),
+            Some(known) if message.epoch > known => self.held_messages.hold(message, bytes.len()),
             // This node has told everything of its own epoch itself.
             Some(_) if matches!(self.role, Role::Resign { .. }) => {}
-            Some(_) => self.hear_told(now, told, out),
+            Some(_) => self.receive_decoded(now, message, out),
             None => {}
         }
         Ok(())
@@ -76,21 +81,26 @@ impl Replica {
         match &self.role {
             Role::Follow { epoch, .. } => Some(*epoch),
             // The previous owner may still have something to tell.
-            Role::Lead { epoch, before } => (self.epoch != *epoch).then_some(before.epoch),
+            Role::Lead { epoch, previous } => (self.epoch != *epoch).then_some(previous.epoch),
             // The next owner may begin before this node sees in the bucket who owns the shard.
             Role::Resign { epoch } => Some(*epoch),
             Role::None => None,
         }
     }
 
-    pub(super) fn hear_told(&mut self, now: u64, told: Told, out: &mut Vec<Out>) {
-        if told.epoch < self.epoch {
+    pub(super) fn receive_decoded(
+        &mut self,
+        now: u64,
+        message: StandbyMessage,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
+        if message.epoch < self.epoch {
             return;
         }
         self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hold(told);
-        } else if let Err(difference) = self.take(now, told, out) {
+            catching_up.hold_message(message);
+        } else if let Err(difference) = self.take(now, message, out) {
             self.catch_up(now, difference, out);
         }
         self.settle(now, out);
@@ -100,139 +110,143 @@ impl Replica {
     pub(super) fn take(
         &mut self,
         now: u64,
-        told: Told,
-        out: &mut Vec<Out>,
-    ) -> Result<(), Difference> {
-        if told.epoch > self.epoch {
-            return match told.said {
-                Said::Begin(digest)
-                    if self.is_sure && told.seq == 1 && digest == self.books.digest() =>
+        message: StandbyMessage,
+        out: &mut Vec<ReplicaOutput>,
+    ) -> Result<(), CatchUpReason> {
+        if message.epoch > self.epoch {
+            return match message.content {
+                StandbyContent::Begin(digest)
+                    if self.is_complete
+                        && message.seq == 1
+                        && digest == self.told_viewers.digest() =>
                 {
-                    (self.epoch, self.seq) = (told.epoch, told.seq);
-                    self.pieces = Pieces::default();
+                    (self.epoch, self.seq) = (message.epoch, message.seq);
+                    self.partial = PartialMessage::default();
                     self.differed = [0; PARTS];
-                    self.report(&told.node, out);
+                    self.report_synced(&message.node, out);
                     Ok(())
                 }
-                Said::Begin(_) => Err(Difference::Ledger),
-                _ => Err(Difference::Gap),
+                StandbyContent::Begin(_) => Err(CatchUpReason::Ledger),
+                _ => Err(CatchUpReason::Gap),
             };
         }
-        match told.said {
-            Said::Begin(_) => Ok(()),
-            Said::Digest { .. } if told.seq < self.seq => Ok(()),
-            Said::Digest {
+        match message.content {
+            StandbyContent::Begin(_) => Ok(()),
+            StandbyContent::Digest { .. } if message.seq < self.seq => Ok(()),
+            StandbyContent::Digest {
                 ledger,
                 connections,
-            } if told.seq == self.seq || self.skips(Mutation::NoCatchUp) => {
+            } if message.seq == self.seq || self.skips(Mutation::NoCatchUp) => {
                 if self.skips(Mutation::NoCatchUp) {
-                    self.seq = told.seq;
-                    self.report(&told.node, out);
+                    self.seq = message.seq;
+                    self.report_synced(&message.node, out);
                     return Ok(());
                 }
                 if ledger != self.ledger_digest() {
-                    return Err(Difference::Ledger);
+                    return Err(CatchUpReason::Ledger);
                 }
                 self.compare(&connections)?;
-                self.report(&told.node, out);
+                self.report_synced(&message.node, out);
                 Ok(())
             }
-            Said::Digest { .. } => Err(Difference::Gap),
-            _ if told.seq <= self.seq => Ok(()),
-            _ if told.seq > self.seq + 1 => Err(Difference::Gap),
-            said => {
-                let taken = self.take_next(now, said);
-                taken.map_err(|_| Difference::Mismatch)?;
-                self.seq = told.seq;
+            StandbyContent::Digest { .. } => Err(CatchUpReason::Gap),
+            _ if message.seq <= self.seq => Ok(()),
+            _ if message.seq > self.seq + 1 => Err(CatchUpReason::Gap),
+            content => {
+                let taken = self.apply_next(now, content);
+                taken.map_err(|_| CatchUpReason::Mismatch)?;
+                self.seq = message.seq;
                 Ok(())
             }
         }
     }
 
     /// Applies the message with the next sequence number.
-    fn take_next(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
-        match said {
-            Said::Piece { is_last, bytes } => match self.pieces.take(is_last, &bytes)? {
-                Some(said) => self.take_whole(now, said),
+    fn apply_next(&mut self, now: u64, content: StandbyContent) -> Result<(), Mismatch> {
+        match content {
+            StandbyContent::Piece { is_last, bytes } => match self.partial.take(is_last, &bytes)? {
+                Some(content) => self.apply_content(now, content),
                 None => Ok(()),
             },
             // The rest of the previous message is missing.
-            _ if !self.pieces.is_empty() => Err(Mismatch::Unreadable),
-            said => self.take_whole(now, said),
+            _ if !self.partial.is_empty() => Err(Mismatch::Unreadable),
+            content => self.apply_content(now, content),
         }
     }
 
-    fn take_whole(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
-        match said {
-            Said::Changes(changes) => {
-                let records = self.books.take(&changes, &self.names)?;
+    fn apply_content(&mut self, now: u64, content: StandbyContent) -> Result<(), Mismatch> {
+        match content {
+            StandbyContent::Changes(changes) => {
+                let records = self.told_viewers.take(&changes, &self.names)?;
                 records.into_iter().for_each(|it| self.shard.apply(it));
                 Ok(())
             }
-            Said::Heard {
+            StandbyContent::Heartbeats {
                 clock,
                 goes_on,
                 entries,
-            } => self.take_heard(now, (clock, goes_on), entries),
-            Said::Begin(_) | Said::Digest { .. } | Said::Piece { .. } => Err(Mismatch::Unreadable),
+            } => self.apply_heartbeats(now, (clock, goes_on), entries),
+            StandbyContent::Begin(_)
+            | StandbyContent::Digest { .. }
+            | StandbyContent::Piece { .. } => Err(Mismatch::Unreadable),
         }
     }
 
-    pub(super) fn follow_input(&mut self, now: u64, input: Input, out: &mut Vec<Out>) {
+    pub(super) fn follow_input(&mut self, now: u64, input: Input, out: &mut Vec<ReplicaOutput>) {
         if self.role == Role::None && matches!(input, Input::Message { .. } | Input::Excess { .. })
         {
             return;
         }
-        if self.goes_by_told(&input) || (self.skips(Mutation::NoStatements) && is_stated(&input)) {
+        if self.ignores_input(&input) || (self.skips(Mutation::NoStatements) && is_stated(&input)) {
             return;
         }
         let is_lost = matches!(input, Input::LostUpTo { .. });
         let delay_ms = self.delay_ms();
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hear(now, &input, delay_ms);
+            catching_up.hold_input(now, &input, delay_ms);
         }
         self.shard.follow(now, input);
         // A replica that doesn't publish needs no changes for standbys.
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if !is_lost {
             return;
         }
         // The snapshot in progress lacks the lost input.
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.begin_again(now, delay_ms);
+            catching_up.restart(now, delay_ms);
         }
         match &self.role {
-            Role::Follow { .. } if self.is_sure => {
-                self.catch_up(now, Difference::LostInput, out);
+            Role::Follow { .. } if self.is_complete => {
+                self.catch_up(now, CatchUpReason::LostInput, out);
             }
-            Role::Lead { .. } | Role::Resign { .. } => self.is_sure = false,
+            Role::Lead { .. } | Role::Resign { .. } => self.is_complete = false,
             Role::Follow { .. } | Role::None => {}
         }
     }
 
-    pub(super) fn follow_time(&mut self, now: u64, out: &mut Vec<Out>) {
+    pub(super) fn follow_time(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
         if self.role == Role::None {
             if self.forget_at.is_some_and(|at| at <= now) {
                 self.forget(out);
             }
             return;
         }
-        self.look_for_silence(now);
+        self.check_for_silence(now);
         self.shard.follow_time(now);
-        self.shard.take_told();
+        self.shard.take_standby_records();
         if let Role::Follow { epoch, .. } = &self.role
             && self.epoch < *epoch
-            && self.is_sure
+            && self.is_complete
             && now >= self.digest_at
         {
-            self.catch_up(now, Difference::Silence, out);
+            self.catch_up(now, CatchUpReason::Silence, out);
         }
         self.ask(now, out);
     }
 
-    pub(super) fn report(&self, owner: &str, out: &mut Vec<Out>) {
-        if self.is_sure && matches!(self.role, Role::Follow { .. }) {
-            out.push(Out::Synced {
+    pub(super) fn report_synced(&self, owner: &str, out: &mut Vec<ReplicaOutput>) {
+        if self.is_complete && matches!(self.role, Role::Follow { .. }) {
+            out.push(ReplicaOutput::Synced {
                 node: owner.into(),
                 epoch: self.epoch,
                 seq: self.seq,
@@ -240,7 +254,7 @@ impl Replica {
         }
     }
 
-    fn compare(&mut self, theirs: &[u64; PARTS]) -> Result<(), Difference> {
+    fn compare(&mut self, theirs: &[u64; PARTS]) -> Result<(), CatchUpReason> {
         let ours = self.connections();
         let parts = ours.iter().zip(theirs).zip(&mut self.differed);
         let mut differ = false;
@@ -253,7 +267,7 @@ impl Replica {
         }
         if differ && !self.skips(Mutation::NoComparison) {
             self.differed = [0; PARTS];
-            return Err(Difference::Connections);
+            return Err(CatchUpReason::Connections);
         }
         Ok(())
     }

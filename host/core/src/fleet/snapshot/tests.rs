@@ -9,8 +9,8 @@ use crate::tracker::TrackerSettings;
 
 const NOW: u64 = 1_700_000_000_000;
 
-fn label(nonce: u64) -> Label {
-    Label {
+fn header(nonce: u64) -> SnapshotHeader {
+    SnapshotHeader {
         shard: 3,
         nonce,
         epoch: 17,
@@ -36,20 +36,20 @@ fn known(names: &Arc<Names>) -> Shard {
 }
 
 /// All chunks of a snapshot, with at most 20 bytes of it each.
-fn take(shard: &mut Shard, label: Label, names: &Names) -> Vec<Vec<u8>> {
-    let mut sending = Sending::begin(shard, label, false);
+fn take(shard: &mut Shard, header: SnapshotHeader, names: &Names) -> Vec<Vec<u8>> {
+    let mut sending = SnapshotWriter::begin(shard, header, false);
     std::iter::from_fn(|| sending.next(shard, names, 20)).collect()
 }
 
 fn chunks() -> (Vec<Vec<u8>>, Arc<Names>) {
     let names = Arc::new(Names::new());
-    (take(&mut known(&names), label(8), &names), names)
+    (take(&mut known(&names), header(8), &names), names)
 }
 
-fn assembly(number: u32, nonce: u64, names: &Arc<Names>) -> Assembly {
+fn assembly(number: u32, nonce: u64, names: &Arc<Names>) -> SnapshotReader {
     let mut shard = shard(names);
     shard.keep_records(true);
-    Assembly::new(number, nonce, shard)
+    SnapshotReader::new(number, nonce, shard)
 }
 
 fn decoded(chunk: &[u8]) -> Chunk {
@@ -76,8 +76,8 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
     let snapshot = found.unwrap();
     assert_eq!((snapshot.epoch, snapshot.seq), (17, 4));
     let mut copy = snapshot.shard;
-    let books = Books::of(copy.ledger(), copy.departures(), &names);
-    assert_eq!(snapshot.books.digest(), books.digest());
+    let told_viewers = ToldViewers::of(copy.ledger(), copy.departures(), &names);
+    assert_eq!(snapshot.told_viewers.digest(), told_viewers.digest());
     let leases: Vec<_> = copy
         .leases()
         .map(|(user, conn, left)| (&**user, conn, left))
@@ -117,7 +117,7 @@ fn what_was_told_is_as_it_was_at_first_and_connections_are_as_they_are_when_they
         users.collect()
     };
     let first = told(&shard);
-    let mut sending = Sending::begin(&mut shard, label(8), false);
+    let mut sending = SnapshotWriter::begin(&mut shard, header(8), false);
     let mut chunks = vec![sending.next(&mut shard, &names, 20).unwrap()];
     handle(&mut shard, Kind::Disconnect, &user(0));
     handle(&mut shard, Kind::Disconnect, &user(199));
@@ -174,7 +174,10 @@ fn what_is_cut_off_is_never_complete() {
     // Another answer to the same question isn't mixed with this one.
     let names_of_other = Arc::new(Names::new());
     let mut other = known(&names_of_other);
-    let later = Label { seq: 5, ..label(8) };
+    let later = SnapshotHeader {
+        seq: 5,
+        ..header(8)
+    };
     let other = take(&mut other, later, &names_of_other);
     let refusal = assembly.add(NOW, &other[0], &names).unwrap_err();
     assert_eq!(refusal, Refusal::Inconsistent);
@@ -227,8 +230,11 @@ fn stored(kind: Kind, user: &str, at: u64, (stream, sequence): (u64, u64)) -> In
     let Input::Message { message, reply } = message(kind, user, "c1", at) else {
         unreachable!("it is a message");
     };
-    let stored = Some(StreamPlace { stream, sequence });
-    let message = Message { stored, ..message };
+    let stream_place = Some(StreamPlace { stream, sequence });
+    let message = Message {
+        stream_place,
+        ..message
+    };
     Input::Message { message, reply }
 }
 
@@ -244,7 +250,7 @@ fn a_copy_knows_which_messages_of_which_stream_were_taken() {
         let input = stored(kind, user, NOW, place);
         first.handle(NOW, input, &mut Everyone, &mut Vec::new());
     }
-    let chunks = take(&mut first, label(8), &names);
+    let chunks = take(&mut first, header(8), &names);
     let mut assembly = assembly(3, 8, &names);
     let mut added = chunks.iter().map(|it| assembly.add(NOW, it, &names));
     let mut copy = added.find_map(Result::unwrap).unwrap().shard;

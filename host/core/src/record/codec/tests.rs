@@ -41,13 +41,13 @@ fn records_have_the_bytes_of_their_format() {
             activity: None,
             order: 5,
             silence: None,
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Tracker(connection(Connected::Closed {
             timestamp: 1,
             newest: 2,
             kept_since: 3,
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Tracker(tracker::TrackerRecord::ReceivedAt {
             user: "ann".into(),
@@ -64,13 +64,16 @@ fn records_have_the_bytes_of_their_format() {
         Record::Ledger {
             user: name.clone(),
             entry: Some(LedgerEntry {
-                lag_ms: 300,
+                connect_delay_ms: 300,
                 ..LedgerEntry::new(Arc::clone(&event), told.clone())
             }),
         },
         Record::Waiting {
             user: name.clone(),
-            steps: vec![Step::Tell(gone, told.clone()), Step::Announce(event, true)],
+            steps: vec![
+                Step::Notify(gone, told.clone()),
+                Step::Announce(event, true),
+            ],
         },
         Record::Departed {
             user: name.clone(),
@@ -90,15 +93,15 @@ fn records_have_the_bytes_of_their_format() {
             metadata: metadata.clone(),
             activity: Some(Activity::Typing),
             order: -1,
-            silence: Some(StartsWithoutMessage {
+            silence: Some(SilentStarts {
                 since: 4,
                 starts: 3,
             }),
-            stored: 0,
+            stream_seq: 0,
         })),
         Record::Status {
             user: name,
-            word: Some(OwnStatus {
+            own_status: Some(OwnStatus {
                 timestamp: 8,
                 status: Some(Status {
                     text: "\"away\"".into(),
@@ -110,7 +113,7 @@ fn records_have_the_bytes_of_their_format() {
             timestamp: 1,
             newest: 2,
             kept_since: 3,
-            stored: 9,
+            stream_seq: 9,
         })),
         Record::Tracker(connection(Connected::Live {
             opened: 1,
@@ -119,7 +122,7 @@ fn records_have_the_bytes_of_their_format() {
             activity: None,
             order: 5,
             silence: None,
-            stored: 9,
+            stream_seq: 9,
         })),
     ];
     let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";

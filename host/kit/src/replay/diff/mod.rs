@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use presence_config::Config;
 use presence_config::capture::Recorded;
-use presence_core::comparison::parting;
+use presence_core::comparison::first_difference;
 use presence_core::names::{Id, Names};
 use presence_core::rules::StageReport;
 use presence_sandbox::Blueprint;
@@ -175,7 +175,7 @@ impl Diff {
         let (viewer_name, user_name) = (viewer_name.as_str(), user_name.as_str());
         let old = self.old.stages(viewer_name, user_name);
         let new = self.new.stages(viewer_name, user_name);
-        let (old, new) = parting(&old, &new)?;
+        let (old, new) = first_difference(&old, &new)?;
         let stages = [old.cloned(), Some(new.clone())];
         Some(StageDifference { viewer, stages })
     }

@@ -46,7 +46,7 @@ impl Default for Heartbeats {
 
 impl Driver {
     /// The shard takes heartbeats itself from now on, or its owner forwards them to it.
-    pub(super) fn set_takes_heartbeats(&mut self, shard: u32, wanted: bool) {
+    pub(super) fn set_receives_heartbeats(&mut self, shard: u32, wanted: bool) {
         if let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) {
             heartbeats.wanted = wanted;
             if wanted {

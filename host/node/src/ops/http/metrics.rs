@@ -131,7 +131,9 @@ fn shards(text: &mut Exposition, status: &Status) {
     let total = |of: fn(&ShardFigures) -> &AtomicU64| status.shards.total(of);
     let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
     let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
-        let taken = counters.iter().filter_map(|c| c.taken.get(kind as usize));
+        let taken = counters
+            .iter()
+            .filter_map(|c| c.accepted.get(kind as usize));
         (label, taken.sum::<u64>())
     });
     text.values("presence_inputs_total", "kind", taken);
@@ -157,7 +159,10 @@ fn shards(text: &mut Exposition, status: &Status) {
     text.value("presence_dead_letters_left_out_total", left_out);
     let closes = sum(|c| c.closes_forgotten);
     text.value("presence_closes_forgotten_total", closes);
-    text.value("presence_offlines_held_back_total", sum(|c| c.held_back));
+    text.value(
+        "presence_offlines_held_back_total",
+        sum(|c| c.damped_offlines),
+    );
     text.value("presence_stale_inputs_total", sum(|c| c.stale));
     let reasons = sum(|c| c.unknown_reasons);
     text.value("presence_unknown_reasons_total", reasons);

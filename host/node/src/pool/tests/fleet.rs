@@ -2,7 +2,7 @@
 //! to the fleet's task.
 
 use presence_core::fleet::FleetSettings;
-use presence_core::fleet::replica::{Before, Mutation, ReplicaSettings, Role};
+use presence_core::fleet::replica::{Mutation, PreviousOwner, ReplicaSettings, Role};
 use presence_core::message::Rejection;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -42,8 +42,8 @@ impl Scene {
             node: "node".into(),
             timeout_ms: 30_000,
             chunk_bytes: 1_000,
-            told_bytes: 1_000,
-            told_from: 8,
+            standby_message_bytes_max: 1_000,
+            relay_heartbeats_min: 8,
             mutation: Mutation::None,
         };
         let directory = Arc::new(Directory::new());
@@ -101,8 +101,8 @@ impl Scene {
     /// The node owns the shard in this epoch, and its lease lasts for a minute.
     fn lead(&mut self, epoch: u64) {
         self.lease.set_until(clock::now_ms() + 60_000);
-        let before = Before::default();
-        self.role(Role::Lead { epoch, before });
+        let previous = PreviousOwner::default();
+        self.role(Role::Lead { epoch, previous });
     }
 
     /// A user comes online.

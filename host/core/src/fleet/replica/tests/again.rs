@@ -47,15 +47,15 @@ fn catches_up_from(
     meanwhile: &[(Kind, &str)],
 ) -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
     with_statuses(NOW, [&mut owner, &mut standby]);
     // These users are read before all others. Ann has connected and left.
     for number in 0..100 {
-        owner.hear(NOW, Kind::Connect, &format!("user-{number}"), "c1");
+        owner.handle(NOW, Kind::Connect, &format!("user-{number}"), "c1");
     }
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
-    owner.hear(NOW + 1, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW + 1, Kind::Disconnect, "ann", "c1");
     for (kind, user) in earlier {
         let nobody = &mut Side::new("nobody");
         owner.says(nobody, NOW + 2, *kind, user);
@@ -73,7 +73,7 @@ fn catches_up_from(
     }
     owner
         .replica
-        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
+        .snapshot_requested(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (kind, user) in meanwhile {
         owner.says(&mut standby, AT + 1_001, *kind, user);
@@ -85,7 +85,7 @@ fn catches_up_from(
 /// The number of the question for a snapshot.
 fn asked(standby: &Side) -> u64 {
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     asked.unwrap()
@@ -98,18 +98,18 @@ fn arrives(owner: &mut Side, standby: &mut Side) {
     }
     for out in std::mem::take(&mut owner.out) {
         match out {
-            Out::Chunk(_, chunk) => {
+            ReplicaOutput::Chunk(_, chunk) => {
                 let chunk = standby.replica.chunk(AT + 1_020, &chunk, &mut standby.out);
                 chunk.unwrap();
             }
-            Out::Told(told) => {
-                let told = standby.replica.told(AT + 1_005, &told, &mut standby.out);
+            ReplicaOutput::ToStandbys(told) => {
+                let told = standby.replica.receive(AT + 1_005, &told, &mut standby.out);
                 told.unwrap();
             }
             _ => {}
         }
     }
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 impl Side {
@@ -137,13 +137,13 @@ impl Side {
 #[test]
 fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW - 40_000, 5, Before::default());
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     standby.follow(AT, 5, "owner");
     let mut asks = |side: &mut Side, now: u64| {
         side.advance(now);
         let asked = side.out.drain(..).find_map(|out| match out {
-            Out::Ask { nonce, .. } => Some(nonce),
+            ReplicaOutput::Ask { nonce, .. } => Some(nonce),
             _ => None,
         });
         asked.map(|nonce| owner.sends(now, nonce))
@@ -159,7 +159,7 @@ fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again()
             .chunk(AT + 1_002, &chunk, &mut standby.out)
             .unwrap();
     }
-    assert_eq!(standby.replica.holds(), None);
+    assert_eq!(standby.replica.complete_epoch(), None);
     let chunks = asks(&mut standby, AT + 9_000).unwrap();
     for chunk in chunks {
         standby
@@ -167,7 +167,7 @@ fn more_than_can_be_held_while_a_snapshot_is_on_its_way_has_it_asked_for_again()
             .chunk(AT + 9_000, &chunk, &mut standby.out)
             .unwrap();
     }
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 fn stated(side: &Side) -> Vec<String> {
@@ -199,11 +199,11 @@ fn what_was_stated_of_a_connected_user_who_has_left_since_holds_nowhere() {
         assert_eq!(stated(&owner), Vec::<String>::new());
         assert_eq!(stated(&standby), stated(&owner), "{parted}");
         standby.out.clear();
-        let before = Before {
+        let previous = PreviousOwner {
             epoch: 5,
-            told: None,
+            handed_over: None,
         };
-        standby.lead(AT + 9_000, 8, before);
+        standby.lead(AT + 9_000, 8, previous);
         assert_eq!(standby.viewers_told(), [], "{parted}: nothing differs");
     }
 }
@@ -235,11 +235,11 @@ fn who_leaves_while_the_snapshot_is_read_has_no_status() {
 fn who_leaves_an_owner_that_has_resigned_is_gone_as_soon_as_another_leads() {
     let (_, mut standby) = after_resigning(&[(Kind::Connect, "ann")], &[(Kind::Disconnect, "ann")]);
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(AT + 9_000, 8, before);
+    standby.lead(AT + 9_000, 8, previous);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
 }
 
@@ -266,9 +266,9 @@ impl Rules for Waiting {
 #[test]
 fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they_left() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.lead(NOW - 40_000, 5, PreviousOwner::default());
     owner.advance(NOW);
-    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.handle(NOW, Kind::Connect, "ann", "c1");
     for (kind, conn) in [(Kind::Disconnect, "c1"), (Kind::Connect, "c2")] {
         let input = message(kind, "ann", conn, AT + 1_000);
         let out = &mut owner.out;
@@ -279,7 +279,7 @@ fn a_snapshot_is_what_was_told_though_a_user_is_back_before_it_is_told_that_they
     owner.out.clear();
     standby.catch_up(&mut owner, AT + 1_501);
     standby.out.clear();
-    owner.replica.say_digest(&mut owner.out);
+    owner.replica.send_digest(&mut owner.out);
     owner.tell(&mut standby, AT + 1_502);
     assert_eq!(standby.reasons(), []);
 }
@@ -304,24 +304,24 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
     let begin = AT - 100_000;
     with_statuses(begin, [&mut owner, &mut standby]);
-    owner.lead(begin - 40_000, 5, Before::default());
+    owner.lead(begin - 40_000, 5, PreviousOwner::default());
     owner.advance(begin);
     let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
     for user in &users {
-        owner.hear(begin, Kind::Connect, user, "c1");
+        owner.handle(begin, Kind::Connect, user, "c1");
     }
     owner.input(begin, connect("ann", "c1", begin));
     // The slots of two closed connections are reused, that of the first one last.
-    owner.hear(begin + 1, Kind::Disconnect, "user-99", "c1");
-    owner.hear(begin + 2, Kind::Disconnect, "user-5", "c1");
+    owner.handle(begin + 1, Kind::Disconnect, "user-99", "c1");
+    owner.handle(begin + 2, Kind::Disconnect, "user-5", "c1");
     for now in (begin..=AT).step_by(10_000) {
         for user in users
             .iter()
             .filter(|user| !["user-5", "user-99"].contains(&&***user))
         {
-            owner.hear(now, Kind::Heartbeat, user, "c1");
+            owner.handle(now, Kind::Heartbeat, user, "c1");
         }
-        owner.hear(now, Kind::Heartbeat, "ann", "c1");
+        owner.handle(now, Kind::Heartbeat, "ann", "c1");
         owner.advance(now);
     }
     standby.follow(AT, 5, "owner");
@@ -330,7 +330,7 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     owner.out.clear();
     owner
         .replica
-        .asked(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
+        .snapshot_requested(AT + 1_000, &"standby".into(), nonce, &mut owner.out);
     owner.advance(AT + 1_000);
     for (now, conn) in [(AT + 1_001, "c2"), (AT + 1_002, "c3")] {
         for side in [&mut owner, &mut standby] {
@@ -339,11 +339,11 @@ fn the_newest_of_two_connections_stays_that_though_only_one_of_them_is_in_the_sn
     }
     arrives(&mut owner, &mut standby);
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(AT + 9_000, 8, before);
+    standby.lead(AT + 9_000, 8, previous);
     while standby.replica.is_due(AT + 9_000) {
         standby.advance(AT + 9_000);
     }

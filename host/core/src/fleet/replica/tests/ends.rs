@@ -14,11 +14,11 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Takes over from the owner of epoch 5, which didn't hand the shard over.
 fn take_over(standby: &mut Side, now: u64) {
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(now, 8, before);
+    standby.lead(now, 8, previous);
 }
 
 fn pair_with(settings: &Settings) -> (Side, Side) {
@@ -45,7 +45,8 @@ fn pair_with_graces() -> (Side, Side) {
 }
 
 fn publications(side: &Side) -> usize {
-    let is_published = |out: &&Out| matches!(out, Out::Shard(Output::Publish(_)));
+    let is_published =
+        |out: &&ReplicaOutput| matches!(out, ReplicaOutput::Shard(Output::Publish(_)));
     side.out.iter().filter(is_published).count()
 }
 
@@ -105,7 +106,7 @@ fn a_statement_that_ends_while_nobody_owns_the_shard_is_announced_by_the_next_ow
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Online, "bob", "c1");
     owner.tell(&mut standby, now);
-    standby.hear(now, Kind::Disconnect, "ann", "c1");
+    standby.handle(now, Kind::Disconnect, "ann", "c1");
     let end = now + DAY_MS;
     // For a while, ann's close is remembered. Later, nothing of her is.
     for _ in 0..4 {
@@ -121,7 +122,7 @@ fn a_statement_that_ends_while_nobody_owns_the_shard_is_announced_by_the_next_ow
 #[test]
 fn a_standby_that_missed_a_statement_catches_up() {
     let (mut owner, mut standby) = pair();
-    owner.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
+    owner.handle(NOW + 2_000, Kind::Offline, "ann", "c1");
     owner.tell(&mut standby, NOW + 2_001);
     let mut now = NOW + 10_000;
     for round in 0..3 {
@@ -132,7 +133,7 @@ fn a_standby_that_missed_a_statement_catches_up() {
         owner.tell(&mut standby, now);
         now += 6_000;
     }
-    assert_eq!(standby.reasons(), [Difference::Connections]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Connections]);
     standby.catch_up(&mut owner, now);
     assert_eq!(statements(&standby), 1);
     // The standby hides the user whom the application hid.
@@ -157,12 +158,12 @@ fn started_again(side: &mut Side, now: u64) -> Side {
 
 /// A message of a node that owns nothing.
 fn forged(side: &mut Side, epoch: u64, seq: u64) -> Vec<u8> {
-    let told = Told {
+    let told = StandbyMessage {
         shard: 3,
         epoch,
         seq,
         node: "nobody".into(),
-        said: Said::Begin(side.replica.ledger_digest()),
+        content: StandbyContent::Begin(side.replica.ledger_digest()),
     };
     told.encode()
 }
@@ -174,13 +175,13 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
         let bytes = forged(&mut standby, epoch, seq);
         standby
             .replica
-            .told(NOW + 1_500, &bytes, &mut standby.out)
+            .receive(NOW + 1_500, &bytes, &mut standby.out)
             .unwrap();
     }
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
     owner.tell(&mut standby, now);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     assert_eq!(standby.replica.shard().online_users(), 2);
     assert_eq!(standby.reasons(), []);
 
@@ -189,9 +190,9 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
     let bytes = forged(&mut standby, 8, u64::MAX - 1);
     standby
         .replica
-        .told(NOW + 3_000, &bytes, &mut standby.out)
+        .receive(NOW + 3_000, &bytes, &mut standby.out)
         .unwrap();
-    assert_eq!(standby.reasons(), [Difference::Ledger]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Ledger]);
 }
 
 #[test]
@@ -199,12 +200,12 @@ fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told(
     let (mut owner, mut standby) = pair();
     let (_, mut third) = pair();
     take_over(&mut standby, NOW + 9_000);
-    standby.hear(NOW + 9_001, Kind::Connect, "bob", "c1");
-    third.hear(NOW + 9_001, Kind::Connect, "bob", "c1");
+    standby.handle(NOW + 9_001, Kind::Connect, "bob", "c1");
+    third.handle(NOW + 9_001, Kind::Connect, "bob", "c1");
     assert!(standby.tell(&mut third, NOW + 9_002) > 1);
-    assert_eq!(third.replica.holds(), Some(5));
+    assert_eq!(third.replica.complete_epoch(), Some(5));
     third.follow(NOW + 9_010, 8, "standby");
-    assert_eq!(third.replica.holds(), Some(8));
+    assert_eq!(third.replica.complete_epoch(), Some(8));
     assert_eq!(third.replica.shard().online_users(), 2);
     assert_eq!(third.reasons(), []);
     // A replica without a part in the shard keeps nothing.
@@ -212,7 +213,7 @@ fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told(
     owner
         .replica
         .set_role(NOW + 9_030, Role::None, &mut owner.out);
-    assert!(owner.replica.early.take(Some(u64::MAX)).is_empty());
+    assert!(owner.replica.held_messages.take(Some(u64::MAX)).is_empty());
 }
 
 #[test]
@@ -221,17 +222,17 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
     let now = NOW + 2_000;
     // The owner's last message doesn't arrive.
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: Some(("owner".into(), owner.replica.seq)),
+        handed_over: Some(("owner".into(), owner.replica.seq)),
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     standby.out.clear();
     standby.replica.set_role(now, role, &mut standby.out);
     standby.advance(now + 500);
     standby.advance(now + 1_000);
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     let chunks = owner.sends(now + 1_000, asked.unwrap());
@@ -249,7 +250,7 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
     standby.advance(now + 9_000);
     assert!(standby.replica.is_leading(now + 9_000));
     standby.out.clear();
-    standby.hear(now + 9_001, Kind::Disconnect, "ann", "c1");
+    standby.handle(now + 9_001, Kind::Disconnect, "ann", "c1");
     assert_eq!(standby.viewers_told(), [], "ann may be connected still");
 }
 
@@ -260,14 +261,14 @@ fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
         ..Settings::default()
     });
     // The standby misses that ann leaves and that bob comes.
-    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
-    owner.hear(NOW + 2_001, Kind::Connect, "bob", "c1");
+    owner.handle(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW + 2_001, Kind::Connect, "bob", "c1");
     owner.tell(&mut standby, NOW + 2_002);
     let lost = Input::LostUpTo { at: NOW + 2_100 };
     standby
         .replica
         .input(NOW + 2_100, lost, &mut Everyone, &mut standby.out);
-    standby.hear(NOW + 2_101, Kind::Heartbeat, "ann", "c1");
+    standby.handle(NOW + 2_101, Kind::Heartbeat, "ann", "c1");
     take_over(&mut standby, NOW + 9_000);
     for after in [30_000, 60_000, 90_000] {
         standby.advance(NOW + 9_000 + after);
@@ -281,7 +282,7 @@ fn whom_an_application_took_offline_before_the_node_ended_is_offline_when_it_own
 {
     let (_, mut standby) = pair();
     // The owner dies before it tells the result.
-    standby.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
+    standby.handle(NOW + 2_000, Kind::Offline, "ann", "c1");
     let mut again = started_again(&mut standby, NOW + 3_000);
     take_over(&mut again, NOW + 3_000);
     for after in [1_000, 31_000, 61_000] {
@@ -293,7 +294,7 @@ fn whom_an_application_took_offline_before_the_node_ended_is_offline_when_it_own
 #[test]
 fn a_snapshot_that_takes_long_gives_nobody_more_time() {
     let (mut owner, _) = pair();
-    owner.hear(NOW, Kind::Online, "bob", "c1");
+    owner.handle(NOW, Kind::Online, "bob", "c1");
     let mut standby = Side::new("standby");
     standby.follow(NOW + 10, 5, "owner");
     standby.advance(NOW + 1_000);
@@ -305,7 +306,7 @@ fn a_snapshot_that_takes_long_gives_nobody_more_time() {
         now += 4_000;
     }
     assert!(now > NOW + 8_000);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     // Ann was last heard from at `NOW`.
     assert_eq!(standby.replica.shard().connections(), 1);
     standby.advance(NOW + 30_000);
@@ -320,16 +321,16 @@ fn a_snapshot_that_takes_long_gives_nobody_more_time() {
 #[test]
 fn a_snapshot_of_an_epoch_that_the_bucket_does_not_know_is_not_taken() {
     let mut other = Side::new("owner");
-    other.lead(NOW - 40_000, 9, Before::default());
-    other.hear(NOW, Kind::Connect, "ann", "c1");
+    other.lead(NOW - 40_000, 9, PreviousOwner::default());
+    other.handle(NOW, Kind::Connect, "ann", "c1");
     let mut standby = Side::new("standby");
     standby.follow(NOW + 10, 5, "owner");
     standby.catch_up(&mut other, NOW + 1_000);
-    assert_eq!(standby.replica.holds(), None);
+    assert_eq!(standby.replica.complete_epoch(), None);
     standby.follow(NOW + 1_010, 9, "owner");
     standby.out.clear();
     standby.catch_up(&mut other, NOW + 9_000);
-    assert_eq!(standby.replica.holds(), Some(9));
+    assert_eq!(standby.replica.complete_epoch(), Some(9));
 }
 
 #[test]
@@ -344,34 +345,34 @@ fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online
     next.advance(NOW + 40_000);
     assert_eq!(owner.viewers_told(), []);
     assert_eq!(owner.replica.shard().connections(), 0);
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 8,
-        told: None,
+        handed_over: None,
     };
     next.out.clear();
-    next.lead(NOW + 41_000, 9, before);
+    next.lead(NOW + 41_000, 9, previous);
     assert_eq!(next.viewers_told(), []);
     // Once the user connects, the user goes offline when the connections end.
-    next.hear(NOW + 42_000, Kind::Connect, "ann", "c2");
-    next.hear(NOW + 43_000, Kind::Disconnect, "ann", "c2");
+    next.handle(NOW + 42_000, Kind::Connect, "ann", "c2");
+    next.handle(NOW + 43_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
 }
 
 #[test]
 fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     let (_, mut standby) = pair();
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     let out = &mut standby.out;
     standby.replica.set_role(NOW + 4_000, role, out);
     // The process is stopped before it publishes anything, and continues when its lease is over.
     standby.replica.renewed(NOW + 4_000, NOW + 5_000, out);
-    standby.hear(NOW + 9_000, Kind::Connect, "ann", "c2");
+    standby.handle(NOW + 9_000, Kind::Connect, "ann", "c2");
     let out = &mut standby.out;
     standby.replica.renewed(NOW + 9_001, FOREVER, out);
     standby.advance(NOW + 9_001);
@@ -400,7 +401,7 @@ fn device<'a>(side: &'a Side, user: &str) -> Option<&'a str> {
 #[test]
 fn one_that_is_not_sure_shows_users_by_the_connections_that_it_knows() {
     let (_, mut standby) = pair();
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut standby, NOW + 3_100);
     let mut again = started_again(&mut standby, NOW + 3_500);
     take_over(&mut again, NOW + 3_600);
@@ -415,7 +416,7 @@ fn one_that_catches_up_with_an_owner_that_has_resigned_shows_users_by_the_connec
     owner
         .replica
         .set_role(NOW + 3_000, Role::Resign { epoch: 5 }, &mut owner.out);
-    owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut owner, NOW + 3_100);
     let mut next = Side::new("next");
     next.follow(NOW + 3_200, 5, "owner");
@@ -429,10 +430,10 @@ fn one_that_catches_up_with_an_owner_that_has_resigned_shows_users_by_the_connec
 fn what_an_owner_tells_before_it_hears_of_another_device_leaves_that_to_the_next_owner() {
     let (mut owner, mut standby) = pair();
     // The owner is slower than the standby.
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut standby, NOW + 3_100);
-    owner.hear(NOW + 3_101, Kind::Connect, "ann", "c3");
-    owner.hear(NOW + 3_102, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW + 3_101, Kind::Connect, "ann", "c3");
+    owner.handle(NOW + 3_102, Kind::Disconnect, "ann", "c1");
     assert!(owner.tell(&mut standby, NOW + 3_103) > 0);
     take_over(&mut standby, NOW + 9_000);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
@@ -442,7 +443,7 @@ fn what_an_owner_tells_before_it_hears_of_another_device_leaves_that_to_the_next
 #[test]
 fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shard_is_shown_by_it() {
     let (_, mut standby) = pair();
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut standby, NOW + 3_100);
     take_over(&mut standby, NOW + 9_000);
     assert_eq!(device(&standby, "ann"), Some(r#""phone""#));
@@ -486,18 +487,18 @@ fn what_an_owner_tells_of_the_end_of_a_grace_ends_no_later_one() {
 #[test]
 fn a_grace_of_a_user_whom_viewers_know_as_offline_is_announced_by_no_owner() {
     let (mut owner, mut standby) = pair_with_graces();
-    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    owner.handle(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     owner.advance(NOW + 7_000);
     // The standby receives the disconnect late, and doesn't know which grace has ended.
-    standby.hear(NOW + 6_900, Kind::Disconnect, "ann", "c1");
+    standby.handle(NOW + 6_900, Kind::Disconnect, "ann", "c1");
     owner.tell(&mut standby, NOW + 7_001);
     // No owner has told anything of bob, who came and left.
-    standby.hear(NOW + 7_500, Kind::Connect, "bob", "c1");
-    standby.hear(NOW + 7_600, Kind::Disconnect, "bob", "c1");
+    standby.handle(NOW + 7_500, Kind::Connect, "bob", "c1");
+    standby.handle(NOW + 7_600, Kind::Disconnect, "bob", "c1");
     take_over(&mut standby, NOW + 8_000);
     assert_eq!(standby.viewers_told(), []);
     for user in ["ann", "bob"] {
-        standby.hear(NOW + 8_100, Kind::Connect, user, "c2");
+        standby.handle(NOW + 8_100, Kind::Connect, user, "c2");
     }
     let told = ["ann", "bob"].map(|user| (user.to_owned(), true));
     assert_eq!(standby.viewers_told(), told);
@@ -509,13 +510,13 @@ fn whom_an_application_states_online_while_nobody_announces_it_is_announced_by_t
     owner
         .replica
         .set_role(NOW + 3_000, Role::Resign { epoch: 5 }, &mut owner.out);
-    owner.hear(NOW + 3_000, Kind::Online, "bob", "c1");
+    owner.handle(NOW + 3_000, Kind::Online, "bob", "c1");
     let mut next = Side::new("next");
     next.follow(NOW + 3_200, 5, "owner");
     next.catch_up(&mut owner, NOW + 5_000);
     take_over(&mut next, NOW + 9_000);
     assert_eq!(next.viewers_told(), [("bob".to_owned(), true)]);
-    next.hear(NOW + 9_100, Kind::Offline, "bob", "c1");
+    next.handle(NOW + 9_100, Kind::Offline, "bob", "c1");
     assert_eq!(next.viewers_told(), [("bob".to_owned(), false)]);
 }
 

@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::tracker::TrackerSettings;
-use crate::{Heard, Settings};
+use crate::{HeartbeatBatch, Settings};
 
 const STEP_MS: u64 = 1_000;
 const CONNS: [&str; 5] = ["c1", "c2", "c3", "c4", "c5"];
 
 /// An owner with a user of several connections, and a standby. Both need to be told up to when they
 /// have received everything.
-fn pair_that_hears() -> (Side, Side) {
+fn pair_with_relay() -> (Side, Side) {
     let (mut owner, mut standby) = pair();
     for side in [&mut owner, &mut standby] {
         let settings = Settings {
@@ -26,7 +26,7 @@ fn pair_that_hears() -> (Side, Side) {
         side.take(NOW + 1_000, Input::Settings(Box::new(settings)));
         side.take(NOW + 1_000, Input::ReceivedUpTo { at: NOW + 1_000 });
         for conn in CONNS {
-            side.hear(NOW + 1_000, Kind::Connect, "ann", conn);
+            side.handle(NOW + 1_000, Kind::Connect, "ann", conn);
         }
     }
     owner.out.clear();
@@ -39,12 +39,14 @@ impl Side {
     }
 
     /// The messages that haven't been passed on yet, in order.
-    fn said(&mut self) -> Vec<Said> {
-        let said = self.out.iter().filter_map(|out| match out {
-            Out::Told(bytes) => Some(Told::decode(bytes).unwrap().said),
+    fn contents(&mut self) -> Vec<StandbyContent> {
+        let contents = self.out.iter().filter_map(|out| match out {
+            ReplicaOutput::ToStandbys(bytes) => {
+                Some(StandbyMessage::decode(bytes).unwrap().content)
+            }
             _ => None,
         });
-        said.collect()
+        contents.collect()
     }
 
     /// The time left of a connection's lease.
@@ -58,9 +60,9 @@ impl Side {
 /// tells the standby.
 fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
     for conn in conns {
-        owner.hear(now, Kind::Heartbeat, "ann", conn);
-        if standby.replica.takes_heartbeats() {
-            standby.hear(now, Kind::Heartbeat, "ann", conn);
+        owner.handle(now, Kind::Heartbeat, "ann", conn);
+        if standby.replica.receives_heartbeats() {
+            standby.handle(now, Kind::Heartbeat, "ann", conn);
         }
     }
     for side in [&mut *owner, &mut *standby] {
@@ -74,9 +76,9 @@ fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
 }
 
 /// Lets time pass until the standby relies on being told of heartbeats. Returns that time.
-fn told_of_heartbeats(owner: &mut Side, standby: &mut Side) -> u64 {
+fn wait_for_relay(owner: &mut Side, standby: &mut Side) -> u64 {
     let mut now = NOW + 2_000;
-    while standby.replica.takes_heartbeats() {
+    while standby.replica.receives_heartbeats() {
         assert!(now < NOW + 20_000, "it still takes in heartbeats");
         second(owner, standby, now, &CONNS);
         now += 1_000;
@@ -87,12 +89,12 @@ fn told_of_heartbeats(owner: &mut Side, standby: &mut Side) -> u64 {
 
 #[test]
 fn leases_go_on_at_a_standby_by_what_it_is_told() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let begun = wait_for_relay(&mut owner, &mut standby);
     for now in (begun..begun + 40_000).step_by(1_000) {
         second(&mut owner, &mut standby, now, &CONNS[1..]);
     }
-    assert!(!standby.replica.takes_heartbeats());
+    assert!(!standby.replica.receives_heartbeats());
     assert_eq!([&owner, &standby].map(|it| it.left("c1")), [None, None]);
     for conn in &CONNS[1..] {
         let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left(conn).unwrap());
@@ -103,13 +105,13 @@ fn leases_go_on_at_a_standby_by_what_it_is_told() {
         );
     }
     assert_eq!(standby.reasons(), []);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 }
 
 #[test]
 fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock_stood_still() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let begun = wait_for_relay(&mut owner, &mut standby);
     let left = standby.left("c1").unwrap();
     // The owner is dead. It doesn't matter that the standby still receives from others.
     let silent = begun + 10_000;
@@ -117,7 +119,7 @@ fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock
     assert_eq!(standby.left("c1"), Some(left));
     assert!(standby.replica.next_deadline().unwrap() <= silent);
     standby.advance(silent);
-    assert!(standby.replica.takes_heartbeats());
+    assert!(standby.replica.receives_heartbeats());
     assert_eq!(standby.left("c1"), Some(left));
     // From now on, the standby's own receive clock counts.
     let later = silent + STEP_MS;
@@ -127,59 +129,71 @@ fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock
 
 #[test]
 fn who_owns_or_hands_over_a_shard_takes_in_heartbeats() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
-    owner.hear(now, Kind::Heartbeat, "ann", "c1");
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby) - 100;
+    owner.handle(now, Kind::Heartbeat, "ann", "c1");
     owner
         .replica
         .set_role(now, Role::Resign { epoch: 5 }, &mut owner.out);
-    let said = owner.said();
+    let contents = owner.contents();
     assert!(
-        matches!(&said[..], [Said::Heard { goes_on: false, entries, .. }, Said::Digest { .. }] if !entries.is_empty()),
-        "{said:?}"
+        matches!(
+            &contents[..],
+            [
+                StandbyContent::Heartbeats { goes_on: false, entries, .. },
+                StandbyContent::Digest { .. },
+            ] if !entries.is_empty()
+        ),
+        "{contents:?}"
     );
     owner.tell(&mut standby, now + 1);
-    assert!(standby.replica.takes_heartbeats());
+    assert!(standby.replica.receives_heartbeats());
 
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby);
-    let before = Before {
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby);
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(now + 5_000, 8, before);
-    assert!(standby.replica.takes_heartbeats());
-    assert!(owner.replica.takes_heartbeats());
+    standby.lead(now + 5_000, 8, previous);
+    assert!(standby.replica.receives_heartbeats());
+    assert!(owner.replica.receives_heartbeats());
 }
 
 #[test]
 fn few_heartbeats_are_not_told() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let begun = wait_for_relay(&mut owner, &mut standby);
     let mut now = begun;
-    while !standby.replica.takes_heartbeats() {
+    while !standby.replica.receives_heartbeats() {
         assert!(now < begun + 20_000, "it is still told");
         second(&mut owner, &mut standby, now, &[]);
         now += 500;
     }
     for _ in 0..10 {
-        owner.hear(now, Kind::Heartbeat, "ann", "c1");
+        owner.handle(now, Kind::Heartbeat, "ann", "c1");
         now += 1_000;
         owner.advance(now);
     }
-    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
-    assert!(!owner.said().iter().any(is_heard), "{:?}", owner.out);
+    let is_heard = |content: &StandbyContent| matches!(content, StandbyContent::Heartbeats { .. });
+    assert!(!owner.contents().iter().any(is_heard), "{:?}", owner.out);
 }
 
 #[test]
 fn what_viewers_are_told_for_a_heartbeat_comes_after_it() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
-    owner.hear(now, Kind::Heartbeat, "bob", "c1");
-    let said = owner.said();
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby) - 100;
+    owner.handle(now, Kind::Heartbeat, "bob", "c1");
+    let contents = owner.contents();
     assert!(
-        matches!(&said[..], [Said::Heard { .. }, Said::Changes(_)]),
-        "{said:?}"
+        matches!(
+            &contents[..],
+            [
+                StandbyContent::Heartbeats { .. },
+                StandbyContent::Changes(_)
+            ]
+        ),
+        "{contents:?}"
     );
     owner.tell(&mut standby, now + 1);
     assert!(standby.replica.shard().leases().any(|it| &**it.0 == "bob"));
@@ -194,8 +208,8 @@ fn who_has_timed_out_is_not_shown_again_by_a_standby_whose_clock_is_behind() {
 }
 
 fn times_out(sender_ahead_ms: u64) {
-    let (mut owner, mut standby) = pair_that_hears();
-    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let mut now = wait_for_relay(&mut owner, &mut standby);
     // The connection will time out between two messages of the owner.
     let came = now - 500;
     let connect = |at| message(Kind::Connect, "bob", "c1", at + sender_ahead_ms);
@@ -203,33 +217,33 @@ fn times_out(sender_ahead_ms: u64) {
     standby.take(came + 5, connect(came));
     owner.tell(&mut standby, came + 5);
     now -= 1_000;
-    let mut said = Vec::new();
-    while said.is_empty() {
+    let mut contents = Vec::new();
+    while contents.is_empty() {
         assert!(now < came + 40_000, "it hasn't ended");
         now += 1_000;
         second(&mut owner, &mut standby, now, &CONNS);
         let end = now + 900;
         owner.take(end, Input::ReceivedUpTo { at: end });
         owner.advance(end);
-        said = owner.said();
-        said.retain(|it| matches!(it, Said::Changes(_)));
+        contents = owner.contents();
+        contents.retain(|it| matches!(it, StandbyContent::Changes(_)));
         owner.tell(&mut standby, end);
     }
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), false)]);
-    assert!(!standby.replica.takes_heartbeats());
+    assert!(!standby.replica.receives_heartbeats());
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(now + 1_000, 8, before);
+    standby.lead(now + 1_000, 8, previous);
     assert_eq!(standby.viewers_told(), [], "ahead by {sender_ahead_ms} ms");
 }
 
 #[test]
 fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let mut now = wait_for_relay(&mut owner, &mut standby);
     while owner.left("c1").is_some() {
         assert!(now < NOW + 80_000, "it hasn't ended");
         now += 1_000;
@@ -237,28 +251,28 @@ fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
     }
     // The standby receives the connect before it is told of the timeout.
     let seq = owner.replica.seq + 1;
-    let mut heard = Heard::default();
+    let mut heard = HeartbeatBatch::default();
     heard.expired("ann", "c1", NOW + 1_000);
-    let said = Said::Heard {
+    let content = StandbyContent::Heartbeats {
         clock: 0,
         goes_on: true,
         entries: heard.into_entries(),
     };
-    let bytes = owner.replica.encode(seq, said).unwrap();
-    standby.hear(now + 600, Kind::Connect, "ann", "c1");
+    let bytes = owner.replica.encode(seq, content).unwrap();
+    standby.handle(now + 600, Kind::Connect, "ann", "c1");
     standby
         .replica
-        .told(now + 610, &bytes, &mut standby.out)
+        .receive(now + 610, &bytes, &mut standby.out)
         .unwrap();
     assert!(standby.left("c1").is_some());
 }
 
 /// The owner tells of a heartbeat after the connection was closed.
 fn closes_behind_a_heartbeat(sender_ahead_ms: u64, standby_ahead_ms: i64) {
-    let (mut owner, mut standby) = pair_that_hears();
+    let (mut owner, mut standby) = pair_with_relay();
     let ahead_ms = standby_ahead_ms;
     standby.take(NOW + 1_500, Input::Clock { ahead_ms });
-    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    let now = wait_for_relay(&mut owner, &mut standby) - 100;
     let by_sender = |at| at + sender_ahead_ms;
     owner.take(now, message(Kind::Heartbeat, "ann", "c1", by_sender(now)));
     for side in [&mut owner, &mut standby] {
@@ -280,8 +294,8 @@ fn who_was_closed_is_not_live_again_by_a_heartbeat_that_is_told_later() {
 
 #[test]
 fn a_standby_adopts_what_its_owner_adopts_of_a_sender_whose_clock_is_behind() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let mut now = wait_for_relay(&mut owner, &mut standby);
     both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", "c1");
     let closed = now;
     while now < closed + 3_000 {
@@ -300,66 +314,69 @@ fn a_standby_adopts_what_its_owner_adopts_of_a_sender_whose_clock_is_behind() {
 
 #[test]
 fn a_further_connection_that_a_heartbeat_brings_is_told_at_once() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
-    owner.hear(now, Kind::Heartbeat, "ann", "c9");
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby) - 100;
+    owner.handle(now, Kind::Heartbeat, "ann", "c9");
     owner.tell(&mut standby, now + 1);
     assert!(standby.left("c9").is_some());
     // Later heartbeats of a known connection may wait.
     owner.out.clear();
-    owner.hear(now + 2, Kind::Heartbeat, "ann", "c9");
-    assert_eq!(owner.said(), []);
+    owner.handle(now + 2, Kind::Heartbeat, "ann", "c9");
+    assert_eq!(owner.contents(), []);
 }
 
 #[test]
 fn what_an_owner_hears_while_its_lease_is_over_runs_out_no_earlier_at_a_standby() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby);
     owner.replica.renewed(now, now, &mut owner.out);
     assert!(!owner.replica.is_leading(now));
-    owner.hear(now + 100, Kind::Heartbeat, "ann", "c1");
+    owner.handle(now + 100, Kind::Heartbeat, "ann", "c1");
     owner.replica.renewed(now + 300, FOREVER, &mut owner.out);
     second(&mut owner, &mut standby, now + 700, &CONNS[1..]);
     let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left("c1").unwrap());
     assert!(at_owner <= at_standby, "{at_owner}, {at_standby}");
     // The standby is then told of what comes next.
     assert_eq!(standby.reasons(), []);
-    told_of_heartbeats(&mut owner, &mut standby);
+    wait_for_relay(&mut owner, &mut standby);
 }
 
 #[test]
 fn a_standby_goes_on_being_told_where_heartbeats_come_all_at_once_and_seldom() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let begun = wait_for_relay(&mut owner, &mut standby);
     for now in (begun..begun + 60_000).step_by(1_000) {
         let is_time = (now - begun).is_multiple_of(14_000);
         let conns: &[_] = if is_time { &CONNS } else { &[] };
         second(&mut owner, &mut standby, now, conns);
-        assert!(!standby.replica.takes_heartbeats(), "{}", now - begun);
+        assert!(!standby.replica.receives_heartbeats(), "{}", now - begun);
     }
 }
 
 #[test]
 fn what_is_heard_and_cannot_be_read_is_a_reason_to_catch_up() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby);
     let seq = owner.replica.seq + 1;
-    let said = Said::Heard {
+    let content = StandbyContent::Heartbeats {
         clock: 0,
         goes_on: true,
         entries: vec![0, 200, 1],
     };
-    let bytes = owner.replica.encode(seq, said).unwrap();
-    standby.replica.told(now, &bytes, &mut standby.out).unwrap();
-    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+    let bytes = owner.replica.encode(seq, content).unwrap();
+    standby
+        .replica
+        .receive(now, &bytes, &mut standby.out)
+        .unwrap();
+    assert_eq!(standby.reasons(), [CatchUpReason::Mismatch]);
 }
 
 #[test]
 fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby);
     for at in [now - 400, now - 300] {
-        owner.hear(at, Kind::Heartbeat, "ann", "c1");
+        owner.handle(at, Kind::Heartbeat, "ann", "c1");
     }
     let closed = now - 200;
     both(
@@ -371,8 +388,8 @@ fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back()
         "c1",
     );
     owner.advance(now);
-    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
-    assert!(owner.said().iter().any(is_heard));
+    let is_heard = |content: &StandbyContent| matches!(content, StandbyContent::Heartbeats { .. });
+    assert!(owner.contents().iter().any(is_heard));
     owner.tell(&mut standby, now);
     let connections = [&owner, &standby].map(|it| it.replica.shard().connections());
     assert_eq!(connections, [CONNS.len() - 1; 2]);
@@ -380,20 +397,20 @@ fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back()
 
 #[test]
 fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby);
     // A message about one connection is lost.
-    owner.hear(now - 400, Kind::Heartbeat, "ann", "c8");
+    owner.handle(now - 400, Kind::Heartbeat, "ann", "c8");
     owner.out.clear();
-    owner.hear(now - 390, Kind::Heartbeat, "ann", "c9");
+    owner.handle(now - 390, Kind::Heartbeat, "ann", "c9");
     owner.tell(&mut standby, now - 390);
-    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
     owner.take(now, Input::ReceivedUpTo { at: now });
     owner.advance(now + 100);
     owner.tell(&mut standby, now + 100);
     owner.out.clear();
     standby.catch_up(&mut owner, now + 200);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     owner.advance(now + 600);
     owner.tell(&mut standby, now + 600);
     for conn in CONNS {
@@ -404,18 +421,21 @@ fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
 
 #[test]
 fn metadata_of_a_connection_that_goes_on_is_no_news_where_there_are_no_statuses() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
-    owner.hear(now, Kind::Heartbeat, "ann", "c1");
-    owner.hear(now, Kind::Connect, "bob", "c1");
-    let said = owner.said();
-    assert!(matches!(&said[..], [Said::Changes(_)]), "{said:?}");
+    let (mut owner, mut standby) = pair_with_relay();
+    let now = wait_for_relay(&mut owner, &mut standby) - 100;
+    owner.handle(now, Kind::Heartbeat, "ann", "c1");
+    owner.handle(now, Kind::Connect, "bob", "c1");
+    let contents = owner.contents();
+    assert!(
+        matches!(&contents[..], [StandbyContent::Changes(_)]),
+        "{contents:?}"
+    );
 }
 
 #[test]
 fn what_is_compared_comes_behind_all_that_has_been_heard() {
-    let (mut owner, mut standby) = pair_that_hears();
-    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let (mut owner, mut standby) = pair_with_relay();
+    let begun = wait_for_relay(&mut owner, &mut standby);
     // Digests are sent at this interval, and heartbeats are told ten times as often.
     let digest_at = begun + FleetSettings::default().digest_ms;
     owner.advance(digest_at);
@@ -423,12 +443,18 @@ fn what_is_compared_comes_behind_all_that_has_been_heard() {
     let now = digest_at + FleetSettings::default().digest_ms;
     owner.advance(now - 1);
     owner.out.clear();
-    owner.hear(now - 1, Kind::Heartbeat, "ann", "c1");
-    assert_eq!(owner.said(), []);
+    owner.handle(now - 1, Kind::Heartbeat, "ann", "c1");
+    assert_eq!(owner.contents(), []);
     owner.advance(now);
-    let said = owner.said();
+    let contents = owner.contents();
     assert!(
-        matches!(said[..], [Said::Heard { .. }, Said::Digest { .. }]),
-        "{said:?}"
+        matches!(
+            contents[..],
+            [
+                StandbyContent::Heartbeats { .. },
+                StandbyContent::Digest { .. }
+            ]
+        ),
+        "{contents:?}"
     );
 }

@@ -5,16 +5,16 @@ use super::*;
 /// An owner that tells everything in pieces, and a standby with the same state.
 fn pair_of_pieces() -> (Side, Side) {
     let (mut owner, standby) = pair();
-    owner.replica.settings.told_bytes = 40;
+    owner.replica.settings.standby_message_bytes_max = 40;
     (owner, standby)
 }
 
-fn told(side: &mut Side) -> Vec<Vec<u8>> {
-    let told = side.out.drain(..).filter_map(|out| match out {
-        Out::Told(bytes) => Some(bytes),
+fn standby_messages(side: &mut Side) -> Vec<Vec<u8>> {
+    let standby_messages = side.out.drain(..).filter_map(|out| match out {
+        ReplicaOutput::ToStandbys(bytes) => Some(bytes),
         _ => None,
     });
-    told.collect()
+    standby_messages.collect()
 }
 
 #[test]
@@ -22,22 +22,28 @@ fn a_long_message_goes_in_pieces_that_come_to_the_same() {
     let (mut owner, mut standby) = pair_of_pieces();
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let pieces = told(&mut owner);
+    let pieces = standby_messages(&mut owner);
     assert!(pieces.len() > 2, "{}", pieces.len());
     let (last, others) = pieces.split_last().unwrap();
     for piece in others {
-        standby.replica.told(now, piece, &mut standby.out).unwrap();
+        standby
+            .replica
+            .receive(now, piece, &mut standby.out)
+            .unwrap();
         assert!(piece.len() < 80, "{}", piece.len());
         assert_eq!(standby.replica.shard().online_users(), 1);
     }
     // While a message is incomplete, nobody gets a snapshot.
     standby
         .replica
-        .asked(now, &"other".into(), 1, &mut Vec::new());
+        .snapshot_requested(now, &"other".into(), 1, &mut Vec::new());
     assert_eq!(standby.replica.snapshots.next_at(), None);
-    standby.replica.told(now, last, &mut standby.out).unwrap();
+    standby
+        .replica
+        .receive(now, last, &mut standby.out)
+        .unwrap();
     assert_eq!(standby.replica.shard().online_users(), 2);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
 
     // Both hold the same, so the digests agree, and the next message fits.
     both(
@@ -59,26 +65,29 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
     let (mut owner, mut standby) = pair_of_pieces();
     let now = NOW + 2_000;
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let mut pieces = told(&mut owner);
+    let mut pieces = standby_messages(&mut owner);
     pieces.remove(1);
     for piece in &pieces {
-        standby.replica.told(now, piece, &mut standby.out).unwrap();
+        standby
+            .replica
+            .receive(now, piece, &mut standby.out)
+            .unwrap();
     }
-    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Gap]);
 
     // The owner dies in the middle of a message: no viewer was told of Bob by then.
     let (mut owner, mut standby) = pair_of_pieces();
     both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
-    let pieces = told(&mut owner);
+    let pieces = standby_messages(&mut owner);
     standby
         .replica
-        .told(now, &pieces[0], &mut standby.out)
+        .receive(now, &pieces[0], &mut standby.out)
         .unwrap();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    standby.lead(now + 9_000, 8, before);
+    standby.lead(now + 9_000, 8, previous);
     assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
 }
 
@@ -86,19 +95,19 @@ fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
 fn pieces_of_something_else_are_refused() {
     let (_, mut standby) = pair();
     let seq = standby.replica.seq + 1;
-    let piece = Told {
+    let piece = StandbyMessage {
         shard: 3,
         epoch: 5,
         seq,
         node: "owner".into(),
-        said: Said::Piece {
+        content: StandbyContent::Piece {
             is_last: true,
             bytes: vec![1, 2, 3],
         },
     };
     standby
         .replica
-        .told(NOW, &piece.encode(), &mut standby.out)
+        .receive(NOW, &piece.encode(), &mut standby.out)
         .unwrap();
-    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+    assert_eq!(standby.reasons(), [CatchUpReason::Mismatch]);
 }

@@ -6,7 +6,7 @@ use super::*;
 fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them() {
     let (mut owner, _) = pair();
     for user in 0..30 {
-        owner.hear(NOW + 2_000, Kind::Connect, &format!("user-{user}"), "c1");
+        owner.handle(NOW + 2_000, Kind::Connect, &format!("user-{user}"), "c1");
     }
     owner.out.clear();
     let mut standby = Side::new("standby");
@@ -15,7 +15,7 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
     let mut now = NOW + 4_000;
     owner
         .replica
-        .asked(now, &"standby".into(), 1, &mut owner.out);
+        .snapshot_requested(now, &"standby".into(), 1, &mut owner.out);
     assert!(owner.out.is_empty(), "{:?}", owner.out);
     let mut pieces = 0;
     while let Some(at) = owner.replica.snapshots.next_at() {
@@ -27,10 +27,13 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
         let mut chunks = 0;
         for out in owner.out.drain(..) {
             match out {
-                Out::Told(bytes) => {
-                    standby.replica.told(now, &bytes, &mut standby.out).unwrap();
+                ReplicaOutput::ToStandbys(bytes) => {
+                    standby
+                        .replica
+                        .receive(now, &bytes, &mut standby.out)
+                        .unwrap();
                 }
-                Out::Chunk(_, bytes) => {
+                ReplicaOutput::Chunk(_, bytes) => {
                     chunks += 1;
                     standby
                         .replica
@@ -44,7 +47,7 @@ fn a_snapshot_is_sent_in_pieces_and_what_happens_meanwhile_is_told_between_them(
         pieces += 1;
     }
     assert!(pieces > 10);
-    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.complete_epoch(), Some(5));
     let users = standby.replica.shard().online_users();
     assert_eq!(users, owner.replica.shard().online_users());
     let digests = [&mut owner, &mut standby].map(|side| side.replica.ledger_digest());
@@ -60,12 +63,12 @@ fn one_that_takes_over_decides_on_a_few_users_before_it_takes_the_next_input() {
         both(&mut owner, &mut standby, now, Kind::Connect, &user, "c1");
     }
     owner.tell(&mut standby, NOW + 2_001);
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
     let now = NOW + 9_000;
-    standby.lead(now, 8, before);
+    standby.lead(now, 8, previous);
     let mut left = standby.replica.shard().backlog();
     assert!(left > 200, "{left}");
     while left > 0 {
@@ -91,7 +94,7 @@ fn one_that_gets_no_snapshot_asks_less_and_less_often() {
     for after in (0..25_000).step_by(100) {
         standby.advance(NOW + after);
         let asks = standby.out.drain(..);
-        let asks = asks.filter(|out| matches!(out, Out::Ask { .. }));
+        let asks = asks.filter(|out| matches!(out, ReplicaOutput::Ask { .. }));
         asked.extend(asks.map(|_| after));
     }
     // After half a timeout, the replica listens anew before it asks.

@@ -12,7 +12,7 @@ const STATEMENT_MS: u64 = 3_000;
 /// The first owner of a shard, and a standby that has caught up in the first seconds.
 fn first_pair(earlier: impl FnOnce(&mut Side)) -> (Side, Side) {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    owner.lead(NOW, 5, Before::default());
+    owner.lead(NOW, 5, PreviousOwner::default());
     owner.advance(NOW);
     for side in [&mut owner, &mut standby] {
         let tracker = TrackerSettings {
@@ -51,11 +51,11 @@ fn logout(user: &str, at: u64) -> Input {
 }
 
 fn take_over(side: &mut Side, now: u64) {
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    side.lead(now, 8, before);
+    side.lead(now, 8, previous);
     settle(side, now);
 }
 
@@ -69,7 +69,9 @@ fn settle(side: &mut Side, now: u64) {
 /// The bodies of the published departures.
 fn departures(side: &mut Side) -> Vec<serde_json::Value> {
     let published = side.out.drain(..).filter_map(|out| match out {
-        Out::Shard(Output::Publish(it)) if it.subject == Subject::Offline => Some(it.body),
+        ReplicaOutput::Shard(Output::Publish(it)) if it.subject == Subject::Offline => {
+            Some(it.body)
+        }
         _ => None,
     });
     published
@@ -85,7 +87,7 @@ fn reason(body: &serde_json::Value) -> &str {
 fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_hands() {
     // Ann came before the standby listened, and bob after that.
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "ann", "c1"));
     let at = NOW + 2_000;
     both(&mut owner, &mut standby, at, Kind::Connect, "bob", "c1");
     owner.tell(&mut standby, at);
@@ -105,7 +107,7 @@ fn who_came_by_a_connect_goes_as_they_leave_also_after_the_shard_has_changed_han
 fn who_is_waited_for_has_left_as_they_seemed_to() {
     // She may have other connections that haven't been heard from yet.
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Heartbeat, "ann", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Heartbeat, "ann", "c1"));
     let at = NOW + 2_000;
     owner.tell(&mut standby, at);
     take_over(&mut standby, at + 1_000);
@@ -128,7 +130,7 @@ fn who_is_waited_for_has_left_as_they_seemed_to() {
 #[test]
 fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
     let (mut owner, mut standby) =
-        first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "zoe", "c1"));
+        first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "zoe", "c1"));
     let at = NOW + 2_000;
     both(&mut owner, &mut standby, at, Kind::Online, "ann", "c1");
     owner.tell(&mut standby, at);
@@ -141,7 +143,7 @@ fn whom_an_application_stated_goes_when_that_is_over_also_after_a_takeover() {
 
 #[test]
 fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
-    let (mut owner, _) = first_pair(|owner| owner.hear(NOW + 5, Kind::Connect, "ann", "c1"));
+    let (mut owner, _) = first_pair(|owner| owner.handle(NOW + 5, Kind::Connect, "ann", "c1"));
     // The owner stopped being unsure long ago.
     owner.replica.shard_mut().set_unsure(0);
     let ask = |side: &mut Side, at: u64| {
@@ -152,11 +154,11 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
     let again = |side: &mut Side, at: u64, epoch: u64, before: u64| {
         side.replica.set_role(at, Role::None, &mut side.out);
         side.input(at, Input::LostUpTo { at });
-        let before = Before {
+        let previous = PreviousOwner {
             epoch: before,
-            told: None,
+            handed_over: None,
         };
-        side.lead(at, epoch, before);
+        side.lead(at, epoch, previous);
         settle(side, at);
         assert!(side.replica.shard().unsure_ms() > 0);
     };
@@ -170,25 +172,25 @@ fn one_that_owns_a_shard_again_knows_what_it_has_told_and_answers() {
 #[test]
 fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known() {
     let mut owner = Side::new("owner");
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
-    owner.lead(NOW, 5, before);
+    owner.lead(NOW, 5, previous);
     let settings = Settings {
         statement_ttl_ms: STATEMENT_MS,
         ..Settings::default()
     };
     owner.input(NOW, Input::Settings(Box::new(settings)));
     for user in ["ann", "bob"] {
-        owner.hear(NOW + 1_000, Kind::Online, user, "c1");
+        owner.handle(NOW + 1_000, Kind::Online, user, "c1");
     }
     assert_eq!(owner.viewers_told().len(), 2);
     settle(&mut owner, NOW + 1_000 + STATEMENT_MS);
     assert_eq!(owner.viewers_told(), []);
     // Ann has connected while nobody owned the shard.
     for seconds in [10, 20, 30] {
-        owner.hear(NOW + seconds * 1_000, Kind::Heartbeat, "ann", "c1");
+        owner.handle(NOW + seconds * 1_000, Kind::Heartbeat, "ann", "c1");
         settle(&mut owner, NOW + seconds * 1_000);
     }
     let gone = departures(&mut owner);
@@ -202,13 +204,13 @@ fn whom_an_application_no_longer_states_may_have_connected_before_it_was_known()
 #[test]
 fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_later() {
     let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
-    owner.lead(NOW, 5, before);
+    owner.lead(NOW, 5, previous);
     for user in ["ann", "bob"] {
-        owner.hear(NOW + 1_000, Kind::Connect, user, "c1");
+        owner.handle(NOW + 1_000, Kind::Connect, user, "c1");
         owner.input(NOW + 2_000, logout(user, NOW + 2_000));
     }
     // The standby's clock is an hour ahead.
@@ -216,7 +218,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     standby.follow(later(NOW + 2_500), 5, "owner");
     standby.advance(later(NOW + 6_000));
     let asked = standby.out.iter().find_map(|out| match out {
-        Out::Ask { nonce, .. } => Some(*nonce),
+        ReplicaOutput::Ask { nonce, .. } => Some(*nonce),
         _ => None,
     });
     for chunk in owner.sends(NOW + 6_000, asked.unwrap()) {
@@ -228,7 +230,7 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     take_over(&mut standby, later(NOW + 7_000));
     standby.out.clear();
     // Bob has another connection.
-    standby.hear(later(NOW + 8_000), Kind::Heartbeat, "bob", "c2");
+    standby.handle(later(NOW + 8_000), Kind::Heartbeat, "bob", "c2");
     settle(&mut standby, later(NOW + 37_000));
     let gone = departures(&mut standby);
     assert_eq!(gone.len(), 1);
@@ -236,4 +238,20 @@ fn who_is_waited_for_leaves_as_they_seemed_to_also_by_a_standby_that_caught_up_l
     assert_eq!(reason(&gone[0]), "logout");
     assert_eq!(gone[0]["lastSeen"], NOW + 2_000);
     assert!(gone[0]["metadata"].get("timeoutDuration").is_none());
+}
+
+#[test]
+fn who_is_told_to_have_left_is_expected_no_longer() {
+    let (mut owner, mut next) = unsure_pair();
+    owner.follow(NOW + 6_000, 9, "next");
+    let previous = PreviousOwner {
+        epoch: 8,
+        handed_over: None,
+    };
+    next.lead(NOW + 6_000, 9, previous);
+    next.advance(NOW + 40_000);
+    next.tell(&mut owner, NOW + 40_001);
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(owner.replica.complete_epoch(), Some(9));
+    assert_eq!(owner.replica.shard().connections(), 0);
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{Out, Replica, Role};
-use crate::fleet::snapshot::{Label, Sending};
+use super::{Replica, ReplicaOutput, Role};
+use crate::fleet::snapshot::{SnapshotHeader, SnapshotWriter};
 
 /// The pause after each chunk, in milliseconds, so that messages to viewers needn't wait for a
 /// whole snapshot.
@@ -24,7 +24,7 @@ struct Snapshot {
     /// The number of the question.
     nonce: u64,
     /// None until the snapshot begins.
-    sending: Option<Sending>,
+    writer: Option<SnapshotWriter>,
     /// When the next chunk is due.
     at: u64,
 }
@@ -37,8 +37,8 @@ impl Snapshots {
 
     /// All ids in the snapshots, as numbers.
     pub(super) fn ids(&self) -> RoaringBitmap {
-        let sending = self.0.iter().filter_map(|it| it.sending.as_ref());
-        let ids = sending.map(Sending::ids);
+        let writer = self.0.iter().filter_map(|it| it.writer.as_ref());
+        let ids = writer.map(SnapshotWriter::ids);
         ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
     }
 }
@@ -46,7 +46,13 @@ impl Snapshots {
 impl Replica {
     /// Another node asks for a snapshot; `nonce` is the number of its question. [`Self::advance`]
     /// sends the snapshot. None is sent if this replica doesn't hold everything itself.
-    pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
+    pub fn snapshot_requested(
+        &mut self,
+        now: u64,
+        node: &Arc<str>,
+        nonce: u64,
+        out: &mut Vec<ReplicaOutput>,
+    ) {
         self.settle(now, out);
         if !self.may_give_snapshots() {
             return;
@@ -57,7 +63,7 @@ impl Replica {
         snapshots.push(Snapshot {
             node: Arc::clone(node),
             nonce,
-            sending: None,
+            writer: None,
             at: now,
         });
         self.begin_snapshots(now);
@@ -66,11 +72,11 @@ impl Replica {
     fn may_give_snapshots(&self) -> bool {
         match &self.role {
             Role::None => false,
-            Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
+            Role::Follow { .. } => self.is_complete && self.partial.is_empty(),
             // A replica that has stopped leading may still have to announce something that only it
             // knows.
             Role::Lead { epoch, .. } | Role::Resign { epoch } => {
-                self.epoch == *epoch && (self.is_leading || !self.shard.is_beginning())
+                self.epoch == *epoch && (self.is_leading || !self.shard.is_taking_over())
             }
         }
     }
@@ -78,42 +84,46 @@ impl Replica {
     /// Begins the snapshots that were asked for. A replica that has just begun to lead first
     /// announces what it missed: until then, only it knows that.
     fn begin_snapshots(&mut self, now: u64) {
-        if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_beginning()) {
+        if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_taking_over()) {
             return;
         }
         let may_give = self.may_give_snapshots();
         let snapshots = &mut self.snapshots.0;
-        snapshots.retain(|it| it.sending.is_some() || may_give);
-        for snapshot in snapshots.iter_mut().filter(|it| it.sending.is_none()) {
-            let label = Label {
+        snapshots.retain(|it| it.writer.is_some() || may_give);
+        for snapshot in snapshots.iter_mut().filter(|it| it.writer.is_none()) {
+            let header = SnapshotHeader {
                 shard: self.number,
                 nonce: snapshot.nonce,
                 epoch: self.epoch,
                 seq: self.seq,
                 at: now,
             };
-            snapshot.sending = Some(Sending::begin(&mut self.shard, label, self.is_first));
+            snapshot.writer = Some(SnapshotWriter::begin(
+                &mut self.shard,
+                header,
+                self.is_first,
+            ));
             snapshot.at = now;
         }
     }
 
     /// Sends the chunks that are due.
-    pub(super) fn send_snapshots(&mut self, now: u64, out: &mut Vec<Out>) {
+    pub(super) fn send_snapshots(&mut self, now: u64, out: &mut Vec<ReplicaOutput>) {
         self.begin_snapshots(now);
         let (names, bytes) = (&self.names, self.settings.chunk_bytes);
         let shard = &mut self.shard;
         self.snapshots.0.retain_mut(|it| {
-            let Some(sending) = &mut it.sending else {
+            let Some(writer) = &mut it.writer else {
                 return true;
             };
             it.at = it
                 .at
                 .max(now.saturating_sub((CHUNKS_AT_ONCE - 1) * PAUSE_MS));
             while it.at <= now {
-                let Some(chunk) = sending.next(shard, names, bytes) else {
+                let Some(chunk) = writer.next(shard, names, bytes) else {
                     return false;
                 };
-                out.push(Out::Chunk(Arc::clone(&it.node), chunk));
+                out.push(ReplicaOutput::Chunk(Arc::clone(&it.node), chunk));
                 it.at += PAUSE_MS;
             }
             true

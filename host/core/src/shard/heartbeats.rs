@@ -13,7 +13,7 @@ use super::env::Common;
 use super::messages::connection_metadata;
 use crate::message::Payload;
 use crate::metadata::LIMITS_MAX;
-use crate::tracker::{Effect, HeardElsewhere};
+use crate::tracker::{Effect, RemoteHeartbeat};
 
 /// What was heard of one connection.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ struct Heartbeat<'a> {
 
 /// What was heard of connections, in this order, encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct HeartbeatBatch {
     entries: Vec<u8>,
     count: usize,
     is_news: bool,
@@ -49,9 +49,9 @@ pub struct Heard {
 
 /// Entries that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnreadableHeard;
+pub struct UnreadableHeartbeats;
 
-impl Heard {
+impl HeartbeatBatch {
     /// How many entries there are.
     pub fn count(&self) -> usize {
         self.count
@@ -73,7 +73,7 @@ impl Heard {
         self.has_changes
     }
 
-    /// The encoded entries, for [`Shard::follow_heard`].
+    /// The encoded entries, for [`Shard::apply_heartbeats`].
     pub fn into_entries(self) -> Vec<u8> {
         self.entries
     }
@@ -119,27 +119,28 @@ impl Heard {
 }
 
 impl Shard {
-    /// Sets whether what is heard of connections is kept from now on, for [`Self::take_heard`].
-    pub fn keep_heard(&mut self, keep: bool) {
+    /// Sets whether what is heard of connections is kept from now on, for
+    /// [`Self::take_heartbeats`].
+    pub fn keep_heartbeats(&mut self, keep: bool) {
         self.common.tracker.keep_expired(keep);
-        self.common.heard = keep.then(Heard::default);
+        self.common.heartbeats = keep.then(HeartbeatBatch::default);
     }
 
     /// What has been heard since it was last taken. `None`: it isn't kept.
-    pub fn heard(&self) -> Option<&Heard> {
-        self.common.heard.as_ref()
+    pub fn heartbeats(&self) -> Option<&HeartbeatBatch> {
+        self.common.heartbeats.as_ref()
     }
 
     /// Takes what has been heard since the last call.
-    pub fn take_heard(&mut self) -> Heard {
-        let heard = self.common.heard.as_mut();
+    pub fn take_heartbeats(&mut self) -> HeartbeatBatch {
+        let heard = self.common.heartbeats.as_mut();
         heard.map(std::mem::take).unwrap_or_default()
     }
 
     /// The receive clock's time at `now`, in milliseconds. Leases run by it.
-    pub fn heard_ms(&mut self, now: u64) -> u64 {
-        self.common.tracker.pass(now);
-        self.common.tracker.heard_ms()
+    pub fn receive_clock_ms(&mut self, now: u64) -> u64 {
+        self.common.tracker.advance_to(now);
+        self.common.tracker.receive_clock_ms()
     }
 
     /// The moment of the receive clock from which a lease counts that begins now, in milliseconds.
@@ -153,19 +154,19 @@ impl Shard {
     ///
     /// # Errors
     /// The entries can't be decoded. Those before the first bad one are taken in.
-    pub fn follow_heard(
+    pub fn apply_heartbeats(
         &mut self,
         now: u64,
         (gained_ms, late_ms): (Option<u64>, u64),
         entries: Vec<u8>,
-    ) -> Result<(), UnreadableHeard> {
+    ) -> Result<(), UnreadableHeartbeats> {
         let Self {
             common, presence, ..
         } = self;
-        common.clock.pass(now);
+        common.clock.advance_to(now);
         let now = common.now();
         if let Some(gained_ms) = gained_ms {
-            common.tracker.heard_for(now, gained_ms);
+            common.tracker.advance_remote(now, gained_ms);
         }
         let whole = Bytes::from(entries);
         // The text is a part of `whole`, and valid UTF-8.
@@ -173,7 +174,8 @@ impl Shard {
             |text: &str| ByteString::try_from(whole.slice_ref(text.as_bytes())).unwrap_or_default();
         let mut rest = &whole[..];
         while !rest.is_empty() {
-            let (entry, after) = postcard::take_from_bytes(rest).map_err(|_| UnreadableHeard)?;
+            let (entry, after) =
+                postcard::take_from_bytes(rest).map_err(|_| UnreadableHeartbeats)?;
             rest = after;
             let adopted = matches!(entry, Entry::Adopted(_));
             match entry {
@@ -187,11 +189,11 @@ impl Shard {
                     // The owner has checked it.
                     let read = || metadata.and_then(|text| LIMITS_MAX.read(part(text)).ok());
                     let broadcast = &common.settings.broadcast;
-                    let handled = common.tracker.heartbeat_elsewhere(
+                    let handled = common.tracker.heartbeat_remote(
                         now,
                         (user, conn),
                         timestamp,
-                        HeardElsewhere { adopted, late_ms },
+                        RemoteHeartbeat { adopted, late_ms },
                         || connection_metadata(broadcast, conn, read().as_ref()),
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
@@ -207,16 +209,16 @@ impl Shard {
                         conn: part(conn),
                         metadata: read(),
                     };
-                    presence.tracked(user, (timestamp, 0), &payload, handled, common);
+                    presence.apply_tracked(user, (timestamp, 0), &payload, handled, common);
                 }
                 Entry::Expired {
                     user,
                     conn,
                     timestamp,
                 } => {
-                    let ended = common.tracker.end_silent(now, user, conn, timestamp);
+                    let ended = common.tracker.expire_remote(now, user, conn, timestamp);
                     if let Some(transition) = ended {
-                        presence.missed(transition, common);
+                        presence.note_missed(transition, common);
                     }
                 }
             }
@@ -229,7 +231,7 @@ impl Shard {
 impl Common {
     /// Keeps the connections that have timed out, if what is heard is kept.
     pub(super) fn note_expired(&mut self) {
-        let Some(heard) = &mut self.heard else {
+        let Some(heard) = &mut self.heartbeats else {
             return;
         };
         for (user, conn, timestamp) in self.tracker.take_expired() {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::departed::KnownMetadata;
-use crate::event::{Change as EventChange, Event, Reason};
+use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 
 fn entry(user: &str, timestamp: u64, parts: &[(&[&str], u8)], names: &Names) -> LedgerEntry {
@@ -14,7 +14,7 @@ fn entry(user: &str, timestamp: u64, parts: &[(&[&str], u8)], names: &Names) -> 
         user: id,
         name,
         timestamp,
-        change: EventChange::Online,
+        change: Change::Online,
         metadata: Metadata::parse(r#"{"device":"web"}"#, |_| true),
     };
     let recipients = Recipients::new(parts.iter().map(|(viewers, shown)| {
@@ -62,10 +62,10 @@ fn forgotten(user: &str, names: &Names) -> Record {
 }
 
 /// A key, a value, and viewers by the digest of what they were shown.
-type Spoken = (Vec<u8>, Option<Vec<u8>>, Vec<(u64, Vec<String>)>);
+type EncodedRecord = (Vec<u8>, Option<Vec<u8>>, Vec<(u64, Vec<String>)>);
 
 /// The content of a record, by names, since the numbers of two nodes differ.
-fn said(record: &Record, names: &Names) -> Spoken {
+fn encoded(record: &Record, names: &Names) -> EncodedRecord {
     let mut parts = Vec::new();
     let mut bare = record.clone();
     let recipients = match &mut bare {
@@ -95,18 +95,21 @@ fn said(record: &Record, names: &Names) -> Spoken {
 
 /// One side tells the other of records. Returns how many bytes that takes.
 fn told_both(
-    ours: &mut Books,
-    theirs: &mut Books,
+    ours: &mut ToldViewers,
+    theirs: &mut ToldViewers,
     records: &[Record],
     here: &Names,
     there: &Names,
 ) -> usize {
     let changes = ours.note(records, here);
     let taken = theirs.take(&changes, there).unwrap();
-    let said = |records: &[Record], names| -> Vec<_> {
-        records.iter().map(|record| said(record, names)).collect()
+    let all = |records: &[Record], names| -> Vec<_> {
+        records
+            .iter()
+            .map(|record| encoded(record, names))
+            .collect()
     };
-    assert_eq!(said(&taken, there), said(records, here));
+    assert_eq!(all(&taken, there), all(records, here));
     assert_eq!(ours.digest(), theirs.digest());
     postcard::to_allocvec(&changes).unwrap().len()
 }
@@ -115,7 +118,7 @@ fn told_both(
 fn of_who_goes_and_comes_back_to_the_same_viewers_none_is_named() {
     let (here, there) = (Names::new(), Names::new());
     there.intern("someone");
-    let (mut ours, mut theirs) = (Books::default(), Books::default());
+    let (mut ours, mut theirs) = (ToldViewers::default(), ToldViewers::default());
     let many: Vec<String> = (0..200).map(|viewer| format!("viewer-{viewer}")).collect();
     let all: Vec<&str> = many.iter().map(String::as_str).collect();
     let ann = |at, viewers| entry("ann", at, &[(viewers, 3)], &here);
@@ -140,11 +143,11 @@ fn of_who_goes_and_comes_back_to_the_same_viewers_none_is_named() {
 fn who_knows_less_of_a_departure_names_all_viewers_and_is_understood() {
     let names = Names::new();
     let ann = |at| entry("ann", at, &[(&["a", "b"], 3)], &names);
-    let (mut ours, mut theirs) = (Books::default(), Books::default());
+    let (mut ours, mut theirs) = (ToldViewers::default(), ToldViewers::default());
     theirs.put_record(&departed(&ann(5)), &names);
     told_both(&mut ours, &mut theirs, &[online(ann(9))], &names, &names);
     // A sender that remembers more than the receiver isn't understood.
-    let (mut ours, mut theirs) = (Books::default(), Books::default());
+    let (mut ours, mut theirs) = (ToldViewers::default(), ToldViewers::default());
     ours.put_record(&departed(&ann(5)), &names);
     let changes = ours.note(&[online(ann(9))], &names);
     assert_eq!(theirs.take(&changes, &names).unwrap_err(), Mismatch::Base);
@@ -155,7 +158,7 @@ fn a_correction_of_one_viewer_names_one_viewer() {
     let (here, there) = (Names::new(), Names::new());
     // The same ids have other numbers there.
     there.intern("someone");
-    let (mut ours, mut theirs) = (Books::default(), Books::default());
+    let (mut ours, mut theirs) = (ToldViewers::default(), ToldViewers::default());
     let many: Vec<String> = (0..200).map(|viewer| format!("viewer-{viewer}")).collect();
     let all: Vec<&str> = many.iter().map(String::as_str).collect();
     let mut told = |record: Record| told_both(&mut ours, &mut theirs, &[record], &here, &there);
@@ -181,14 +184,14 @@ fn a_correction_of_one_viewer_names_one_viewer() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let names = Names::new();
-    let mut ours = Books::default();
+    let mut ours = ToldViewers::default();
     let mut told = |viewers: &[&str]| {
         let record = online(entry("ann", 5, &[(viewers, 2)], &names));
         ours.note(&[record], &names)
     };
     let (first, mut second) = (told(&["a", "b"]), told(&["a", "c"]));
     // Without the first change, the second is a difference to another base.
-    let mut theirs = Books::default();
+    let mut theirs = ToldViewers::default();
     assert_eq!(theirs.take(&second, &names).unwrap_err(), Mismatch::Base);
     theirs.take(&first, &names).unwrap();
     let digest = theirs.digest();
@@ -209,24 +212,24 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn a_message_comes_back_and_a_damaged_one_does_not() {
-    let told = Told {
+    let told = StandbyMessage {
         shard: 3,
         epoch: 17,
         seq: 9,
         node: "a".into(),
-        said: Said::Digest {
+        content: StandbyContent::Digest {
             ledger: u64::MAX,
             connections: Box::new([7; PARTS]),
         },
     };
     let bytes = told.encode();
-    assert_eq!(Told::decode(&bytes), Ok(told));
+    assert_eq!(StandbyMessage::decode(&bytes), Ok(told));
     assert_eq!(
-        Told::decode(&bytes[..bytes.len() - 1]),
+        StandbyMessage::decode(&bytes[..bytes.len() - 1]),
         Err(Mismatch::Unreadable)
     );
     let longer = [&bytes[..], &[0]].concat();
-    assert_eq!(Told::decode(&longer), Err(Mismatch::Unreadable));
+    assert_eq!(StandbyMessage::decode(&longer), Err(Mismatch::Unreadable));
 }
 
 /// A user, and how each of four viewers sees them: in one of two ways, or not at all. `None`: the
@@ -247,7 +250,7 @@ proptest! {
     ) {
         let (here, there) = (Names::new(), Names::new());
         there.intern("c");
-        let (mut ours, mut theirs) = (Books::default(), Books::default());
+        let (mut ours, mut theirs) = (ToldViewers::default(), ToldViewers::default());
         let mut held = BTreeMap::<usize, LedgerEntry>::new();
         let mut left = BTreeMap::<usize, Record>::new();
         let steps: Vec<Step> = steps;
@@ -278,7 +281,7 @@ proptest! {
                 Record::Departed { departure, .. } => departure.as_ref(),
                 _ => None,
             });
-            let mut copy = Books::of(held.values(), departures, &here);
+            let mut copy = ToldViewers::of(held.values(), departures, &here);
             prop_assert_eq!(copy.digest(), ours.digest());
             let comes_back = [online(entry(name, at as u64, &[(&["a", "d"], 2)], &here))];
             let changes = ours.note(&comes_back, &here);

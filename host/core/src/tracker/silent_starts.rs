@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 /// A connection from which nothing has been heard in this run of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartsWithoutMessage {
+pub struct SilentStarts {
     /// The first start of the host after the connection was last heard from, in milliseconds.
     pub since: u64,
     /// How often the host has started since the connection was last heard from.
     pub starts: u32,
 }
 
-impl StartsWithoutMessage {
+impl SilentStarts {
     /// A connection at the first start of the host after it was heard from.
     pub(super) fn from(now: u64) -> Self {
         Self {

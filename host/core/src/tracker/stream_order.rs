@@ -25,25 +25,25 @@ const LATE_MAX: u32 = 1 << 24;
 
 impl<M> Connection<M> {
     /// The number, in the stream, of its last message; 0: none.
-    pub(super) fn stored(&self) -> u32 {
+    pub(super) fn stream_seq(&self) -> u32 {
         match &self.state {
-            State::Live(life) => life.stored,
-            State::Closed(close) => close.stored,
+            State::Live(life) => life.stream_seq,
+            State::Closed(close) => close.stream_seq,
             State::Unknown => 0,
         }
     }
 
-    fn note_stored(&mut self, number: u32) {
+    fn set_stream_seq(&mut self, number: u32) {
         match &mut self.state {
-            State::Live(life) => life.stored = number,
-            State::Closed(close) => close.stored = number,
+            State::Live(life) => life.stream_seq = number,
+            State::Closed(close) => close.stream_seq = number,
             State::Unknown => {}
         }
     }
 
     fn has_taken(&self, sequence: u64) -> bool {
-        let stored = self.stored();
-        stored != 0 && stored.wrapping_sub(kept(sequence)) < LATE_MAX
+        let stream_seq = self.stream_seq();
+        stream_seq != 0 && stream_seq.wrapping_sub(kept(sequence)) < LATE_MAX
     }
 }
 
@@ -55,8 +55,8 @@ fn kept(sequence: u64) -> u32 {
 
 impl<M: Clone> Tracker<M> {
     /// Whether this message of a connection, or a later one, was taken from the stream before.
-    pub fn has_taken(&mut self, user: &str, conn: &str, place: StreamPlace) -> bool {
-        self.goes_on_with(place.stream);
+    pub fn check_stream_duplicate(&mut self, user: &str, conn: &str, place: StreamPlace) -> bool {
+        self.switch_stream(place.stream);
         if place.stream < self.stream {
             return false;
         }
@@ -65,19 +65,19 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Notes that a message of a connection has been taken from the stream.
-    pub fn took(&mut self, user: &str, conn: &str, place: StreamPlace) {
-        if place.stream != self.stream || self.has_taken(user, conn, place) {
+    pub fn note_stream_seq(&mut self, user: &str, conn: &str, place: StreamPlace) {
+        if place.stream != self.stream || self.check_stream_duplicate(user, conn, place) {
             return;
         }
         if let Some(key) = self.roster.find(user, conn) {
-            self.roster.connections[key].note_stored(kept(place.sequence));
+            self.roster.connections[key].set_stream_seq(kept(place.sequence));
         }
     }
 
     /// Whether a connect counts for its user that the close of its connection has overtaken: it is
     /// the first one that comes, and the user has another live connection. It opens nothing. What
     /// it says of the user counts, once.
-    pub fn counts_overtaken(&mut self, user: &str, conn: &str) -> bool {
+    pub fn take_first_overtaken(&mut self, user: &str, conn: &str) -> bool {
         let Some(key) = self.roster.find(user, conn) else {
             return false;
         };
@@ -91,7 +91,7 @@ impl<M: Clone> Tracker<M> {
     /// newest one, unless connections that are newer in the stream were opened before it.
     pub(super) fn order_opened(&mut self, user: Key, place: Option<StreamPlace>) -> i64 {
         let Some(place) = place.filter(|place| place.stream == self.stream) else {
-            return self.orders.opened();
+            return self.orders.next_opened();
         };
         let mut opened = self.opened_of(user);
         let is_newer = |key: &Key| self.roster.connections[*key].has_taken(place.sequence);
@@ -99,7 +99,7 @@ impl<M: Clone> Tracker<M> {
         let older = opened.get(newer).map_or(0, |(order, _)| *order);
         opened.truncate(newer);
         let Some((next, _)) = opened.last() else {
-            return self.orders.opened();
+            return self.orders.next_opened();
         };
         let between = older.midpoint(*next);
         if between > older {
@@ -108,9 +108,9 @@ impl<M: Clone> Tracker<M> {
         // So many connects have come late to this place that no order is left for one more. A
         // snapshot that is being read lacks the connections whose order changes. The node that
         // takes the snapshot finds the difference, and takes another one.
-        let order = self.orders.opened();
+        let order = self.orders.next_opened();
         for (_, key) in opened.into_iter().rev() {
-            let order = self.orders.opened();
+            let order = self.orders.next_opened();
             self.reorder(key, order);
         }
         order
@@ -152,18 +152,18 @@ impl<M: Clone> Tracker<M> {
 
     /// Sets the stream to which the numbers of restored connections belong. Call it before
     /// they are restored.
-    pub fn begin_with_stream(&mut self, stream: u64) {
+    pub fn set_stream(&mut self, stream: u64) {
         self.stream = stream;
     }
 
     /// Goes on with a newer stream, whose numbers start again: forgets those of the stream before.
-    fn goes_on_with(&mut self, stream: u64) {
+    fn switch_stream(&mut self, stream: u64) {
         if stream <= self.stream {
             return;
         }
         self.stream = stream;
         for key in self.roster.connections.keys() {
-            self.roster.connections[key].note_stored(0);
+            self.roster.connections[key].set_stream_seq(0);
         }
     }
 }
@@ -198,14 +198,14 @@ mod tests {
 
     /// Takes a message as a shard does.
     fn take(tracker: &mut Tracker<()>, now: u64, place: StreamPlace, connects: bool) {
-        if tracker.has_taken("ann", "web", place) {
+        if tracker.check_stream_duplicate("ann", "web", place) {
             return;
         }
         match connects {
             true => tracker.connect(now, "ann", "web", now, || ()),
             false => tracker.disconnect(now, "ann", "web", now, Reason::Disconnect),
         };
-        tracker.took("ann", "web", place);
+        tracker.note_stream_seq("ann", "web", place);
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
     /// A tracker that is restored from the records of another one.
     fn copy(first: &mut Tracker<()>) -> Tracker<()> {
         let mut second = Tracker::new(TrackerSettings::default());
-        second.begin_with_stream(first.stream());
+        second.set_stream(first.stream());
         for record in first.all_records() {
             second.restore(HOUR + 20_000, 0, record);
         }
@@ -288,9 +288,9 @@ mod tests {
 
     /// Takes a connect of one of several connections. The metadata of each is its id.
     fn open(tracker: &mut Tracker<&'static str>, now: u64, conn: &'static str, sequence: u64) {
-        if !tracker.has_taken("ann", conn, at(sequence)) {
+        if !tracker.check_stream_duplicate("ann", conn, at(sequence)) {
             tracker.connect_at(now, ("ann", conn), now, Some(at(sequence)), || conn);
-            tracker.took("ann", conn, at(sequence));
+            tracker.note_stream_seq("ann", conn, at(sequence));
         }
     }
 
@@ -307,11 +307,11 @@ mod tests {
 
     fn copy_of(first: &mut Tracker<&'static str>) -> Tracker<&'static str> {
         let mut second = Tracker::new(first.settings);
-        second.begin_with_stream(first.stream());
+        second.set_stream(first.stream());
         for record in first.all_records() {
             second.restore(HOUR + 20_000, 0, record);
         }
-        second.restored();
+        second.finish_restore();
         second
     }
 
@@ -387,7 +387,7 @@ mod tests {
         for sequence in 2..42 {
             let conn = format!("late {sequence}");
             tracker.connect_at(HOUR, ("ann", &conn), HOUR, Some(at(sequence)), || "late");
-            tracker.took("ann", &conn, at(sequence));
+            tracker.note_stream_seq("ann", &conn, at(sequence));
         }
         assert_eq!(tracker.shown("ann"), Some(&"newest"));
         let again = copy_of(&mut tracker);

@@ -11,7 +11,7 @@ pub const SHORT_BYTES: usize = 4_096;
 
 /// The limit for dead letters. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Allowance(Arc<Mutex<State>>);
+pub struct DeadLetterLimit(Arc<Mutex<State>>);
 
 /// The limits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +41,14 @@ impl Default for Rates {
     }
 }
 
-impl Default for Allowance {
+impl Default for DeadLetterLimit {
     fn default() -> Self {
         Self::new(Rates::default())
     }
 }
 
-impl Allowance {
-    /// An allowance in which a whole burst is available.
+impl DeadLetterLimit {
+    /// A limit of which a whole burst is left.
     pub fn new(rates: Rates) -> Self {
         let mut state = State {
             rates,
@@ -69,7 +69,7 @@ impl Allowance {
     /// Takes one letter at `now`. Returns whether it may be published; if not, it doesn't count.
     pub fn take_letter(&self, now: u64) -> bool {
         let mut state = self.state();
-        state.pass(now);
+        state.advance_to(now);
         let left = state.letters.checked_sub(1_000);
         state.letters = left.unwrap_or(state.letters);
         left.is_some()
@@ -100,7 +100,7 @@ impl Allowance {
 }
 
 impl State {
-    fn pass(&mut self, now: u64) {
+    fn advance_to(&mut self, now: u64) {
         let passed_ms = now.saturating_sub(self.at);
         self.at = self.at.max(now);
         self.refill(passed_ms);
@@ -121,20 +121,20 @@ impl State {
 mod tests {
     use super::*;
 
-    fn allowance(letters_per_s: u64, bytes_per_s: u64) -> Allowance {
-        Allowance::new(Rates {
+    fn limit(letters_per_s: u64, bytes_per_s: u64) -> DeadLetterLimit {
+        DeadLetterLimit::new(Rates {
             letters_per_s,
             bytes_per_s,
         })
     }
 
-    fn taken(allowance: &Allowance, now: u64) -> usize {
-        (0..1_000).filter(|_| allowance.take_letter(now)).count()
+    fn taken(limit: &DeadLetterLimit, now: u64) -> usize {
+        (0..1_000).filter(|_| limit.take_letter(now)).count()
     }
 
     #[test]
     fn there_are_so_many_letters_a_second_of_all_who_share_them() {
-        let one = allowance(10, 1_000);
+        let one = limit(10, 1_000);
         let other = one.clone();
         assert_eq!([taken(&one, 5), taken(&other, 5)], [20, 0], "a burst");
         assert_eq!([taken(&other, 1_005), taken(&one, 1_005)], [10, 0]);
@@ -150,12 +150,12 @@ mod tests {
 
     #[test]
     fn large_letters_are_cut_when_there_is_no_room_for_more_bytes() {
-        let allowance = allowance(1_000, 10_000);
-        assert!(allowance.take_letter(1));
-        assert!(allowance.take_bytes(15_000));
-        assert!(!allowance.take_bytes(6_000));
-        assert!(allowance.take_bytes(100), "a short one is published whole");
-        assert!(allowance.take_letter(2_001));
-        assert!(allowance.take_bytes(20_000));
+        let limit = limit(1_000, 10_000);
+        assert!(limit.take_letter(1));
+        assert!(limit.take_bytes(15_000));
+        assert!(!limit.take_bytes(6_000));
+        assert!(limit.take_bytes(100), "a short one is published whole");
+        assert!(limit.take_letter(2_001));
+        assert!(limit.take_bytes(20_000));
     }
 }

@@ -7,7 +7,7 @@ const AT: u64 = NOW + 9_000;
 
 /// A standby of many users that has begun to lead, and has announced nothing yet. It has seen two
 /// of them leave, and another one come.
-fn beginning() -> Side {
+fn taking_over() -> Side {
     let (mut owner, mut standby) = pair();
     for number in 0..300 {
         let user = format!("user-{number}");
@@ -16,17 +16,17 @@ fn beginning() -> Side {
     }
     owner.tell(&mut standby, NOW + 2_500);
     for user in ["user-7", "user-250"] {
-        standby.hear(NOW + 3_000, Kind::Disconnect, user, "c1");
+        standby.handle(NOW + 3_000, Kind::Disconnect, user, "c1");
     }
-    standby.hear(NOW + 3_000, Kind::Connect, "new", "c1");
+    standby.handle(NOW + 3_000, Kind::Connect, "new", "c1");
     standby.out.clear();
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 5,
-        told: None,
+        handed_over: None,
     };
-    let role = Role::Lead { epoch: 8, before };
+    let role = Role::Lead { epoch: 8, previous };
     standby.replica.set_role(AT, role, &mut standby.out);
-    assert!(standby.replica.shard().is_beginning());
+    assert!(standby.replica.shard().is_taking_over());
     standby
 }
 
@@ -38,33 +38,34 @@ fn tells(side: &mut Side) -> Vec<(String, bool)> {
     side.viewers_told()
 }
 
-fn told(told: &[(&str, bool)]) -> Vec<(String, bool)> {
-    let told = told.iter();
-    told.map(|(user, online)| ((*user).to_owned(), *online))
+fn events(events: &[(&str, bool)]) -> Vec<(String, bool)> {
+    let events = events.iter();
+    events
+        .map(|(user, online)| ((*user).to_owned(), *online))
         .collect()
 }
 
 #[test]
 fn who_comes_meanwhile_is_told_of_at_once() {
-    let mut side = beginning();
-    side.hear(AT, Kind::Connect, "late", "c1");
-    assert_eq!(side.viewers_told(), told(&[("late", true)]));
-    assert!(side.replica.shard().is_beginning());
+    let mut side = taking_over();
+    side.handle(AT, Kind::Connect, "late", "c1");
+    assert_eq!(side.viewers_told(), events(&[("late", true)]));
+    assert!(side.replica.shard().is_taking_over());
     let mut others = tells(&mut side);
     others.sort();
     assert_eq!(
         others,
-        told(&[("new", true), ("user-250", false), ("user-7", false)])
+        events(&[("new", true), ("user-250", false), ("user-7", false)])
     );
 }
 
 #[test]
 fn what_was_missed_of_a_user_comes_before_what_they_send() {
-    let mut side = beginning();
-    side.hear(AT, Kind::Connect, "user-250", "c2");
-    side.hear(AT, Kind::Disconnect, "new", "c1");
-    let told_of = |told: &[(String, bool)], user: &str| -> Vec<_> {
-        let of_user = told.iter().filter(|(told, _)| told == user);
+    let mut side = taking_over();
+    side.handle(AT, Kind::Connect, "user-250", "c2");
+    side.handle(AT, Kind::Disconnect, "new", "c1");
+    let told_of = |events: &[(String, bool)], user: &str| -> Vec<_> {
+        let of_user = events.iter().filter(|(it, _)| it == user);
         of_user.map(|(_, online)| *online).collect()
     };
     let all = tells(&mut side);
@@ -76,7 +77,7 @@ fn what_was_missed_of_a_user_comes_before_what_they_send() {
 
 #[test]
 fn viewers_are_answered_once_what_was_missed_is_announced_though_all_are_still_to_be_decided_on() {
-    let mut side = beginning();
+    let mut side = taking_over();
     let is_answered = |side: &mut Side, user: &str| {
         let users = [user].into_iter();
         let answers = side
@@ -95,10 +96,10 @@ fn viewers_are_answered_once_what_was_missed_is_announced_though_all_are_still_t
 
 #[test]
 fn a_snapshot_is_given_once_everyone_has_been_looked_after() {
-    let mut side = beginning();
+    let mut side = taking_over();
     let node: Arc<str> = "next".into();
-    side.replica.asked(AT, &node, 1, &mut side.out);
-    let is_chunk = |out: &Out| matches!(out, Out::Chunk(..));
+    side.replica.snapshot_requested(AT, &node, 1, &mut side.out);
+    let is_chunk = |out: &ReplicaOutput| matches!(out, ReplicaOutput::Chunk(..));
     side.replica.send_snapshots(AT, &mut side.out);
     assert!(!side.out.iter().any(is_chunk));
     while side.replica.is_due(AT) {
@@ -117,10 +118,11 @@ fn one_that_leads_no_longer_gives_no_snapshot_without_what_it_has_still_to_annou
     let loses_its_lease = |side: &mut Side| side.replica.renewed(AT + 1, AT, &mut side.out);
     for ends in [&resigns as &dyn Fn(&mut Side), &loses_its_lease] {
         for is_asked_before in [false, true] {
-            let mut side = beginning();
+            let mut side = taking_over();
             let asked = |side: &mut Side| {
                 let other = "other".into();
-                side.replica.asked(AT + 1, &other, 1, &mut side.out);
+                side.replica
+                    .snapshot_requested(AT + 1, &other, 1, &mut side.out);
             };
             if is_asked_before {
                 asked(&mut side);
@@ -129,7 +131,7 @@ fn one_that_leads_no_longer_gives_no_snapshot_without_what_it_has_still_to_annou
             asked(&mut side);
             side.advance(AT + 2);
             assert_eq!(side.replica.snapshots.next_at(), None);
-            let gives = |out: &Out| matches!(out, Out::Chunk(..));
+            let gives = |out: &ReplicaOutput| matches!(out, ReplicaOutput::Chunk(..));
             assert!(!side.out.iter().any(gives));
         }
     }

@@ -1,8 +1,8 @@
 //! Which connection a user is shown by: as a rule, the newest live one.
 //!
 //! A user's live connections are a list, in the order in which they were opened: the order of
-//! arrival, or the order of a stream (see `stored`). So the newest one is known at once, and the
-//! next one when that ends, however many there are. A connection that was adopted has sent no
+//! arrival, or the order of a stream (see `stream_order`). So the newest one is known at once, and
+//! the next one when that ends, however many there are. A connection that was adopted has sent no
 //! connect, and comes after all that were opened.
 //!
 //! With `shows_newest` off, a further connection doesn't change which one is shown. The shown
@@ -50,7 +50,7 @@ impl<M: Clone> Tracker<M> {
 
     /// Replaces the metadata of live connections, where `read` returns other metadata. It gets the
     /// id of a connection and its metadata, and returns `None` if that stays the same.
-    pub fn read_metadata_anew(&mut self, read: impl Fn(&str, &M) -> Option<M>) {
+    pub fn update_metadata(&mut self, read: impl Fn(&str, &M) -> Option<M>) {
         for key in self.roster.connections.keys() {
             let connection = &mut self.roster.connections[key];
             let State::Live(life) = &mut connection.state else {
@@ -60,7 +60,7 @@ impl<M: Clone> Tracker<M> {
                 continue;
             };
             life.metadata = metadata;
-            self.note(key);
+            self.mark_changed(key);
             if self.is_shown(key) {
                 self.note_reshown(key);
             }
@@ -68,12 +68,12 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// All records have been restored: puts the restored connections into their users' lists.
-    pub fn restored(&mut self) {
+    pub fn finish_restore(&mut self) {
         let mut keys = std::mem::take(&mut self.unlinked);
         keys.sort_by_cached_key(|key| self.place(*key).map(|place| place.order));
         for key in keys {
             if let Some(place) = self.place(key) {
-                self.orders.know(place.order);
+                self.orders.advance_past(place.order);
                 self.link_newest(key);
             }
         }
@@ -93,7 +93,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// A user is announced again: the newest live connection is shown.
-    pub(crate) fn announced_anew(&mut self, user: &str) {
+    pub(crate) fn show_newest_again(&mut self, user: &str) {
         if let Some(user) = self.roster.find_user(user) {
             self.show_newest_of(user);
         }
@@ -110,7 +110,7 @@ impl<M: Clone> Tracker<M> {
         self.unlink(shown);
         self.change(shown, |place| place.order = without_mark(order));
         self.link_by_order(shown);
-        self.note(shown);
+        self.mark_changed(shown);
         (!self.is_shown(shown)).then_some(shown)
     }
 
@@ -144,7 +144,7 @@ impl<M: Clone> Tracker<M> {
                 place.order = MARK + without_mark(place.order)
             });
             self.link_newest(shown);
-            self.note(shown);
+            self.mark_changed(shown);
         }
     }
 
@@ -157,7 +157,7 @@ impl<M: Clone> Tracker<M> {
                 false => order,
             }
         });
-        self.note(key);
+        self.mark_changed(key);
     }
 
     /// Takes a live connection out of its user's list.

@@ -45,15 +45,15 @@ impl<M: Clone> Tracker<M> {
         self.roster
             .change_live(key, |life| life.activity = Some(activity));
         self.count_activity(key, before, Some(activity));
-        self.note(key);
+        self.mark_changed(key);
     }
 
     /// Turns typing into active, for connections that last reported typing `typing_ms` ago or
     /// longer.
     pub fn end_typing(&mut self, now: u64, typing_ms: u64) {
         let now = self.advance(now);
-        while let Some(Reverse((said_at, key))) = self.typing.peek().copied()
-            && said_at.saturating_add(typing_ms) <= now
+        while let Some(Reverse((typed_at, key))) = self.typing.peek().copied()
+            && typed_at.saturating_add(typing_ms) <= now
         {
             self.typing.pop();
             let Some(connection) = self.roster.connections.get_mut(key) else {
@@ -72,21 +72,21 @@ impl<M: Clone> Tracker<M> {
             self.roster
                 .change_live(key, |life| life.activity = Some(Activity::Active));
             self.count_activity(key, Some(Activity::Typing), Some(Activity::Active));
-            self.note(key);
+            self.mark_changed(key);
         }
     }
 
     /// When to call `end_typing`.
     pub fn next_typing_end(&self, typing_ms: u64) -> Option<u64> {
-        let Reverse((said_at, _)) = self.typing.peek()?;
-        Some(said_at.saturating_add(typing_ms))
+        let Reverse((typed_at, _)) = self.typing.peek()?;
+        Some(typed_at.saturating_add(typing_ms))
     }
 
     /// The activity of a user: the highest one that a live connection reports.
     pub fn activity(&self, user: &str) -> Option<Activity> {
         let user = &self.roster.users[self.roster.find_user(user)?];
-        let said = |activity: &&Activity| user.activities[**activity as usize] > 0;
-        Activity::ALL.iter().rev().find(said).copied()
+        let is_reported = |activity: &&Activity| user.activities[**activity as usize] > 0;
+        Activity::ALL.iter().rev().find(is_reported).copied()
     }
 
     /// Whether a user has a live connection.
@@ -110,7 +110,7 @@ impl<M: Clone> Tracker<M> {
             {
                 self.roster.change_live(key, |life| life.activity = None);
                 self.count_activity(key, Some(activity), None);
-                self.note(key);
+                self.mark_changed(key);
             }
         }
         std::mem::take(&mut self.changed_activities)

@@ -65,7 +65,7 @@ fn differs(owner: &mut Side, standby: &mut Side, since: u64, conns: &[&str]) -> 
     }
     let reasons = standby.reasons();
     assert!(
-        reasons.is_empty() || reasons == [Difference::Connections],
+        reasons.is_empty() || reasons == [CatchUpReason::Connections],
         "{reasons:?}"
     );
     !reasons.is_empty()
@@ -111,10 +111,10 @@ fn a_standby_that_heard_of_two_connections_the_other_way_round_catches_up() {
     let (mut owner, mut standby) = pair_with_statuses();
     let now = NOW + 2_000;
     for conn in ["c2", "c3"] {
-        owner.hear(now, Kind::Connect, "ann", conn);
+        owner.handle(now, Kind::Connect, "ann", conn);
     }
     for conn in ["c3", "c2"] {
-        standby.hear(now, Kind::Connect, "ann", conn);
+        standby.handle(now, Kind::Connect, "ann", conn);
     }
     owner.tell(&mut standby, now);
     assert!(differs(&mut owner, &mut standby, now, &["c1", "c2", "c3"]));
@@ -135,7 +135,7 @@ fn a_user_who_goes_leaves_nothing_to_compare() {
     let now = NOW + 2_000;
     for side in [&mut owner, &mut standby] {
         side.input(now, says(Kind::Heartbeat, "c1", now, STATUS));
-        side.hear(now + 100, Kind::Disconnect, "ann", "c1");
+        side.handle(now + 100, Kind::Disconnect, "ann", "c1");
         assert_eq!(side.replica.connections(), [0; 32]);
     }
 }
@@ -143,7 +143,7 @@ fn a_user_who_goes_leaves_nothing_to_compare() {
 /// Whether any publication contains the status.
 fn publishes_status(side: &mut Side) -> bool {
     side.out.drain(..).any(|out| match out {
-        Out::Shard(Output::Publish(it)) => {
+        ReplicaOutput::Shard(Output::Publish(it)) => {
             String::from_utf8_lossy(&it.body).contains("in a meeting")
         }
         _ => false,
@@ -158,11 +158,11 @@ fn said(side: &mut Side) -> usize {
 }
 
 fn take_over(side: &mut Side, now: u64, epoch: u64) {
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: side.replica.epoch(),
-        told: None,
+        handed_over: None,
     };
-    side.lead(now, epoch, before);
+    side.lead(now, epoch, previous);
     settle(side, now);
 }
 
@@ -180,10 +180,10 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
     let now = NOW + 2_000;
     // The owner has died, and no viewer was told of bob.
     standby.input(now, user_says(Kind::Connect, ("bob", "c1"), now, STATUS));
-    standby.hear(now + 100, Kind::Disconnect, "bob", "c1");
+    standby.handle(now + 100, Kind::Disconnect, "bob", "c1");
     take_over(&mut standby, now + 200, 8);
     assert!(!publishes_status(&mut standby));
-    standby.hear(now + 60_000, Kind::Connect, "bob", "c2");
+    standby.handle(now + 60_000, Kind::Connect, "bob", "c2");
     assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
     assert_eq!(said(&mut standby), 0);
 }
@@ -192,11 +192,11 @@ fn who_came_and_went_before_a_takeover_leaves_no_status() {
 /// connection has ended. She may have other connections that haven't been heard from.
 fn pair_that_waits() -> (Side, Side) {
     let (mut first, mut second) = (Side::new("owner"), Side::new("standby"));
-    let before = Before {
+    let previous = PreviousOwner {
         epoch: 4,
-        told: None,
+        handed_over: None,
     };
-    first.lead(NOW, 5, before);
+    first.lead(NOW, 5, previous);
     with_statuses([&mut first, &mut second], 0);
     first.input(NOW + 2_000, says(Kind::Connect, "c1", NOW + 2_000, STATUS));
     assert!(publishes_status(&mut first));
@@ -262,7 +262,7 @@ fn stored(input: Input, sequence: u64) -> Input {
         panic!("{input:?}");
     };
     let stream = 1;
-    message.stored = Some(StreamPlace { stream, sequence });
+    message.stream_place = Some(StreamPlace { stream, sequence });
     Input::Message { message, reply }
 }
 
@@ -308,7 +308,7 @@ fn a_connect_that_a_stream_delivers_behind_its_disconnect_lifts_an_applications_
     let (mut owner, mut standby) = pair_with_statuses();
     let now = NOW + 2_000;
     for side in [&mut owner, &mut standby] {
-        side.hear(now, Kind::Offline, "ann", "c1");
+        side.handle(now, Kind::Offline, "ann", "c1");
         let gone = message(Kind::Disconnect, "ann", "c2", now + 12);
         side.input(now + 10, stored(gone, 12));
         let late = message(Kind::Connect, "ann", "c2", now + 11);

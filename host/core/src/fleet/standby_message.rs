@@ -2,12 +2,12 @@
 //! derive from the shard's input.
 //!
 //! Each message has the shard, the epoch and a sequence number, without gaps within the epoch. The
-//! first message of an epoch is [`Said::Begin`]. A change is a record in the format of a restart,
-//! except that a user's viewers are given as the difference to the last message about them, with a
-//! digest before and after. So a correction for one viewer costs one viewer, however many there
-//! are. The viewers of a user who goes offline are kept with the departure, as long as the
-//! departure is remembered. So no viewer is named when a user goes offline, or comes back to the
-//! same viewers.
+//! first message of an epoch is [`StandbyContent::Begin`]. A change is a record in the format of a
+//! restart, except that a user's viewers are given as the difference to the last message about
+//! them, with a digest before and after. So a correction for one viewer costs one viewer, however
+//! many there are. The viewers of a user who goes offline are kept with the departure, as long as
+//! the departure is remembered. So no viewer is named when a user goes offline, or comes back to
+//! the same viewers.
 //!
 //! Where there are many heartbeats, the owner also tells the standbys of these, in batches, so that
 //! the standbys needn't receive them.
@@ -27,7 +27,7 @@ use crate::record::Record;
 
 /// A message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct StandbyMessage {
     /// The shard.
     pub shard: u32,
     /// The epoch of its owner.
@@ -38,16 +38,16 @@ pub struct Told {
     /// The node that sends the message.
     pub node: Box<str>,
     /// The content.
-    pub said: Said,
+    pub content: StandbyContent,
 }
 
 /// The content of a message to the standbys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Said {
+pub enum StandbyContent {
     /// An owner begins. The number is the digest of its ledger.
     Begin(u64),
     /// These changes are about to be published.
-    Changes(Vec<Change>),
+    Changes(Vec<RecordChange>),
     /// Digests of what the owner holds, for the standbys to compare.
     Digest {
         /// The digest of the ledger.
@@ -64,13 +64,13 @@ pub enum Said {
         bytes: Vec<u8>,
     },
     /// What the owner has received from connections.
-    Heard {
+    Heartbeats {
         /// The owner's receive clock, in milliseconds: when a lease starts that is renewed now.
         clock: u64,
         /// Whether the owner sends the next such message soon, so that standbys needn't receive
         /// heartbeats.
         goes_on: bool,
-        /// The encoded [`Heard`](crate::Heard).
+        /// The encoded [`HeartbeatBatch`](crate::HeartbeatBatch).
         #[serde(with = "as_bytes")]
         entries: Vec<u8>,
     },
@@ -78,16 +78,16 @@ pub enum Said {
 
 /// A record that has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct RecordChange {
     key: Vec<u8>,
     /// The record, without viewers. `None`: the record is removed.
     value: Option<Vec<u8>>,
-    viewers: Option<Difference>,
+    viewers: Option<ViewersDelta>,
 }
 
 /// How the viewers who were told of a user, and what they were shown, have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Difference {
+struct ViewersDelta {
     /// The digests of all viewers, before and after.
     before: u64,
     after: u64,
@@ -102,7 +102,7 @@ const PIECES_BYTES_MAX: usize = 1 << 28;
 
 /// The pieces of an incomplete message.
 #[derive(Debug, Default)]
-pub struct Pieces(Vec<u8>);
+pub struct PartialMessage(Vec<u8>);
 
 /// Why a message can't be applied. A fresh snapshot repairs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub enum Mismatch {
     Result,
 }
 
-impl Told {
+impl StandbyMessage {
     /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         // Plain data in memory can always be encoded.
@@ -128,23 +128,25 @@ impl Told {
     /// If the bytes aren't such a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Mismatch> {
         match postcard::take_from_bytes(bytes) {
-            Ok((told, [])) => Ok(told),
+            Ok((message, [])) => Ok(message),
             Ok(_) | Err(_) => Err(Mismatch::Unreadable),
         }
     }
 }
 
 /// Cuts a message into pieces of at most `bytes_max` bytes.
-pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = Said> {
+pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = StandbyContent> {
     let parts = message.chunks(bytes_max.max(1));
     let last = parts.len().saturating_sub(1);
-    parts.enumerate().map(move |(number, part)| Said::Piece {
-        is_last: number == last,
-        bytes: part.to_vec(),
-    })
+    parts
+        .enumerate()
+        .map(move |(number, part)| StandbyContent::Piece {
+            is_last: number == last,
+            bytes: part.to_vec(),
+        })
 }
 
-impl Pieces {
+impl PartialMessage {
     /// Whether no piece is waiting for the rest of its message.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -154,7 +156,11 @@ impl Pieces {
     ///
     /// # Errors
     /// If the message can't be decoded, or is too long.
-    pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Option<Said>, Mismatch> {
+    pub fn take(
+        &mut self,
+        is_last: bool,
+        bytes: &[u8],
+    ) -> Result<Option<StandbyContent>, Mismatch> {
         if self.0.len() + bytes.len() > PIECES_BYTES_MAX {
             return Err(Mismatch::Unreadable);
         }
@@ -162,15 +168,15 @@ impl Pieces {
         if !is_last {
             return Ok(None);
         }
-        let whole = Told::decode(&std::mem::take(&mut self.0))?;
-        Ok(Some(whole.said))
+        let whole = StandbyMessage::decode(&std::mem::take(&mut self.0))?;
+        Ok(Some(whole.content))
     }
 }
 
-/// What viewers were told last, for each user. Owner and standby keep the same books.
+/// What viewers were told last, for each user. Owner and standby hold the same.
 #[derive(Debug, Default)]
-pub struct Books {
-    users: HashMap<Id, Booked, foldhash::fast::FixedState>,
+pub struct ToldViewers {
+    users: HashMap<Id, ToldUser, foldhash::fast::FixedState>,
     /// The viewers of users who have gone offline, as far as their departures are remembered.
     departed: HashMap<Id, Viewers, foldhash::fast::FixedState>,
     /// The viewers of users whose removal is part of the message that is being noted or taken.
@@ -180,7 +186,7 @@ pub struct Books {
 }
 
 #[derive(Debug)]
-struct Booked {
+struct ToldUser {
     viewers: Viewers,
     /// The user's share in the digest of all.
     share: u64,
@@ -193,17 +199,17 @@ struct Viewers {
     digest: u64,
 }
 
-impl Books {
-    /// The books of a ledger and of departures.
+impl ToldViewers {
+    /// Those of a ledger and of departures.
     pub fn of<'a>(
         entries: impl Iterator<Item = &'a LedgerEntry>,
         departures: impl Iterator<Item = &'a Departure>,
         names: &Names,
     ) -> Self {
-        let mut books = Self::default();
-        entries.for_each(|entry| books.put(entry, names));
-        departures.for_each(|departure| books.put_departed(departure, names));
-        books
+        let mut told_viewers = Self::default();
+        entries.for_each(|entry| told_viewers.put(entry, names));
+        departures.for_each(|departure| told_viewers.put_departed(departure, names));
+        told_viewers
     }
 
     /// Notes the entry of a ledger record, or the departure of a departure record.
@@ -223,7 +229,7 @@ impl Books {
     fn put(&mut self, entry: &LedgerEntry, names: &Names) {
         let (key, value) = without_viewers(entry, names);
         let viewers = Viewers::of(&entry.recipients, names);
-        self.book(entry.event.user, viewers, &key, &value);
+        self.insert(entry.event.user, viewers, &key, &value);
     }
 
     fn put_departed(&mut self, departure: &Departure, names: &Names) {
@@ -237,24 +243,24 @@ impl Books {
         self.departed.retain(|user, _| remembers(*user));
     }
 
-    /// The number of online users in the books.
+    /// The number of online users in here.
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether the books have no online user.
+    /// Whether no online user is in here.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// All ids in the books, as numbers.
+    /// All ids in here, as numbers.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
         let mut seen = VisitedSets::default();
         let online = self.users.iter().map(|(user, it)| (user, &it.viewers));
         for (user, viewers) in online.chain(&self.departed) {
             ids.insert(user.0);
-            viewers.recipients.audience().keep_in(&mut ids, &mut seen);
+            viewers.recipients.audience().add_to(&mut ids, &mut seen);
         }
         ids
     }
@@ -264,15 +270,15 @@ impl Books {
         self.digest
     }
 
-    /// Notes the records of one message, and returns them as changes against the books.
-    pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<Change> {
+    /// Notes the records of one message, and returns them as changes against what was noted before.
+    pub fn note(&mut self, records: &[Record], names: &Names) -> Vec<RecordChange> {
         let changes = records.iter().map(|record| self.note_one(record, names));
         let changes = changes.collect();
         self.leaving.clear();
         changes
     }
 
-    fn note_one(&mut self, record: &Record, names: &Names) -> Change {
+    fn note_one(&mut self, record: &Record, names: &Names) -> RecordChange {
         let (key, value, viewers) = match record {
             Record::Ledger {
                 entry: Some(entry), ..
@@ -280,7 +286,7 @@ impl Books {
                 let user = entry.event.user;
                 let (key, value) = without_viewers(entry, names);
                 let (difference, viewers) = self.difference(user, &entry.recipients, names);
-                self.book(user, viewers, &key, &value);
+                self.insert(user, viewers, &key, &value);
                 (key, Some(value), Some(difference))
             }
             Record::Departed {
@@ -306,7 +312,7 @@ impl Books {
                 (key, value, None)
             }
         };
-        Change {
+        RecordChange {
             key,
             value,
             viewers,
@@ -316,15 +322,19 @@ impl Books {
     /// Applies the changes of one message, and returns the resulting records.
     ///
     /// # Errors
-    /// If a change doesn't fit the books.
-    pub fn take(&mut self, changes: &[Change], names: &Names) -> Result<Vec<Record>, Mismatch> {
+    /// If a change doesn't fit what was noted before.
+    pub fn take(
+        &mut self,
+        changes: &[RecordChange],
+        names: &Names,
+    ) -> Result<Vec<Record>, Mismatch> {
         let records = changes.iter().map(|change| self.take_one(change, names));
         let records = records.collect();
         self.leaving.clear();
         records
     }
 
-    fn take_one(&mut self, change: &Change, names: &Names) -> Result<Record, Mismatch> {
+    fn take_one(&mut self, change: &RecordChange, names: &Names) -> Result<Record, Mismatch> {
         let unreadable = |_| Mismatch::Unreadable;
         let Some(value) = &change.value else {
             let record = Record::decode_gone(&change.key, names).map_err(unreadable)?;
@@ -346,7 +356,7 @@ impl Books {
         let viewers = difference.apply(self.known(user), names)?;
         *recipients = viewers.recipients.clone();
         match &record {
-            Record::Ledger { .. } => self.book(user, viewers, &change.key, value),
+            Record::Ledger { .. } => self.insert(user, viewers, &change.key, value),
             _ => drop(self.departed.insert(user, viewers)),
         }
         Ok(record)
@@ -360,11 +370,11 @@ impl Books {
     }
 
     /// The difference between the viewers who were last told of a user and `to`.
-    fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (Difference, Viewers) {
+    fn difference(&self, user: Id, to: &Recipients, names: &Names) -> (ViewersDelta, Viewers) {
         let nobody = Viewers::default();
         let from = self.known(user).unwrap_or(&nobody);
         let difference = match from.recipients.same(to) {
-            true => Difference {
+            true => ViewersDelta {
                 before: from.digest,
                 after: from.digest,
                 lost: Vec::new(),
@@ -379,10 +389,10 @@ impl Books {
         (difference, viewers)
     }
 
-    fn book(&mut self, user: Id, viewers: Viewers, key: &[u8], value: &[u8]) {
+    fn insert(&mut self, user: Id, viewers: Viewers, key: &[u8], value: &[u8]) {
         let share = digest(&[key, value, &viewers.digest.to_le_bytes()]);
         self.digest = self.digest.wrapping_add(share);
-        let booked = Booked { viewers, share };
+        let booked = ToldUser { viewers, share };
         if let Some(before) = self.users.insert(user, booked) {
             self.digest = self.digest.wrapping_sub(before.share);
         }
@@ -424,7 +434,7 @@ impl Viewers {
     }
 }
 
-impl Difference {
+impl ViewersDelta {
     /// Applies the difference to the viewers who were last told of the user, if any are known.
     fn apply(&self, known: Option<&Viewers>, names: &Names) -> Result<Viewers, Mismatch> {
         let nobody = Viewers::default();
@@ -470,7 +480,7 @@ impl Difference {
     }
 }
 
-fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) -> Difference {
+fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) -> ViewersDelta {
     let named = |viewers: &Audience| -> Vec<String> {
         let names = names.read();
         let named = viewers.ids().filter_map(|id| names.name(id));
@@ -500,7 +510,7 @@ fn difference(from: &Recipients, before: u64, to: &Recipients, names: &Names) ->
         after = after.wrapping_add(viewers_digest(&new, *shown, names));
         parts.push((shown.to_bytes(), named(&new)));
     }
-    Difference {
+    ViewersDelta {
         before,
         after,
         lost,

@@ -1,8 +1,8 @@
-//! A shard that begins to lead. It *looks after* each user: it announces what it missed of them
-//! while it followed another shard.
+//! A shard that begins to lead. For each user, it announces what it missed while it followed
+//! another shard.
 //!
-//! It looks after some users at a time, with inputs in between, and before all other work that is
-//! due. If a user sends something meanwhile, it looks after that user first.
+//! It announces that of some users at a time, with inputs in between, and before all other work
+//! that is due. If a user sends something meanwhile, it begins with that user.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::shard::presence::Presence;
 use crate::statements::Statement;
 use crate::step::Step;
 
-/// How many users are looked after before inputs get their turn.
+/// For how many users what was missed is announced before inputs get their turn.
 const USERS_AT_ONCE: usize = 64;
 
-/// Whom a shard that begins to lead has yet to look after.
+/// The users of whom a shard that begins to lead has yet to announce what it missed.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(super) struct Takeover {
     /// Whether it has heard all that the owner before had heard.
     sure: bool,
     /// Users in the ledger or the queue, users with a statement, and users with a missed event.
@@ -37,20 +37,20 @@ impl Shard {
     /// `sure`: this shard has heard all that the owner before had heard. If not, a user who may
     /// just not have been heard from isn't taken for gone.
     pub fn lead(&mut self, now: u64, sure: bool) {
-        self.common.clock.pass(now);
+        self.common.clock.advance_to(now);
         let Self {
             common, presence, ..
         } = self;
-        common.tracker.pass(common.clock.now());
+        common.tracker.advance_to(common.clock.now());
         if !sure {
-            presence.be_unsure(common.settings.tracker.timeout_ms, common);
+            presence.set_unsure_for(common.settings.tracker.timeout_ms, common);
         }
         let events = &presence.events;
         let mut users = events.updates.decisions.ledger.user_numbers();
         users.extend(events.queue.users().iter().map(|user| user.0));
-        users.extend(presence.followed.missed.keys().map(|user| user.0));
+        users.extend(presence.standby.missed.keys().map(|user| user.0));
         users.extend(presence.statements.users());
-        presence.followed.beginning = Some(Beginning {
+        presence.standby.takeover = Some(Takeover {
             sure: presence.unsure_ms(common) == 0,
             users,
             tracked: common.tracker.user_places(),
@@ -60,25 +60,25 @@ impl Shard {
         decisions.verdicts.make_room(decisions.ledger.len());
     }
 
-    /// Whether it has begun to lead, and hasn't looked after everyone yet.
-    pub fn is_beginning(&self) -> bool {
-        self.presence.is_beginning()
+    /// Whether it has begun to lead, and hasn't announced everything that it missed yet.
+    pub fn is_taking_over(&self) -> bool {
+        self.presence.is_taking_over()
     }
 }
 
 impl Presence {
-    /// Whether it has begun to lead, and hasn't looked after everyone yet.
-    pub(in crate::shard) fn is_beginning(&self) -> bool {
-        self.followed.beginning.is_some()
+    /// Whether it has begun to lead, and hasn't announced everything that it missed yet.
+    pub(in crate::shard) fn is_taking_over(&self) -> bool {
+        self.standby.takeover.is_some()
     }
 
-    /// Looks after some of the users that are left, if it has begun to lead.
-    pub(in crate::shard) fn look_after_some(&mut self, common: &mut Common) {
-        let Some(Beginning {
+    /// Announces what was missed of some of the users that are left, if it has begun to lead.
+    pub(in crate::shard) fn announce_missed_of_some(&mut self, common: &mut Common) {
+        let Some(Takeover {
             sure,
             users,
             tracked,
-        }) = &mut self.followed.beginning
+        }) = &mut self.standby.takeover
         else {
             return;
         };
@@ -93,51 +93,52 @@ impl Presence {
         };
         tracked.start = places.end;
         if some.is_empty() && places.is_empty() {
-            self.followed.beginning = None;
+            self.standby.takeover = None;
             // Nothing else is known of the users that are left here.
-            self.followed.reshown.clear();
-            self.followed.is_copy = false;
+            self.standby.reshown.clear();
+            self.standby.is_from_snapshot = false;
             return;
         }
         for user in some {
             if let Some(name) = common.names.name(user) {
-                self.look_after(user, &name, sure, common);
+                self.announce_missed_of(user, &name, sure, common);
             }
         }
         let online: Vec<_> = common.tracker.users_at(places).map(Arc::clone).collect();
         for name in online {
             let (user, name) = common.names.intern_name(&name);
-            // Users of whom viewers are told were looked after before.
-            if !self.is_told(user) {
-                self.look_after(user, &name, sure, common);
+            // What was missed of users of whom viewers are told was announced before.
+            if !self.is_announced_online(user) {
+                self.announce_missed_of(user, &name, sure, common);
             }
         }
     }
 
-    /// Looks after a user before an input of theirs is handled, if it has begun to lead.
-    pub(in crate::shard) fn look_after_first(&mut self, user: &str, common: &mut Common) {
-        let Some(Beginning { sure, users, .. }) = &mut self.followed.beginning else {
+    /// Announces what was missed of a user before an input of theirs is handled, if it has begun to
+    /// lead.
+    pub(in crate::shard) fn announce_missed_before(&mut self, user: &str, common: &mut Common) {
+        let Some(Takeover { sure, users, .. }) = &mut self.standby.takeover else {
             return;
         };
         let (sure, (id, name)) = (*sure, common.names.intern_name(user));
         users.remove(id.0);
-        self.look_after(id, &name, sure, common);
+        self.announce_missed_of(id, &name, sure, common);
     }
 
     /// Announces what was missed of a user. To do so twice makes no difference.
-    fn look_after(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
+    fn announce_missed_of(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
         self.drop_overtaken(user, common);
-        let missed = self.followed.missed.remove(&user);
-        self.look_after_told(user, missed.as_ref(), sure, common);
+        let missed = self.standby.missed.remove(&user);
+        self.announce_missed_if_told(user, missed.as_ref(), sure, common);
         if common.tracker.is_online(name.as_str()) {
-            self.look_after_online(user, name, sure, common);
+            self.announce_missed_if_online(user, name, sure, common);
         }
-        if let Some((event, ours)) = missed {
-            let told = self.will_be_told(user);
+        if let Some((event, broadcast_by_shard)) = missed {
+            let told = self.announced_online(user);
             let is_new = told.is_none_or(|told| told.timestamp < event.timestamp);
             let is_stated = self.statements.get(user).is_some();
             if event.change == Change::Online && is_stated && is_new {
-                let step = Step::Announce(Arc::new(event), ours);
+                let step = Step::Announce(Arc::new(event), broadcast_by_shard);
                 self.events.queue_step(step, common);
             }
         }
@@ -145,10 +146,10 @@ impl Presence {
         if let Some(Statement::Online { timestamp }) = self.statements.get(user) {
             let change = Change::Online;
             let event = common.event(name.as_str(), timestamp, change, Metadata::default());
-            self.announce_missed(event, false, common);
+            self.announce_missed_online(event, false, common);
         }
-        if self.followed.reshown.remove(name.as_str()) {
-            self.show_anew(user, name.as_str(), common);
+        if self.standby.reshown.remove(name.as_str()) {
+            self.queue_reshow(user, name.as_str(), common);
         }
     }
 
@@ -161,24 +162,25 @@ impl Presence {
         };
         let name: Arc<str> = gone.name.as_str().into();
         let is_back = common.tracker.is_online(&name)
-            && !self.followed.expected.contains_key(&user)
+            && !self.standby.placeholders.contains_key(&user)
             && !self.statements.is_offline(user);
         if is_back {
             let until = common.now() + common.settings.answer_wait_ms;
             self.events.queue.drop_last_announced(user, until);
-            self.followed.reshown.insert(name);
+            self.standby.reshown.insert(name);
         }
     }
 
-    /// Looks after a user of whom viewers were told, or will be told by a waiting event.
-    fn look_after_told(
+    /// Announces what was missed of a user of whom viewers were told, or will be told by a waiting
+    /// event.
+    fn announce_missed_if_told(
         &mut self,
         user: Id,
         missed: Option<&(Event, bool)>,
         sure: bool,
         common: &mut Common,
     ) {
-        let Some(event) = self.will_be_told(user) else {
+        let Some(event) = self.announced_online(user) else {
             return;
         };
         let name = event.name.clone();
@@ -188,14 +190,14 @@ impl Presence {
             None if common.tracker.is_online(name.as_str()) => {}
             Some(Statement::Online { .. }) => {}
             Some(Statement::Offline) | None => match gone {
-                Some((gone, ours))
-                    if sure || stated.is_some() || self.knows_all_of(user, common) =>
+                Some((gone, broadcast_by_shard))
+                    if sure || stated.is_some() || self.knows_all_connections(user, common) =>
                 {
                     // The user may have been expected until now.
                     if !common.tracker.is_online(name.as_str()) {
-                        self.has_left(gone, common);
+                        self.forget_status(gone, common);
                     }
-                    let step = Step::Announce(Arc::new(gone.clone()), *ours);
+                    let step = Step::Announce(Arc::new(gone.clone()), *broadcast_by_shard);
                     self.events.queue_step(step, common);
                 }
                 // The statement is known from a record only, and holds whatever connections there
@@ -212,16 +214,22 @@ impl Presence {
                 }
                 _ => {
                     let left = gone.map(|(gone, _)| gone.clone());
-                    self.expect(&event, left, common);
+                    self.add_placeholder(&event, left, common);
                 }
             },
         }
     }
 
-    /// Looks after a user who is online by connections.
-    fn look_after_online(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
-        if self.is_told(user) {
-            if !sure || self.followed.is_copy {
+    /// Announces what was missed of a user who is online by connections.
+    fn announce_missed_if_online(
+        &mut self,
+        user: Id,
+        name: &Name,
+        sure: bool,
+        common: &mut Common,
+    ) {
+        if self.is_announced_online(user) {
+            if !sure || self.standby.is_from_snapshot {
                 self.compare_shown(user, common);
             }
             return;
@@ -229,7 +237,7 @@ impl Presence {
         // The user came and went, and viewers were told of neither.
         if let Some(left) = common.tracker.drop_grace_of(name.as_str()) {
             let left = self.event_of(left, common);
-            self.has_left(&left, common);
+            self.forget_status(&left, common);
         }
         if self.statements.is_offline(user) {
             return;
@@ -237,25 +245,25 @@ impl Presence {
         if let Some(metadata) = common.tracker.shown(name.as_str()).cloned() {
             let at = common.clock.stamp();
             let event = common.event(name.as_str(), at, Change::Online, metadata);
-            self.announce_missed(event, true, common);
+            self.announce_missed_online(event, true, common);
         }
     }
 
     /// Has a user shown by their present connection.
-    fn show_anew(&mut self, user: Id, name: &str, common: &Common) {
+    fn queue_reshow(&mut self, user: Id, name: &str, common: &Common) {
         let events = &mut self.events;
         let is_online = events.updates.decisions.ledger.get(user).is_some();
         if is_online || events.queue.holds(user) {
             let at = common.clock.stamp();
             let event = common.event(name, at, Change::Online, Metadata::default());
-            events.queue_step(Step::Show(Arc::new(event)), common);
+            events.queue_step(Step::Reshow(Arc::new(event)), common);
         }
     }
 
     /// Announces an online of which no viewer was told.
-    fn announce_missed(&mut self, event: Event, ours: bool, common: &Common) {
-        if self.will_be_told(event.user).is_none() {
-            let step = Step::Announce(Arc::new(event), ours);
+    fn announce_missed_online(&mut self, event: Event, broadcast_by_shard: bool, common: &Common) {
+        if self.announced_online(event.user).is_none() {
+            let step = Step::Announce(Arc::new(event), broadcast_by_shard);
             self.events.queue_step(step, common);
         }
     }

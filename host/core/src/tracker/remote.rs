@@ -8,43 +8,43 @@ use super::{ExpiredConnection, Tracker};
 
 /// How another host handled a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeardElsewhere {
+pub struct RemoteHeartbeat {
     /// Whether it adopted the connection.
     pub adopted: bool,
     /// How long ago it received the heartbeat, at most, in milliseconds.
     pub late_ms: u64,
 }
 
-impl HeardElsewhere {
+impl RemoteHeartbeat {
     /// Whether a heartbeat belongs to a new life of a connection, after a close that this host has
     /// handled.
     fn follows(self, close: &mut Close, at: u64, timestamp: u64, order: Order) -> bool {
         if !close.is_silent && close.is_recent(at, self.late_ms) {
             // The heartbeat may have been sent before the close. The timestamps don't say: a host
             // takes a sender's timestamp as no later than its own time.
-            return self.adopted && close.is_followed_by(at, timestamp, order);
+            return self.adopted && close.accept_heartbeat(at, timestamp, order);
         }
         // The other host has handled that close, too.
-        self.adopted || close.is_followed_by(at, timestamp, order)
+        self.adopted || close.accept_heartbeat(at, timestamp, order)
     }
 }
 
 impl<M: Clone> Tracker<M> {
     /// Another host has received for `gained_ms` longer, and has passed on all that it heard:
     /// leases and graces run on by this time.
-    pub fn heard_for(&mut self, now: u64, gained_ms: u64) {
+    pub fn advance_remote(&mut self, now: u64, gained_ms: u64) {
         self.run_clock(now, now, |clock, now, _, timeout_ms| {
             clock.gain(now, gained_ms, timeout_ms)
         });
     }
 
     /// As [`Self::heartbeat`], for a heartbeat that another host has received.
-    pub fn heartbeat_elsewhere(
+    pub fn heartbeat_remote(
         &mut self,
         now: u64,
         (user, conn): (&str, &str),
         timestamp: u64,
-        heard: HeardElsewhere,
+        heard: RemoteHeartbeat,
         metadata: impl FnOnce() -> M,
     ) -> InputResult<M> {
         let follows =
@@ -53,7 +53,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Another host has timed a connection out, whose newest timestamp there is `timestamp`.
-    pub fn end_silent(
+    pub fn expire_remote(
         &mut self,
         now: u64,
         user: &str,
@@ -67,7 +67,7 @@ impl<M: Clone> Tracker<M> {
         };
         // This host has heard from it since. The timestamp alone doesn't say so: if a sender's
         // clock is ahead, each host takes its own time instead of the sender's.
-        let silent_ms = now.saturating_sub(life.heard_at);
+        let silent_ms = now.saturating_sub(life.received_at);
         if life.newest > timestamp && silent_ms < self.settings.timeout_ms / 2 {
             return None;
         }

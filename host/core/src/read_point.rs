@@ -1,6 +1,6 @@
 //! Reading a store piece by piece as it was at one moment, while it changes.
 //!
-//! The reader holds a [`Moment`]. When an element that hasn't been read yet is changed for the
+//! The reader holds a [`ReadPoint`]. When an element that hasn't been read yet is changed for the
 //! first time, its old value is kept for the reader. So nothing is copied at once, and nothing is
 //! kept while nobody reads.
 
@@ -12,15 +12,15 @@ use roaring::RoaringBitmap;
 /// A moment as of which something is read. When it is dropped, the values kept for it are
 /// forgotten.
 #[derive(Debug, Default)]
-pub struct Moment(Arc<()>);
+pub struct ReadPoint(Arc<()>);
 
 /// The ongoing reads of one store, one for each moment. Each element of the store has a number.
 #[derive(Debug)]
-pub(crate) struct Readings<T>(Vec<Reading<T>>);
+pub(crate) struct SnapshotReads<T>(Vec<SnapshotRead<T>>);
 
 #[derive(Debug)]
-struct Reading<T> {
-    moment: Weak<()>,
+struct SnapshotRead<T> {
+    point: Weak<()>,
     /// The numbers of elements that are unread and unchanged. It may contain numbers without an
     /// element.
     left: RoaringBitmap,
@@ -30,19 +30,19 @@ struct Reading<T> {
     kept: VecDeque<T>,
 }
 
-impl<T> Default for Readings<T> {
+impl<T> Default for SnapshotReads<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T: Clone> Readings<T> {
+impl<T: Clone> SnapshotReads<T> {
     /// Begins to read the elements with these numbers as they are now. `first`: the number to begin
     /// with.
-    pub(crate) fn begin(&mut self, moment: &Moment, numbers: RoaringBitmap, first: u32) {
+    pub(crate) fn begin(&mut self, point: &ReadPoint, numbers: RoaringBitmap, first: u32) {
         self.forget_ended();
-        self.0.push(Reading {
-            moment: Arc::downgrade(&moment.0),
+        self.0.push(SnapshotRead {
+            point: Arc::downgrade(&point.0),
             left: numbers,
             next: first,
             kept: VecDeque::new(),
@@ -84,13 +84,13 @@ impl<T: Clone> Readings<T> {
     /// of an element. Returns whether anything was left to read.
     pub(crate) fn read(
         &mut self,
-        moment: &Moment,
+        point: &ReadPoint,
         count: usize,
         value: impl Fn(u32) -> Option<T>,
         mut take: impl FnMut(T),
     ) -> bool {
-        let moment = Arc::as_ptr(&moment.0);
-        let Some(place) = self.0.iter().position(|it| it.moment.as_ptr() == moment) else {
+        let point = Arc::as_ptr(&point.0);
+        let Some(place) = self.0.iter().position(|it| it.point.as_ptr() == point) else {
             return false;
         };
         let Some(reading) = self.0.get_mut(place) else {
@@ -117,11 +117,11 @@ impl<T: Clone> Readings<T> {
     }
 
     fn forget_ended(&mut self) {
-        self.0.retain(|it| it.moment.strong_count() > 0);
+        self.0.retain(|it| it.point.strong_count() > 0);
     }
 }
 
-impl<T> Reading<T> {
+impl<T> SnapshotRead<T> {
     fn pop(&mut self) -> Option<u32> {
         let next = self.left.range(self.next..).next();
         let number = next.or_else(|| self.left.min())?;
@@ -137,24 +137,24 @@ mod tests {
 
     #[test]
     fn what_nobody_reads_any_more_is_not_kept() {
-        let (mut readings, moment) = (Readings::default(), Moment::default());
-        readings.begin(&moment, (0..9).collect(), 0);
-        readings.keep(4, || Some("four"));
-        assert_eq!(readings.kept().count(), 1);
-        drop(moment);
-        readings.keep(5, || Some("five"));
-        assert_eq!(readings.kept().count(), 0);
+        let (mut reads, point) = (SnapshotReads::default(), ReadPoint::default());
+        reads.begin(&point, (0..9).collect(), 0);
+        reads.keep(4, || Some("four"));
+        assert_eq!(reads.kept().count(), 1);
+        drop(point);
+        reads.keep(5, || Some("five"));
+        assert_eq!(reads.kept().count(), 0);
     }
 
     #[test]
     fn each_is_read_once_beginning_with_the_first() {
-        let (mut readings, moment) = (Readings::default(), Moment::default());
-        readings.begin(&moment, (0..9).collect(), 6);
-        readings.keep(4, || Some(40));
-        readings.keep(4, || Some(41));
+        let (mut reads, point) = (SnapshotReads::default(), ReadPoint::default());
+        reads.begin(&point, (0..9).collect(), 6);
+        reads.keep(4, || Some(40));
+        reads.keep(4, || Some(41));
         let mut read = Vec::new();
         let value = |number| (number != 3).then_some(number);
-        while readings.read(&moment, 2, value, |it| read.push(it)) {}
+        while reads.read(&point, 2, value, |it| read.push(it)) {}
         assert_eq!(read, [40, 6, 7, 8, 0, 1, 2, 5]);
     }
 }
