@@ -411,12 +411,8 @@ impl Router {
         // The reply subject was JetStream's, so nobody waits for an answer.
         let reply = None;
         let rejection = match parsed {
-            Ok(message) if self.check_shard(&message.user, shard) => {
-                let stream_place = Some(receipt.place);
-                let message = Message {
-                    stream_place,
-                    ..message
-                };
+            Ok(mut message) if self.check_shard(&message.user, shard) => {
+                message.stream_place = Some(receipt.place);
                 return Input::Message { message, reply };
             }
             Ok(message) => self.wrong_shard(shard, &message.user),
