@@ -116,11 +116,12 @@ impl Mailbox {
         if state.is_closed {
             return Err(item);
         }
+        let is_deferred = state.wakes_soon && state.deferrable.contains(&shard);
         let known = state.lanes.get(&shard);
         let is_first = known.is_none();
         if known.is_some_and(|lanes| !has_room(lanes, &item)) {
-            // What fills the lane may be deferred.
-            let wakes = !std::mem::replace(&mut state.is_woken, true);
+            // What fills the lane has waited long enough.
+            let wakes = is_deferred && !std::mem::replace(&mut state.is_woken, true);
             drop(state);
             if wakes {
                 self.arrived.notify_one();
@@ -128,7 +129,6 @@ impl Mailbox {
             return Err(item);
         }
         put(state.lanes(shard), item);
-        let is_deferred = state.wakes_soon && state.deferrable.contains(&shard);
         let wakes = is_first && !is_deferred && !state.is_woken;
         state.is_woken |= wakes;
         let is_others = state.current.is_some_and(|it| it != shard.tenant);
