@@ -57,7 +57,7 @@ impl LedgerEntry {
 pub struct Ledger {
     entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,
     changes: UnsavedEntries,
-    /// Users whose `untold_event` event has changed since it was last taken.
+    /// Users whose `untold_event` has changed since it was last taken.
     deferred: ChangedUsers,
     /// The readings of the ledger as it was at a moment. Each change of an entry calls
     /// [`Self::preserve_for_readers`] before.
@@ -167,7 +167,7 @@ impl Ledger {
         self.changes.saved |= changed;
     }
 
-    /// Takes the users whose `untold_event` event has changed since the last call.
+    /// Takes the users whose `untold_event` has changed since the last call.
     pub(crate) fn take_deferred(&mut self) -> BTreeMap<Id, Name> {
         self.deferred.take()
     }

@@ -69,7 +69,7 @@ impl Record {
         match self {
             Self::Tracker(
                 tracker::TrackerRecord::Connection { user, .. }
-                | tracker::TrackerRecord::ReceivedAt { user, .. }
+                | tracker::TrackerRecord::NewestTimestamp { user, .. }
                 | tracker::TrackerRecord::User { user, .. },
             ) => user,
             Self::Ledger { user, .. }

@@ -30,7 +30,7 @@ impl PeriodicChecks {
     /// Starts a task that runs the checks for as long as the node runs.
     pub(crate) fn start(tasks: &Tasks) -> Self {
         let periodic_checks = Self::default();
-        tasks.spawn("lookout", periodic_checks.clone().run());
+        tasks.spawn("periodic-checks", periodic_checks.clone().run());
         periodic_checks
     }
 

@@ -189,7 +189,7 @@ impl Loader {
         plugin.with_context(place)
     }
 
-    /// Whether there is a preferred plugin, a file in the folder, or a built-in one of this name.
+    /// Whether there is an override, a file in the folder, or a built-in one of this name.
     pub fn has(&self, config: &Config, name: &str) -> bool {
         self.overrides.contains_key(name)
             || file(&config.plugins.dir, name).exists()

@@ -97,7 +97,7 @@ pub enum ReplicaOutput {
     },
     /// Send a chunk of a snapshot to the node that asked for it.
     Chunk(Arc<str>, Vec<u8>),
-    /// Tell the owner that this replica holds everything that the owner has told up to `seq`.
+    /// Tell the owner that this replica has applied all standby messages up to `seq`.
     Synced {
         /// The owner.
         node: Arc<str>,
@@ -463,7 +463,7 @@ impl Replica {
         self.replace_shard(nobody, ToldViewers::default(), out);
     }
 
-    /// Replaces the shard and its told_viewers, and discards the old ones.
+    /// Replaces the shard and what its viewers were told, and discards the old ones.
     fn replace_shard(
         &mut self,
         shard: Shard,

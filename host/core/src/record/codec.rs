@@ -23,7 +23,7 @@ use crate::tracker::{self, Activity, Connected, SilentStarts, UserState};
 #[derive(Serialize, Deserialize)]
 enum Key<'a> {
     Connection(&'a str, &'a str),
-    Heard(&'a str, &'a str),
+    NewestTimestamp(&'a str, &'a str),
     User(&'a str),
     Ledger(&'a str),
     Status(&'a str),
@@ -195,8 +195,8 @@ impl Record {
                 let value = state.as_ref().map(Connection::of);
                 stored(&key, value.as_ref())
             }
-            Self::Tracker(tracker::TrackerRecord::ReceivedAt { user, conn, newest }) => {
-                stored(&Key::Heard(user, conn), newest.as_ref())
+            Self::Tracker(tracker::TrackerRecord::NewestTimestamp { user, conn, newest }) => {
+                stored(&Key::NewestTimestamp(user, conn), newest.as_ref())
             }
             Self::Tracker(tracker::TrackerRecord::User { user, state }) => {
                 let value =
@@ -260,7 +260,7 @@ impl Record {
                     state: Some(state),
                 }
             }
-            Key::Heard(user, conn) => tracker::TrackerRecord::ReceivedAt {
+            Key::NewestTimestamp(user, conn) => tracker::TrackerRecord::NewestTimestamp {
                 user: user.into(),
                 conn: conn.into(),
                 newest: Some(postcard::from_bytes(value)?),
@@ -364,11 +364,13 @@ impl Record {
                 conn: conn.into(),
                 state: None,
             }),
-            Key::Heard(user, conn) => Self::Tracker(tracker::TrackerRecord::ReceivedAt {
-                user: user.into(),
-                conn: conn.into(),
-                newest: None,
-            }),
+            Key::NewestTimestamp(user, conn) => {
+                Self::Tracker(tracker::TrackerRecord::NewestTimestamp {
+                    user: user.into(),
+                    conn: conn.into(),
+                    newest: None,
+                })
+            }
             Key::User(user) => Self::Tracker(tracker::TrackerRecord::User {
                 user: user.into(),
                 state: None,

@@ -1,10 +1,9 @@
 //! The order in which users were said to be online or offline, where messages overtake each other.
 //!
 //! Several nodes pass on messages side by side. So two messages may arrive in the wrong order, and
-//! in different orders at two nodes. The senders' clocks decide which of them was said later, if
-//! both arrive within a short time, and if the second one would have been under way for longer than
-//! the first by no more than this time. Otherwise the clocks differ too much, and the order of
-//! arrival counts. With equal timestamps, the offline is the later one: nobody who is to be hidden
+//! in different orders at two nodes. The later timestamp wins if both arrive within a short time,
+//! and if the second was not under way for more than this time longer than the first. Otherwise the
+//! clocks differ too much, and the order of arrival counts. With equal timestamps, the offline is the later one: nobody who is to be hidden
 //! is shown by chance, and all nodes decide the same.
 //!
 //! A timestamp in the future counts as the time of arrival. If those of both messages are in the

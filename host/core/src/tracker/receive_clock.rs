@@ -184,8 +184,7 @@ impl ReceiveClock {
 }
 
 /// How much time of receiving was lost lately. A loss that is further back than a lease is long
-/// matters to no live connection. So this shows at little cost that, as a rule, no lease has to be
-/// checked.
+/// matters to no live connection. This is a cheap bound: while it is low, no lease has to be checked.
 #[derive(Debug, Default)]
 struct LostTime {
     /// The losses in the current window, and in the one before it.

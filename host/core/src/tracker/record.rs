@@ -34,7 +34,7 @@ pub enum TrackerRecord<M> {
         state: Option<Connected<M>>,
     },
     /// When a live connection was last heard from, by its sender's clock.
-    ReceivedAt {
+    NewestTimestamp {
         /// The user.
         user: Arc<str>,
         /// The connection's id.
@@ -142,7 +142,7 @@ impl<M: Clone> Tracker<M> {
         } = self;
         let mut records = Vec::new();
         for (user, conn) in changes.removed_connections.drain(..) {
-            records.push(TrackerRecord::ReceivedAt {
+            records.push(TrackerRecord::NewestTimestamp {
                 user: Arc::clone(&user),
                 conn: Arc::clone(&conn),
                 newest: None,
@@ -173,7 +173,7 @@ impl<M: Clone> Tracker<M> {
             if let State::Live(life) = &mut connection.state
                 && !std::mem::replace(&mut life.is_newest_saved, true)
             {
-                records.push(TrackerRecord::ReceivedAt {
+                records.push(TrackerRecord::NewestTimestamp {
                     user: Arc::clone(&users[connection.user].name),
                     conn: Arc::from(&*connection.id),
                     newest: Some(life.newest),
@@ -300,7 +300,7 @@ impl<M: Clone> Tracker<M> {
                     self.restore_connection(now, &user, &conn, state);
                 }
             }
-            TrackerRecord::ReceivedAt { user, conn, newest } => {
+            TrackerRecord::NewestTimestamp { user, conn, newest } => {
                 let newest = newest.unwrap_or_default().min(now);
                 if let Some(key) = self.roster.find(&user, &conn)
                     && let connection = &mut self.roster.connections[key]

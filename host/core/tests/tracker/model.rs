@@ -10,8 +10,8 @@ pub(crate) struct Model {
     pub(crate) settings: TrackerSettings,
     now: u64,
     /// How long the host has been able to hear, in milliseconds.
-    relay_ms: i64,
-    heard_up_to: Option<u64>,
+    receive_clock_ms: i64,
+    received_up_to: Option<u64>,
     /// When that was last reported.
     told_at: u64,
     /// How much of the elapsed time may still count as heard.
@@ -72,8 +72,8 @@ impl Model {
         Self {
             settings,
             now: 0,
-            relay_ms: 0,
-            heard_up_to: settings.receive_step_ms.is_none().then_some(0),
+            receive_clock_ms: 0,
+            received_up_to: settings.receive_step_ms.is_none().then_some(0),
             told_at: 0,
             room_ms: 0,
             ranks: 0,
@@ -257,8 +257,8 @@ impl Model {
     fn advance_to(&mut self, now: u64) {
         self.now = now;
         if self.settings.receive_step_ms.is_none() {
-            self.relay_ms += (now - self.heard_up_to.unwrap()) as i64;
-            self.heard_up_to = Some(now);
+            self.receive_clock_ms += (now - self.received_up_to.unwrap()) as i64;
+            self.received_up_to = Some(now);
             self.told_at = now;
         }
     }
@@ -267,8 +267,10 @@ impl Model {
     fn lease_from(&mut self, now: u64) -> i64 {
         self.advance_to(now);
         let step = self.settings.receive_step_ms.unwrap_or(0);
-        let ahead = self.heard_up_to.map_or(step, |at| now.saturating_sub(at));
-        self.relay_ms + ahead.min(step) as i64
+        let ahead = self
+            .received_up_to
+            .map_or(step, |at| now.saturating_sub(at));
+        self.receive_clock_ms + ahead.min(step) as i64
     }
 
     /// Everything up to `at` has been heard.
@@ -287,14 +289,14 @@ impl Model {
             return;
         };
         let passed = self
-            .heard_up_to
+            .received_up_to
             .map_or(0, |before| at.saturating_sub(before));
         let room_ms = (self.room_ms + (now - self.told_at)).min(step);
         let gained = passed.min(room_ms).min(gain_max);
         self.room_ms = room_ms - gained;
-        self.relay_ms += gained as i64;
-        let up_to = self.heard_up_to.map_or(at, |before| before.max(at));
-        self.heard_up_to = Some(up_to);
+        self.receive_clock_ms += gained as i64;
+        let up_to = self.received_up_to.map_or(at, |before| before.max(at));
+        self.received_up_to = Some(up_to);
         self.told_at = now;
         let timeout = self.settings.timeout_ms;
         for connection in &mut self.connections {
@@ -305,7 +307,7 @@ impl Model {
             } = &mut connection.state
                 && up_to >= *heard_at + 2 * timeout
             {
-                let left = *lease_from + timeout as i64 - self.relay_ms;
+                let left = *lease_from + timeout as i64 - self.receive_clock_ms;
                 *lease_from += left.min((timeout / 3) as i64) - left;
             }
         }
@@ -313,14 +315,14 @@ impl Model {
 
     pub(crate) fn reconfigure(&mut self, now: u64, settings: TrackerSettings) {
         if self.settings.receive_step_ms.is_some() != settings.receive_step_ms.is_some() {
-            self.heard_up_to = settings.receive_step_ms.is_none().then_some(now);
+            self.received_up_to = settings.receive_step_ms.is_none().then_some(now);
         }
         self.settings = settings;
     }
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let heard = self.heard_tasks().filter_map(|(due, _)| {
-            let left = due - self.relay_ms;
+            let left = due - self.receive_clock_ms;
             match self.settings.receive_step_ms {
                 None => Some(self.now.saturating_add_signed(left.max(0))),
                 Some(_) => (left <= 0).then_some(self.told_at),
@@ -483,7 +485,7 @@ impl Model {
     /// The task that has been due for longest. At the same time, tasks are ordered by kind.
     fn first_due(&self) -> Option<Task> {
         let heard = self.heard_tasks();
-        let heard = heard.map(|(due, task)| (due - self.relay_ms, task));
+        let heard = heard.map(|(due, task)| (due - self.receive_clock_ms, task));
         let others = self.other_tasks();
         let others = others.map(|(at, task)| (at as i64 - self.now as i64, task));
         let due = heard.chain(others).filter(|(left, _)| *left <= 0);

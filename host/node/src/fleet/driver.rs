@@ -34,7 +34,7 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, ShardReport, Shards};
 use crate::tasks::{Tasks, blocking};
 
-/// Limits for the longest time between two looks at the member, which is a twelfth of the lease.
+/// Limits for the longest time between two calls of `Member::advance`, which is a twelfth of the lease.
 const ADVANCE_EVERY_MS: (u64, u64) = (100, 1_000);
 
 /// The wait before the bucket is watched again after a watch has failed.
@@ -186,11 +186,12 @@ impl Driver {
         connects.borrow_and_update();
         self.watch_anew(Duration::ZERO);
         let fleet = Arc::clone(&self.fleet);
-        let look_ms = (fleet.settings.lease_ms / 12).clamp(ADVANCE_EVERY_MS.0, ADVANCE_EVERY_MS.1);
+        let advance_ms =
+            (fleet.settings.lease_ms / 12).clamp(ADVANCE_EVERY_MS.0, ADVANCE_EVERY_MS.1);
         loop {
             let now = clock::now_ms();
             let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
-            let wait_ms = due.saturating_sub(now).clamp(1, look_ms);
+            let wait_ms = due.saturating_sub(now).clamp(1, advance_ms);
             tokio::select! {
                 change = next_change(&mut self.watch) => self.on_change(change),
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {

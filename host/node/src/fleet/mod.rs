@@ -43,7 +43,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 
 /// With at least this many heartbeats of a shard in a twelfth of the lease, the owner forwards them
 /// to the standbys, which then don't take them in themselves.
-const TOLD_FROM: usize = 8;
+const RELAY_HEARTBEATS_MIN: usize = 8;
 
 /// The owner of each shard. `None`: no owner is known.
 pub(crate) type Owners = Arc<[Option<Arc<str>>]>;
@@ -230,7 +230,7 @@ pub(crate) async fn join(
         timeout_ms: config.tracker.timeout_ms,
         chunk_bytes: message_bytes.min(CHUNK_BYTES),
         standby_message_bytes_max: message_bytes,
-        relay_heartbeats_min: TOLD_FROM,
+        relay_heartbeats_min: RELAY_HEARTBEATS_MIN,
         mutation: Mutation::None,
     };
     Ok(Some(FleetStart {

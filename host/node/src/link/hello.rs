@@ -1,9 +1,9 @@
 //! Nodes with the same subjects find each other: only one of them, or the nodes of one fleet, may
 //! serve these subjects.
 //!
-//! Each node sends and answers requests on one subject. A node that serves has priority; among nodes
-//! that wait, or that both serve after a network partition, the one that started first has. A missing
-//! answer proves nothing by itself: a node begins to serve only when the broker replies that there
+//! Each node sends and answers requests on one subject. A node that serves has priority. Among nodes
+//! that wait, or that both serve after a network partition, the one that started first has priority.
+//! A missing answer proves nothing by itself: a node begins to serve only when the broker replies that there
 //! is no other subscriber, or when no node has answered for some time although the broker did.
 
 use std::sync::Arc;

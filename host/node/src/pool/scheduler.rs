@@ -7,7 +7,7 @@
 //!
 //! The length of a turn isn't known in advance. So a tenant may exceed its time in a round, by one
 //! step at most, and pays for this in its next rounds. If its turn is paused in the middle of a
-//! plugin's call, it pays at once: others have their turns until it would have its next. A tenant
+//! plugin's call, it pays at once: the others run until its next turn would be due. A tenant
 //! whose calls may be slow has no turn in a pause, and is next after it. What was paid in the pause
 //! counts only for the tenants that had turns in it.
 

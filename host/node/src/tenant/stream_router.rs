@@ -1,7 +1,7 @@
 //! Reads the input stream in a fleet: each node takes a part of the stream's messages, and passes
 //! each on to its user's shard, as it does with other input.
 //!
-//! Only the owner of its shard acknowledges a message, when it has handled it (`pool::cell`). A
+//! Only the owner of its shard acknowledges a message, when it has handled it (`pool::shard_or_replica`). A
 //! message that isn't acknowledged in time is delivered again, to any node. So nothing is lost if a
 //! router, an owner, or the connection between them fails. A shard knows which messages of a
 //! connection it has had (`core::tracker`).

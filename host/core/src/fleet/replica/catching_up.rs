@@ -61,7 +61,7 @@ impl CatchingUp {
                 self.restart(now, delay_ms);
             }
         } else if let Some(reader) = &mut self.reader {
-            // The assembly was made with the settings, directory and rules before this input.
+            // The reader made its shard with the settings, directory and rules before this input.
             reader.change(now, input.clone());
         }
     }

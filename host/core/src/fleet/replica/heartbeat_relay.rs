@@ -17,9 +17,9 @@ const RELAY_BYTES: usize = 32 << 10;
 /// After how many intervals without a message the owner is considered silent.
 const SILENT_INTERVALS: u64 = 3;
 
-/// Fewer than `relay_heartbeats_min / FEW_PART` heartbeats in an interval are few. There must be
-/// few for half a timeout before the owner stops telling of them, since some senders send all their
-/// heartbeats at once, once in half a timeout.
+/// An interval with fewer than `relay_heartbeats_min / FEW_PART` heartbeats is quiet. After half a
+/// timeout of quiet intervals the owner stops telling of heartbeats: some senders send all of theirs
+/// at once, once in half a timeout.
 const FEW_PART: usize = 4;
 
 /// How a replica tells of heartbeats, or is told of them.

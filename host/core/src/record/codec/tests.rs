@@ -49,7 +49,7 @@ fn records_have_the_bytes_of_their_format() {
             kept_since: 3,
             stream_seq: 0,
         })),
-        Record::Tracker(tracker::TrackerRecord::ReceivedAt {
+        Record::Tracker(tracker::TrackerRecord::NewestTimestamp {
             user: "ann".into(),
             conn: "c1".into(),
             newest: Some(5),

@@ -24,7 +24,7 @@ const USERS_AT_ONCE: usize = 64;
 /// The users of whom a shard that begins to lead has yet to announce what it missed.
 #[derive(Debug)]
 pub(super) struct Takeover {
-    /// Whether it has heard all that the owner before had heard.
+    /// Whether it has heard all that the previous owner had heard.
     sure: bool,
     /// Users in the ledger or the queue, users with a statement, and users with a missed event.
     users: RoaringBitmap,
@@ -34,7 +34,7 @@ pub(super) struct Takeover {
 
 impl Shard {
     /// Begins to lead: [`Self::advance`] then announces what was missed, and decides on everyone.
-    /// `sure`: this shard has heard all that the owner before had heard. If not, a user who may
+    /// `sure`: this shard has heard all that the previous owner had heard. If not, a user who may
     /// just not have been heard from isn't taken for gone.
     pub fn lead(&mut self, now: u64, sure: bool) {
         self.common.clock.advance_to(now);
