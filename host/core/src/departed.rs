@@ -150,7 +150,7 @@ struct UnsavedDepartures {
     /// Whether changes are noted.
     wanted: bool,
     users: BTreeMap<Id, Name>,
-    /// Users of whom a record was handed out.
+    /// Users for whom a record was handed out.
     saved: HashMap<Id, Name, foldhash::fast::FixedState>,
 }
 

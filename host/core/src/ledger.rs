@@ -35,7 +35,7 @@ pub struct LedgerEntry {
 }
 
 impl LedgerEntry {
-    /// An entry for a user who is online with this event, and of whom these recipients were told.
+    /// An entry for a user who is online with this event, which these recipients were told.
     pub fn new(event: Arc<Event>, recipients: Recipients) -> Self {
         Self {
             event,
@@ -70,9 +70,9 @@ struct UnsavedEntries {
     /// Whether changes are noted.
     wanted: bool,
     changed: RoaringBitmap,
-    /// Users of whom a record was handed out.
+    /// Users for whom a record was handed out.
     saved: RoaringBitmap,
-    /// Users of whom a record was handed out, and who went offline.
+    /// Users who went offline after a record of them was handed out.
     gone: Vec<Name>,
 }
 

@@ -434,7 +434,7 @@ impl Statuses {
         }
     }
 
-    /// The users of whom anything is kept, in a stable order.
+    /// The users for whom anything is kept, in a stable order.
     pub fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.users.keys().copied().collect();
         users.sort_unstable();

@@ -97,7 +97,7 @@ fn is_selected(args: &Args, event: &Value) -> bool {
     is_user && viewer.is_none_or(|it| viewers(event).any(|viewer| viewer == it))
 }
 
-/// An event in a line: who sees what of whom. `only`: the one viewer to name.
+/// An event as one line: the viewers, the user, and what they see. `only`: the one viewer to name.
 fn sentence(only: Option<&str>, event: &Value) -> String {
     let word = |key: &str| event.get(key).map(plain).unwrap_or_default();
     let all: Vec<_> = match only {

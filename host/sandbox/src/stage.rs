@@ -25,7 +25,7 @@ pub struct Stage {
     linked: Option<InstancePre<Call>>,
     /// What happens when the plugin has failed repeatedly.
     pub on_failure: OnFailure,
-    /// Where the plugin comes from, in the words of whoever loads it. This doesn't change what the
+    /// Where the plugin comes from, in the words of its loader. This doesn't change what the
     /// stage does.
     pub origin: Arc<str>,
     /// The memory budget that its instances share with others.

@@ -43,7 +43,7 @@ pub(super) struct Decisions {
     /// Decisions to make again at a given time: they failed, lack an answer, or a rule asked for
     /// it.
     pub(super) retries: Retries,
-    /// Users of whom no viewer has been told, and whose missing answers are cached now.
+    /// Users whom no viewer knows as online, and whose missing answers are cached now.
     pub(super) undecided: BTreeSet<Id>,
     /// The stamps of updates that were broadcast, and of which viewers haven't been told.
     unnotified_updates: HashMap<Id, u64, foldhash::fast::FixedState>,

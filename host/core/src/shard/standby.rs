@@ -173,7 +173,7 @@ impl Shard {
         self.presence.standby.is_from_snapshot = true;
     }
 
-    /// Users of whom all connections are known, though this shard is unsure. Empty if it isn't.
+    /// Users whose connections are all known, though this shard is unsure. Empty if it isn't.
     pub fn fully_known_users(&self) -> Vec<Id> {
         let users = self.presence.standby.fully_known.iter().copied();
         users.filter(|_| self.unsure_ms() > 0).collect()

@@ -113,7 +113,7 @@ impl Order {
         self.users.keys().map(|user| user.0)
     }
 
-    /// Forgets users of whom nothing was said for `kept_ms`.
+    /// Forgets users if nothing was said of them for `kept_ms`.
     fn forget(&mut self, now: u64, kept_ms: u64) {
         while let Some((at, user)) = self.looks.front().copied() {
             if now <= at.saturating_add(kept_ms) {

@@ -82,7 +82,7 @@ pub struct Tracker<M> {
     changes: UnsavedChanges,
     /// Users whose activity may have changed, since a connection reported another one, or ended.
     changed_activities: Vec<Arc<str>>,
-    /// Users who stay online, and of whom another connection, or other metadata, is to be shown.
+    /// Users who stay online, and whose shown connection or metadata has changed.
     reshown: Vec<Arc<str>>,
     orders: OrderCounter,
     /// Live connections that were restored, and are not in their user's list yet.

@@ -203,7 +203,7 @@ impl<M: Clone> Tracker<M> {
 
     /// Reads the next `slots` slots at most, in the order of [`Self::all_records`]. With each live
     /// connection comes the end of its lease, by [`Self::receive_clock_ms`]. Connections that were
-    /// opened after the cursor was made are skipped, in whatever slot they are: whoever handles
+    /// opened after the cursor was made are skipped, in whatever slot they are: the caller that handles
     /// those inputs again opens them, and in their order. Returns whether there is more.
     pub fn read(
         &mut self,
@@ -506,7 +506,7 @@ impl<M: Clone> Tracker<M> {
         self.remove_user_if_spent(connection.user);
     }
 
-    /// Forgets a user of whom nothing is known any more.
+    /// Forgets a user if nothing is known of the user any more.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) {
         if let Some(user) = self.roster.remove_user_if_spent(key)
             && self.changes.wanted

@@ -159,7 +159,7 @@ impl<M> Roster<M> {
         Some(connection)
     }
 
-    /// Forgets a user of whom nothing is known any more.
+    /// Forgets a user if nothing is known of the user any more.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) -> Option<User> {
         let user = &self.users[key];
         if !user.is_spent() {

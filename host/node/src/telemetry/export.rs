@@ -251,11 +251,10 @@ impl Attempts {
             return 0;
         };
         if let Some(times) = self.log.line(LOG_EVERY_MS) {
-            let why: String = why.chars().take(WHY_CHARS_MAX).collect();
             tracing::warn!(
                 times,
                 "the telemetry collector has rejected {count} {items}: {}",
-                Line(why)
+                shortened(&why)
             );
         }
         count
@@ -276,13 +275,11 @@ impl Attempts {
                 Figures::add(&figures.failed, 1);
                 self.failures = self.failures.saturating_add(1);
                 if let Some(times) = self.log.line(LOG_EVERY_MS) {
-                    let why = format!("{error:#}");
-                    let why: String = why.chars().take(WHY_CHARS_MAX).collect();
                     tracing::warn!(
                         times,
                         "the telemetry collector doesn't take {}, and is asked again later: {}",
                         self.what,
-                        Line(why)
+                        shortened(&format!("{error:#}"))
                     );
                 }
             }
@@ -302,6 +299,11 @@ impl Attempts {
         let wait = interval.saturating_mul(doubled).min(longest);
         wait.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
+}
+
+/// The beginning of a collector's reason, as one line of the log.
+fn shortened(why: &str) -> Line<String> {
+    Line(why.chars().take(WHY_CHARS_MAX).collect())
 }
 
 fn no_otlp(error: DecodeError) -> ExportError {

@@ -21,14 +21,14 @@ use crate::step::Step;
 /// For how many users what was missed is announced before inputs get their turn.
 const USERS_AT_ONCE: usize = 64;
 
-/// The users of whom a shard that begins to lead has yet to announce what it missed.
+/// The users whose missed events a shard that begins to lead has yet to announce.
 #[derive(Debug)]
 pub(super) struct Takeover {
     /// Whether it has heard all that the previous owner had heard.
     sure: bool,
     /// Users in the ledger or the queue, users with a statement, and users with a missed event.
     users: RoaringBitmap,
-    /// The slots of the tracker's users. Some may be online of whom viewers were not told.
+    /// The slots of the tracker's users. Some may be online without a viewer knowing.
     tracked: Range<usize>,
 }
 
@@ -107,7 +107,7 @@ impl Presence {
         let online: Vec<_> = common.tracker.users_at(places).map(Arc::clone).collect();
         for name in online {
             let (user, name) = common.names.intern_name(&name);
-            // What was missed of users of whom viewers are told was announced before.
+            // What viewers missed of users whom they know as online was announced before.
             if !self.is_announced_online(user) {
                 self.announce_missed_of(user, &name, sure, common);
             }

@@ -294,7 +294,7 @@ impl Cache {
                     self.invalidate(Some(question));
                 }
             }
-            // Whoever reads the reply removes the older answer from the directory.
+            // The reader of the reply removes the older answer from the directory.
             Some(_) => drop(self.fail(question, now)),
         }
         match (&refusal, was_refused) {
