@@ -4,8 +4,10 @@
 //! rules do so as well. So a departure is remembered together with those who had been told of the
 //! user, and with the metadata of the online event that the rules read.
 //!
-//! The number of departures is limited: the oldest one is forgotten for the newest. The departure
-//! of a user who has come back stays in here; the ledger says that the user is online.
+//! Only the last departure of a user is remembered, and the number of departures is limited: the
+//! oldest one is forgotten for the newest. So a user who comes and goes all the time costs the
+//! others nothing. The departure of a user who has come back stays in here; the ledger says that the
+//! user is online.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,12 +50,14 @@ pub struct Departure {
     pub recipients: Recipients,
 }
 
+type KnownKeys = Arc<BTreeSet<Box<str>>>;
+
 /// What is remembered of an online event's metadata.
 #[derive(Clone, Debug)]
 pub struct KnownMetadata {
     metadata: Metadata,
     /// The keys that it has. `None`: all keys.
-    keys: Option<Arc<BTreeSet<Box<str>>>>,
+    keys: Option<KnownKeys>,
 }
 
 impl KnownMetadata {
@@ -123,24 +127,21 @@ impl Departure {
     }
 }
 
-/// The last departures of one shard's users.
+/// The last departures of one shard's users, one for each user.
 #[derive(Debug)]
 pub struct Departed {
     departures_max: usize,
-    /// The departures. It is a ring once it is full.
-    departures: Vec<Departure>,
-    /// The next place in the ring.
-    next: usize,
-    /// Places of departures that were forgotten while this shard followed another one. They are
-    /// filled first.
-    free: Vec<u32>,
-    /// The place of each user's last departure.
-    places: HashMap<Id, u32, foldhash::fast::FixedState>,
-    /// The verdicts on the users' last departures.
+    departures: HashMap<Id, Departure, foldhash::fast::FixedState>,
+    /// The users by the time of their departure.
+    by_age: BTreeSet<(u64, Id)>,
+    /// The metadata keys of the newest departure. Most departures have the same ones, and share
+    /// them.
+    keys: Option<KnownKeys>,
+    /// The verdicts on the departures.
     verdicts: Verdicts,
     changes: UnsavedDepartures,
-    /// The readings of departures as they were at a moment, by place in the ring. Each change of a
-    /// place calls [`Self::keep_place`] before.
+    /// The readings of departures as they were at a moment, by the user's number. Each change of a
+    /// departure calls [`Self::keep_read`] before.
     reads: SnapshotReads<Departure>,
 }
 
@@ -158,11 +159,10 @@ impl Departed {
     /// Remembers at most `departures_max` departures.
     pub fn new(departures_max: usize) -> Self {
         Self {
-            departures_max: departures_max.min(u32::MAX as usize),
-            departures: Vec::new(),
-            next: 0,
-            free: Vec::new(),
-            places: HashMap::default(),
+            departures_max,
+            departures: HashMap::default(),
+            by_age: BTreeSet::new(),
+            keys: None,
             verdicts: Verdicts::default(),
             changes: UnsavedDepartures::default(),
             reads: SnapshotReads::default(),
@@ -171,31 +171,8 @@ impl Departed {
 
     /// Changes how many departures are remembered. Of too many, the newest stay.
     pub fn resize(&mut self, departures_max: usize) {
-        if departures_max == self.departures_max {
-            return;
-        }
-        let mut before = std::mem::replace(self, Self::new(departures_max));
-        self.changes = std::mem::take(&mut before.changes);
-        self.reads = std::mem::take(&mut before.reads);
-        self.reads.keep_all(|place| before.stored(place));
-        let departures = before.departures.into_iter().enumerate();
-        let (mut newer, mut older): (Vec<_>, _) = (departures.collect(), Vec::new());
-        // Once the ring is full, the oldest is where the next one would go.
-        if newer.len() == before.departures_max {
-            older = newer.split_off(before.next.min(newer.len()));
-        }
-        for (place, departure) in older.into_iter().chain(newer) {
-            let last = before.places.get(&departure.user);
-            if last.is_some_and(|last| *last as usize == place) {
-                self.insert(departure);
-            }
-        }
-        // Departures that found no place are forgotten. Their records are to be removed.
-        for (user, name) in &self.changes.saved {
-            if !self.places.contains_key(user) {
-                self.changes.users.insert(*user, name.clone());
-            }
-        }
+        self.departures_max = departures_max;
+        self.forget_oldest();
     }
 
     /// Remembers an offline event, what was known of the user while online, and who
@@ -255,7 +232,7 @@ impl Departed {
     }
 
     fn departure(&self, user: Id) -> Option<&Departure> {
-        self.departures.get(*self.places.get(&user)? as usize)
+        self.departures.get(&user)
     }
 
     /// The verdict on a user's last departure, if it still holds.
@@ -368,91 +345,46 @@ impl Departed {
 
     /// All stored departures, in no order.
     pub(crate) fn all_stored(&self) -> impl Iterator<Item = &Departure> {
-        let last = self.places.values();
-        let last = last.filter_map(|place| self.departures.get(*place as usize));
-        last.filter(|departure| departure.is_stored())
+        self.departures.values().filter(|it| it.is_stored())
     }
 
     /// Begins a reading of the stored departures as they are now, for [`Self::read`].
     pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
-        let mut places = RoaringBitmap::new();
-        // There are at most `u32::MAX` places.
-        places.insert_range(0..self.departures.len() as u32);
-        self.reads.begin(point, places, self.next as u32);
+        let users = self.departures.keys().map(|user| user.0).collect();
+        self.reads.begin(point, users);
     }
 
-    /// Reads the next `count` departures at most, as they were at a moment, the oldest first.
-    /// Returns whether any were left.
+    /// Reads the next `count` departures at most, as they were at a moment. Returns whether any were
+    /// left.
     pub(crate) fn read(
         &mut self,
         point: &ReadPoint,
         count: usize,
         take: impl FnMut(Departure),
     ) -> bool {
-        let mut reads = std::mem::take(&mut self.reads);
-        let were_left = reads.read(point, count, |place| self.stored(place), take);
-        self.reads = reads;
-        were_left
+        let stored = |user| stored(&self.departures, user);
+        self.reads.read(point, count, stored, take)
     }
 
-    /// The departure in a place, if it is stored, and the last one of its user.
-    fn stored(&self, place: u32) -> Option<Departure> {
-        let departure = self.departures.get(place as usize)?;
-        let is_last = self.places.get(&departure.user) == Some(&place);
-        (is_last && departure.is_stored()).then(|| departure.clone())
+    /// Call it before a user's departure changes: keeps it for readings that have yet to get to it.
+    fn keep_read(&mut self, user: Id) {
+        self.reads.keep(user.0, || stored(&self.departures, user.0));
     }
 
-    /// Call it before the departure in a place changes, or stops being its user's last: keeps
-    /// it for readings that have yet to get to it.
-    fn keep_place(&mut self, place: u32) {
-        if self.reads.is_empty() {
-            return;
-        }
-        let mut reads = std::mem::take(&mut self.reads);
-        reads.keep(place, || self.stored(place));
-        self.reads = reads;
-    }
-
-    /// Restores departures. Of too many, the oldest are forgotten, and their records are to be
-    /// removed.
-    pub fn restore(&mut self, mut departures: Vec<Departure>, names: &Names) {
-        departures.sort_by_key(|departure| departure.timestamp);
-        for departure in departures {
-            let user = departure.user;
-            if let Some(name) = names.name(user) {
-                if self.departures_max == 0 {
-                    self.changes.users.insert(user, name.clone());
-                }
-                self.changes.saved.insert(user, name);
-            }
-            self.insert(departure);
-        }
-    }
-
-    /// Remembers a user's last departure, as the owner does. The owner says which departure is
-    /// forgotten for it, see [`Self::forget`]: as a rule, this forgets none.
-    pub(crate) fn apply(&mut self, departure: Departure, names: &Names) {
+    /// Remembers a departure that has a record: after a restart, or as the owner does. If there are
+    /// too many, the record of the one that is forgotten is to be removed.
+    pub(crate) fn restore(&mut self, departure: Departure, names: &Names) {
         let user = departure.user;
-        let known = self.places.get(&user).copied();
-        let Some(place) = known.or_else(|| self.free.pop()) else {
-            return self.restore(vec![departure], names);
-        };
-        self.fill(place, departure);
         if let Some(name) = names.name(user) {
             self.changes.saved.insert(user, name);
         }
+        self.insert(departure);
     }
 
     /// Forgets a user's last departure. The owner has forgotten it, too, or has replaced it by one
     /// that isn't stored.
     pub(crate) fn forget(&mut self, user: Id) {
-        let Some(place) = self.places.get(&user).copied() else {
-            return;
-        };
-        self.keep_place(place);
-        self.places.remove(&user);
-        self.free.push(place);
-        self.verdicts.forget(user);
+        self.remove(user);
         self.changes.saved.remove(&user);
     }
 
@@ -463,12 +395,11 @@ impl Departed {
 
     /// The numbers of all ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
+        let mut ids: RoaringBitmap = self.departures.keys().map(|user| user.0).collect();
         let mut seen = VisitedSets::default();
-        for user in self.places.keys() {
-            if let Some(told) = self.recipients(*user) {
-                told.audience().add_to(&mut ids, &mut seen);
-            }
+        for departure in self.departures.values() {
+            let told = departure.recipients.audience();
+            told.add_to(&mut ids, &mut seen);
         }
         let noted = self.changes.users.keys().chain(self.changes.saved.keys());
         ids.extend(noted.map(|user| user.0));
@@ -478,45 +409,50 @@ impl Departed {
         ids | self.verdicts.ids()
     }
 
-    fn insert(&mut self, departure: Departure) {
-        if self.departures_max == 0 {
-            return;
+    /// Remembers a departure in the place of its user's last one, and forgets the oldest if there
+    /// are too many.
+    fn insert(&mut self, mut departure: Departure) {
+        let (user, timestamp) = (departure.user, departure.timestamp);
+        self.remove(user);
+        let keys = &mut departure.known.keys;
+        if *keys == self.keys {
+            keys.clone_from(&self.keys);
+        } else {
+            self.keys.clone_from(keys);
         }
-        let place = self.free.pop().unwrap_or_else(|| self.next_in_ring());
-        self.fill(place, departure);
+        self.by_age.insert((timestamp, user));
+        self.departures.insert(user, departure);
+        self.forget_oldest();
     }
 
-    /// Takes the next place in the ring. The departure that is there is forgotten.
-    fn next_in_ring(&mut self) -> u32 {
-        // There are at most `u32::MAX` places.
-        let place = self.next as u32;
-        self.next = (self.next + 1) % self.departures_max;
-        let oldest = self.departures.get(place as usize).map(|it| it.user);
-        if let Some(oldest) = oldest.filter(|user| self.places.get(user) == Some(&place)) {
-            self.keep_place(place);
-            self.places.remove(&oldest);
-            self.verdicts.forget(oldest);
+    fn forget_oldest(&mut self) {
+        while self.departures.len() > self.departures_max {
+            let Some((_, oldest)) = self.by_age.first().copied() else {
+                return;
+            };
+            self.remove(oldest);
             if let Some(name) = self.changes.saved.get(&oldest) {
                 self.changes.users.insert(oldest, name.clone());
             }
         }
-        place
     }
 
-    /// Puts a departure into a place. Another user's last departure may not be there.
-    fn fill(&mut self, place: u32, departure: Departure) {
-        let user = departure.user;
-        if let Some(last) = self.places.get(&user) {
-            self.keep_place(*last);
-        }
-        self.keep_place(place);
-        self.places.insert(user, place);
-        match self.departures.get_mut(place as usize) {
-            None => self.departures.push(departure),
-            Some(slot) => *slot = departure,
-        }
+    fn remove(&mut self, user: Id) {
+        self.keep_read(user);
         self.verdicts.forget(user);
+        if let Some(departure) = self.departures.remove(&user) {
+            self.by_age.remove(&(departure.timestamp, user));
+        }
     }
+}
+
+/// A user's departure, if it is stored.
+fn stored(
+    departures: &HashMap<Id, Departure, foldhash::fast::FixedState>,
+    user: u32,
+) -> Option<Departure> {
+    let departure = departures.get(&Id(user))?;
+    departure.is_stored().then(|| departure.clone())
 }
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ impl Ledger {
 
     /// Begins a reading of the ledger as it is now, for [`Self::read`].
     pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
-        self.reads.begin(point, self.user_numbers(), 0);
+        self.reads.begin(point, self.user_numbers());
     }
 
     /// Reads the next `count` entries at most, as they were at a moment. Returns whether any were

@@ -24,8 +24,6 @@ struct SnapshotRead<T> {
     /// The numbers of elements that are unread and unchanged. It may contain numbers without an
     /// element.
     left: RoaringBitmap,
-    /// The number at which reading continues.
-    next: u32,
     /// The old values of elements that were changed before they were read.
     kept: VecDeque<T>,
 }
@@ -37,14 +35,12 @@ impl<T> Default for SnapshotReads<T> {
 }
 
 impl<T: Clone> SnapshotReads<T> {
-    /// Begins to read the elements with these numbers as they are now. `first`: the number to begin
-    /// with.
-    pub(crate) fn begin(&mut self, point: &ReadPoint, numbers: RoaringBitmap, first: u32) {
+    /// Begins to read the elements with these numbers as they are now, in the order of the numbers.
+    pub(crate) fn begin(&mut self, point: &ReadPoint, numbers: RoaringBitmap) {
         self.forget_ended();
         self.0.push(SnapshotRead {
             point: Arc::downgrade(&point.0),
             left: numbers,
-            next: first,
             kept: VecDeque::new(),
         });
     }
@@ -69,14 +65,6 @@ impl<T: Clone> SnapshotReads<T> {
             if reading.left.remove(number) {
                 reading.kept.extend(value.clone());
             }
-        }
-    }
-
-    /// As [`Self::keep`], for all elements.
-    pub(crate) fn keep_all(&mut self, value: impl Fn(u32) -> Option<T>) {
-        for reading in &mut self.0 {
-            let left = std::mem::take(&mut reading.left);
-            reading.kept.extend(left.into_iter().filter_map(&value));
         }
     }
 
@@ -123,10 +111,8 @@ impl<T: Clone> SnapshotReads<T> {
 
 impl<T> SnapshotRead<T> {
     fn pop(&mut self) -> Option<u32> {
-        let next = self.left.range(self.next..).next();
-        let number = next.or_else(|| self.left.min())?;
+        let number = self.left.min()?;
         self.left.remove(number);
-        self.next = number;
         Some(number)
     }
 }
@@ -138,7 +124,7 @@ mod tests {
     #[test]
     fn what_nobody_reads_any_more_is_not_kept() {
         let (mut reads, point) = (SnapshotReads::default(), ReadPoint::default());
-        reads.begin(&point, (0..9).collect(), 0);
+        reads.begin(&point, (0..9).collect());
         reads.keep(4, || Some("four"));
         assert_eq!(reads.kept().count(), 1);
         drop(point);
@@ -147,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn each_is_read_once_beginning_with_the_first() {
+    fn each_is_read_once() {
         let (mut reads, point) = (SnapshotReads::default(), ReadPoint::default());
-        reads.begin(&point, (0..9).collect(), 6);
+        reads.begin(&point, (0..9).collect());
         reads.keep(4, || Some(40));
         reads.keep(4, || Some(41));
         let mut read = Vec::new();
         let value = |number| (number != 3).then_some(number);
         while reads.read(&point, 2, value, |it| read.push(it)) {}
-        assert_eq!(read, [40, 6, 7, 8, 0, 1, 2, 5]);
+        assert_eq!(read, [40, 0, 1, 2, 5, 6, 7, 8]);
     }
 }

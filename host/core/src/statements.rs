@@ -184,7 +184,7 @@ impl Statements {
     /// Begins a reading of the statements as they are now, for [`Self::read`].
     pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.users().collect();
-        self.reads.begin(point, users, 0);
+        self.reads.begin(point, users);
     }
 
     /// Reads the next `count` statements at most, as they were at a moment. Returns whether any

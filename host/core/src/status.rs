@@ -444,7 +444,7 @@ impl Statuses {
     /// Begins to read users' own statuses as they are now, by [`Self::read`].
     pub(crate) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.users.keys().map(|user| user.0).collect();
-        self.reads.begin(point, users, 0);
+        self.reads.begin(point, users);
     }
 
     /// Reads the own statuses of at most `count` more users, as of a moment. Returns whether any

@@ -55,7 +55,7 @@ fn the_last_departure_of_a_user_is_remembered_as_announced() {
 }
 
 #[test]
-fn a_departure_that_another_has_followed_is_forgotten_and_its_place_used_again() {
+fn a_departure_that_is_forgotten_leaves_its_place_to_another() {
     let names = Names::new();
     let mut departed = Departed::new(2);
     let first = offline(&names, "a", 7);
@@ -79,14 +79,14 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
     note(&mut owner, &offline(&names, "b", 7));
     note(&mut owner, &offline(&names, "a", 8));
     // Departures that are told at once come in the order of the users.
-    standby.apply(told(&owner, "a"), &names);
-    standby.apply(told(&owner, "b"), &names);
+    standby.restore(told(&owner, "a"), &names);
+    standby.restore(told(&owner, "b"), &names);
     for (user, at, forgotten) in [("c", 9, "b"), ("a", 10, ""), ("d", 11, "c"), ("e", 12, "a")] {
         note(&mut owner, &offline(&names, user, at));
         if !forgotten.is_empty() {
             standby.forget(names.intern(forgotten));
         }
-        standby.apply(told(&owner, user), &names);
+        standby.restore(told(&owner, user), &names);
         assert_eq!(
             remembered(&standby, &names),
             remembered(&owner, &names),
@@ -101,7 +101,7 @@ fn one_that_follows_remembers_what_the_other_does_in_whatever_order_it_is_told()
 }
 
 #[test]
-fn a_place_of_nobodys_last_departure_is_read_as_it_was_when_another_takes_it() {
+fn departures_are_read_as_they_were_whatever_takes_their_place() {
     let names = Names::new();
     let mut departed = Departed::new(2);
     let viewers = [names.intern("viewer")].into_iter().collect();
@@ -110,15 +110,47 @@ fn a_place_of_nobodys_last_departure_is_read_as_it_was_when_another_takes_it() {
         let known = KnownMetadata::all(&Metadata::default());
         departed.note(&offline(&names, user, at), known, shown.clone());
     };
-    for at in [7, 8] {
-        note(&mut departed, "a", at);
+    for (user, at) in [("a", 6), ("a", 7), ("b", 8)] {
+        note(&mut departed, user, at);
     }
     let point = ReadPoint::default();
     departed.begin_read(&point);
-    note(&mut departed, "b", 9);
+    for (user, at) in [("b", 9), ("b", 10), ("c", 11), ("d", 12)] {
+        note(&mut departed, user, at);
+    }
+    departed.resize(0);
     let mut read = Vec::new();
     while departed.read(&point, 1, |departure| read.push(departure.timestamp)) {}
-    assert_eq!(read, [8]);
+    read.sort_unstable();
+    assert_eq!(read, [7, 8]);
+}
+
+#[test]
+fn a_user_who_comes_and_goes_makes_no_other_departure_forgotten() {
+    let names = Names::new();
+    let mut departed = Departed::new(2);
+    note(&mut departed, &offline(&names, "a", 1));
+    for at in 2..99 {
+        note(&mut departed, &offline(&names, "b", at));
+    }
+    let both = [("a", 1), ("b", 98)];
+    assert_eq!(remembered(&departed, &names), pairs(&both));
+}
+
+#[test]
+fn of_departures_that_are_restored_in_any_order_the_newest_stay() {
+    let names = Names::new();
+    let mut before = Departed::new(9);
+    let (mut after, mut records) = (Departed::new(2), Vec::new());
+    for (user, at) in [("a", 7), ("b", 9), ("c", 8)] {
+        let event = offline(&names, user, at);
+        note(&mut before, &event);
+        after.restore(before.departure(event.user).unwrap().clone(), &names);
+    }
+    assert_eq!(remembered(&after, &names), pairs(&[("b", 9), ("c", 8)]));
+    // The record of the third is removed.
+    after.take_changed(|user, departure| records.push((user, departure.is_some())));
+    assert_eq!(records, [(names.intern_name("a").1, false)]);
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl EventQueue {
     /// Begins a reading of the queues as they are now, for [`Self::read`].
     pub(super) fn begin_read(&mut self, point: &ReadPoint) {
         let users = self.queues.keys().map(|user| user.0).collect();
-        self.reads.begin(point, users, 0);
+        self.reads.begin(point, users);
     }
 
     /// Reads the steps of the next `count` users at most, as they were at a moment. Returns whether

@@ -71,7 +71,6 @@ impl Shard {
         let Self {
             common, presence, ..
         } = self;
-        let mut departures = Vec::new();
         for record in records {
             if let Record::Tracker(record) = record {
                 presence.restore_placeholder(&record, common);
@@ -89,7 +88,12 @@ impl Shard {
                         updates.decisions.ledger.restore(entry);
                     }
                 }
-                Record::Departed { departure, .. } => departures.extend(departure),
+                Record::Departed { departure, .. } => {
+                    if let Some(departure) = departure {
+                        let departed = &mut updates.decisions.departed;
+                        departed.restore(departure, &common.names);
+                    }
+                }
                 Record::Status { user, own_status } => {
                     if let Some(own_status) = own_status {
                         let id = common.names.intern(user.as_str());
@@ -105,8 +109,6 @@ impl Shard {
                 Record::Waiting { steps, .. } => queue.restore(steps, until),
             }
         }
-        let departed = &mut presence.events.updates.decisions.departed;
-        departed.restore(departures, &common.names);
     }
 
     /// All records have been restored.

@@ -152,7 +152,7 @@ impl Shard {
             Record::Departed {
                 departure: Some(departure),
                 ..
-            } => decisions.departed.apply(departure, &common.names),
+            } => decisions.departed.restore(departure, &common.names),
             Record::Departed { user, .. } => {
                 let user = common.names.intern(user.as_str());
                 decisions.departed.forget(user);
