@@ -413,15 +413,22 @@ impl Departed {
     /// are too many.
     fn insert(&mut self, mut departure: Departure) {
         let (user, timestamp) = (departure.user, departure.timestamp);
-        self.remove(user);
         let keys = &mut departure.known.keys;
         if *keys == self.keys {
             keys.clone_from(&self.keys);
         } else {
             self.keys.clone_from(keys);
         }
-        self.by_age.insert((timestamp, user));
-        self.departures.insert(user, departure);
+        self.keep_read(user);
+        self.verdicts.forget(user);
+        let last = self.departures.insert(user, departure);
+        let last = last.map(|it| it.timestamp);
+        if last != Some(timestamp) {
+            if let Some(last) = last {
+                self.by_age.remove(&(last, user));
+            }
+            self.by_age.insert((timestamp, user));
+        }
         self.forget_oldest();
     }
 
