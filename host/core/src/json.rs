@@ -8,6 +8,10 @@ use bytestring::ByteString;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+mod scanner;
+
+pub(crate) use scanner::Scanner;
+
 /// The content of a JSON string, borrowed from the JSON text if it has no escapes.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);

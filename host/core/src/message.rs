@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::event::Reason;
 use crate::json;
@@ -145,8 +144,9 @@ pub struct StatedReason {
 }
 
 impl StatedReason {
-    fn of(raw: Option<&RawValue>) -> Self {
-        let text = raw.map(|raw| json::text(raw.get()));
+    /// The reason that is stated in a JSON text.
+    fn of(json: Option<&str>) -> Self {
+        let text = json.map(json::text);
         let (reason, known) = match text.as_ref().map(Option::as_deref) {
             None | Some(Some("client_disconnect" | "server_shutdown" | "disconnect")) => {
                 (Reason::Disconnect, true)
@@ -175,10 +175,11 @@ impl Message {
         } = limits.into();
         let text = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
-        let message = match fields::read(kind, &text, metadata) {
-            Some(message) => message,
+        let parts = match fields::read(kind, &text, metadata) {
+            Some(parts) => parts,
             None => careful::read(kind, &text, metadata)?,
         };
+        let message = parts.message(kind, text);
         let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
         if message.is_published() && payload.len() > bytes_max {
             let error = format!(
@@ -192,6 +193,7 @@ impl Message {
 }
 
 /// The checked content of a message's body.
+#[derive(Debug, PartialEq, Eq)]
 struct Parts {
     user: ByteString,
     /// Empty if the message is about no connection.
@@ -205,7 +207,7 @@ struct Parts {
 impl Parts {
     /// The message with this content. `text`: its body.
     #[inline]
-    fn message(self, kind: Kind, text: &ByteString) -> Message {
+    fn message(self, kind: Kind, text: ByteString) -> Message {
         let Self {
             user,
             conn,
@@ -229,7 +231,7 @@ impl Parts {
             user,
             timestamp,
             payload,
-            raw: text.as_bytes().clone(),
+            raw: text.into_bytes(),
             stream_place: None,
             delayed_ms: 0,
         }

@@ -6,7 +6,7 @@ use bytestring::ByteString;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ID_BYTES_MAX, Kind, MS_MIN, Message, Parts, Rejection, StatedReason, diagnosis};
+use super::{ID_BYTES_MAX, Kind, MS_MIN, Parts, Rejection, StatedReason, diagnosis};
 use crate::json::{Text, present, shared};
 use crate::metadata;
 
@@ -18,7 +18,7 @@ pub(super) fn read(
     kind: Kind,
     text: &ByteString,
     limits: metadata::Limits,
-) -> Result<Message, Rejection> {
+) -> Result<Parts, Rejection> {
     // serde would also accept an array, with the fields by position.
     let fields = match text.trim_ascii_start().starts_with('[') {
         false => serde_json::from_str::<Fields<'_>>(text),
@@ -52,8 +52,8 @@ impl<'a> Fields<'a> {
         kind: Kind,
         text: &ByteString,
         limits: metadata::Limits,
-    ) -> Result<Message, Rejection> {
-        if let Some(expected) = kind.other_type(self.kind) {
+    ) -> Result<Parts, Rejection> {
+        if let Some(expected) = kind.other_type(self.kind.map(RawValue::get)) {
             let error = format!("must be \"{expected}\" on this subject");
             return Err(Rejection::field("type", &error));
         }
@@ -78,15 +78,14 @@ impl<'a> Fields<'a> {
             (Kind::Offline, Some(raw)) => Some(time("lastSeen", raw)?),
             _ => None,
         };
-        let parts = Parts {
+        Ok(Parts {
             user,
             conn,
             timestamp,
             metadata,
             last_seen,
-            reason: StatedReason::of(self.reason),
-        };
-        Ok(parts.message(kind, text))
+            reason: StatedReason::of(self.reason.map(RawValue::get)),
+        })
     }
 }
 

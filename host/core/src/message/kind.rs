@@ -1,7 +1,5 @@
 //! The kinds of input messages, and their subjects.
 
-use serde_json::value::RawValue;
-
 use crate::json;
 
 /// The subjects that the host subscribes to.
@@ -56,9 +54,9 @@ impl Kind {
 
     /// The `type` that a message of this kind must have. `None` if `given`, as JSON text, is right
     /// or absent, or if the kind has no type.
-    pub(super) fn other_type(self, given: Option<&RawValue>) -> Option<&'static str> {
+    pub(super) fn other_type(self, given: Option<&str>) -> Option<&'static str> {
         let (given, expected) = given.zip(self.event_type())?;
-        (json::text(given.get()).as_deref() != Some(expected)).then_some(expected)
+        (json::text(given).as_deref() != Some(expected)).then_some(expected)
     }
 
     pub(super) fn has_connection(self) -> bool {

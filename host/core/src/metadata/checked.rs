@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::strict::{self, Keys};
 use super::{Builder, Limits, Metadata};
-use crate::json::Text;
+use crate::json::{Scanner, Text};
 
 /// The text of a JSON object that has been checked. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,9 @@ pub struct CheckedMetadata {
     text: ByteString,
     entries: Entries,
 }
+
+/// Each key is compared with all keys before it, up to this number of keys.
+const SCANNED_KEYS_MAX: usize = 16;
 
 /// Up to four entries are stored inline.
 type Entries = SmallVec<[Entry; 4]>;
@@ -53,30 +56,40 @@ impl Limits {
         Ok(CheckedMetadata { text, entries })
     }
 
-    /// Parses the metadata object that is the next value in a map. `key`: its key, which must have
-    /// no escapes and must be a part of `text`.
-    ///
-    /// # Errors
-    /// If the value is no object, or isn't valid metadata.
-    pub(crate) fn read_value<'de, A: MapAccess<'de>>(
+    /// Reads the metadata object that comes next in `text`. `None`: it isn't plain, or isn't valid
+    /// metadata. [`Self::read`] finds out.
+    pub(crate) fn scan<'a>(
         self,
-        map: &mut A,
-        (key, text): (&str, &'de ByteString),
-    ) -> Result<CheckedMetadata, A::Error> {
-        let begin = |from: usize| slice_from(text, from).find('{').map(|at| from + at);
-        let start = begin(offset(text, key) + key.len()).unwrap_or_default();
-        let object = Object {
-            limits: self,
-            text: slice_from(text, start),
+        json: &mut Scanner<'a>,
+        text: &'a ByteString,
+    ) -> Option<CheckedMetadata> {
+        let object = slice_from(text, json.offset());
+        // No text is longer than the highest limit, so positions fit.
+        let range = |part: &str| {
+            let start = offset(object, part) as u32;
+            start..start + part.len() as u32
         };
-        let entries = map.next_value_seed(object)?;
-        let last = entries.last().map_or(1, |entry| entry.value.end as usize);
-        let end = slice_from(text, start + last)
-            .find('}')
-            .map_or(0, |at| start + last + at + 1);
-        let part = text.get(start..end).unwrap_or_default();
-        self.check_bytes(part.len()).map_err(A::Error::custom)?;
-        Ok(CheckedMetadata {
+        let mut entries = Entries::new();
+        let part = json.object(|json, key| {
+            let is_there = |entry: &Entry| slice(object, &entry.key) == key;
+            if entries.len() == SCANNED_KEYS_MAX || entries.iter().any(is_there) {
+                return None;
+            }
+            let value = match json.quoted() {
+                Some(plain) => plain,
+                None => json
+                    .value()
+                    .filter(|it| self.check_parsed_value(it).is_ok())?,
+            };
+            entries.push(Entry {
+                key: range(key),
+                has_escapes: false,
+                value: range(value),
+            });
+            Some(())
+        })?;
+        self.check_size(entries.len(), part.len()).ok()?;
+        Some(CheckedMetadata {
             text: text.slice_ref(part),
             entries,
         })
