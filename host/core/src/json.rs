@@ -16,16 +16,6 @@ pub(crate) use scanner::Scanner;
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-impl<'a> Text<'a> {
-    /// The borrowed content. `None` if the string has escapes.
-    pub(crate) fn borrowed(&self) -> Option<&'a str> {
-        match self.0 {
-            Cow::Borrowed(text) => Some(text),
-            Cow::Owned(_) => None,
-        }
-    }
-}
-
 /// Deserializes a field that is present. A `null` is passed to the type.
 ///
 /// # Errors

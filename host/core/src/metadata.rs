@@ -12,7 +12,7 @@ use crate::json;
 mod checked;
 mod strict;
 
-pub use checked::CheckedMetadata;
+pub use checked::{CheckedMetadata, Entries};
 pub use strict::{LIMITS_MAX, Limits};
 
 /// Up to this number of entries, a key is found by a linear search; beyond it, by a sorted index.

@@ -88,12 +88,12 @@ impl Shard {
             Input::Message { message, reply } => {
                 self.presence.announce_missed_before(&message.user, common);
                 let env = &mut Env { common, rules, out };
-                take_message(message, reply, &mut self.presence, env, Presence::message);
+                take_message(&message, reply, &mut self.presence, env, Presence::message);
             }
             Input::Excess { message, reply } => {
                 self.presence.announce_missed_before(&message.user, common);
                 let env = &mut Env { common, rules, out };
-                take_message(message, reply, &mut self.presence, env, Presence::excess);
+                take_message(&message, reply, &mut self.presence, env, Presence::excess);
             }
             Input::Rejected {
                 kind,
@@ -361,13 +361,12 @@ const NOT_NEWEST: &str = "it is not the newest event of its user, who may have l
 
 /// Takes a message, and answers its sender if there is a reply subject.
 fn take_message(
-    message: Message,
+    message: &Message,
     reply: Option<String>,
     presence: &mut Presence,
     env: &mut Env<'_>,
-    take: fn(&mut Presence, Message, &mut Env<'_>) -> Outcome,
+    take: fn(&mut Presence, &Message, &mut Env<'_>) -> Outcome,
 ) {
-    let (subject, payload) = (message.payload.kind().subject(), message.raw.clone());
     let outcome = take(presence, message, env);
     let answer = || match &outcome {
         Outcome::Taken => body::accepted(),
@@ -375,7 +374,7 @@ fn take_message(
         Outcome::Refused(rejection) => body::refused(rejection),
     };
     if let Outcome::Refused(rejection) = &outcome {
-        env.dead_letter(subject, rejection, &payload);
+        env.dead_letter(message.payload.kind().subject(), rejection, &message.raw);
     }
     env.out.extend(reply.map(|to| Output::Reply(to, answer())));
     match outcome {

@@ -91,13 +91,19 @@ impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
     pub fn read(metadata: &'a CheckedMetadata) -> Self {
         let mut update = Self::default();
-        if let Some(json) = metadata.get(ACTIVITY) {
-            update.activity = Activity::parse(json);
-            update.unknown += u64::from(update.activity.is_none());
-        }
-        if let Some(json) = metadata.get(STATUS) {
-            update.status = StatusRef::parse(json);
-            update.unknown += u64::from(update.status.is_none());
+        for (key, json) in metadata.entries() {
+            let is_unknown = match &*key {
+                ACTIVITY => {
+                    update.activity = Activity::parse(json);
+                    update.activity.is_none()
+                }
+                STATUS => {
+                    update.status = StatusRef::parse(json);
+                    update.status.is_none()
+                }
+                _ => false,
+            };
+            update.unknown += u64::from(is_unknown);
         }
         update
     }

@@ -53,11 +53,12 @@ impl Limits {
         self.check_json(text)
     }
 
-    /// As [`Self::check_value`], for a value that is no string, and that a lenient parser accepted
-    /// as one value. Most are too simple to be checked again.
+    /// As [`Self::check_value`], for a value that a lenient parser accepted as one value. Most are
+    /// too simple to be checked again.
     pub(super) fn check_parsed_value(self, value: &str) -> Result<(), String> {
         let is_simple = match value.as_bytes() {
             [b't' | b'f' | b'n', ..] => true,
+            [b'"', ..] => !value.contains('\\'),
             [b'-' | b'0'..=b'9', ..] => value.len() <= DIGITS_MAX && !value.contains(['e', 'E']),
             _ => false,
         };

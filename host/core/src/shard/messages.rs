@@ -38,8 +38,8 @@ impl Presence {
     /// without it: a disconnect of a live connection, or a heartbeat of one that has been silent
     /// for part of its lease. There are few of these, however many messages come. Any other message
     /// is refused.
-    pub(super) fn excess(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
-        if is_needed(&message, env.common) {
+    pub(super) fn excess(&mut self, message: &Message, env: &mut Env<'_>) -> Outcome {
+        if is_needed(message, env.common) {
             return self.message(message, env);
         }
         let common = &*env.common;
@@ -47,7 +47,7 @@ impl Presence {
     }
 
     /// Takes a message. Returns whether it was ignored or refused, and why.
-    pub(super) fn message(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
+    pub(super) fn message(&mut self, message: &Message, env: &mut Env<'_>) -> Outcome {
         let Message {
             user,
             timestamp,
@@ -56,25 +56,26 @@ impl Presence {
             stream_place,
             delayed_ms,
         } = message;
-        let sent = (timestamp, delayed_ms);
+        let (timestamp, stream_place) = (*timestamp, *stream_place);
+        let sent = (timestamp, *delayed_ms);
         let common = &mut *env.common;
-        if common.check_stream_duplicate(&user, &payload, stream_place) {
-            self.apply_overtaken(&user, timestamp, &payload, env);
+        if common.check_stream_duplicate(user, payload, stream_place) {
+            self.apply_overtaken(user, timestamp, payload, env);
             return Outcome::Taken;
         }
-        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && let Some(rejection) = self.refuse_statement(&user, common)
+        if let Payload::Online { .. } | Payload::Offline { .. } = payload
+            && let Some(rejection) = self.refuse_statement(user, common)
         {
             return Outcome::Refused(rejection);
         }
         common.counters.count_accepted(payload.kind());
-        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && self.check_overtaken(&user, sent, &payload, common)
+        if let Payload::Online { .. } | Payload::Offline { .. } = payload
+            && self.check_overtaken(user, sent, payload, common)
         {
             common.counters.stale += 1;
             return Outcome::Ignored(ignored(user, timestamp, payload));
         }
-        let handled = match track(&user, timestamp, &payload, stream_place, common) {
+        let handled = match track(user, timestamp, payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.apply_statement(stated, env);
@@ -87,14 +88,14 @@ impl Presence {
                 return Outcome::Ignored(ignored(user, timestamp, payload));
             }
             Effect::Refused(quota) => {
-                return Outcome::Refused(exceeded(quota, &user, &common.settings));
+                return Outcome::Refused(exceeded(quota, user, &common.settings));
             }
             _ => {}
         }
-        if let Payload::Heartbeat { conn, metadata } = &payload
+        if let Payload::Heartbeat { conn, metadata } = payload
             && let Some(heard) = &mut common.heartbeats
         {
-            let connection = (&*user, &**conn);
+            let connection = (&**user, &**conn);
             // The timestamp as it counts here: standbys take the message later, when their clocks
             // say more.
             let taken = timestamp.min(common.clock.stamp());
@@ -103,28 +104,27 @@ impl Presence {
             heard.heartbeat(connection, taken, metadata, (handled.effect, is_status));
         }
         let mut refused = None;
-        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
-            &payload
+        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
-            refused = updates.apply_status(&user, conn, timestamp, metadata, common);
+            refused = updates.apply_status(user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
-            self.end_stated_online(&user, common);
-            self.end_placeholder(&user, common);
+            self.end_stated_online(user, common);
+            self.end_placeholder(user, common);
         }
-        let lifted = self.lift_stated_offline(&user, sent, &payload, common);
+        let lifted = self.lift_stated_offline(user, sent, payload, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
             if came && handled.effect == Effect::Opened {
-                self.note_arrival(&user, common);
+                self.note_arrival(user, common);
             }
             self.transition(transition, env);
             if came {
-                self.note_lag(&user, timestamp, env.common);
+                self.note_lag(user, timestamp, env.common);
             }
         } else if lifted {
-            self.announce_return(&user, env);
+            self.announce_return(user, env);
         }
         self.events.update(env);
         refused.map_or(Outcome::Taken, Outcome::Refused)
@@ -409,10 +409,17 @@ pub(super) fn connection_metadata(
     conn: &str,
     given: Option<&CheckedMetadata>,
 ) -> Metadata {
-    let get = |key: &str| given?.get(key);
-    let entries = given.map(CheckedMetadata::entries);
+    let given_entries = given.map(CheckedMetadata::entries).unwrap_or_default();
+    let entries = given_entries.iter();
+    let entries = entries.map(|(key, value)| (Cow::Borrowed(&**key), *value));
+    let get = |key: &str| {
+        entries
+            .clone()
+            .find(|(it, _)| it == key)
+            .map(|(_, value)| value)
+    };
     let bytes = given.map_or(0, |given| given.text().len());
-    publish_keys(broadcast, conn, (get, entries.into_iter().flatten()), bytes)
+    publish_keys(broadcast, conn, (get, entries.clone()), bytes)
 }
 
 /// The same metadata, if other keys are broadcast than before. `None` if they are the same.
@@ -463,7 +470,7 @@ fn publish_keys<'a>(
 }
 
 /// A message that was ignored.
-fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Ignored {
+fn ignored(user: &ByteString, timestamp: u64, payload: &Payload) -> Ignored {
     let kind = payload.kind();
     let (conn, why) = match payload {
         Payload::Connect { conn, .. } => (
@@ -479,14 +486,14 @@ fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Ignored {
             "the timestamp is older than that of the connection's newest connect or disconnect",
         ),
         Payload::Online { .. } | Payload::Offline { .. } => (
-            ByteString::new(),
+            &ByteString::new(),
             "the opposite has just been said of the user, and this was sent before that, by its timestamp",
         ),
     };
     Ignored {
         kind,
-        user,
-        conn,
+        user: user.clone(),
+        conn: conn.clone(),
         timestamp,
         why,
     }

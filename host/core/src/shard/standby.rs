@@ -70,9 +70,9 @@ impl Shard {
         self.common.clock.advance_to(now);
         let now = self.common.now();
         match input {
-            Input::Message { message, .. } => self.presence.follow(message, &mut self.common),
+            Input::Message { message, .. } => self.presence.follow(&message, &mut self.common),
             Input::Excess { message, .. } if is_needed(&message, &self.common) => {
-                self.presence.follow(message, &mut self.common);
+                self.presence.follow(&message, &mut self.common);
             }
             other => self.change(now, other),
         }
@@ -353,7 +353,7 @@ impl Presence {
         until.saturating_sub(common.tracker.receive_clock_ms())
     }
 
-    fn follow(&mut self, message: Message, common: &mut Common) {
+    fn follow(&mut self, message: &Message, common: &mut Common) {
         let Message {
             user,
             timestamp,
@@ -362,20 +362,21 @@ impl Presence {
             stream_place,
             delayed_ms,
         } = message;
-        let sent = (timestamp, delayed_ms);
-        if common.check_stream_duplicate(&user, &payload, stream_place) {
-            if self.take_overtaken(&user, timestamp, &payload, common) {
-                self.standby.note_return(common.names.intern(&user), &user);
+        let (timestamp, stream_place) = (*timestamp, *stream_place);
+        let sent = (timestamp, *delayed_ms);
+        if common.check_stream_duplicate(user, payload, stream_place) {
+            if self.take_overtaken(user, timestamp, payload, common) {
+                self.standby.note_return(common.names.intern(user), user);
             }
             return;
         }
-        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && (self.refuse_statement(&user, common).is_some()
-                || self.check_overtaken(&user, sent, &payload, common))
+        if let Payload::Online { .. } | Payload::Offline { .. } = payload
+            && (self.refuse_statement(user, common).is_some()
+                || self.check_overtaken(user, sent, payload, common))
         {
             return;
         }
-        let handled = match track(&user, timestamp, &payload, stream_place, common) {
+        let handled = match track(user, timestamp, payload, stream_place, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.note_statement(&stated, common);
@@ -383,7 +384,7 @@ impl Presence {
                 return;
             }
         };
-        self.apply_tracked(&user, sent, &payload, handled, common);
+        self.apply_tracked(user, sent, payload, handled, common);
     }
 
     /// A message is handled again. If its connection is as the message makes it already, the
