@@ -118,7 +118,6 @@ pub(crate) struct Generation {
 }
 
 /// A task from the node itself. Tasks are done before waiting inputs.
-#[expect(clippy::large_enum_variant, reason = "it waits in a box itself")]
 pub(crate) enum Task {
     /// Place the shard on this thread. It is the first task of each shard.
     Place(Box<HostedShard>),
