@@ -8,6 +8,7 @@ mod debian;
 
 use std::env;
 use std::ffi::OsString;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,12 +31,21 @@ impl Toolchain {
     /// Finds a toolchain, or gets one. `target_dir`: the folder in which one may be kept.
     ///
     /// # Errors
-    /// When there is none and none can be fetched; says each thing that was tried.
+    /// When there is none and none can be fetched; says each thing that was tried. When the lock file
+    /// in `target_dir` can't be written.
     pub fn obtain(target_dir: &Path) -> Result<Self> {
         let own = Self {
             rustc: env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
             libraries: None,
         };
+        if own.has_target() {
+            return Ok(own);
+        }
+        // Several programs and threads may begin at once, and rustup fails if another one adds the
+        // same target.
+        fs::create_dir_all(target_dir)?;
+        let turn = File::create(target_dir.join("wasm-toolchain.lock"))?;
+        turn.lock()?;
         if own.has_target() {
             return Ok(own);
         }

@@ -1,5 +1,7 @@
 //! Input messages, parsed into types that can only hold valid values.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use bytestring::ByteString;
 use serde::Deserialize;
@@ -190,6 +192,19 @@ impl Message {
         }
         Ok(message)
     }
+}
+
+/// The user whom the body of a message is about. `None` if the body can't be read, so that no such
+/// message is accepted. The rest of the body isn't checked.
+pub fn user_of(body: &[u8]) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct About<'a> {
+        #[serde(rename = "userId", borrow)]
+        user: Cow<'a, str>,
+    }
+    let text = str::from_utf8(body).ok()?;
+    let parsed = || serde_json::from_str(text).ok().map(|About { user }| user);
+    fields::user(text).map(Cow::Borrowed).or_else(parsed)
 }
 
 /// The checked content of a message's body.

@@ -371,6 +371,14 @@ impl TenantParts {
             reload.config.nats.intake_queue,
         );
         let tenant = &reload.tenant;
+        // Before the inputs, whose subscription covers the subjects of questions: the broker tells a
+        // client that nobody answers only while nobody has subscribed.
+        let asked = Arc::clone(&status.asked);
+        let queues = &reload.config.engine.queues;
+        let asks = tenant
+            .query_service(connection, Arc::clone(&broker), asked, queues)
+            .listen()
+            .await?;
         let (parts, told_of_parts) = part_channel();
         let told_of_parts = fleet.is_some().then_some(told_of_parts);
         let reader = tenant.listen(
@@ -388,12 +396,6 @@ impl TenantParts {
         let stream = stream.and_then(|it| tenant.stream_intake(it, restored.as_ref(), timeout_ms));
         let (stream, caught_up) = stream.unzip();
         reader.stream = caught_up;
-        let asked = Arc::clone(&status.asked);
-        let queues = &reload.config.engine.queues;
-        let asks = tenant
-            .query_service(connection, Arc::clone(&broker), asked, queues)
-            .listen()
-            .await?;
         // It is set only once.
         let _ = status.questions.set(asks.service());
         if let Some(fetcher) = &tenant.fetcher {

@@ -6,7 +6,6 @@
 
 mod waiting;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,9 +16,8 @@ use presence_config::subjects::{
 };
 use presence_core::Input;
 use presence_core::fleet::hash;
-use presence_core::message::{Cause, Kind, Limits, Message, Rejection};
+use presence_core::message::{Cause, Kind, Limits, Message, Rejection, user_of};
 use presence_core::quota::Rate;
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use self::waiting::Waiting;
@@ -104,13 +102,6 @@ pub(super) struct RoutedInput {
     pub(super) bytes: usize,
     /// Its receipt, if a router has passed it on from the stream.
     pub(super) receipt: Option<Receipt>,
-}
-
-/// The user whom a message is about.
-#[derive(Deserialize)]
-struct About<'a> {
-    #[serde(rename = "userId", borrow)]
-    user: Cow<'a, str>,
 }
 
 /// Subscribes to inputs of applications, in the queue group of the fleet's nodes.
@@ -482,9 +473,9 @@ impl Router {
 
     /// The shard of a message. Any shard refuses a message that can't be parsed.
     fn shard_of(&self, payload: &[u8]) -> u32 {
-        match serde_json::from_slice::<About<'_>>(payload) {
-            Ok(about) => hash::shard_of(&about.user, self.fleet.shards),
-            Err(_) => {
+        match user_of(payload) {
+            Some(user) => hash::shard_of(&user, self.fleet.shards),
+            None => {
                 let place = pool::place(payload, self.fleet.shards as usize);
                 u32::try_from(place).unwrap_or_default()
             }
