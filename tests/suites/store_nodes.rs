@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use async_nats::client::RequestErrorKind;
 use async_nats::jetstream;
 use async_nats::service::{Info, PingResponse, Service, ServiceExt, Stats};
 use futures_util::{FutureExt, StreamExt};
@@ -224,6 +225,14 @@ async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Res
     assert_eq!(requests, 1, "{}", stats.name);
     let refused = "presence_replies_refused_total";
     assert_eq!(host.metric(refused, &[]).await?, 2.0);
+    // Whoever asks for a service that isn't there is told so, and doesn't wait for a time-out.
+    for subject in ["$SRV.INFO.presence.another", "$SRV.OTHER"] {
+        let answer = client.request(subject, "".into());
+        let Err(error) = wait::guarded("an answer", answer).await? else {
+            bail!("{subject} is answered");
+        };
+        assert_eq!(error.kind(), RequestErrorKind::NoResponders, "{subject}");
+    }
     client.publish(victim, "the end".into()).await?;
     let first = wait::guarded("a message", forged.next()).await?;
     assert_eq!(&*first.context("a message")?.payload, b"the end");

@@ -36,6 +36,9 @@ pub(crate) const END: &[u8] = b"end";
 /// The service's name.
 pub(crate) const NAME: &str = "presence";
 
+/// The kinds of discovery requests.
+const VERBS: [&str; 3] = ["PING", "INFO", "STATS"];
+
 /// A service, and its endpoints.
 pub(crate) struct Service {
     client: Client,
@@ -68,6 +71,8 @@ pub(crate) struct SubscribedService {
     service: Arc<Service>,
     all: Services,
     requests: Subscriber,
+    /// Discovery requests to this service alone.
+    asked: Subscriber,
 }
 
 impl Drop for SubscribedService {
@@ -76,8 +81,8 @@ impl Drop for SubscribedService {
     }
 }
 
-/// The services on one connection, by their ids: one for each tenant. One subscription for
-/// discovery requests serves all of them. Cloning it shares it.
+/// The services on one connection, by their ids: one for each tenant. They share the subscriptions
+/// for discovery requests to every service. Cloning it shares it.
 #[derive(Clone, Default)]
 pub(crate) struct Services(Arc<Mutex<BTreeMap<String, Arc<Service>>>>);
 
@@ -88,12 +93,12 @@ impl Services {
     /// If the connection is closed.
     pub(crate) async fn listen(client: &Client, tasks: &Tasks) -> anyhow::Result<Self> {
         let mut asked = Vec::new();
-        for subject in [
-            "$SRV.*".to_owned(),
-            format!("$SRV.*.{NAME}"),
-            format!("$SRV.*.{NAME}.*"),
-        ] {
-            asked.push(client.subscribe(subject).await?);
+        // Without wildcards: whoever asks for something that no service has is told by the broker
+        // that nobody answers.
+        for verb in VERBS {
+            for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{NAME}")] {
+                asked.push(client.subscribe(subject).await?);
+            }
         }
         let services = Self::default();
         tasks.spawn(
@@ -109,11 +114,7 @@ impl Services {
 
     async fn answer_discovery(self, mut asked: SelectAll<Subscriber>) {
         while let Some(question) = asked.next().await {
-            let named = question.subject.split('.').nth(3);
-            let services: Vec<_> = match named {
-                Some(id) => self.each().get(id).cloned().into_iter().collect(),
-                None => self.each().values().cloned().collect(),
-            };
+            let services: Vec<_> = self.each().values().cloned().collect();
             for service in services {
                 service.answer_one(&question).await;
             }
@@ -161,6 +162,8 @@ impl Service {
     pub(crate) async fn listen(self, all: &Services) -> anyhow::Result<SubscribedService> {
         let requests = format!("{}.*.{}", self.root, self.id);
         let requests = self.client.subscribe(requests).await?;
+        let asked = format!("$SRV.*.{NAME}.{}", self.id);
+        let asked = self.client.subscribe(asked).await?;
         // If the broker is away, it gets the subscriptions when it is back.
         let _ = timeout(KNOWN, self.client.flush()).await;
         let service = Arc::new(self);
@@ -169,6 +172,7 @@ impl Service {
             service,
             all: all.clone(),
             requests,
+            asked,
         })
     }
 
@@ -249,6 +253,7 @@ impl Service {
         answer: Answer,
         time: Duration,
     ) {
+        let is_refused = answer.is_err();
         {
             let stats = endpoint.stats.lock();
             let mut stats = stats.unwrap_or_else(PoisonError::into_inner);
@@ -285,7 +290,8 @@ impl Service {
         {
             let stats = endpoint.stats.lock();
             let mut stats = stats.unwrap_or_else(PoisonError::into_inner);
-            stats.errors += 1;
+            // One request is one error at most.
+            stats.errors += u64::from(!is_refused);
             stats.last_error = format!("500:{error}");
         }
         tracing::warn!(
@@ -315,6 +321,7 @@ impl SubscribedService {
         loop {
             tokio::select! {
                 Some(()) = in_progress.next() => {}
+                Some(question) = self.asked.next() => service.answer_one(&question).await,
                 Some(request) = self.requests.next() => {
                     let mut endpoints = service.endpoints.iter();
                     let asked = |it: &&Endpoint| *it.subject == *request.subject;
