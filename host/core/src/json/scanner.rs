@@ -1,5 +1,5 @@
-//! Reads plain JSON text piece by piece, several times as fast as a parser for all JSON. Strings
-//! with escapes aren't plain: the caller leaves such a text to serde_json.
+//! Reads plain JSON text piece by piece, with half the instructions of a parser for all JSON. Keys
+//! and ids with escapes aren't plain: the caller leaves such a text to serde_json.
 
 use serde_json::value::RawValue;
 
