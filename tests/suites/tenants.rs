@@ -167,7 +167,7 @@ async fn many_tenants_have_no_threads_and_few_subscriptions_of_their_own() -> Re
     let connections = connz["connections"].as_array().context("connections")?;
     let subscriptions = connections.iter().map(|it| it["subscriptions"].as_u64());
     let subscriptions: u64 = subscriptions.map(Option::unwrap_or_default).sum();
-    assert!(subscriptions < 6 * TENANTS + 20, "{subscriptions}");
+    assert!(subscriptions < 7 * TENANTS + 20, "{subscriptions}");
     // Threads that have nothing to do end after some seconds.
     wait::until("the threads to be few", async || {
         Ok((threads(&host)? < TENANTS / 2).then_some(()))
