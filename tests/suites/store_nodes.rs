@@ -225,7 +225,7 @@ async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Res
     assert_eq!(requests, 1, "{}", stats.name);
     let refused = "presence_replies_refused_total";
     assert_eq!(host.metric(refused, &[]).await?, 2.0);
-    // Whoever asks for a service that isn't there is told so, and doesn't wait for a time-out.
+    // A client that asks for an unknown service is told so, and doesn't wait for a time-out.
     for subject in ["$SRV.INFO.presence.another", "$SRV.OTHER"] {
         let answer = client.request(subject, "".into());
         let Err(error) = wait::guarded("an answer", answer).await? else {

@@ -93,7 +93,7 @@ impl Services {
     /// If the connection is closed.
     pub(crate) async fn listen(client: &Client, tasks: &Tasks) -> anyhow::Result<Self> {
         let mut asked = Vec::new();
-        // Without wildcards: whoever asks for something that no service has is told by the broker
+        // Without wildcards: a client that asks for something that no service has is told by the broker
         // that nobody answers.
         for verb in VERBS {
             for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{NAME}")] {
