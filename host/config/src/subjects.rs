@@ -1,5 +1,7 @@
 //! A tenant's subjects, and the source and sequence number of each message that a node publishes.
 
+use std::fmt::Write as _;
+
 use presence_core::message::Kind;
 use presence_core::publish::Subject;
 use presence_core::token;
@@ -49,6 +51,9 @@ pub const LOGS: &str = "presence.admin.logs";
 pub const ALERTS: &str = "presence.admin.alerts";
 /// The header by which a JetStream stream recognizes a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// The length of the longest sequence number, in characters.
+const SEQ_CHARS_MAX: usize = 20;
 
 /// The subject of beacons: now and then, each source publishes its last sequence numbers.
 pub const BEACON: &str = "presence.beacon";
@@ -308,7 +313,13 @@ impl Source {
     ) -> impl Iterator<Item = (&'static str, String)> {
         let epoch = self.epoch.saturating_add(renewed);
         let numbered = match renewed {
-            0 => format!("{}{seq}", self.header_prefix),
+            0 => {
+                // One allocation: with `format!`, the text would grow several times.
+                let mut header = String::with_capacity(self.header_prefix.len() + SEQ_CHARS_MAX);
+                header.push_str(&self.header_prefix);
+                let _ = write!(header, "{seq}");
+                header
+            }
             _ => format!("{} {epoch} {seq}", self.name),
         };
         let id = self.message_ids.then(|| {

@@ -4,6 +4,7 @@ pub mod explain;
 pub mod query;
 
 use base64::Engine as _;
+use smallvec::SmallVec;
 
 use crate::audience::{Audience, CHUNK};
 use crate::event::{Change, Event};
@@ -14,6 +15,9 @@ use crate::rules::Rendition;
 
 /// About how many bytes a viewer takes in a body.
 const VIEWER_BYTES: usize = 16;
+
+/// What follows the list of viewers in a filtered message. Mostly it is stored inline.
+type Tail = SmallVec<[u8; 512]>;
 
 /// The body of a `user_online`, `user_offline` or `user_updated` as it is broadcast.
 pub fn event(event: &Event) -> Vec<u8> {
@@ -47,15 +51,14 @@ pub fn filtered(
     viewers: &Audience,
     names: &Names,
     body_bytes_max: usize,
-) -> Vec<Vec<u8>> {
+) -> SmallVec<[Vec<u8>; 1]> {
     // Every body begins with the same head. Usually one allocation suffices.
     let room = 320 + VIEWER_BYTES * viewers.len() as usize;
     let mut body = Vec::with_capacity(room.min(body_bytes_max));
-    let mut tail = Vec::with_capacity(128);
-    frame(event, rendition, &mut body, &mut tail);
+    let tail = frame(event, rendition, &mut body);
     let head = body.len();
     let list_max = body_bytes_max.saturating_sub(tail.len());
-    let mut bodies = Vec::with_capacity(1);
+    let mut bodies = SmallVec::new();
     let names = names.read();
     let mut ids = viewers.ids();
     let mut chunk = [Id(0); CHUNK];
@@ -85,35 +88,49 @@ pub fn filtered(
     bodies
 }
 
-/// The filtered message of an event for a single viewer of a rendition.
-pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
-    let mut body = Vec::with_capacity(320);
-    let mut tail = Vec::with_capacity(128);
-    frame(event, rendition, &mut body, &mut tail);
-    body.extend_from_slice(viewer.json_element());
-    finish(body, &tail)
+/// The filtered messages of an event for single viewers of a rendition, which differ only in the
+/// viewer.
+pub struct ToOne {
+    head: Vec<u8>,
+    tail: Tail,
 }
 
-/// Writes the parts before and behind the list of viewers in a filtered message.
-fn frame(event: &Event, rendition: &Rendition, body: &mut Vec<u8>, tail: &mut Vec<u8>) {
+impl ToOne {
+    /// The messages of an event for viewers of this rendition.
+    pub fn new(event: &Event, rendition: &Rendition) -> Self {
+        let mut head = Vec::with_capacity(320);
+        let tail = frame(event, rendition, &mut head);
+        Self { head, tail }
+    }
+
+    /// The message for a viewer.
+    pub fn body(&self, viewer: &Name) -> Vec<u8> {
+        [&self.head, viewer.json(), &self.tail].concat()
+    }
+}
+
+/// Writes what precedes the list of viewers in a filtered message. Returns what follows it.
+fn frame(event: &Event, rendition: &Rendition, body: &mut Vec<u8>) -> Tail {
     begin(body, event);
-    match event.change {
-        Change::Online | Change::Updated => {
-            tail.extend_from_slice(b"],\"metadata\":");
-            event
-                .metadata
-                .write_public(tail, |key| rendition.shows(key));
-            tail.push(b'}');
-        }
-        Change::Offline { last_seen, .. } => {
-            if rendition.last_seen {
-                body.extend_from_slice(b",\"lastSeen\":");
-                push_number(body, last_seen);
-            }
-            tail.extend_from_slice(b"]}");
-        }
+    if let (Change::Offline { last_seen, .. }, true) = (event.change, rendition.last_seen) {
+        body.extend_from_slice(b",\"lastSeen\":");
+        push_number(body, last_seen);
     }
     body.extend_from_slice(b",\"visibleTo\":[");
+    let head = body.len();
+    match event.change {
+        Change::Online | Change::Updated => {
+            body.extend_from_slice(b"],\"metadata\":");
+            event
+                .metadata
+                .write_public(body, |key| rendition.shows(key));
+            body.push(b'}');
+        }
+        Change::Offline { .. } => body.extend_from_slice(b"]}"),
+    }
+    let tail = Tail::from_slice(body.get(head..).unwrap_or_default());
+    body.truncate(head);
+    tail
 }
 
 /// A dead letter: what couldn't be processed, and why.

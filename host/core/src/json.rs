@@ -2,11 +2,13 @@
 //! already JSON, and comparing texts by their content.
 
 use std::borrow::Cow;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use twox_hash::XxHash3_64;
+
+use crate::digest::mix;
 
 mod scanner;
 
@@ -67,46 +69,47 @@ pub fn is_same(a: &str, b: &str) -> bool {
     a == b || value(a).is_some_and(|a| value(b) == Some(a))
 }
 
-/// Adds the content of a JSON text to a hash. Texts that differ only in the order of keys or in
-/// white space have the same hash.
-pub fn hash(text: &str, hasher: &mut impl Hasher) {
+/// A digest of a key and a value, which is JSON text. Values that differ only in the order of keys
+/// or in white space have the same digest. It is stored, and compared between nodes: it is the same
+/// on every machine, and in every version.
+pub(crate) fn entry_digest(key: &str, value: &str) -> u64 {
+    pair_digest(XxHash3_64::oneshot(key.as_bytes()), text_digest(value))
+}
+
+fn text_digest(text: &str) -> u64 {
     // The text is only parsed if the order of keys or white space can make a difference.
     let holds_keys = text.starts_with(['{', '[']);
     let value = holds_keys.then(|| serde_json::from_str::<Value>(text).ok());
     match value.flatten() {
-        Some(value) => hash_value(&value, hasher),
-        None => hasher.write(text.as_bytes()),
+        Some(value) => value_digest(&value),
+        None => XxHash3_64::oneshot(text.as_bytes()),
     }
 }
 
-fn hash_value(value: &Value, hasher: &mut impl Hasher) {
+fn value_digest(value: &Value) -> u64 {
     match value {
         Value::Object(entries) => {
             let sum = entries.iter().fold(0_u64, |sum, (key, value)| {
-                let mut entry = DefaultHasher::new();
-                key.hash(&mut entry);
-                hash_value(value, &mut entry);
-                sum.wrapping_add(entry.finish())
+                let key = XxHash3_64::oneshot(key.as_bytes());
+                sum.wrapping_add(pair_digest(key, value_digest(value)))
             });
-            (b'{', entries.len(), sum).hash(hasher);
+            pair_digest(u64::from(b'{'), sum)
         }
         Value::Array(values) => {
-            (b'[', values.len()).hash(hasher);
-            values.iter().for_each(|value| hash_value(value, hasher));
+            let values = values.iter().map(value_digest);
+            pair_digest(u64::from(b'['), values.fold(0, pair_digest))
         }
-        simple => simple.to_string().hash(hasher),
+        simple => XxHash3_64::oneshot(simple.to_string().as_bytes()),
     }
+}
+
+fn pair_digest(one: u64, other: u64) -> u64 {
+    mix(mix(one).wrapping_add(other))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn hashed(text: &str) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        hash(text, &mut hasher);
-        hasher.finish()
-    }
 
     #[test]
     fn texts_that_differ_in_the_order_of_keys_alone_are_the_same() {
@@ -124,7 +127,21 @@ mod tests {
             (r#""1""#, "1", false),
         ] {
             assert_eq!(is_same(a, b), same, "{a} {b}");
-            assert_eq!(hashed(a) == hashed(b), same, "{a} {b}");
+            let [digest_a, digest_b] = [a, b].map(|value| entry_digest("k", value));
+            assert_eq!(digest_a == digest_b, same, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_digest_never_changes() {
+        for (key, value, digest) in [
+            ("device", r#""web""#, 0x0886_4367_cf9e_8ae1),
+            ("device", r#""tv""#, 0xedcd_7063_7e05_8ba4),
+            ("web", r#""device""#, 0xf91d_a602_f21f_3345),
+            ("", "", 0x1149_38e9_78a9_4320),
+            ("list", r#"[1,{"b":2,"a":null}]"#, 0x9eb2_923d_a7f7_24af),
+        ] {
+            assert_eq!(entry_digest(key, value), digest, "{key} {value}");
         }
     }
 }

@@ -21,12 +21,15 @@ const FEW: usize = 16;
 /// Keys that are never broadcast, whatever the configuration says.
 pub const NEVER_PUBLIC: [&str; 2] = ["ip", "socketId"];
 
-/// The metadata of a connection or an event. Cloning it shares it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The metadata of a connection or an event. Cloning it shares it. Two are equal if their entries
+/// are.
+#[derive(Clone, Debug, Default)]
 pub struct Metadata(Option<Arc<Object>>);
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct Object {
+    /// All that the entries refer to, and sometimes more: the text of a JSON object as it came in,
+    /// or entries that were written one by one.
     text: String,
     entries: Vec<Entry>,
     /// The places of all entries, sorted by key; empty if there are at most `FEW`.
@@ -35,13 +38,48 @@ struct Object {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
-    /// The key as JSON text, with a colon behind it.
+    /// The key as JSON text.
     quoted: Range<u32>,
     /// The unescaped key, which is mostly a part of `quoted`.
     key: Range<u32>,
     value: Range<u32>,
     public: bool,
 }
+
+impl Entry {
+    /// The entry with a key without escapes, and a value, which are parts of `text`. Its places
+    /// are counted from `start`. It isn't public.
+    fn plain(text: &str, start: usize, key: &str, value: &str) -> Self {
+        let start = text.as_ptr().addr() + start;
+        let place = |part: &str| {
+            let at = (part.as_ptr().addr() - start) as u32;
+            at..at + part.len() as u32
+        };
+        let key = place(key);
+        Self {
+            quoted: key.start - 1..key.end + 1,
+            key,
+            value: place(value),
+            public: false,
+        }
+    }
+
+    fn of<'a>(&self, text: &'a str) -> EntryRef<'a> {
+        EntryRef {
+            key: slice(text, &self.key),
+            value: slice(text, &self.value),
+            public: self.public,
+        }
+    }
+}
+
+impl PartialEq for Metadata {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries().eq(other.entries())
+    }
+}
+
+impl Eq for Metadata {}
 
 impl Metadata {
     /// Parses the text of a JSON object. The result is empty if it isn't one, or exceeds
@@ -70,13 +108,13 @@ impl Metadata {
 
     /// All entries, in order.
     pub fn entries(&self) -> impl Iterator<Item = EntryRef<'_>> {
+        let (text, entries) = self.parts();
+        entries.iter().map(move |entry| entry.of(text))
+    }
+
+    fn parts(&self) -> (&str, &[Entry]) {
         let object = self.0.as_deref();
-        let entries = object.map_or(&[][..], |object| object.entries.as_slice());
-        entries.iter().map(move |entry| EntryRef {
-            key: slice(object, &entry.key),
-            value: slice(object, &entry.value),
-            public: entry.public,
-        })
+        object.map_or(("", &[]), |object| (&object.text, &object.entries))
     }
 
     /// Whether the public entries are the same. Formatting makes no difference: neither the order
@@ -94,11 +132,7 @@ impl Metadata {
     fn entry(&self, key: &str) -> Option<EntryRef<'_>> {
         let object = self.0.as_deref()?;
         let entry = object.entries.get(object.place_of(key).ok()?)?;
-        Some(EntryRef {
-            key: slice(Some(object), &entry.key),
-            value: slice(Some(object), &entry.value),
-            public: entry.public,
-        })
+        Some(entry.of(&object.text))
     }
 
     /// Whether there are no entries.
@@ -113,22 +147,34 @@ impl Metadata {
 
     /// Appends a JSON object with the public entries for whose key `wanted` is true.
     pub fn write_public(&self, json: &mut Vec<u8>, wanted: impl Fn(&str) -> bool) {
+        let (text, entries) = self.parts();
+        let text = |range: &Range<u32>| slice(text, range);
         json.push(b'{');
-        let mut first = true;
-        let object = self.0.as_deref();
-        let entries = object.map_or(&[][..], |object| object.entries.as_slice());
-        let text = |range| slice(object, range);
+        let empty = json.len();
+        // The part of the text with the last entries that can be copied as they are.
+        let mut run = 0..0;
         for entry in entries
             .iter()
             .filter(|it| it.public && wanted(text(&it.key)))
         {
-            if !first {
+            let next = entry.quoted.start..entry.value.end;
+            let is_whole = entry.quoted.end + 1 == entry.value.start;
+            if is_whole && !run.is_empty() && text(&(run.end..next.start)) == "," {
+                run.end = next.end;
+                continue;
+            }
+            json.extend_from_slice(text(&run).as_bytes());
+            if json.len() > empty {
                 json.push(b',');
             }
-            first = false;
-            json.extend_from_slice(text(&entry.quoted).as_bytes());
-            json.extend_from_slice(text(&entry.value).as_bytes());
+            run = next;
+            if !is_whole {
+                json.extend_from_slice(text(&entry.quoted).as_bytes());
+                json.push(b':');
+                run.start = entry.value.start;
+            }
         }
+        json.extend_from_slice(text(&run).as_bytes());
         json.push(b'}');
     }
 
@@ -157,11 +203,11 @@ pub struct EntryRef<'a> {
 pub struct Builder(Object);
 
 impl Builder {
-    /// Empty, with capacity for this many bytes of keys and values.
-    pub fn with_capacity(bytes: usize) -> Self {
+    /// Empty, with capacity for this many entries, and this many bytes as JSON text.
+    pub fn with_capacity(entries: usize, bytes: usize) -> Self {
         Self(Object {
             text: String::with_capacity(bytes),
-            entries: Vec::with_capacity(8),
+            entries: Vec::with_capacity(entries),
             index: Vec::new(),
         })
     }
@@ -186,7 +232,11 @@ impl Builder {
     /// Adds a new key with a JSON text as its value, at the end. The key must not exist yet.
     pub fn append(&mut self, key: &str, value: &str, public: bool) {
         let (object, public) = (&mut self.0, is_public(key, public));
+        if !object.text.is_empty() {
+            object.text.push(',');
+        }
         let (quoted, key) = object.push_key(key);
+        object.text.push(':');
         let value = object.push(value);
         object.entries.push(Entry {
             quoted,
@@ -223,23 +273,22 @@ impl Object {
 
     /// Appends a key as JSON text. Returns where that is, and where the unescaped key is.
     fn push_key(&mut self, key: &str) -> (Range<u32>, Range<u32>) {
-        let start = self.text.len() as u32;
         let is_plain = |byte: u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
         if key.bytes().all(is_plain) {
+            let start = self.text.len() as u32;
             self.text.push('"');
             let key = self.push(key);
-            self.text.push_str("\":");
+            self.text.push('"');
             return (start..self.text.len() as u32, key);
         }
-        self.text.push_str(&json::quoted(key));
-        self.text.push(':');
-        (start..self.text.len() as u32, self.push(key))
+        let unescaped = self.push(key);
+        (self.push(&json::quoted(key)), unescaped)
     }
 
     /// The place of a key, or else the rank at which it must be inserted into the index.
     fn place_of(&self, key: &str) -> Result<usize, usize> {
         if self.index.is_empty() {
-            let holds = |entry: &Entry| slice(Some(self), &entry.key) == key;
+            let holds = |entry: &Entry| slice(&self.text, &entry.key) == key;
             return self.entries.iter().position(holds).ok_or(0);
         }
         let rank = self
@@ -251,7 +300,7 @@ impl Object {
 
     fn key_at(&self, place: u32) -> &str {
         let entry = self.entries.get(place as usize);
-        entry.map_or("", |entry| slice(Some(self), &entry.key))
+        entry.map_or("", |entry| slice(&self.text, &entry.key))
     }
 
     /// Adds the last entry to the index, at this rank.
@@ -287,8 +336,7 @@ fn is_public(key: &str, public: bool) -> bool {
     public && !NEVER_PUBLIC.contains(&key)
 }
 
-fn slice<'a>(object: Option<&'a Object>, range: &Range<u32>) -> &'a str {
-    let text = object.map_or("", |object| object.text.as_str());
+fn slice<'a>(text: &'a str, range: &Range<u32>) -> &'a str {
     text.get(range.start as usize..range.end as usize)
         .unwrap_or_default()
 }

@@ -5,7 +5,6 @@
 //! after a restart. Mostly all viewers are shown the same, or there is one part of them for each
 //! tier.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use crate::audience::Audience;
@@ -30,12 +29,7 @@ impl ShownDigest {
         let entries = event.metadata.entries();
         let visible = entries.filter(|entry| entry.public && rendition.shows(entry.key));
         let content = visible.fold(0_u64, |sum, entry| {
-            // Collisions of this hash aren't found by chance, nor by trying a few values.
-            let mut hasher = DefaultHasher::new();
-            hasher.write_usize(entry.key.len());
-            hasher.write(entry.key.as_bytes());
-            json::hash(entry.value, &mut hasher);
-            sum.wrapping_add(hasher.finish())
+            sum.wrapping_add(json::entry_digest(entry.key, entry.value))
         });
         Self((content & !Self::LAST_SEEN) | u64::from(rendition.last_seen))
     }

@@ -14,7 +14,11 @@ pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> O
         "userId" => once(&mut fields.user, json.string()?),
         "connId" => once(&mut fields.conn, json.string()?),
         "timestamp" => once(&mut fields.timestamp, json.integer()?),
-        "metadata" => once(&mut fields.metadata, limits.scan(json, text)?),
+        "metadata" => {
+            // The metadata of most heartbeats isn't read.
+            let is_read = kind != Kind::Heartbeat;
+            once(&mut fields.metadata, limits.scan(json, text, is_read)?)
+        }
         "type" => once(&mut fields.kind, json.value()?),
         "lastSeen" => once(&mut fields.last_seen, json.integer()?),
         "reason" => once(&mut fields.reason, json.value()?),

@@ -9,20 +9,31 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::strict::{self, Keys};
-use super::{Builder, LIMITS_MAX, Limits, Metadata};
+use super::{Builder, Entry, LIMITS_MAX, Limits, Metadata, Object, is_public, slice};
 use crate::json::{Scanner, Text};
 
 /// Each key is compared with all keys before it, up to this number of keys.
 const SCANNED_KEYS_MAX: usize = 16;
 
-/// The text of a JSON object that has been checked. Clones share the text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The text of a JSON object that has been checked. Clones share the text. Two are equal if their
+/// texts are.
+#[derive(Clone, Debug)]
 pub struct CheckedMetadata {
     text: ByteString,
+    /// Where the entries are in the text, if that was noted when it was checked.
+    places: Option<Box<[Entry]>>,
 }
 
 /// Keys, unescaped, and their values as JSON text, in order. A few are stored inline.
 pub type Entries<'a> = SmallVec<[(Cow<'a, str>, &'a str); 6]>;
+
+impl PartialEq for CheckedMetadata {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for CheckedMetadata {}
 
 impl Limits {
     /// Parses the text of a metadata object, in time proportional to its length.
@@ -35,26 +46,40 @@ impl Limits {
             return Err("must be an object".into());
         }
         parse(&text, self).map_err(|error| strict::describe(&error))?;
-        Ok(CheckedMetadata { text })
+        Ok(CheckedMetadata { text, places: None })
     }
 
     /// Reads the metadata object that comes next in `text`. `None`: it isn't plain, or isn't valid
-    /// metadata. [`Self::read`] finds out.
-    pub(crate) fn scan(self, json: &mut Scanner<'_>, text: &ByteString) -> Option<CheckedMetadata> {
+    /// metadata. [`Self::read`] finds out. `notes_places`: whether its entries will be read.
+    pub(crate) fn scan(
+        self,
+        json: &mut Scanner<'_>,
+        text: &ByteString,
+        notes_places: bool,
+    ) -> Option<CheckedMetadata> {
         let mut keys = SmallVec::<[&str; SCANNED_KEYS_MAX]>::new();
+        let mut places = SmallVec::<[Entry; 8]>::new();
+        let start = json.offset();
         let object = json.object(|json, key| {
             if keys.len() == SCANNED_KEYS_MAX || keys.contains(&key) {
                 return None;
             }
             keys.push(key);
-            if json.quoted().is_some() {
-                return Some(());
+            let value = match json.quoted() {
+                Some(value) => value,
+                None => json
+                    .value()
+                    .filter(|value| self.check_parsed_value(value).is_ok())?,
+            };
+            if notes_places {
+                places.push(Entry::plain(text, start, key, value));
             }
-            self.check_parsed_value(json.value()?).ok()
+            Some(())
         })?;
         self.check_size(keys.len(), object.len()).ok()?;
         Some(CheckedMetadata {
             text: text.slice_ref(object),
+            places: notes_places.then(|| places.as_slice().into()),
         })
     }
 }
@@ -67,6 +92,13 @@ impl CheckedMetadata {
 
     /// The entries of the object.
     pub fn entries(&self) -> Entries<'_> {
+        if let Some(places) = &self.places {
+            let entries = places.iter().map(|place| {
+                let [key, value] = [&place.key, &place.value].map(|it| slice(&self.text, it));
+                (Cow::Borrowed(key), value)
+            });
+            return entries.collect();
+        }
         let mut entries = Entries::new();
         let plain = Scanner::new(&self.text).object(|json, key| {
             entries.push((Cow::Borrowed(key), json.value()?));
@@ -80,8 +112,24 @@ impl CheckedMetadata {
 
     /// The entries as [`Metadata`]. Keys for which `public` is true may be broadcast.
     pub fn metadata(&self, public: impl Fn(&str) -> bool) -> Metadata {
-        let mut builder = Builder::with_capacity(self.text.len());
-        for (key, value) in self.entries() {
+        if let Some(places) = &self.places {
+            let entries = places.iter().map(|place| {
+                let key = slice(&self.text, &place.key);
+                Entry {
+                    public: is_public(key, public(key)),
+                    ..place.clone()
+                }
+            });
+            let object = Object {
+                entries: entries.collect(),
+                text: String::from(&*self.text),
+                index: Vec::new(),
+            };
+            return Builder(object).build();
+        }
+        let entries = self.entries();
+        let mut builder = Builder::with_capacity(entries.len(), self.text.len());
+        for (key, value) in entries {
             builder.append(&key, value, public(&key));
         }
         builder.build()
@@ -91,16 +139,16 @@ impl CheckedMetadata {
 /// Parses the text of an object, and checks it.
 fn parse(text: &str, limits: Limits) -> serde_json::Result<Entries<'_>> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let entries = Object { limits }.deserialize(&mut json)?;
+    let entries = ObjectVisitor { limits }.deserialize(&mut json)?;
     json.end()?;
     Ok(entries)
 }
 
-struct Object {
+struct ObjectVisitor {
     limits: Limits,
 }
 
-impl<'de> DeserializeSeed<'de> for Object {
+impl<'de> DeserializeSeed<'de> for ObjectVisitor {
     type Value = Entries<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Entries<'de>, D::Error> {
@@ -108,7 +156,7 @@ impl<'de> DeserializeSeed<'de> for Object {
     }
 }
 
-impl<'de> Visitor<'de> for Object {
+impl<'de> Visitor<'de> for ObjectVisitor {
     type Value = Entries<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

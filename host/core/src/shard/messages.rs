@@ -419,7 +419,8 @@ pub(super) fn connection_metadata(
             .map(|(_, value)| value)
     };
     let bytes = given.map_or(0, |given| given.text().len());
-    publish_keys(broadcast, conn, (get, entries.clone()), bytes)
+    let room = (given_entries.len(), bytes);
+    publish_keys(broadcast, conn, (get, entries.clone()), room)
 }
 
 /// The same metadata, if other keys are broadcast than before. `None` if they are the same.
@@ -436,10 +437,12 @@ pub(super) fn with_other_keys(
     let entries = given.entries();
     let entries = entries.map(|entry| (Cow::Borrowed(entry.key), entry.value));
     let get = |key: &str| given.get(key);
-    (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, (get, entries), given.bytes()))
+    let room = (given.len(), given.bytes());
+    (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, (get, entries), room))
 }
 
-/// `get`: returns the value of a key. `entries`: all keys and values, about `bytes` long.
+/// `get`: returns the value of a key. `entries`: all keys and values. `room`: how many there are, and
+/// about how many bytes.
 fn publish_keys<'a>(
     broadcast: &[String],
     conn: &str,
@@ -447,14 +450,14 @@ fn publish_keys<'a>(
         impl Fn(&str) -> Option<&'a str>,
         impl Iterator<Item = (Cow<'a, str>, &'a str)>,
     ),
-    bytes: usize,
+    room: (usize, usize),
 ) -> Metadata {
     // A placeholder has no id, and keeps the `connId` of its metadata.
     let conn = (!conn.is_empty()).then(|| json::quoted(conn));
     let conn_bytes = conn
         .as_ref()
         .map_or(0, |conn| conn.len() + "\"connId\":".len());
-    let mut metadata = Builder::with_capacity(bytes + conn_bytes);
+    let mut metadata = Builder::with_capacity(room.0 + 1, room.1 + conn_bytes);
     for key in broadcast {
         let conn = conn.as_deref().filter(|_| key == "connId");
         if let Some(value) = conn.or_else(|| get(key)) {

@@ -28,6 +28,9 @@ impl Env<'_> {
         rendition: &Rendition,
         viewers: &Audience,
     ) {
+        if viewers.is_empty() {
+            return;
+        }
         let subject = match event.change {
             Change::Online => Subject::FilteredOnline,
             Change::Offline { .. } => Subject::FilteredOffline,
@@ -45,6 +48,7 @@ impl Env<'_> {
     /// Tells each viewer on a subject of their own.
     fn deliver(&mut self, event: &Event, rendition: &Rendition, viewers: &Audience) {
         let names = self.common.names.read();
+        let bodies = body::ToOne::new(event, rendition);
         for id in viewers.ids() {
             let Some(viewer) = names.name(id) else {
                 continue;
@@ -54,7 +58,7 @@ impl Env<'_> {
                 viewer: viewer.clone(),
                 renewed,
                 seq,
-                body: body::to_one(event, rendition, viewer).into(),
+                body: bodies.body(viewer).into(),
             }));
         }
     }

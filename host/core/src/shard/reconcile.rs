@@ -131,9 +131,13 @@ fn messages<'a>(
 ) -> Vec<PendingMessages<'a>> {
     let messages = verdict.renditions.iter().map(|rendition| {
         let viewers = &rendition.audience;
+        let changed = match before.is_empty() {
+            true => Audience::nobody(),
+            false => before.shown_differently(viewers, ShownDigest::of(event, rendition)),
+        };
         PendingMessages {
             rendition,
-            changed: before.shown_differently(viewers, ShownDigest::of(event, rendition)),
+            changed,
             gained: viewers.difference(before.audience()),
         }
     });
