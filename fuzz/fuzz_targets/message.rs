@@ -18,17 +18,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             return;
         }
     };
-    assert!(is_id(&message.user));
+    assert!(is_id(message.user()));
     assert!(message.timestamp > 978_307_200_000);
-    let (conn, metadata) = match message.payload {
+    let (conn, metadata) = match message.payload() {
         Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } => {
             (Some(conn), metadata)
         }
         Payload::Disconnect { conn, .. } => (Some(conn), None),
         Payload::Online { metadata } | Payload::Offline { metadata, .. } => (None, metadata),
     };
-    assert!(conn.is_none_or(|conn| is_id(&conn)));
+    assert!(conn.is_none_or(|conn| is_id(conn)));
     if let Some(metadata) = metadata {
-        assert_eq!(limits.metadata.read(metadata.text().into()), Ok(metadata));
+        assert_eq!(limits.metadata.read(metadata.text()), Ok(metadata));
     }
 });

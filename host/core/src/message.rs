@@ -1,6 +1,7 @@
 //! Input messages, parsed into types that can only hold valid values.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 
 use crate::event::Reason;
 use crate::json;
-use crate::metadata::{self, CheckedMetadata};
+use crate::metadata::{self, CheckedMetadata, MetadataPlace, place, slice};
 
 mod careful;
 mod diagnosis;
@@ -54,23 +55,55 @@ pub fn is_id(text: &str) -> bool {
 /// again.
 const GROWTH_BYTES_MAX: usize = 512;
 
-/// A well-formed message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A well-formed message. It holds its body, and where in it its parts are.
+#[derive(Clone, Debug)]
 pub struct Message {
-    /// The user whom it is about.
-    pub user: ByteString,
+    /// What kind of message it is.
+    pub kind: Kind,
     /// The sender's timestamp, in milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// What it says.
-    pub payload: Payload,
-    /// The body that it was parsed from, for a dead letter.
-    pub raw: Bytes,
+    /// When the user was last seen, if it is an offline.
+    pub last_seen: u64,
+    /// The reason that a disconnect or an offline states.
+    pub reason: StatedReason,
     /// The position in the stream that the message comes from. `None` if it comes from no stream,
     /// or in the stream's order.
     pub stream_place: Option<StreamPlace>,
     /// How much later than other messages that were sent at the same time it may have arrived, in
     /// milliseconds: for example, since a node of a fleet held it while it was stopped.
     pub delayed_ms: u64,
+    body: ByteString,
+    user: Part,
+    /// Empty if the message is about no connection.
+    conn: Part,
+    metadata: Option<MetadataPlace>,
+}
+
+/// A text of a message's body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    /// It is a part of the body. Many messages share the memory of their bodies, so counting
+    /// references to it would be slow.
+    Place(Range<u32>),
+    /// Its JSON form has escapes.
+    Unescaped(Box<str>),
+}
+
+impl Part {
+    /// `text`: a part of the body, if it is borrowed.
+    fn new(text: Cow<'_, str>, body: &str) -> Self {
+        match text {
+            Cow::Borrowed(part) => Self::Place(place(part, body)),
+            Cow::Owned(text) => Self::Unescaped(text.into()),
+        }
+    }
+
+    fn text<'a>(&'a self, body: &'a str) -> &'a str {
+        match self {
+            Self::Place(place) => slice(body, place),
+            Self::Unescaped(text) => text,
+        }
+    }
 }
 
 /// A position in a stream.
@@ -84,33 +117,33 @@ pub struct StreamPlace {
 }
 
 /// What a message says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Payload {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload<'a> {
     /// A connection was made.
     Connect {
         /// The connection.
-        conn: ByteString,
+        conn: &'a str,
         /// The metadata of the connection.
-        metadata: Option<CheckedMetadata>,
+        metadata: Option<CheckedMetadata<'a>>,
     },
     /// A connection is alive.
     Heartbeat {
         /// The connection.
-        conn: ByteString,
+        conn: &'a str,
         /// The metadata of the connection.
-        metadata: Option<CheckedMetadata>,
+        metadata: Option<CheckedMetadata<'a>>,
     },
     /// A connection was closed.
     Disconnect {
         /// The connection.
-        conn: ByteString,
+        conn: &'a str,
         /// Why.
         reason: StatedReason,
     },
     /// An application states that a user is online.
     Online {
         /// The metadata of the statement.
-        metadata: Option<CheckedMetadata>,
+        metadata: Option<CheckedMetadata<'a>>,
     },
     /// An application states that a user is offline.
     Offline {
@@ -119,13 +152,13 @@ pub enum Payload {
         /// Why.
         reason: StatedReason,
         /// The metadata of the statement.
-        metadata: Option<CheckedMetadata>,
+        metadata: Option<CheckedMetadata<'a>>,
     },
 }
 
-impl Payload {
+impl Payload<'_> {
     /// The kind of message that has this payload.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(self) -> Kind {
         match self {
             Self::Connect { .. } => Kind::Connect,
             Self::Heartbeat { .. } => Kind::Heartbeat,
@@ -162,7 +195,7 @@ impl StatedReason {
 }
 
 impl Message {
-    /// Parses the body of a message. The message shares the text of the body, and doesn't copy it.
+    /// Parses the body of a message. The message shares the memory of the body.
     ///
     /// # Errors
     /// What is wrong with the body, for its dead letter.
@@ -175,13 +208,13 @@ impl Message {
             body_bytes_max,
             metadata,
         } = limits.into();
-        let text = ByteString::try_from(payload.clone())
+        let body = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
-        let parts = match fields::read(kind, &text, metadata) {
+        let parts = match fields::read(kind, &body, metadata) {
             Some(parts) => parts,
-            None => careful::read(kind, &text, metadata)?,
+            None => careful::read(kind, &body, metadata)?,
         };
-        let message = parts.message(kind, text);
+        let message = parts.message(kind, body);
         let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
         if message.is_published() && payload.len() > bytes_max {
             let error = format!(
@@ -192,7 +225,52 @@ impl Message {
         }
         Ok(message)
     }
+
+    /// The user whom it is about.
+    pub fn user(&self) -> &str {
+        self.user.text(&self.body)
+    }
+
+    /// What it says.
+    pub fn payload(&self) -> Payload<'_> {
+        let conn = self.conn.text(&self.body);
+        let metadata = self.metadata.as_ref().map(|it| it.of(&self.body));
+        let (last_seen, reason) = (self.last_seen, self.reason);
+        match self.kind {
+            Kind::Connect => Payload::Connect { conn, metadata },
+            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
+            Kind::Disconnect => Payload::Disconnect { conn, reason },
+            Kind::Online => Payload::Online { metadata },
+            Kind::Offline => Payload::Offline {
+                last_seen,
+                reason,
+                metadata,
+            },
+        }
+    }
+
+    /// The body that it was parsed from, for a dead letter.
+    pub fn body(&self) -> &Bytes {
+        self.body.as_bytes()
+    }
+
+    /// As [`Self::body`].
+    pub fn into_body(self) -> Bytes {
+        self.body.into_bytes()
+    }
 }
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        let carrier = |it: &Self| (it.stream_place, it.delayed_ms);
+        (self.user(), self.timestamp, self.payload())
+            == (other.user(), other.timestamp, other.payload())
+            && self.body == other.body
+            && carrier(self) == carrier(other)
+    }
+}
+
+impl Eq for Message {}
 
 /// The user whom the body of a message is about. `None` if the body can't be read, so that no such
 /// message is accepted. The rest of the body isn't checked.
@@ -210,45 +288,30 @@ pub fn user_of(body: &[u8]) -> Option<Cow<'_, str>> {
 /// The checked content of a message's body.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts {
-    user: ByteString,
+    user: Part,
     /// Empty if the message is about no connection.
-    conn: ByteString,
+    conn: Part,
     timestamp: u64,
-    metadata: Option<CheckedMetadata>,
+    metadata: Option<MetadataPlace>,
     last_seen: Option<u64>,
     reason: StatedReason,
 }
 
 impl Parts {
-    /// The message with this content. `text`: its body.
+    /// The message with this content.
     #[inline]
-    fn message(self, kind: Kind, text: ByteString) -> Message {
-        let Self {
-            user,
-            conn,
-            timestamp,
-            metadata,
-            last_seen,
-            reason,
-        } = self;
-        let payload = match kind {
-            Kind::Connect => Payload::Connect { conn, metadata },
-            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
-            Kind::Disconnect => Payload::Disconnect { conn, reason },
-            Kind::Online => Payload::Online { metadata },
-            Kind::Offline => Payload::Offline {
-                last_seen: last_seen.unwrap_or(timestamp),
-                reason,
-                metadata,
-            },
-        };
+    fn message(self, kind: Kind, body: ByteString) -> Message {
         Message {
-            user,
-            timestamp,
-            payload,
-            raw: text.into_bytes(),
+            kind,
+            timestamp: self.timestamp,
+            last_seen: self.last_seen.unwrap_or(self.timestamp),
+            reason: self.reason,
             stream_place: None,
             delayed_ms: 0,
+            body,
+            user: self.user,
+            conn: self.conn,
+            metadata: self.metadata,
         }
     }
 }
@@ -256,12 +319,10 @@ impl Parts {
 impl Message {
     /// Whether any of its content may be published.
     fn is_published(&self) -> bool {
-        match &self.payload {
-            Payload::Connect { metadata, .. }
-            | Payload::Heartbeat { metadata, .. }
-            | Payload::Online { metadata } => metadata.is_some(),
-            Payload::Offline { .. } => true,
-            Payload::Disconnect { .. } => false,
+        match self.kind {
+            Kind::Connect | Kind::Heartbeat | Kind::Online => self.metadata.is_some(),
+            Kind::Offline => true,
+            Kind::Disconnect => false,
         }
     }
 }
@@ -309,8 +370,8 @@ mod tests {
     fn a_connect_is_read_without_copying() {
         let body = r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":{"device":"web"},"x":1}"#;
         let message = parse(Kind::Connect, body).unwrap();
-        assert_eq!(message.user, "u");
-        let Payload::Connect { conn, metadata } = message.payload else {
+        assert_eq!(message.user(), "u");
+        let Payload::Connect { conn, metadata } = message.payload() else {
             panic!("not a connect")
         };
         assert_eq!(conn, "c");
@@ -478,7 +539,7 @@ mod tests {
                 r#"{{"userId":"u","connId":"c","timestamp":1698000000000,"reason":{reason}}}"#
             );
             let message = parse(Kind::Disconnect, &body).unwrap();
-            let Payload::Disconnect { reason, .. } = message.payload else {
+            let Payload::Disconnect { reason, .. } = message.payload() else {
                 panic!("not a disconnect")
             };
             assert_eq!(
@@ -503,7 +564,7 @@ mod tests {
         );
         let message = parse(Kind::Offline, body).unwrap();
         assert!(matches!(
-            message.payload,
+            message.payload(),
             Payload::Offline {
                 last_seen: 1_698_000_000_000,
                 ..

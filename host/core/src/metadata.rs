@@ -12,6 +12,7 @@ use crate::json;
 mod checked;
 mod strict;
 
+pub(crate) use checked::MetadataPlace;
 pub use checked::{CheckedMetadata, Entries};
 pub use strict::{LIMITS_MAX, Limits};
 
@@ -47,19 +48,14 @@ struct Entry {
 }
 
 impl Entry {
-    /// The entry with a key without escapes, and a value, which are parts of `text`. Its places
-    /// are counted from `start`. It isn't public.
-    fn plain(text: &str, start: usize, key: &str, value: &str) -> Self {
-        let start = text.as_ptr().addr() + start;
-        let place = |part: &str| {
-            let at = (part.as_ptr().addr() - start) as u32;
-            at..at + part.len() as u32
-        };
-        let key = place(key);
+    /// The entry with a key without escapes, and a value, which are parts of `text`. It isn't
+    /// public.
+    fn plain(key: &str, value: &str, text: &str) -> Self {
+        let key = place(key, text);
         Self {
             quoted: key.start - 1..key.end + 1,
             key,
-            value: place(value),
+            value: place(value, text),
             public: false,
         }
     }
@@ -85,7 +81,7 @@ impl Metadata {
     /// Parses the text of a JSON object. The result is empty if it isn't one, or exceeds
     /// [`LIMITS_MAX`]. Keys for which `public` is true may be broadcast.
     pub fn parse(text: &str, public: impl Fn(&str) -> bool) -> Self {
-        let checked = LIMITS_MAX.read(text.into());
+        let checked = LIMITS_MAX.read(text);
         checked.map_or_else(|_| Self::default(), |checked| checked.metadata(public))
     }
 
@@ -336,7 +332,15 @@ fn is_public(key: &str, public: bool) -> bool {
     public && !NEVER_PUBLIC.contains(&key)
 }
 
-fn slice<'a>(text: &'a str, range: &Range<u32>) -> &'a str {
+/// Where a part of a text is in it.
+pub(crate) fn place(part: &str, text: &str) -> Range<u32> {
+    // Messages are far smaller than 4 GiB.
+    let start = (part.as_ptr().addr() - text.as_ptr().addr()) as u32;
+    start..start + part.len() as u32
+}
+
+/// The part at a place.
+pub(crate) fn slice<'a>(text: &'a str, range: &Range<u32>) -> &'a str {
     text.get(range.start as usize..range.end as usize)
         .unwrap_or_default()
 }

@@ -86,12 +86,12 @@ impl Shard {
         let now = common.now();
         match input {
             Input::Message { message, reply } => {
-                self.presence.announce_missed_before(&message.user, common);
+                self.presence.announce_missed_before(message.user(), common);
                 let env = &mut Env { common, rules, out };
                 take_message(&message, reply, &mut self.presence, env, Presence::message);
             }
             Input::Excess { message, reply } => {
-                self.presence.announce_missed_before(&message.user, common);
+                self.presence.announce_missed_before(message.user(), common);
                 let env = &mut Env { common, rules, out };
                 take_message(&message, reply, &mut self.presence, env, Presence::excess);
             }
@@ -374,7 +374,7 @@ fn take_message(
         Outcome::Refused(rejection) => body::refused(rejection),
     };
     if let Outcome::Refused(rejection) = &outcome {
-        env.dead_letter(message.payload.kind().subject(), rejection, &message.raw);
+        env.dead_letter(message.kind.subject(), rejection, message.body());
     }
     env.out.extend(reply.map(|to| Output::Reply(to, answer())));
     match outcome {

@@ -89,7 +89,7 @@ pub struct StatusKeys {
 
 impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
-    pub fn read(metadata: &'a CheckedMetadata) -> Self {
+    pub fn read(metadata: CheckedMetadata<'a>) -> Self {
         let mut update = Self::default();
         for (key, json) in metadata.entries() {
             let is_unknown = match &*key {

@@ -17,8 +17,18 @@ impl<'a> Scanner<'a> {
         Self { text, at: 0 }
     }
 
+    /// The whole text.
+    pub(crate) fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// The text from the next byte on that is no white space.
+    pub(crate) fn rest(&mut self) -> &'a str {
+        self.text.get(self.offset()..).unwrap_or_default()
+    }
+
     /// The offset of the next byte that is no white space.
-    pub(crate) fn offset(&mut self) -> usize {
+    fn offset(&mut self) -> usize {
         let bytes = self.text.as_bytes();
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(self.at) {
             self.at += 1;

@@ -2,30 +2,25 @@
 
 use std::borrow::Cow;
 
-use bytestring::ByteString;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ID_BYTES_MAX, Kind, MS_MIN, Parts, Rejection, StatedReason, diagnosis};
-use crate::json::{Text, present, shared};
+use super::{ID_BYTES_MAX, Kind, MS_MIN, Part, Parts, Rejection, StatedReason, diagnosis};
+use crate::json::{Text, present};
 use crate::metadata;
 
 /// Parses the body of a message.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read(
-    kind: Kind,
-    text: &ByteString,
-    limits: metadata::Limits,
-) -> Result<Parts, Rejection> {
+pub(super) fn read(kind: Kind, body: &str, limits: metadata::Limits) -> Result<Parts, Rejection> {
     // serde would also accept an array, with the fields by position.
-    let fields = match text.trim_ascii_start().starts_with('[') {
-        false => serde_json::from_str::<Fields<'_>>(text),
+    let fields = match body.trim_ascii_start().starts_with('[') {
+        false => serde_json::from_str::<Fields<'_>>(body),
         true => Err(serde::de::Error::custom("an array")),
     };
-    let fields = fields.map_err(|error| diagnosis::diagnose(kind, text, &error))?;
-    fields.check(kind, text, limits)
+    let fields = fields.map_err(|error| diagnosis::diagnose(kind, body, &error))?;
+    fields.check(kind, body, limits)
 }
 
 #[derive(Deserialize)]
@@ -47,22 +42,17 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn check(
-        self,
-        kind: Kind,
-        text: &ByteString,
-        limits: metadata::Limits,
-    ) -> Result<Parts, Rejection> {
+    fn check(self, kind: Kind, body: &str, limits: metadata::Limits) -> Result<Parts, Rejection> {
         if let Some(expected) = kind.other_type(self.kind.map(RawValue::get)) {
             let error = format!("must be \"{expected}\" on this subject");
             return Err(Rejection::field("type", &error));
         }
-        let user = id("userId", self.user.0, text)?;
+        let user = id("userId", self.user.0, body)?;
         let timestamp = time("timestamp", self.timestamp)?;
         let metadata = match self.metadata {
             None => None,
             Some(raw) => {
-                let checked = limits.read(text.slice_ref(raw.get()));
+                let checked = limits.place(raw.get(), body);
                 Some(checked.map_err(|error| Rejection::field("metadata", &error))?)
             }
         };
@@ -70,9 +60,9 @@ impl<'a> Fields<'a> {
             let raw = self.conn.ok_or_else(|| Rejection::missing("connId"))?;
             let Text(conn) = serde_json::from_str(raw.get())
                 .map_err(|_| Rejection::field("connId", MUST_BE_TEXT))?;
-            id("connId", conn, text)?
+            id("connId", conn, body)?
         } else {
-            ByteString::new()
+            Part::Place(0..0)
         };
         let last_seen = match (kind, self.last_seen) {
             (Kind::Offline, Some(raw)) => Some(time("lastSeen", raw)?),
@@ -89,14 +79,14 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Rejection> {
+fn id(field: &str, id: Cow<'_, str>, body: &str) -> Result<Part, Rejection> {
     if id.is_empty() {
         return Err(Rejection::field(field, "must not be empty"));
     }
     if id.len() > ID_BYTES_MAX {
         return Err(Rejection::field(field, "must be at most 256 bytes long"));
     }
-    Ok(shared(id, text))
+    Ok(Part::new(id, body))
 }
 
 /// The error text for a time that isn't a number of milliseconds.

@@ -1,15 +1,15 @@
 //! Parses a message in one pass, if it has nothing unusual.
 
-use bytestring::ByteString;
+use std::borrow::Cow;
 
-use super::{Kind, MS_MIN, Parts, StatedReason, is_id};
+use super::{Kind, MS_MIN, Part, Parts, StatedReason, is_id};
 use crate::json::Scanner;
-use crate::metadata::{self, CheckedMetadata};
+use crate::metadata::{self, MetadataPlace};
 
 /// Parses the body of a message. `None`: it must be parsed by `careful`, which finds out whether
 /// anything is wrong with it.
-pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> Option<Parts> {
-    let (mut json, mut fields) = (Scanner::new(text), Fields::default());
+pub(super) fn read(kind: Kind, body: &str, limits: metadata::Limits) -> Option<Parts> {
+    let (mut json, mut fields) = (Scanner::new(body), Fields::default());
     json.object(|json, key| match key {
         "userId" => once(&mut fields.user, json.string()?),
         "connId" => once(&mut fields.conn, json.string()?),
@@ -17,7 +17,7 @@ pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> O
         "metadata" => {
             // The metadata of most heartbeats isn't read.
             let is_read = kind != Kind::Heartbeat;
-            once(&mut fields.metadata, limits.scan(json, text, is_read)?)
+            once(&mut fields.metadata, limits.scan(json, is_read)?)
         }
         "type" => once(&mut fields.kind, json.value()?),
         "lastSeen" => once(&mut fields.last_seen, json.integer()?),
@@ -25,7 +25,7 @@ pub(super) fn read(kind: Kind, text: &ByteString, limits: metadata::Limits) -> O
         _ => json.value().map(drop),
     })?;
     json.end()?;
-    fields.check(kind, text)
+    fields.check(kind, body)
 }
 
 /// The first `userId` of a body. `None`: it isn't plain, or what comes before it isn't.
@@ -47,7 +47,7 @@ struct Fields<'a> {
     user: Option<&'a str>,
     conn: Option<&'a str>,
     timestamp: Option<u64>,
-    metadata: Option<CheckedMetadata>,
+    metadata: Option<MetadataPlace>,
     kind: Option<&'a str>,
     last_seen: Option<u64>,
     reason: Option<&'a str>,
@@ -59,15 +59,15 @@ fn once<T>(field: &mut Option<T>, value: T) -> Option<()> {
 }
 
 impl Fields<'_> {
-    fn check(self, kind: Kind, text: &ByteString) -> Option<Parts> {
+    fn check(self, kind: Kind, body: &str) -> Option<Parts> {
         if kind.other_type(self.kind).is_some() {
             return None;
         }
         Some(Parts {
-            user: id(self.user?, text)?,
+            user: id(self.user?, body)?,
             conn: match kind.has_connection() {
-                true => id(self.conn?, text)?,
-                false => ByteString::new(),
+                true => id(self.conn?, body)?,
+                false => Part::Place(0..0),
             },
             timestamp: time(self.timestamp?)?,
             metadata: self.metadata,
@@ -84,8 +84,8 @@ fn time(ms: u64) -> Option<u64> {
     (ms >= MS_MIN).then_some(ms)
 }
 
-fn id(id: &str, text: &ByteString) -> Option<ByteString> {
-    is_id(id).then(|| text.slice_ref(id))
+fn id(id: &str, body: &str) -> Option<Part> {
+    is_id(id).then(|| Part::new(Cow::Borrowed(id), body))
 }
 
 #[cfg(test)]
@@ -167,13 +167,12 @@ mod tests {
                 body.truncate(cut);
             }
             let limits = metadata::Limits { keys: 2, bytes: 40, depth: 4 };
-            let text = ByteString::from(body);
-            let careful = careful::read(kind, &text, limits);
+            let careful = careful::read(kind, &body, limits);
             if let Ok(parts) = &careful {
-                let user = super::super::user_of(text.as_bytes());
-                prop_assert_eq!(user.as_deref(), Some(&*parts.user));
+                let user = super::super::user_of(body.as_bytes());
+                prop_assert_eq!(user.as_deref(), Some(parts.user.text(&body)));
             }
-            if let Some(parts) = read(kind, &text, limits) {
+            if let Some(parts) = read(kind, &body, limits) {
                 prop_assert_eq!(Ok(parts), careful);
             }
         }
@@ -198,7 +197,7 @@ mod tests {
                 r#","lastSeen":1698000000000,"reason":"logout"}"#,
             ),
         ] {
-            let text = ByteString::from(format!("{head}{rest}"));
+            let text = format!("{head}{rest}");
             let read = read(kind, &text, metadata::Limits::default());
             assert!(read.is_some(), "{text}");
         }

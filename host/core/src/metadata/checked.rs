@@ -2,64 +2,97 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
-use bytestring::ByteString;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::strict::{self, Keys};
-use super::{Builder, Entry, LIMITS_MAX, Limits, Metadata, Object, is_public, slice};
+use super::{Builder, Entry, LIMITS_MAX, Limits, Metadata, Object, is_public, place, slice};
 use crate::json::{Scanner, Text};
 
 /// Each key is compared with all keys before it, up to this number of keys.
 const SCANNED_KEYS_MAX: usize = 16;
 
-/// The text of a JSON object that has been checked. Clones share the text. Two are equal if their
-/// texts are.
-#[derive(Clone, Debug)]
-pub struct CheckedMetadata {
-    text: ByteString,
+/// The text of a JSON object that has been checked. Two are equal if their texts are.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckedMetadata<'a> {
+    text: &'a str,
     /// Where the entries are in the text, if that was noted when it was checked.
-    places: Option<Box<[Entry]>>,
+    places: Option<&'a [Entry]>,
+}
+
+/// Where checked metadata is in a message's body.
+#[derive(Clone, Debug)]
+pub(crate) struct MetadataPlace {
+    text: Range<u32>,
+    /// Where the entries are in its text, if that was noted.
+    entries: Option<Box<[Entry]>>,
 }
 
 /// Keys, unescaped, and their values as JSON text, in order. A few are stored inline.
 pub type Entries<'a> = SmallVec<[(Cow<'a, str>, &'a str); 6]>;
 
-impl PartialEq for CheckedMetadata {
+impl PartialEq for CheckedMetadata<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
 }
 
-impl Eq for CheckedMetadata {}
+impl Eq for CheckedMetadata<'_> {}
+
+impl PartialEq for MetadataPlace {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for MetadataPlace {}
+
+impl MetadataPlace {
+    /// The metadata, which is in this body.
+    pub(crate) fn of<'a>(&'a self, body: &'a str) -> CheckedMetadata<'a> {
+        CheckedMetadata {
+            text: slice(body, &self.text),
+            places: self.entries.as_deref(),
+        }
+    }
+}
 
 impl Limits {
     /// Parses the text of a metadata object, in time proportional to its length.
     ///
     /// # Errors
     /// What is wrong with it, as a text to follow the field's name.
-    pub fn read(self, text: ByteString) -> Result<CheckedMetadata, String> {
+    pub fn read(self, text: &str) -> Result<CheckedMetadata<'_>, String> {
         self.check_bytes(text.len())?;
         if !text.trim_ascii_start().starts_with('{') {
             return Err("must be an object".into());
         }
-        parse(&text, self).map_err(|error| strict::describe(&error))?;
+        parse(text, self).map_err(|error| strict::describe(&error))?;
         Ok(CheckedMetadata { text, places: None })
     }
 
-    /// Reads the metadata object that comes next in `text`. `None`: it isn't plain, or isn't valid
-    /// metadata. [`Self::read`] finds out. `notes_places`: whether its entries will be read.
-    pub(crate) fn scan(
-        self,
-        json: &mut Scanner<'_>,
-        text: &ByteString,
-        notes_places: bool,
-    ) -> Option<CheckedMetadata> {
+    /// Checks a metadata object that is a part of a message's body.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn place(self, object: &str, body: &str) -> Result<MetadataPlace, String> {
+        self.read(object)?;
+        Ok(MetadataPlace {
+            text: place(object, body),
+            entries: None,
+        })
+    }
+
+    /// Reads the metadata object that comes next in a message's body. `None`: it isn't plain, or
+    /// isn't valid metadata. [`Self::place`] finds out. `notes_entries`: whether its entries will
+    /// be read.
+    pub(crate) fn scan(self, json: &mut Scanner<'_>, notes_entries: bool) -> Option<MetadataPlace> {
         let mut keys = SmallVec::<[&str; SCANNED_KEYS_MAX]>::new();
-        let mut places = SmallVec::<[Entry; 8]>::new();
-        let start = json.offset();
+        let mut entries = SmallVec::<[Entry; 8]>::new();
+        let from = json.rest();
         let object = json.object(|json, key| {
             if keys.len() == SCANNED_KEYS_MAX || keys.contains(&key) {
                 return None;
@@ -71,50 +104,50 @@ impl Limits {
                     .value()
                     .filter(|value| self.check_parsed_value(value).is_ok())?,
             };
-            if notes_places {
-                places.push(Entry::plain(text, start, key, value));
+            if notes_entries {
+                entries.push(Entry::plain(key, value, from));
             }
             Some(())
         })?;
         self.check_size(keys.len(), object.len()).ok()?;
-        Some(CheckedMetadata {
-            text: text.slice_ref(object),
-            places: notes_places.then(|| places.as_slice().into()),
+        Some(MetadataPlace {
+            text: place(object, json.text()),
+            entries: notes_entries.then(|| entries.as_slice().into()),
         })
     }
 }
 
-impl CheckedMetadata {
+impl<'a> CheckedMetadata<'a> {
     /// The text as it came in.
-    pub fn text(&self) -> &str {
-        &self.text
+    pub fn text(self) -> &'a str {
+        self.text
     }
 
     /// The entries of the object.
-    pub fn entries(&self) -> Entries<'_> {
-        if let Some(places) = &self.places {
+    pub fn entries(self) -> Entries<'a> {
+        if let Some(places) = self.places {
             let entries = places.iter().map(|place| {
-                let [key, value] = [&place.key, &place.value].map(|it| slice(&self.text, it));
+                let [key, value] = [&place.key, &place.value].map(|it| slice(self.text, it));
                 (Cow::Borrowed(key), value)
             });
             return entries.collect();
         }
         let mut entries = Entries::new();
-        let plain = Scanner::new(&self.text).object(|json, key| {
+        let plain = Scanner::new(self.text).object(|json, key| {
             entries.push((Cow::Borrowed(key), json.value()?));
             Some(())
         });
         match plain {
             Some(_) => entries,
-            None => parse(&self.text, LIMITS_MAX).unwrap_or_default(),
+            None => parse(self.text, LIMITS_MAX).unwrap_or_default(),
         }
     }
 
     /// The entries as [`Metadata`]. Keys for which `public` is true may be broadcast.
-    pub fn metadata(&self, public: impl Fn(&str) -> bool) -> Metadata {
-        if let Some(places) = &self.places {
+    pub fn metadata(self, public: impl Fn(&str) -> bool) -> Metadata {
+        if let Some(places) = self.places {
             let entries = places.iter().map(|place| {
-                let key = slice(&self.text, &place.key);
+                let key = slice(self.text, &place.key);
                 Entry {
                     public: is_public(key, public(key)),
                     ..place.clone()
@@ -122,7 +155,7 @@ impl CheckedMetadata {
             });
             let object = Object {
                 entries: entries.collect(),
-                text: String::from(&*self.text),
+                text: self.text.to_owned(),
                 index: Vec::new(),
             };
             return Builder(object).build();
@@ -182,8 +215,8 @@ impl<'de> Visitor<'de> for ObjectVisitor {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> CheckedMetadata {
-        Limits::default().read(text.into()).unwrap()
+    fn read(text: &str) -> CheckedMetadata<'_> {
+        Limits::default().read(text).unwrap()
     }
 
     #[test]
@@ -209,12 +242,31 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_message_is_shared() {
-        let message = ByteString::from(r#"{"userId":"a","metadata":{"device":"web"}}"#);
-        let text = message.slice_ref(&message[25..41]);
-        let checked = Limits::default().read(text).unwrap();
-        assert_eq!(checked.entries()[0], ("device".into(), "\"web\""));
-        assert_eq!(checked.text().as_ptr(), message[25..].as_ptr());
+    fn what_is_scanned_is_what_is_read() {
+        let body = r#"{"a":{"device":"web" , "n" :[1],"ip":"::1"},"b":1}"#;
+        let mut json = Scanner::new(body);
+        let mut scanned = None;
+        json.object(|json, key| match key {
+            "a" => {
+                scanned = Limits::default().scan(json, true);
+                scanned.as_ref().map(drop)
+            }
+            _ => json.value().map(drop),
+        });
+        let scanned = scanned.unwrap();
+        let (scanned, read) = (scanned.of(body), read(&body[5..43]));
+        assert_eq!(scanned, read);
+        assert_eq!(scanned.entries(), read.entries());
+        let public = |key: &str| key != "n";
+        assert_eq!(scanned.metadata(public), read.metadata(public));
+        let mut written = Vec::new();
+        scanned
+            .metadata(|_| true)
+            .write_public(&mut written, |_| true);
+        assert_eq!(
+            String::from_utf8(written).unwrap(),
+            r#"{"device":"web","n":[1]}"#
+        );
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! to change nothing. So the owner keeps what it has heard, in as few bytes as possible, and
 //! standbys take in many heartbeats at once.
 
-use bytes::Bytes;
-use bytestring::ByteString;
 use serde::{Deserialize, Serialize};
 
 use super::Shard;
@@ -158,7 +156,7 @@ impl Shard {
         &mut self,
         now: u64,
         (gained_ms, late_ms): (Option<u64>, u64),
-        entries: Vec<u8>,
+        entries: &[u8],
     ) -> Result<(), UnreadableHeartbeats> {
         let Self {
             common, presence, ..
@@ -168,11 +166,7 @@ impl Shard {
         if let Some(gained_ms) = gained_ms {
             common.tracker.advance_remote(now, gained_ms);
         }
-        let whole = Bytes::from(entries);
-        // The text is a part of `whole`, and valid UTF-8.
-        let part =
-            |text: &str| ByteString::try_from(whole.slice_ref(text.as_bytes())).unwrap_or_default();
-        let mut rest = &whole[..];
+        let mut rest = entries;
         while !rest.is_empty() {
             let (entry, after) =
                 postcard::take_from_bytes(rest).map_err(|_| UnreadableHeartbeats)?;
@@ -187,14 +181,14 @@ impl Shard {
                         metadata,
                     } = heartbeat;
                     // The owner has checked it.
-                    let read = || metadata.and_then(|text| LIMITS_MAX.read(part(text)).ok());
+                    let read = || metadata.and_then(|text| LIMITS_MAX.read(text).ok());
                     let broadcast = &common.settings.broadcast;
                     let handled = common.tracker.heartbeat_remote(
                         now,
                         (user, conn),
                         timestamp,
                         RemoteHeartbeat { adopted, late_ms },
-                        || connection_metadata(broadcast, conn, read().as_ref()),
+                        || connection_metadata(broadcast, conn, read()),
                     );
                     let is_status = metadata.is_some() && common.settings.status.is_some();
                     if adopted && handled.effect == Effect::Renewed {
@@ -205,11 +199,9 @@ impl Shard {
                     if handled.effect == Effect::Renewed && !is_status {
                         continue;
                     }
-                    let payload = Payload::Heartbeat {
-                        conn: part(conn),
-                        metadata: read(),
-                    };
-                    presence.apply_tracked(user, (timestamp, 0), &payload, handled, common);
+                    let metadata = read();
+                    let payload = Payload::Heartbeat { conn, metadata };
+                    presence.apply_tracked(user, (timestamp, 0), payload, handled, common);
                 }
                 Entry::Expired {
                     user,

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use bytestring::ByteString;
-
 use super::env::{Common, Env};
 use super::presence::Presence;
 use super::settings::Settings;
@@ -48,16 +46,9 @@ impl Presence {
 
     /// Takes a message. Returns whether it was ignored or refused, and why.
     pub(super) fn message(&mut self, message: &Message, env: &mut Env<'_>) -> Outcome {
-        let Message {
-            user,
-            timestamp,
-            payload,
-            raw: _,
-            stream_place,
-            delayed_ms,
-        } = message;
-        let (timestamp, stream_place) = (*timestamp, *stream_place);
-        let sent = (timestamp, *delayed_ms);
+        let (user, payload) = (message.user(), message.payload());
+        let (timestamp, stream_place) = (message.timestamp, message.stream_place);
+        let sent = (timestamp, message.delayed_ms);
         let common = &mut *env.common;
         if common.check_stream_duplicate(user, payload, stream_place) {
             self.apply_overtaken(user, timestamp, payload, env);
@@ -95,18 +86,18 @@ impl Presence {
         if let Payload::Heartbeat { conn, metadata } = payload
             && let Some(heard) = &mut common.heartbeats
         {
-            let connection = (&**user, &**conn);
+            let connection = (user, conn);
             // The timestamp as it counts here: standbys take the message later, when their clocks
             // say more.
             let taken = timestamp.min(common.clock.stamp());
-            let metadata = metadata.as_ref().map(CheckedMetadata::text);
+            let metadata = metadata.map(CheckedMetadata::text);
             let is_status = metadata.is_some() && common.settings.status.is_some();
             heard.heartbeat(connection, taken, metadata, (handled.effect, is_status));
         }
         let mut refused = None;
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
-            let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
+            let updates = &mut self.events.updates;
             refused = updates.apply_status(user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
@@ -135,7 +126,7 @@ impl Presence {
         &mut self,
         user: &str,
         timestamp: u64,
-        payload: &Payload,
+        payload: Payload<'_>,
         env: &mut Env<'_>,
     ) {
         if self.take_overtaken(user, timestamp, payload, env.common) {
@@ -150,7 +141,7 @@ impl Presence {
         &mut self,
         user: &str,
         timestamp: u64,
-        payload: &Payload,
+        payload: Payload<'_>,
         common: &mut Common,
     ) -> bool {
         let Payload::Connect { conn, metadata } = payload else {
@@ -159,7 +150,7 @@ impl Presence {
         if !common.tracker.take_first_overtaken(user, conn) {
             return false;
         }
-        let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
+        let updates = &mut self.events.updates;
         // If there is no room for the status, it is dropped.
         let _ = updates.apply_status(user, conn, timestamp, metadata, common);
         self.lift_stated_offline(user, (timestamp, 0), payload, common)
@@ -172,7 +163,7 @@ impl Presence {
         &mut self,
         user: &str,
         (timestamp, delayed_ms): (u64, u64),
-        payload: &Payload,
+        payload: Payload<'_>,
         common: &Common,
     ) -> bool {
         if !self.statements.orders_by_clocks() {
@@ -227,7 +218,7 @@ impl Presence {
         &mut self,
         user: &str,
         sent: (u64, u64),
-        payload: &Payload,
+        payload: Payload<'_>,
         common: &mut Common,
     ) -> bool {
         let lifted = matches!(payload, Payload::Connect { .. })
@@ -274,9 +265,9 @@ impl Presence {
 pub(super) fn is_needed(message: &Message, common: &Common) -> bool {
     let silent_ms = |conn| {
         let tracker = &common.tracker;
-        tracker.silent_ms(common.now(), &message.user, conn)
+        tracker.silent_ms(common.now(), message.user(), conn)
     };
-    match &message.payload {
+    match message.payload() {
         Payload::Disconnect { conn, .. } => silent_ms(conn).is_some(),
         Payload::Heartbeat { conn, .. } => {
             let part_ms = common.settings.tracker.timeout_ms / LEASE_PARTS;
@@ -291,7 +282,7 @@ pub(super) fn is_needed(message: &Message, common: &Common) -> bool {
 pub(super) fn track(
     user: &str,
     timestamp: u64,
-    payload: &Payload,
+    payload: Payload<'_>,
     stream_place: Option<StreamPlace>,
     common: &mut Common,
 ) -> Result<InputResult<Metadata>, Event> {
@@ -299,21 +290,21 @@ pub(super) fn track(
     let Settings { broadcast, .. } = &common.settings;
     let handled = match payload {
         Payload::Connect { conn, metadata } => {
-            let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
+            let keep = || connection_metadata(broadcast, conn, metadata);
             let tracker = &mut common.tracker;
             tracker.connect_at(now, (user, conn), timestamp, stream_place, keep)
         }
         Payload::Heartbeat { conn, metadata } => {
-            let keep = || connection_metadata(broadcast, conn, metadata.as_ref());
+            let keep = || connection_metadata(broadcast, conn, metadata);
             common.tracker.heartbeat(now, user, conn, timestamp, keep)
         }
         Payload::Disconnect { conn, reason } => {
-            let reason = common.reason(*reason);
+            let reason = common.reason(reason);
             let tracker = &mut common.tracker;
             tracker.disconnect(now, user, conn, timestamp, reason)
         }
         Payload::Online { metadata } => {
-            let metadata = stated_metadata(metadata.as_ref());
+            let metadata = stated_metadata(metadata);
             let timestamp = timestamp.min(common.clock.stamp());
             return Err(common.event(user, timestamp, Change::Online, metadata));
         }
@@ -322,10 +313,10 @@ pub(super) fn track(
             reason,
             metadata,
         } => {
-            let reason = common.reason(*reason);
-            let metadata = stated_metadata(metadata.as_ref());
+            let reason = common.reason(reason);
+            let metadata = stated_metadata(metadata);
             let timestamp = timestamp.min(common.clock.stamp());
-            let last_seen = timestamp.min(*last_seen);
+            let last_seen = timestamp.min(last_seen);
             let change = Change::Offline { last_seen, reason };
             return Err(common.event(user, timestamp, change, metadata));
         }
@@ -337,7 +328,7 @@ pub(super) fn track(
 }
 
 /// The connection that a message is about.
-fn connection_of(payload: &Payload) -> Option<&str> {
+fn connection_of(payload: Payload<'_>) -> Option<&str> {
     match payload {
         Payload::Connect { conn, .. }
         | Payload::Heartbeat { conn, .. }
@@ -351,7 +342,7 @@ impl Common {
     pub(super) fn check_stream_duplicate(
         &mut self,
         user: &str,
-        payload: &Payload,
+        payload: Payload<'_>,
         stream_place: Option<StreamPlace>,
     ) -> bool {
         match (stream_place, connection_of(payload)) {
@@ -398,7 +389,7 @@ fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
 }
 
 /// The metadata of an application's statement. All of it may be broadcast.
-fn stated_metadata(given: Option<&CheckedMetadata>) -> Metadata {
+fn stated_metadata(given: Option<CheckedMetadata<'_>>) -> Metadata {
     given.map_or_else(Metadata::default, |given| given.metadata(|_| true))
 }
 
@@ -407,7 +398,7 @@ fn stated_metadata(given: Option<&CheckedMetadata>) -> Metadata {
 pub(super) fn connection_metadata(
     broadcast: &[String],
     conn: &str,
-    given: Option<&CheckedMetadata>,
+    given: Option<CheckedMetadata<'_>>,
 ) -> Metadata {
     let given_entries = given.map(CheckedMetadata::entries).unwrap_or_default();
     let entries = given_entries.iter();
@@ -473,7 +464,7 @@ fn publish_keys<'a>(
 }
 
 /// A message that was ignored.
-fn ignored(user: &ByteString, timestamp: u64, payload: &Payload) -> Ignored {
+fn ignored(user: &str, timestamp: u64, payload: Payload<'_>) -> Ignored {
     let kind = payload.kind();
     let (conn, why) = match payload {
         Payload::Connect { conn, .. } => (
@@ -489,14 +480,14 @@ fn ignored(user: &ByteString, timestamp: u64, payload: &Payload) -> Ignored {
             "the timestamp is older than that of the connection's newest connect or disconnect",
         ),
         Payload::Online { .. } | Payload::Offline { .. } => (
-            &ByteString::new(),
+            "",
             "the opposite has just been said of the user, and this was sent before that, by its timestamp",
         ),
     };
     Ignored {
         kind,
-        user: user.clone(),
-        conn: conn.clone(),
+        user: user.into(),
+        conn: conn.into(),
         timestamp,
         why,
     }

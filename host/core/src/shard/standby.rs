@@ -354,16 +354,9 @@ impl Presence {
     }
 
     fn follow(&mut self, message: &Message, common: &mut Common) {
-        let Message {
-            user,
-            timestamp,
-            payload,
-            raw: _,
-            stream_place,
-            delayed_ms,
-        } = message;
-        let (timestamp, stream_place) = (*timestamp, *stream_place);
-        let sent = (timestamp, *delayed_ms);
+        let (user, payload) = (message.user(), message.payload());
+        let (timestamp, stream_place) = (message.timestamp, message.stream_place);
+        let sent = (timestamp, message.delayed_ms);
         if common.check_stream_duplicate(user, payload, stream_place) {
             if self.take_overtaken(user, timestamp, payload, common) {
                 self.standby.note_return(common.names.intern(user), user);
@@ -390,9 +383,9 @@ impl Presence {
     /// A message is handled again. If its connection is as the message makes it already, the
     /// tracker finds nothing new: makes up for the message's effect on statements and departures.
     fn reapply_side_effects(&mut self, message: &Message, common: &Common) {
-        let Message { user, payload, .. } = message;
+        let user = message.user();
         let is_live = |conn: &str| common.tracker.is_live(user, conn);
-        match payload {
+        match message.payload() {
             Payload::Connect { conn, .. } | Payload::Heartbeat { conn, .. }
                 if is_live(conn) == Some(true) =>
             {
@@ -413,7 +406,7 @@ impl Presence {
         &mut self,
         user: &str,
         sent: (u64, u64),
-        payload: &Payload,
+        payload: Payload<'_>,
         handled: InputResult<Metadata>,
         common: &mut Common,
     ) {
@@ -422,7 +415,7 @@ impl Presence {
         }
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
-            let (updates, metadata) = (&mut self.events.updates, metadata.as_ref());
+            let updates = &mut self.events.updates;
             updates.apply_status(user, conn, sent.0, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {

@@ -41,7 +41,7 @@ impl Updates {
         user: &str,
         conn: &str,
         timestamp: u64,
-        metadata: Option<&CheckedMetadata>,
+        metadata: Option<CheckedMetadata<'_>>,
         common: &mut Common,
     ) -> Option<Rejection> {
         let users_max = common.settings.status?.users_max;

@@ -2,7 +2,7 @@
 //! wouldn't be parsed. They are parsed with later times, which are then replaced.
 
 use bytes::Bytes;
-use presence_core::message::{Kind, Message, Payload};
+use presence_core::message::{Kind, Message};
 use serde_json::Value;
 
 /// This is added to times before parsing.
@@ -19,8 +19,6 @@ pub(crate) fn message(kind: Kind, body: &Value) -> Message {
     let payload = Bytes::from(later.to_string());
     let mut message = Message::parse(kind, &payload, 1 << 20).unwrap();
     message.timestamp -= LATER_MS;
-    if let Payload::Offline { last_seen, .. } = &mut message.payload {
-        *last_seen -= LATER_MS;
-    }
+    message.last_seen -= LATER_MS;
     message
 }

@@ -10,7 +10,7 @@ use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{self, Key, Member};
 use presence_core::fleet::replica::{CatchUpReason, Replica, ReplicaOutput, ReplicaSettings, Role};
-use presence_core::message::{Message, Payload};
+use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
 use presence_core::record::Record;
@@ -308,7 +308,7 @@ impl Process {
                 self.all(|replica, out| replica.input(now, Input::Rules, rules, out));
             }
             Arrival::Routed(message) => {
-                let shard = presence_core::fleet::hash::shard_of(&message.user, SHARDS);
+                let shard = presence_core::fleet::hash::shard_of(message.user(), SHARDS);
                 self.sent.push(Sent::Input(shard, message));
             }
             // A node that was stopped may hold the message for long.
@@ -328,16 +328,12 @@ impl Process {
                 }
             }
             Arrival::Input(shard, message) => {
-                let is_heartbeat = matches!(message.payload, Payload::Heartbeat { .. });
+                let is_heartbeat = message.kind == Kind::Heartbeat;
                 if is_heartbeat && !self.replicas[shard as usize].receives_heartbeats() {
                     return;
                 }
-                let reply = match message.payload {
-                    Payload::Online { .. } | Payload::Offline { .. } => {
-                        Some(String::from_utf8_lossy(&message.raw).into_owned())
-                    }
-                    _ => None,
-                };
+                let body: serde_json::Value = serde_json::from_slice(message.body()).unwrap();
+                let reply = body["replyTo"].as_str().map(str::to_owned);
                 self.hand_over(now, shard, Input::Message { message, reply });
             }
             Arrival::Told(shard, bytes) => {

@@ -2,8 +2,7 @@
 //! its statement while it is to hold, since a message may be lost. If no message is lost, it only
 //! repeats it until an owner has answered.
 
-use presence_core::event::Reason;
-use presence_core::message::{Payload, StatedReason};
+use presence_core::message::Kind;
 
 use crate::broker::Random;
 use crate::users::metadata;
@@ -60,7 +59,8 @@ const CONNECT_MS: u64 = 1_500;
 /// What an application does in one step.
 #[derive(Debug, Default)]
 pub(crate) struct Acts {
-    pub(crate) states: Option<Payload>,
+    /// What it states, and the further fields of its message.
+    pub(crate) states: Option<(Kind, String)>,
     /// Whether the user must connect once more.
     pub(crate) connects: bool,
 }
@@ -135,20 +135,12 @@ impl App {
             acts.states = Some(match self.says {
                 Stated::Online => {
                     self.shown_at = Some(t);
-                    Payload::Online {
-                        metadata: Some(metadata(&self.device(), "")),
-                    }
+                    (Kind::Online, metadata(&self.device(), ""))
                 }
                 Stated::Offline | Stated::Nothing => {
                     self.hidden_at = Some(t);
-                    Payload::Offline {
-                        last_seen: u64::MAX,
-                        reason: StatedReason {
-                            reason: Reason::Logout,
-                            known: true,
-                        },
-                        metadata: None,
-                    }
+                    let fields = format!(r#","lastSeen":{},"reason":"logout""#, u64::MAX);
+                    (Kind::Offline, fields)
                 }
             });
         }

@@ -114,7 +114,7 @@ impl World {
 
     /// A router has passed a message on.
     pub(crate) fn stored_input(&mut self, from: usize, sequence: u64, message: &Message) {
-        let shard = hash::shard_of(&message.user, SHARDS);
+        let shard = hash::shard_of(message.user(), SHARDS);
         let server = self.nodes[from].server;
         let is_any_fault = self.options.stream == StreamMode::AnyFault;
         // A message that only the standby receives makes it catch up. Beside a crash, this would be

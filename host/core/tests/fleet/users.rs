@@ -1,10 +1,7 @@
 //! What users do: they connect, send heartbeats, disconnect, fall silent and come back.
 
 use bytes::Bytes;
-use bytestring::ByteString;
-use presence_core::event::Reason;
-use presence_core::message::{Message, Payload, StatedReason};
-use presence_core::metadata::{CheckedMetadata, Limits};
+use presence_core::message::{Kind, Message};
 
 use crate::broker::Random;
 use crate::node::{BEGINNING, GRACE_MS};
@@ -83,10 +80,10 @@ fn conn_id(conn: u64) -> String {
     format!("c{conn}")
 }
 
-/// The metadata of a message. Each connection has its own device. `keys`: text of further keys.
-pub(crate) fn metadata(device: &str, keys: &str) -> CheckedMetadata {
-    let text = format!(r#"{{"device":"{device}"{keys}}}"#);
-    Limits::default().read(text.into()).unwrap()
+/// The metadata field of a message. Each connection has its own device. `keys`: text of further
+/// keys.
+pub(crate) fn metadata(device: &str, keys: &str) -> String {
+    format!(r#","metadata":{{"device":"{device}"{keys}}}"#)
 }
 
 impl User {
@@ -132,10 +129,9 @@ impl User {
         let mut sent = Vec::new();
         let acts = self.app.as_mut().map(|app| app.act(t, random));
         let acts = acts.unwrap_or_default();
-        if let Some(states) = acts.states {
-            let mut message = self.message(t, |_| states.clone(), 0);
-            message.raw = self.reply_to().into();
-            sent.push(message);
+        if let Some((kind, fields)) = acts.states {
+            let reply_to = format!(r#"{fields},"replyTo":"{}""#, self.reply_to());
+            sent.push(self.message(t, kind, 0, &reply_to));
         }
         let begins_calm = calm && !std::mem::replace(&mut self.is_calm, calm);
         // Some users say their status once more at the end.
@@ -173,14 +169,8 @@ impl User {
                 });
                 let conn = self.next_conn;
                 let keys = self.keys(t, conn, true, random);
-                sent.push(self.message(
-                    t,
-                    |id| Payload::Connect {
-                        metadata: Some(metadata(&id, &keys)),
-                        conn: id,
-                    },
-                    conn,
-                ));
+                let metadata = metadata(&conn_id(conn), &keys);
+                sent.push(self.message(t, Kind::Connect, conn, &metadata));
             }
         }
         let mut closed = Vec::new();
@@ -190,30 +180,17 @@ impl User {
                 closed.push(conn.id);
                 // Some connections end without a disconnect.
                 if random.chance(75) || self.is_polite {
-                    sent.push(self.message(
-                        t,
-                        |id| Payload::Disconnect {
-                            conn: id,
-                            reason: StatedReason {
-                                reason: Reason::Disconnect,
-                                known: true,
-                            },
-                        },
-                        conn.id,
-                    ));
+                    sent.push(self.message(t, Kind::Disconnect, conn.id, ""));
                 }
             } else if t >= conn.next_heartbeat {
                 self.conns[index].next_heartbeat = t + HEARTBEAT_MS;
                 let is_bare = self.is_bare();
                 let keys = self.keys(t, conn.id, false, random);
-                sent.push(self.message(
-                    t,
-                    |id| Payload::Heartbeat {
-                        metadata: (!is_bare).then(|| metadata(&id, &keys)),
-                        conn: id,
-                    },
-                    conn.id,
-                ));
+                let metadata = match is_bare {
+                    true => String::new(),
+                    false => metadata(&conn_id(conn.id), &keys),
+                };
+                sent.push(self.message(t, Kind::Heartbeat, conn.id, &metadata));
             }
         }
         if !closed.is_empty() {
@@ -347,14 +324,10 @@ impl User {
         })
     }
 
-    fn message(&self, t: u64, payload: impl Fn(ByteString) -> Payload, conn: u64) -> Message {
-        Message {
-            user: user_id(self.number).into(),
-            timestamp: BEGINNING + t - self.skew,
-            payload: payload(conn_id(conn).into()),
-            raw: Bytes::new(),
-            stream_place: None,
-            delayed_ms: 0,
-        }
+    fn message(&self, t: u64, kind: Kind, conn: u64, fields: &str) -> Message {
+        let (user, at) = (user_id(self.number), BEGINNING + t - self.skew);
+        let conn = conn_id(conn);
+        let body = format!(r#"{{"userId":"{user}","connId":"{conn}","timestamp":{at}{fields}}}"#);
+        Message::parse(kind, &Bytes::from(body), 1 << 20).unwrap()
     }
 }

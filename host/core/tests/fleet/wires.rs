@@ -4,7 +4,7 @@ use presence_core::fleet::hash;
 use presence_core::fleet::lease::WriteOutcome;
 use presence_core::fleet::member::{Key, OwnerEntry};
 use presence_core::fleet::replica::Role;
-use presence_core::message::{Message, Payload};
+use presence_core::message::{Kind, Message};
 use presence_core::publish::{Publication, Subject};
 use serde_json::Value;
 
@@ -22,15 +22,12 @@ impl World {
         let (messages, next) = self.users[user].act(self.t, calm, &mut self.random);
         self.at(next, SimEvent::User(user));
         for message in messages {
-            self.note(format_args!("user {user} {:?}", message.payload));
+            self.note(format_args!("user {user} {:?}", message.payload()));
             let (server, shard) = (
                 self.users[user].server,
-                hash::shard_of(&message.user, SHARDS),
+                hash::shard_of(message.user(), SHARDS),
             );
-            let is_stored = matches!(
-                message.payload,
-                Payload::Connect { .. } | Payload::Disconnect { .. }
-            );
+            let is_stored = matches!(message.kind, Kind::Connect | Kind::Disconnect);
             if is_stored && self.options.stream != StreamMode::None {
                 self.store(message);
                 continue;
@@ -68,7 +65,7 @@ impl World {
             }
             let key = (
                 node,
-                presence_core::digest::digest(&[message.user.as_bytes()]),
+                presence_core::digest::digest(&[message.user().as_bytes()]),
             );
             // A message may be lost, but not two of a connection in a row.
             if self.is_lost(2) && self.unlucky.insert(key) {

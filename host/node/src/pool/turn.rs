@@ -251,7 +251,7 @@ impl HostedShard {
         self.carry_out(turn);
         let generation = match &input {
             Input::Message { message, .. } | Input::Excess { message, .. } => {
-                rules.number_of(&message.user)
+                rules.number_of(message.user())
             }
             _ => rules.number,
         };

@@ -403,8 +403,8 @@ fn refused(mut batch: Batch, cpu_ms_per_s: u64) -> Batch {
     }
     let inputs = batch.inputs.into_iter().map(|input| match input {
         Input::Message { message, reply } | Input::Excess { message, reply } => Input::Rejected {
-            kind: message.payload.kind(),
-            payload: message.raw,
+            kind: message.kind,
+            payload: message.into_body(),
             rejection: Rejection::over(
                 Quota::Cpu,
                 format!(
@@ -452,7 +452,7 @@ fn sort(
     let reply = replies.accept(received.reply()).map(Into::into);
     Some(match Message::parse(kind, received.payload(), limits) {
         Ok(message) => {
-            let place = shards.place_of(&message.user);
+            let place = shards.place_of(message.user());
             let input = match is_admitted {
                 true => Input::Message { message, reply },
                 false => Input::Excess { message, reply },
@@ -482,7 +482,7 @@ fn sort(
 /// Begins the trace of a message, if it is traced.
 pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<OpenTrace> {
     let kind = match input {
-        Input::Message { message, .. } | Input::Excess { message, .. } => message.payload.kind(),
+        Input::Message { message, .. } | Input::Excess { message, .. } => message.kind,
         Input::Rejected { kind, .. } => *kind,
         _ => return None,
     };

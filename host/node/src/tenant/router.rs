@@ -402,11 +402,11 @@ impl Router {
         // The reply subject was JetStream's, so nobody waits for an answer.
         let reply = None;
         let rejection = match parsed {
-            Ok(mut message) if self.check_shard(&message.user, shard) => {
+            Ok(mut message) if self.check_shard(message.user(), shard) => {
                 message.stream_place = Some(receipt.place);
                 return Input::Message { message, reply };
             }
-            Ok(message) => self.wrong_shard(shard, &message.user),
+            Ok(message) => self.wrong_shard(shard, message.user()),
             Err(rejection) => rejection,
         };
         Input::Rejected {
@@ -515,18 +515,14 @@ impl Router {
         limits: Limits,
     ) -> Input {
         let rejection = match Message::parse(kind, &payload, limits) {
-            Ok(message) if self.check_shard(&message.user, route.shard) => {
-                let delayed_ms = route.late_ms;
-                let message = Message {
-                    delayed_ms,
-                    ..message
-                };
+            Ok(mut message) if self.check_shard(message.user(), route.shard) => {
+                message.delayed_ms = route.late_ms;
                 return match route.is_excess {
                     true => Input::Excess { message, reply },
                     false => Input::Message { message, reply },
                 };
             }
-            Ok(message) => self.wrong_shard(route.shard, &message.user),
+            Ok(message) => self.wrong_shard(route.shard, message.user()),
             Err(_) if route.is_excess => Rejection::excess(self.messages.per_s()),
             Err(rejection) => rejection,
         };

@@ -444,7 +444,7 @@ impl StreamIntake {
         let sequence = stored.sequence;
         match Message::parse(kind, received.payload(), limits) {
             Ok(message) => {
-                let user = &*message.user;
+                let user = message.user();
                 let is_new = !was_taken(&|it| it.has(user, sequence));
                 let place = self.shards.place_of(user);
                 // The reply subject was JetStream's, so nobody waits for an answer.

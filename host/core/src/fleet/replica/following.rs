@@ -4,7 +4,7 @@ use super::{CatchUpReason, Mutation, Replica, ReplicaOutput, Role};
 use crate::Input;
 use crate::digest::{PARTS, digest};
 use crate::fleet::standby_message::{Mismatch, PartialMessage, StandbyContent, StandbyMessage};
-use crate::message::Payload;
+use crate::message::Kind;
 use crate::statements::Statement;
 
 /// How many times in a row connections must differ before the replica catches up. Messages in
@@ -289,8 +289,5 @@ fn is_stated(input: &Input) -> bool {
     let Input::Message { message, .. } = input else {
         return false;
     };
-    matches!(
-        message.payload,
-        Payload::Online { .. } | Payload::Offline { .. }
-    )
+    matches!(message.kind, Kind::Online | Kind::Offline)
 }

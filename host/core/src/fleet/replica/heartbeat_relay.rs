@@ -197,7 +197,7 @@ impl Replica {
         let silent_ms = SILENT_INTERVALS * self.settings.fleet.relay_ms;
         let taken =
             self.shard
-                .apply_heartbeats(now, (gained_ms, silent_ms + self.relay.held_ms), entries);
+                .apply_heartbeats(now, (gained_ms, silent_ms + self.relay.held_ms), &entries);
         self.shard.take_standby_records();
         taken.map_err(|_| Mismatch::Unreadable)?;
         if !goes_on {

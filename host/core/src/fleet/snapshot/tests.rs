@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::*;
 use crate::Settings;
 use crate::fleet::testing::{Everyone, message, shard};
-use crate::message::{Kind, Message, StreamPlace};
+use crate::message::{Kind, StreamPlace};
 use crate::tracker::TrackerSettings;
 
 const NOW: u64 = 1_700_000_000_000;
@@ -227,14 +227,10 @@ fn another_question_shard_or_format_is_told_apart() {
 
 /// A message from a stream, by the stream's number and the sequence number.
 fn stored(kind: Kind, user: &str, at: u64, (stream, sequence): (u64, u64)) -> Input {
-    let Input::Message { message, reply } = message(kind, user, "c1", at) else {
+    let Input::Message { mut message, reply } = message(kind, user, "c1", at) else {
         unreachable!("it is a message");
     };
-    let stream_place = Some(StreamPlace { stream, sequence });
-    let message = Message {
-        stream_place,
-        ..message
-    };
+    message.stream_place = Some(StreamPlace { stream, sequence });
     Input::Message { message, reply }
 }
 

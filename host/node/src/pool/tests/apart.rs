@@ -148,7 +148,7 @@ impl Walker {
                 let payload = Bytes::from(body);
                 let (place, input) = match Message::parse(kind, &payload, 1 << 20) {
                     Ok(message) => {
-                        let place = place(&*message.user, SHARDS as usize);
+                        let place = place(message.user(), SHARDS as usize);
                         (
                             place,
                             Input::Message {
