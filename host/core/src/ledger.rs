@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 use crate::audience::VisitedSets;
 use crate::changed::ChangedUsers;
 use crate::event::Event;
-use crate::names::{Id, Name};
+use crate::names::{Id, Name, Names};
 use crate::read_point::{ReadPoint, SnapshotReads};
 use crate::recipients::Recipients;
 
@@ -32,6 +32,9 @@ pub struct LedgerEntry {
     /// Whether a change of something that rules may read had not been decided on when the user
     /// left.
     pub was_undecided: bool,
+    /// Whether an application has stated the event. Until the user's connections change, it is
+    /// shown in place of what they say.
+    pub is_stated: bool,
 }
 
 impl LedgerEntry {
@@ -43,6 +46,7 @@ impl LedgerEntry {
             recipients,
             connect_delay_ms: 0,
             was_undecided: false,
+            is_stated: false,
         }
     }
 
@@ -99,6 +103,22 @@ impl Ledger {
         }
         self.changes.mark_changed(entry.event.user);
         entry
+    }
+
+    /// Whether a user is shown as an application has stated, whatever the connections say.
+    pub fn is_stated(&self, user: &str, names: &Names) -> bool {
+        let entry = names.find(user).and_then(|user| self.get(user));
+        entry.is_some_and(|entry| entry.is_stated)
+    }
+
+    /// Notes that a user's connections have changed: from now on, they say how the user is shown.
+    pub fn end_stated(&mut self, user: Id) {
+        if self.get(user).is_some_and(|entry| entry.is_stated)
+            && let Some(entry) = self.get_mut(user)
+        {
+            entry.is_stated = false;
+            self.changes.mark_changed(user);
+        }
     }
 
     /// Replaces the event of an online user. Returns whether the user is online.

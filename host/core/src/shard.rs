@@ -141,7 +141,7 @@ impl Shard {
             } => {
                 presence.events.reassigned(before, after, common);
                 if has_other_enrichers {
-                    common.tracker.reshow_all();
+                    common.reshow_all(&presence.events.updates.decisions.ledger);
                 }
             }
             Input::Settings(settings) => self.change_settings(*settings),
@@ -340,7 +340,7 @@ impl Shard {
         let has_other_audiences = common.settings.audience_max != settings.audience_max;
         common.settings = settings;
         if has_other_keys {
-            common.apply_broadcast();
+            common.apply_broadcast(&updates.decisions.ledger);
         }
         if had_statuses && common.settings.status.is_none() {
             updates.forget_all(common);

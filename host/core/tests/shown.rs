@@ -413,6 +413,40 @@ fn once_other_enrichers_run_users_are_shown_as_these_say() {
 }
 
 #[test]
+fn what_an_application_states_is_shown_until_the_connections_change_whatever_else_does() {
+    let mut world = World::new(false);
+    world.connect(1, "web", at("home"));
+    world.says(Kind::Online, 2, "", at("office"));
+    let [before, after] = [1, 2].map(|active| Assignment {
+        active,
+        candidate: None,
+    });
+    world.rule.place = Some("away");
+    let other_enrichers = Input::Reassigned {
+        before,
+        after,
+        has_other_enrichers: true,
+    };
+    let other_keys = Input::Settings(Box::new(Settings {
+        broadcast: vec!["device".into()],
+        ..settings(false)
+    }));
+    let same_keys = Input::Settings(Box::new(settings(false)));
+    let inputs = [
+        (5_000, other_enrichers),
+        (6_000, other_keys),
+        (7_000, same_keys),
+    ];
+    for (at, input) in inputs {
+        assert_eq!(world.input(at, Some(input)), Vec::<String>::new());
+        assert_eq!(world.wait(at), Vec::<String>::new());
+    }
+    world.rule.place = None;
+    let told = world.connect(8_000, "web", at("train"));
+    assert_eq!(told, ["ben: online train"]);
+}
+
+#[test]
 fn very_many_users_are_shown_anew_in_turns() {
     const USERS: usize = 2_000;
     let mut world = World::new(false);

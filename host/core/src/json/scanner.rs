@@ -1,7 +1,15 @@
 //! Reads plain JSON text piece by piece, with half the instructions of a parser for all JSON. Keys
 //! and ids with escapes aren't plain: the caller leaves such a text to serde_json.
 
+use std::ops::Range;
+
 use serde_json::value::RawValue;
+
+/// How many bytes of a string are looked at at a time.
+const CHUNK: usize = 16;
+
+/// A number with at most this many digits fits into a `u64`.
+const DIGITS_MAX: usize = 19;
 
 /// A place in a JSON text, from which it is read on. Each method returns `None` if what comes next
 /// isn't what it reads, or isn't plain.
@@ -59,37 +67,51 @@ impl<'a> Scanner<'a> {
 
     /// Reads a string without escapes. Returns its content.
     pub(crate) fn string(&mut self) -> Option<&'a str> {
-        let quoted = self.quoted()?;
-        quoted.get(1..quoted.len() - 1)
+        let content = self.content()?;
+        self.text.get(content)
     }
 
     /// Reads a string without escapes. Returns it with its quotes. If there is none, nothing is
     /// read.
     pub(crate) fn quoted(&mut self) -> Option<&'a str> {
-        let rest = self.text.get(self.offset()..)?;
-        let within = rest.as_bytes().strip_prefix(b"\"")?;
-        let length = plain_bytes(within);
-        if within.get(length) != Some(&b'"') {
-            return None;
-        }
-        self.at += length + 2;
-        rest.get(..length + 2)
+        let content = self.content()?;
+        self.text.get(content.start - 1..content.end + 1)
     }
 
-    /// Reads a number that consists of digits alone.
+    /// Reads a string without escapes. Returns where its content is. If there is none, nothing is
+    /// read.
+    fn content(&mut self) -> Option<Range<usize>> {
+        let bytes = self.text.as_bytes();
+        let start = self.offset();
+        if bytes.get(start) != Some(&b'"') {
+            return None;
+        }
+        let start = start + 1;
+        let end = start + plain_bytes(bytes.get(start..)?);
+        if bytes.get(end) != Some(&b'"') {
+            return None;
+        }
+        self.at = end + 1;
+        Some(start..end)
+    }
+
+    /// Reads a number that consists of digits alone, and has at most 19 of them.
     pub(crate) fn integer(&mut self) -> Option<u64> {
         let rest = self.text.as_bytes().get(self.offset()..)?;
-        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let number = rest.get(..digits)?;
+        let (mut number, mut digits) = (0_u64, 0);
+        while let Some(digit @ b'0'..=b'9') = rest.get(digits) {
+            number = number
+                .wrapping_mul(10)
+                .wrapping_add(u64::from(digit - b'0'));
+            digits += 1;
+        }
         let is_whole = !matches!(rest.get(digits), Some(b'.' | b'e' | b'E'));
-        let has_other_zeros = number.len() > 1 && number.starts_with(b"0");
-        if number.is_empty() || !is_whole || has_other_zeros {
+        let has_other_zeros = digits > 1 && rest.starts_with(b"0");
+        if !(1..=DIGITS_MAX).contains(&digits) || !is_whole || has_other_zeros {
             return None;
         }
         self.at += digits;
-        number.iter().try_fold(0_u64, |sum, digit| {
-            sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-        })
+        Some(number)
     }
 
     /// Reads a value of any kind. Returns its text, which need not be plain.
@@ -118,24 +140,33 @@ impl<'a> Scanner<'a> {
 
 /// The number of bytes before the first quote, backslash or control character.
 fn plain_bytes(bytes: &[u8]) -> usize {
-    const EACH: u64 = u64::from_ne_bytes([1; 8]);
-    // The highest bit of the first byte that is zero is set. Higher bytes may be set wrongly.
-    let zero = |word: u64| word.wrapping_sub(EACH) & !word & (EACH << 7);
     let mut at = 0;
-    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-        let word = u64::from_le_bytes(*eight);
-        let control = word.wrapping_sub(EACH * 0x20) & !word & (EACH << 7);
-        let found = control
-            | zero(word ^ (EACH * u64::from(b'"')))
-            | zero(word ^ (EACH * u64::from(b'\\')));
-        if found != 0 {
-            return at + found.trailing_zeros() as usize / 8;
+    while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        match special(chunk) {
+            None => at += chunk.len(),
+            Some(place) => return at + place,
         }
-        at += 8;
     }
     let rest = bytes.get(at..).unwrap_or_default();
-    let is_special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
-    at + rest.iter().position(is_special).unwrap_or(rest.len())
+    let mut chunk = [b'"'; CHUNK];
+    if let Some(room) = chunk.get_mut(..rest.len()) {
+        room.copy_from_slice(rest);
+    }
+    at + special(&chunk).unwrap_or_default()
+}
+
+/// The place of the first quote, backslash or control character. Written in this way, it is
+/// compiled to a few vector instructions.
+#[inline]
+fn special(chunk: &[u8; CHUNK]) -> Option<usize> {
+    let found = u128::from_le_bytes(chunk.map(|byte| {
+        if byte < 0x20 || byte == b'"' || byte == b'\\' {
+            0xff
+        } else {
+            0
+        }
+    }));
+    (found != 0).then(|| found.trailing_zeros() as usize / 8)
 }
 
 #[cfg(test)]

@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn check_within(limits: Limits, text: &str) -> Result<(), String> {
-        limits.read(text.into()).map(drop)
+        limits.read(text).map(drop)
     }
 
     #[test]

@@ -74,6 +74,9 @@ struct Online<'a> {
     connect_delay_ms: u64,
 }
 
+/// Follows an [`Online`] that an application has stated.
+const STATED: [u8; 1] = [1];
+
 #[derive(Serialize, Deserialize)]
 struct Left<'a> {
     timestamp: u64,
@@ -211,7 +214,12 @@ impl Record {
                     told: parts(&entry.recipients, &names),
                     connect_delay_ms: entry.connect_delay_ms,
                 });
-                stored(&Key::Ledger(user.as_str()), value.as_ref())
+                let (key, mut value) = stored(&Key::Ledger(user.as_str()), value.as_ref());
+                let is_stated = entry.as_ref().is_some_and(|entry| entry.is_stated);
+                if let Some(value) = value.as_mut().filter(|_| is_stated) {
+                    value.extend(STATED);
+                }
+                (key, value)
             }
             Self::Departed { user, departure } => {
                 let names = names.read();
@@ -273,7 +281,7 @@ impl Record {
                 }
             }
             Key::Ledger(user) => {
-                let online: Online<'_> = postcard::from_bytes(value)?;
+                let (online, rest) = postcard::take_from_bytes::<Online<'_>>(value)?;
                 let (id, user) = names.intern_name(user);
                 let event = Event {
                     user: id,
@@ -285,6 +293,7 @@ impl Record {
                 let told = recipients_of(online.told, names);
                 let entry = Some(LedgerEntry {
                     connect_delay_ms: online.connect_delay_ms,
+                    is_stated: rest == STATED,
                     ..LedgerEntry::new(Arc::new(event), told)
                 });
                 return Ok(Self::Ledger { user, entry });

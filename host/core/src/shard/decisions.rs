@@ -63,9 +63,9 @@ impl Decisions {
         }
     }
 
-    /// A user was announced as online.
-    pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
-        self.ledger.online(Arc::clone(event));
+    /// A user was announced as online. `is_stated`: by an application.
+    pub(super) fn online(&mut self, event: &Arc<Event>, is_stated: bool, env: &mut Env<'_>) {
+        self.ledger.online(Arc::clone(event)).is_stated = is_stated;
         self.retries.set(event.user, None);
         self.decide(event, Phase::All, env);
     }

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::event::{Change, Event};
 use crate::inbox::Inboxes;
+use crate::ledger::Ledger;
 use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::publish::Numbering;
@@ -90,10 +91,19 @@ impl Common {
     }
 
     /// Applies the setting of which keys are broadcast, also to live connections.
-    pub(super) fn apply_broadcast(&mut self) {
-        let broadcast = &self.settings.broadcast;
+    pub(super) fn apply_broadcast(&mut self, ledger: &Ledger) {
+        let (broadcast, names) = (&self.settings.broadcast, &self.names);
+        self.tracker.update_metadata(
+            |conn, given| with_other_keys(broadcast, conn, given),
+            |user| ledger.is_stated(user, names),
+        );
+    }
+
+    /// Other enrichers decide how users are shown.
+    pub(super) fn reshow_all(&mut self, ledger: &Ledger) {
+        let names = &self.names;
         self.tracker
-            .update_metadata(|conn, given| with_other_keys(broadcast, conn, given));
+            .reshow_all(|user| ledger.is_stated(user, names));
     }
 
     /// Makes an event of a user, whose id it interns.

@@ -235,7 +235,7 @@ impl Events {
         };
         let event = broadcast(event, enriched, broadcast_by_shard, env);
         if event.change == Change::Online {
-            self.updates.online(&event, env);
+            self.updates.online(&event, !broadcast_by_shard, env);
             return Ok(());
         }
         let status_waits = self.updates.waits(event.user, env.common);
@@ -279,6 +279,7 @@ impl Events {
         for failure in &enriched.failures {
             env.plugin_failed(&plain, failure, None);
         }
+        updates.decisions.ledger.end_stated(event.user);
         let after = enriched_if_it_fits(plain, &enriched, env);
         let differs = |from: &Event| !after.metadata.entries().eq(from.metadata.entries());
         // A change of metadata that only rules see is no news.

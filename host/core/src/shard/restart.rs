@@ -120,7 +120,7 @@ impl Shard {
         } = self;
         common.tracker.finish_restore();
         // The settings may differ from those of the time when the records were made.
-        common.apply_broadcast();
+        common.apply_broadcast(&presence.events.updates.decisions.ledger);
         let events = &mut presence.events;
         let updates = &mut events.updates;
         if common.settings.status.is_some() {

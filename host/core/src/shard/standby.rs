@@ -373,6 +373,10 @@ impl Presence {
             Ok(handled) => handled,
             Err(stated) => {
                 self.note_statement(&stated, common);
+                if stated.change == Change::Online {
+                    // It is shown in place of the connections, as they are now.
+                    self.standby.reshown.remove(stated.name.as_str());
+                }
                 self.standby.missed.insert(stated.user, (stated, false));
                 return;
             }
@@ -487,7 +491,10 @@ impl Presence {
         };
         let event = entry.current();
         let is_expected = self.standby.placeholders.contains_key(&user);
-        if !is_expected && shows_differently(event.name.as_str(), &event.metadata, common) {
+        if !is_expected
+            && !entry.is_stated
+            && shows_differently(event.name.as_str(), &event.metadata, common)
+        {
             self.standby.reshown.insert(event.name.as_str().into());
         }
     }

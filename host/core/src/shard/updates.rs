@@ -109,14 +109,14 @@ impl Updates {
     }
 
     /// A user was announced as online. If viewers have been told of the user already, the event may
-    /// have updated the status.
-    pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
+    /// have updated the status. `is_stated`: an application has announced it.
+    pub(super) fn online(&mut self, event: &Arc<Event>, is_stated: bool, env: &mut Env<'_>) {
         let told = self.decisions.ledger.get(event.user);
         let told = told.map(|entry| StatusKeys::of(&entry.event.metadata));
         if told.is_some_and(|told| told != StatusKeys::of(&event.metadata)) {
             self.statuses.note_broadcast(env.common.now(), event.user);
         }
-        self.decisions.online(event, env);
+        self.decisions.online(event, is_stated, env);
     }
 
     /// Whether a change of a user's status waits until it may be told. It hasn't been decided on

@@ -40,17 +40,22 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Notes that every user with a live connection is to be shown again, since something else has
-    /// changed that decides how: the enrichers.
-    pub fn reshow_all(&mut self) {
+    /// changed that decides how: the enrichers. Not those for whom `stays` is true.
+    pub fn reshow_all(&mut self, stays: impl Fn(&str) -> bool) {
         let users = self.roster.users.values();
-        let shown = users.filter(|user| user.list.newest.is_some());
+        let shown = users.filter(|user| user.list.newest.is_some() && !stays(&user.name));
         self.reshown
             .extend(shown.map(|user| Arc::clone(&user.name)));
     }
 
     /// Replaces the metadata of live connections, where `read` returns other metadata. It gets the
-    /// id of a connection and its metadata, and returns `None` if that stays the same.
-    pub fn update_metadata(&mut self, read: impl Fn(&str, &M) -> Option<M>) {
+    /// id of a connection and its metadata, and returns `None` if that stays the same. Users for
+    /// whom `stays` is true aren't shown again.
+    pub fn update_metadata(
+        &mut self,
+        read: impl Fn(&str, &M) -> Option<M>,
+        stays: impl Fn(&str) -> bool,
+    ) {
         for key in self.roster.connections.keys() {
             let connection = &mut self.roster.connections[key];
             let State::Live(life) = &mut connection.state else {
@@ -60,8 +65,10 @@ impl<M: Clone> Tracker<M> {
                 continue;
             };
             life.metadata = metadata;
+            let user = &self.roster.users[connection.user];
+            let is_reshown = user.list.newest == Some(key) && !stays(&user.name);
             self.mark_changed(key);
-            if self.is_shown(key) {
+            if is_reshown {
                 self.note_reshown(key);
             }
         }

@@ -68,6 +68,13 @@ fn records_have_the_bytes_of_their_format() {
                 ..LedgerEntry::new(Arc::clone(&event), told.clone())
             }),
         },
+        Record::Ledger {
+            user: name.clone(),
+            entry: Some(LedgerEntry {
+                is_stated: true,
+                ..LedgerEntry::new(Arc::clone(&event), Recipients::default())
+            }),
+        },
         Record::Waiting {
             user: name.clone(),
             steps: vec![
@@ -128,7 +135,7 @@ fn records_have_the_bytes_of_their_format() {
     let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
     let told_bytes: &[u8] =
         b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
-    let bytes: [(&[u8], Vec<u8>); 11] = [
+    let bytes: [(&[u8], Vec<u8>); 12] = [
         (
             b"\x00\x03ann\x02c1",
             [b"\x00\x01\x02", &web[..], b"\x0a\x00\x00"].concat(),
@@ -139,6 +146,10 @@ fn records_have_the_bytes_of_their_format() {
         (
             b"\x03\x03ann",
             [b"\xac\x02", &web[..], told_bytes, b"\xac\x02"].concat(),
+        ),
+        (
+            b"\x03\x03ann",
+            [b"\xac\x02", &web[..], b"\x00\x00\x01"].concat(),
         ),
         (
             b"\x05\x03ann",

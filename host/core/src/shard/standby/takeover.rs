@@ -136,8 +136,11 @@ impl Presence {
         if let Some((event, broadcast_by_shard)) = missed {
             let told = self.announced_online(user);
             let is_new = told.is_none_or(|told| told.timestamp < event.timestamp);
-            let is_stated = self.statements.get(user).is_some();
-            if event.change == Change::Online && is_stated && is_new {
+            // A statement about a user with a connection isn't kept, but shown until that changes.
+            let is_connected = self.is_connected(user, name.as_str(), common);
+            let holds =
+                self.statements.get(user).is_some() || (!broadcast_by_shard && is_connected);
+            if event.change == Change::Online && holds && is_new {
                 let step = Step::Announce(Arc::new(event), broadcast_by_shard);
                 self.events.queue_step(step, common);
             }
