@@ -9,6 +9,7 @@ mod late;
 mod quotas;
 mod refused;
 mod silent;
+mod stated;
 mod subjects;
 mod tenant_changes;
 mod tenants;

@@ -447,6 +447,21 @@ fn what_an_application_states_is_shown_until_the_connections_change_whatever_els
 }
 
 #[test]
+fn what_an_application_states_takes_the_place_of_a_connection_that_was_still_to_be_told() {
+    let mut world = World::new(true);
+    world.connect(1, "web", at("home"));
+    world.connect(100, "phone", at("bus"));
+    assert_eq!(
+        world.connect(200, "tablet", at("park")),
+        Vec::<String>::new()
+    );
+    let told = world.says(Kind::Online, 300, "", at("office"));
+    assert_eq!(told, ["ben: updated office"]);
+    assert_eq!(world.wait(1_100), Vec::<String>::new());
+    assert_eq!(world.wait(9_000), Vec::<String>::new());
+}
+
+#[test]
 fn very_many_users_are_shown_anew_in_turns() {
     const USERS: usize = 2_000;
     let mut world = World::new(false);

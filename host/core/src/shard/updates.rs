@@ -116,6 +116,10 @@ impl Updates {
         if told.is_some_and(|told| told != StatusKeys::of(&event.metadata)) {
             self.statuses.note_broadcast(env.common.now(), event.user);
         }
+        if is_stated {
+            // It is shown in place of the connections, as they are now.
+            self.statuses.take_reshow(event.user);
+        }
         self.decisions.online(event, is_stated, env);
     }
 
