@@ -73,15 +73,15 @@ pub struct Message {
     /// milliseconds: for example, since a node of a fleet held it while it was stopped.
     pub delayed_ms: u64,
     body: ByteString,
-    user: Part,
+    user: BodyPart,
     /// Empty if the message is about no connection.
-    conn: Part,
+    conn: BodyPart,
     metadata: Option<MetadataPlace>,
 }
 
 /// A text of a message's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum BodyPart {
     /// It is a part of the body. Many messages share the memory of their bodies, so counting
     /// references to it would be slow.
     Place(Range<u32>),
@@ -89,7 +89,7 @@ enum Part {
     Unescaped(Box<str>),
 }
 
-impl Part {
+impl BodyPart {
     /// `text`: a part of the body, if it is borrowed.
     fn new(text: Cow<'_, str>, body: &str) -> Self {
         match text {
@@ -288,9 +288,9 @@ pub fn user_of(body: &[u8]) -> Option<Cow<'_, str>> {
 /// The checked content of a message's body.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts {
-    user: Part,
+    user: BodyPart,
     /// Empty if the message is about no connection.
-    conn: Part,
+    conn: BodyPart,
     timestamp: u64,
     metadata: Option<MetadataPlace>,
     last_seen: Option<u64>,

@@ -16,7 +16,7 @@ use crate::changed::ChangedUsers;
 use crate::names::{Id, Name};
 use crate::read_point::{ReadPoint, SnapshotReads};
 
-use self::order::Order;
+use self::order::StatementOrder;
 pub use self::order::{MessageTime, ReorderLimits};
 
 /// What an application stated of a user.
@@ -41,7 +41,7 @@ pub struct Statements {
     changed: ChangedUsers,
     /// The order in which users were lately said to be online or offline. `None`: the order of
     /// arrival counts.
-    order: Option<Order>,
+    order: Option<StatementOrder>,
     /// The readings of the statements as they were at a moment. Each change of one calls
     /// [`Self::keep`] before.
     reads: SnapshotReads<HeldStatement>,
@@ -127,7 +127,7 @@ impl Statements {
 
     /// Sets whether senders' clocks decide from now on in which order statements were made.
     pub fn order_by_clocks(&mut self, by_clocks: bool) {
-        self.order = by_clocks.then(Order::default);
+        self.order = by_clocks.then(StatementOrder::default);
     }
 
     /// Whether senders' clocks decide the order.
@@ -177,7 +177,7 @@ impl Statements {
     /// The numbers of all ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users();
-        let ordered = self.order.iter().flat_map(Order::ids);
+        let ordered = self.order.iter().flat_map(StatementOrder::ids);
         users.chain(self.changed.ids()).chain(ordered).collect()
     }
 

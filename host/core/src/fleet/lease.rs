@@ -53,7 +53,7 @@ pub struct Lease {
     sent: BTreeMap<u64, u64>,
     count: u64,
     /// The operation in progress, and since when.
-    under_way: Option<(Step, u64)>,
+    under_way: Option<(BucketRequest, u64)>,
     /// Whether the entry must be read before anything else.
     is_doubtful: bool,
     is_lost: bool,
@@ -62,7 +62,7 @@ pub struct Lease {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum BucketRequest {
     Write,
     Read,
 }
@@ -121,11 +121,11 @@ impl Lease {
                 return Renewal::Wait;
             }
             // Only the entry can tell what has become of the write.
-            self.is_doubtful |= step == Step::Write;
+            self.is_doubtful |= step == BucketRequest::Write;
             self.under_way = None;
         }
         if self.is_doubtful {
-            self.under_way = Some((Step::Read, now));
+            self.under_way = Some((BucketRequest::Read, now));
             return Renewal::Read;
         }
         let due = self
@@ -137,7 +137,7 @@ impl Lease {
         self.is_stale = false;
         self.count += 1;
         self.sent.insert(self.count, now);
-        self.under_way = Some((Step::Write, now));
+        self.under_way = Some((BucketRequest::Write, now));
         Renewal::Send {
             count: self.count,
             revision: self.revision,
@@ -167,7 +167,9 @@ impl Lease {
             WriteOutcome::Refused | WriteOutcome::Unknown => self.is_doubtful = true,
         }
         if count == self.count {
-            self.under_way = self.under_way.filter(|(step, _)| *step != Step::Write);
+            self.under_way = self
+                .under_way
+                .filter(|(step, _)| *step != BucketRequest::Write);
         }
     }
 
@@ -197,7 +199,9 @@ impl Lease {
     /// A read is done. Its result was passed to [`Self::seen`] before.
     pub fn read(&mut self) {
         self.is_doubtful = false;
-        self.under_way = self.under_way.filter(|(step, _)| *step != Step::Read);
+        self.under_way = self
+            .under_way
+            .filter(|(step, _)| *step != BucketRequest::Read);
     }
 
     fn note_stored(&mut self, count: u64, revision: u64) {

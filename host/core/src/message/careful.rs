@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ID_BYTES_MAX, Kind, MS_MIN, Part, Parts, Rejection, StatedReason, diagnosis};
+use super::{BodyPart, ID_BYTES_MAX, Kind, MS_MIN, Parts, Rejection, StatedReason, diagnosis};
 use crate::json::{Text, present};
 use crate::metadata;
 
@@ -62,7 +62,7 @@ impl<'a> Fields<'a> {
                 .map_err(|_| Rejection::field("connId", MUST_BE_TEXT))?;
             id("connId", conn, body)?
         } else {
-            Part::Place(0..0)
+            BodyPart::Place(0..0)
         };
         let last_seen = match (kind, self.last_seen) {
             (Kind::Offline, Some(raw)) => Some(time("lastSeen", raw)?),
@@ -79,14 +79,14 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn id(field: &str, id: Cow<'_, str>, body: &str) -> Result<Part, Rejection> {
+fn id(field: &str, id: Cow<'_, str>, body: &str) -> Result<BodyPart, Rejection> {
     if id.is_empty() {
         return Err(Rejection::field(field, "must not be empty"));
     }
     if id.len() > ID_BYTES_MAX {
         return Err(Rejection::field(field, "must be at most 256 bytes long"));
     }
-    Ok(Part::new(id, body))
+    Ok(BodyPart::new(id, body))
 }
 
 /// The error text for a time that isn't a number of milliseconds.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Kind, MS_MIN, Part, Parts, StatedReason, is_id};
+use super::{BodyPart, Kind, MS_MIN, Parts, StatedReason, is_id};
 use crate::json::Scanner;
 use crate::metadata::{self, MetadataPlace};
 
@@ -67,7 +67,7 @@ impl Fields<'_> {
             user: id(self.user?, body)?,
             conn: match kind.has_connection() {
                 true => id(self.conn?, body)?,
-                false => Part::Place(0..0),
+                false => BodyPart::Place(0..0),
             },
             timestamp: time(self.timestamp?)?,
             metadata: self.metadata,
@@ -84,8 +84,8 @@ fn time(ms: u64) -> Option<u64> {
     (ms >= MS_MIN).then_some(ms)
 }
 
-fn id(id: &str, body: &str) -> Option<Part> {
-    is_id(id).then(|| Part::new(Cow::Borrowed(id), body))
+fn id(id: &str, body: &str) -> Option<BodyPart> {
+    is_id(id).then(|| BodyPart::new(Cow::Borrowed(id), body))
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl MessageTime {
 
 /// What was lately said of users.
 #[derive(Debug, Default)]
-pub(super) struct Order {
+pub(super) struct StatementOrder {
     users: HashMap<Id, Newest, foldhash::fast::FixedState>,
     /// When to check whether what was said of a user can be forgotten.
     looks: VecDeque<(u64, Id)>,
@@ -70,7 +70,7 @@ struct Newest {
     offline: MessageTime,
 }
 
-impl Order {
+impl StatementOrder {
     /// Takes what is said of a user. Returns whether the opposite was said later. `None`: it isn't
     /// remembered whether the opposite was said.
     pub(super) fn take(
@@ -163,7 +163,7 @@ mod tests {
 
     /// Whether a message counts.
     fn counts(
-        order: &mut Order,
+        order: &mut StatementOrder,
         user: Id,
         is_offline: bool,
         time: MessageTime,
@@ -178,7 +178,7 @@ mod tests {
             ((false, 900_010), (true, 900_011)),
             ((true, 900_010), (false, 900_011)),
         ] {
-            let mut order = Order::default();
+            let mut order = StatementOrder::default();
             assert!(counts(
                 &mut order,
                 ANN,
@@ -193,7 +193,7 @@ mod tests {
                 received(first.1, 601, 101),
                 LIMITS
             ));
-            let mut order = Order::default();
+            let mut order = StatementOrder::default();
             assert!(counts(
                 &mut order,
                 ANN,
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn senders_whose_clocks_differ_by_more_than_messages_are_under_way_count_as_they_arrive() {
         // The second clock is a minute behind. Its sender hides a user who came just before.
-        let mut order = Order::default();
+        let mut order = StatementOrder::default();
         assert!(counts(
             &mut order,
             ANN,
@@ -230,7 +230,7 @@ mod tests {
             LIMITS
         ));
         // The first clock is a second ahead.
-        let mut order = Order::default();
+        let mut order = StatementOrder::default();
         assert!(counts(
             &mut order,
             ANN,
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn what_was_said_later_counts_in_whatever_order_it_arrives() {
         for (first, second) in [((false, 10), (true, 11)), ((true, 10), (false, 11))] {
-            let mut order = Order::default();
+            let mut order = StatementOrder::default();
             assert!(counts(
                 &mut order,
                 ANN,
@@ -280,7 +280,7 @@ mod tests {
                 time_of(second.1, 101),
                 LIMITS
             ));
-            let mut order = Order::default();
+            let mut order = StatementOrder::default();
             assert!(counts(
                 &mut order,
                 ANN,
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn of_the_same_time_the_offline_is_the_later_one() {
-        let mut order = Order::default();
+        let mut order = StatementOrder::default();
         assert!(counts(&mut order, ANN, false, time_of(10, 100), LIMITS));
         assert!(counts(&mut order, ANN, true, time_of(10, 101), LIMITS));
         assert!(!counts(&mut order, ANN, false, time_of(10, 102), LIMITS));
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
-        let mut order = Order::default();
+        let mut order = StatementOrder::default();
         assert!(counts(&mut order, ANN, true, time_of(10, 100), LIMITS));
         assert!(!counts(&mut order, ANN, false, time_of(10, 2_100), LIMITS));
         assert!(counts(&mut order, ANN, false, time_of(10, 2_101), LIMITS));
@@ -333,7 +333,7 @@ mod tests {
             ..time_of(timestamp, at)
         };
         for is_offline in [true, false] {
-            let mut order = Order::default();
+            let mut order = StatementOrder::default();
             assert!(counts(
                 &mut order,
                 ANN,

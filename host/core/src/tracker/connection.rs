@@ -185,7 +185,7 @@ pub(super) struct Close {
 
 /// How messages of a connection are ordered around its close.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Order {
+pub(super) struct CloseOrder {
     /// As [`super::TrackerSettings::reorder_ms`].
     pub(super) reorder_ms: u64,
     /// As [`super::TrackerSettings::ties_close`].
@@ -195,7 +195,7 @@ pub(super) struct Order {
 impl Close {
     /// Whether a message was sent before the close, and arrives after it. After `reorder_ms`, an
     /// older timestamp means that the sender's clock is behind.
-    pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, order: Order) -> bool {
+    pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, order: CloseOrder) -> bool {
         let is_before = match order.ties_close {
             true => timestamp <= self.timestamp,
             false => timestamp < self.timestamp,
@@ -204,7 +204,7 @@ impl Close {
     }
 
     /// Whether a heartbeat belongs to a new life of the connection, after this close.
-    pub(super) fn accept_heartbeat(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
+    pub(super) fn accept_heartbeat(&mut self, at: u64, timestamp: u64, order: CloseOrder) -> bool {
         let is_recent = self.is_recent(at, order.reorder_ms);
         let is_tie = timestamp == self.newest && !order.ties_close;
         if timestamp > self.newest || (is_recent && is_tie) {

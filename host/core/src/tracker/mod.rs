@@ -50,7 +50,7 @@ use std::sync::Arc;
 
 pub use self::activity::Activity;
 use self::changes::UnsavedChanges;
-use self::connection::{Close, LiveConnection, Order, ReceivedAt, State};
+use self::connection::{Close, CloseOrder, LiveConnection, ReceivedAt, State};
 pub use self::damping::Damping;
 use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
@@ -260,7 +260,7 @@ impl<M: Clone> Tracker<M> {
         (user, conn): (&str, &str),
         timestamp: u64,
         metadata: impl FnOnce() -> M,
-        follows: impl FnOnce(&mut Close, u64, u64, Order) -> bool,
+        follows: impl FnOnce(&mut Close, u64, u64, CloseOrder) -> bool,
     ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let order = self.settings.order(conn);

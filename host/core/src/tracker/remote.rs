@@ -2,7 +2,7 @@
 //! no heartbeats meanwhile. Connects and disconnects reach this host at once, so a heartbeat may be
 //! passed on after a disconnect that was sent after it.
 
-use super::connection::{Close, Order, State};
+use super::connection::{Close, CloseOrder, State};
 use super::types::{InputResult, Reason, Transition};
 use super::{ExpiredConnection, Tracker};
 
@@ -18,7 +18,7 @@ pub struct RemoteHeartbeat {
 impl RemoteHeartbeat {
     /// Whether a heartbeat belongs to a new life of a connection, after a close that this host has
     /// handled.
-    fn follows(self, close: &mut Close, at: u64, timestamp: u64, order: Order) -> bool {
+    fn follows(self, close: &mut Close, at: u64, timestamp: u64, order: CloseOrder) -> bool {
         if !close.is_silent && close.is_recent(at, self.late_ms) {
             // The heartbeat may have been sent before the close. The timestamps don't say: a host
             // takes a sender's timestamp as no later than its own time.

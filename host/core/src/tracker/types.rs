@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::connection::Order;
+use super::connection::CloseOrder;
 use super::damping::Damping;
 use crate::quota::Quota;
 
@@ -43,8 +43,8 @@ impl TrackerSettings {
     /// How a connection's messages are ordered around its close. A connection without an id is a
     /// placeholder that receives no messages: this host opens and closes it, and the order of these
     /// calls counts.
-    pub(super) fn order(&self, conn: &str) -> Order {
-        Order {
+    pub(super) fn order(&self, conn: &str) -> CloseOrder {
+        CloseOrder {
             reorder_ms: self.reorder_ms,
             ties_close: self.ties_close && !conn.is_empty(),
         }
