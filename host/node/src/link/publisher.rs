@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::link::connection::Connection;
-use crate::link::journal::{DeliveryMode, JournalEntry};
+use crate::link::journal::{DeliveryMode, JournalEntry, SequenceNumber};
 use crate::link::wire;
 use crate::pool::Transport;
 
@@ -19,27 +19,22 @@ impl Publisher {
     }
 
     async fn publish(&self, entry: &JournalEntry) -> anyhow::Result<()> {
-        let JournalEntry {
-            subject,
-            body,
-            delivery,
-            fence: _,
-        } = entry.clone();
-        match delivery {
-            DeliveryMode::Numbered(counted) => {
-                let headers = wire::map(counted.source.headers(
-                    &subject,
-                    counted.renewed,
-                    counted.seq,
-                ));
-                let client = self.0.client();
-                client.publish_with_headers(subject, headers, body).await?;
+        let client = self.0.client();
+        let (subject, body) = (entry.subject.clone(), entry.body.clone());
+        let sent = match &entry.delivery {
+            DeliveryMode::Numbered(SequenceNumber {
+                source,
+                renewed,
+                seq,
+            }) => {
+                let headers = wire::map(source.headers(&subject, *renewed, *seq));
+                client.publish_with_headers(subject, headers, body).await
             }
             DeliveryMode::AtMostOnce | DeliveryMode::Unnumbered => {
-                self.0.client().publish(subject, body).await?
+                client.publish(subject, body).await
             }
-        }
-        Ok(())
+        };
+        Ok(sent?)
     }
 }
 
