@@ -22,7 +22,7 @@ const TOLERANCE: f64 = 0.05;
 /// How many events the measured program handles.
 const EVENTS: u64 = 1_000;
 /// Kinds of events, and how many viewers each user has.
-const KINDS: [(&str, u32); 7] = [
+const KINDS: [(&str, u32); 8] = [
     ("online", 10),
     ("online", 100),
     ("online", 1_000),
@@ -30,6 +30,7 @@ const KINDS: [(&str, u32); 7] = [
     ("connect", 10),
     ("disconnect", 10),
     ("heartbeat", 10),
+    ("query", 1_000),
 ];
 
 /// Counts the instructions of an event in the core.

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::Value;
 
-use crate::json::{Text, present, shared};
+use crate::json::{Scanner, Text, present, shared};
 use crate::message::{Cause, ID_BYTES_MAX};
 use crate::token;
 
@@ -116,8 +116,10 @@ impl Query {
     /// Returns the first thing that is wrong with the query.
     pub fn parse(payload: &Bytes, viewer_token: Option<&str>) -> Result<Self, Refusal> {
         let text = text(payload)?;
-        let fields: Fields<'_> =
-            serde_json::from_str(&text).map_err(|error| diagnose(&text, &error, &[]))?;
+        let fields = match Fields::scan(&text) {
+            Some(fields) => fields,
+            None => serde_json::from_str(&text).map_err(|error| diagnose(&text, &error, &[]))?,
+        };
         let viewer = viewer(fields.viewer, viewer_token, &text)?;
         let asked = match fields.users {
             Users::Word(word) if word == "contacts" => QueriedUsers::Contacts,
@@ -178,6 +180,35 @@ struct Fields<'a> {
     viewer: Option<Text<'a>>,
     #[serde(rename = "userIds", borrow)]
     users: Users<'a>,
+}
+
+impl<'a> Fields<'a> {
+    /// Parses the text of a query with a list of ids. `None`: it isn't plain, or isn't well-formed.
+    fn scan(text: &'a str) -> Option<Self> {
+        let (mut json, mut viewer, mut users) = (Scanner::new(text), None, None);
+        json.object(|json, key| match key {
+            "viewerId" if viewer.is_none() => {
+                viewer = Some(json.string()?);
+                Some(())
+            }
+            "userIds" if users.is_none() => {
+                let mut ids = Vec::with_capacity(128);
+                json.list(|json| {
+                    ids.push(Text(Cow::Borrowed(json.string()?)));
+                    Some(())
+                })?;
+                users = Some(ids);
+                Some(())
+            }
+            "viewerId" | "userIds" => None,
+            _ => json.value().map(drop),
+        })?;
+        json.end()?;
+        Some(Self {
+            viewer: viewer.map(|viewer| Text(Cow::Borrowed(viewer))),
+            users: Users::List(users?),
+        })
+    }
 }
 
 enum Users<'a> {
@@ -318,6 +349,43 @@ mod tests {
         for count in [1, USERS_MAX] {
             assert!(parse(&list(count), None).is_ok());
         }
+    }
+
+    #[test]
+    fn what_is_scanned_is_what_serde_reads() {
+        let bodies = [
+            r#"{"viewerId":"v","userIds":["a","b"]}"#,
+            r#" { "userIds" : [ "a" , "ü" ] , "x": [{"userIds":["\u0062"]}, 1e3], "viewerId" : "v" } "#,
+            r#"{"userIds":[],"viewerId":"v"}"#,
+            r#"{"userIds":["a"]}"#,
+            r#"{"viewerId":"v","userIds":["a\u0062"]}"#,
+            r#"{"viewer\u0049d":"v","userIds":["a"]}"#,
+            r#"{"viewerId":"v","viewerId":"v","userIds":["a"]}"#,
+            r#"{"viewerId":"v","userIds":["a"],"userIds":["b"]}"#,
+            r#"{"viewerId":"v","userIds":["a",]}"#,
+            r#"{"viewerId":"v","userIds":["a"]} x"#,
+            r#"{"viewerId":null,"userIds":["a"]}"#,
+            r#"{"viewerId":"v","userIds":["a",7]}"#,
+            r#"{"viewerId":"v","userIds":"contacts"}"#,
+            r#"["v",["a"]]"#,
+            "{}",
+        ];
+        let read = |fields: Fields<'_>| {
+            let users = match fields.users {
+                Users::List(users) => users.into_iter().map(|it| it.0.into_owned()).collect(),
+                Users::Word(word) => vec![word],
+            };
+            (fields.viewer.map(|it| it.0.into_owned()), users)
+        };
+        let mut scanned = 0;
+        for body in bodies {
+            if let Some(fields) = Fields::scan(body) {
+                scanned += 1;
+                let careful = serde_json::from_str(body).unwrap();
+                assert_eq!(read(fields), read(careful), "{body}");
+            }
+        }
+        assert_eq!(scanned, 4);
     }
 
     #[test]

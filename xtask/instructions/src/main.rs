@@ -1,6 +1,7 @@
 //! Runs one kind of event through a shard, a thousand times: `presence-instructions KIND VIEWERS`.
 //! `cargo xtask instructions` has valgrind count the instructions of [`measured`]: from a message's
-//! bytes to the bodies that are published, with a rule that costs nothing.
+//! bytes to the bodies that are published, with a rule that costs nothing. `query` asks about all
+//! users, many at a time: what is counted is one of them.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,9 +16,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use presence_core::body::query::reply;
 use presence_core::directory::Directory;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
+use presence_core::query::{QueriedUsers, Query};
 use presence_core::{Input, Output, Settings, Shard};
 
 use contacts::Contacts;
@@ -26,6 +29,9 @@ use contacts::Contacts;
 const EVENTS: usize = 1_000;
 /// Far more than the largest audience. A prime, so that any step through the viewers visits each.
 const VIEWERS: usize = 2_003;
+/// How many users a query asks about, and the least size of the answer on one.
+const QUERIED: usize = 100;
+const MIN_BYTES: usize = 30;
 const METADATA: &str = r#""metadata":{"device":"web","userAgent":"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7)","location":"dashboard","connId":"conn_abc123"}"#;
 
 struct World {
@@ -46,6 +52,12 @@ fn main() {
     let heartbeat = bodies(r#""metadata":{"activity":"active","location":"chat:67890"}"#);
 
     let mut world = World::new(viewers);
+    if kind == "query" {
+        online
+            .iter()
+            .for_each(|body| world.take(Kind::Online, body));
+        return measured_queries(&mut world, &queries());
+    }
     let (before, measured_kind, measured_bodies) = match &*kind {
         "online" => (None, Kind::Online, &online),
         "offline" => (Some(Kind::Online), Kind::Offline, &offline),
@@ -71,6 +83,14 @@ fn main() {
 fn measured(world: &mut World, kind: Kind, bodies: &[Bytes]) {
     for body in bodies {
         world.take(kind, body);
+    }
+}
+
+/// As [`measured`], for queries.
+#[inline(never)]
+fn measured_queries(world: &mut World, bodies: &[Bytes]) {
+    for body in bodies {
+        world.ask(body);
     }
 }
 
@@ -108,6 +128,29 @@ impl World {
         self.outputs += black_box(&self.out).len();
         self.out.clear();
     }
+
+    fn ask(&mut self, payload: &Bytes) {
+        let query = Query::parse(payload, None).unwrap();
+        let QueriedUsers::Users(users) = &query.asked else {
+            panic!("it names users")
+        };
+        let asked = users.iter().map(|user| &**user);
+        let (rules, out) = (&mut self.rules, &mut self.out);
+        let answers = self.shard.query(self.now, &query.viewer, asked, rules, out);
+        let each = (0..users.len()).filter_map(|place| answers.get(place));
+        let reply = reply(&query.viewer, each, answers.bytes());
+        assert!(black_box(reply).len() > QUERIED * MIN_BYTES);
+    }
+}
+
+/// Queries that together ask about each user once.
+fn queries() -> Vec<Bytes> {
+    let users: Vec<_> = (0..EVENTS).map(name).collect();
+    let body = |users| serde_json::json!({"viewerId": "v00042", "userIds": users}).to_string();
+    users
+        .chunks(QUERIED)
+        .map(|users: &[String]| body(users).into())
+        .collect()
 }
 
 fn name(user: usize) -> String {

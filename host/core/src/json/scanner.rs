@@ -65,6 +65,20 @@ impl<'a> Scanner<'a> {
         self.text.get(start..self.at)
     }
 
+    /// Reads a list. `item` is called for each of its values, and reads it.
+    pub(crate) fn list(&mut self, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        self.byte(b'[')?;
+        if self.byte(b']').is_some() {
+            return Some(());
+        }
+        loop {
+            item(self)?;
+            if self.byte(b',').is_none() {
+                return self.byte(b']');
+            }
+        }
+    }
+
     /// Reads a string without escapes. Returns its content.
     pub(crate) fn string(&mut self) -> Option<&'a str> {
         let content = self.content()?;
@@ -157,7 +171,6 @@ fn plain_bytes(bytes: &[u8]) -> usize {
 
 /// The place of the first quote, backslash or control character. Written in this way, it is
 /// compiled to a few vector instructions.
-#[inline]
 fn special(chunk: &[u8; CHUNK]) -> Option<usize> {
     let found = u128::from_le_bytes(chunk.map(|byte| {
         if byte < 0x20 || byte == b'"' || byte == b'\\' {
@@ -221,6 +234,28 @@ mod tests {
                 None,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_list_is_read_value_by_value() {
+        for (text, expected) in [
+            ("[]", Some(vec![])),
+            (" [ \"a\" ,\"b\" ]", Some(vec!["a", "b"])),
+            ("", None),
+            ("[", None),
+            ("[,]", None),
+            ("[\"a\",]", None),
+            ("[\"a\" \"b\"]", None),
+            ("[7]", None),
+            ("{}", None),
+        ] {
+            let mut read = Vec::new();
+            let list = Scanner::new(text).list(|json| {
+                read.push(json.string()?);
+                Some(())
+            });
+            assert_eq!(list.map(|()| read), expected, "{text}");
         }
     }
 

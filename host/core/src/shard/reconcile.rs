@@ -59,7 +59,8 @@ pub(super) fn reconcile(
     } else {
         after
     };
-    let differs = recipients != before;
+    // Most often, somebody is told who wasn't before: no need to compare one by one.
+    let differs = before.is_empty() != recipients.is_empty() || recipients != before;
     entry.recipients = recipients;
     publish_lost(event, &before, &lost, entry.connect_delay_ms, env);
     if deferred {
